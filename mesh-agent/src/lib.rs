@@ -1,0 +1,34 @@
+//! The Nodemesh agent: one per node, carries the traffic of the node's enrolled pods.
+//!
+//! ```text
+//! app pod ─► capture ─► proxy::outbound ─► routing ─► hbone ══15008══►
+//!                                                                     ║
+//! app pod ◄─ proxy::inbound ◄─ policy ◄─ hbone::server ◄══════════════╝
+//! discovery ─► state ─► (routing, policy, capture)    identity ─► hbone    telemetry ◄─ all
+//! ```
+//!
+//! Modules are declared in the order a connection meets them. Which room may import which, and what must never be in
+//! which room, is in `docs/ARCHITECTURE.md`.
+
+// — the data path —
+pub mod capture;
+pub mod hbone;
+pub mod identity;
+pub mod podnet;
+pub mod policy;
+pub mod proxy;
+pub mod routing;
+// — the world —
+pub mod discovery;
+pub mod state;
+// — around it —
+pub mod addr;
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod drain;
+pub mod readiness;
+pub mod spiffe;
+pub mod sys;
+pub mod telemetry;

@@ -1,0 +1,162 @@
+//! What the data path needs from an enrolled pod's network namespace: listeners, sockets that live in it, and the two
+//! records that eBPF and the agent exchange per connection.
+//!
+//! `capture` implements [`PodNet`] on real namespaces and BPF maps; the in-process tests implement it on loopback.
+//! The guards here remove their record when dropped, so a connection cannot end without taking its records with it.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use socket2::Socket;
+
+use crate::addr::{ClientAddr, OrigDstAddr};
+use crate::state::Workload;
+
+/// The IP family of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// AF_INET
+    V4,
+    /// AF_INET6
+    V6,
+}
+
+impl Family {
+    /// The family that reaches `ip`; an IPv4-mapped address is reached by IPv4.
+    pub fn of(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V4(_) => Family::V4,
+            IpAddr::V6(_) => Family::V6,
+        }
+    }
+}
+
+/// What arrives on one of the agent's listeners in a pod. `sk_lookup` steers by role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Connections that the pod's own applications dial.
+    Outbound,
+    /// HBONE from other agents: TLS on the pod's port 15008.
+    Tunnel,
+    /// Everything else that arrives for the pod, with no identity.
+    Plaintext,
+}
+
+/// A listening, non-blocking socket of the agent inside a pod's network namespace.
+pub struct PodListener {
+    /// What arrives here.
+    pub role: Role,
+    /// The family it serves. A pod without IPv6 has no IPv6 listeners.
+    pub family: Family,
+    /// The socket; closing it takes it out of the steering map.
+    pub socket: TcpListener,
+}
+
+/// A pod whose traffic is in the agent's hands.
+pub struct EnrolledPod {
+    /// Who it is. Identity, node and IPs do not change in a pod's life.
+    pub workload: Arc<Workload>,
+    /// Its network namespace.
+    pub net: Arc<dyn PodNet>,
+    /// Two families times three roles at most.
+    pub listeners: Vec<PodListener>,
+}
+
+/// What capture tells the proxy.
+pub enum PodEvent {
+    /// A pod's traffic now reaches these listeners.
+    Enrolled(EnrolledPod),
+    /// The pod left the mesh or ended, by uid: close its listeners and its tunnels, cut nothing that capture passes.
+    Left(Arc<str>),
+}
+
+/// Why the record of an accepted outbound connection could not be had. The connection is closed in every case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// The local address of the accepted socket carries no key.
+    #[error("accepted on an address outside the capture range")]
+    NoKey,
+    /// The client was gone before the accept, or the record was swept.
+    #[error("no record for this connection")]
+    NoRecord,
+    /// The record was made in another network namespace.
+    #[error("the record belongs to another pod")]
+    OtherPod,
+}
+
+/// A pod's network namespace, as the data path sees it. Methods but [`PodNet::make_socket`] never block for longer
+/// than one bpf(2) call.
+pub trait PodNet: Send + Sync + 'static {
+    /// Reads what the application dialled. `local` is `getsockname` of the socket accepted on the outbound listener.
+    /// Returns the key under which [`PodNet::forget_dial`] removes the record.
+    fn lookup_dial(&self, local: SocketAddr) -> Result<(u64, OrigDstAddr), RecordError>;
+
+    /// Removes an outbound record, at close.
+    fn forget_dial(&self, key: u64);
+
+    /// Files the real client of a connection that the agent is about to dial to this pod's application, under a source
+    /// address of its own in the agent range. Returns that address, to bind with port 0.
+    fn file_client(&self, client: ClientAddr, family: Family) -> io::Result<IpAddr>;
+
+    /// Removes a real-client record, at close.
+    fn forget_client(&self, source: IpAddr);
+
+    /// A TCP socket made ahead inside the namespace (non-blocking, close-on-exec, TCP_NODELAY), if one is in stock.
+    fn stocked_socket(&self, family: Family) -> Option<Socket>;
+
+    /// Makes such a socket now, when the stock is empty.
+    fn make_socket(&self, family: Family) -> Pin<Box<dyn Future<Output = io::Result<Socket>> + Send + '_>>;
+}
+
+/// What an application dialled; removes the kernel's record when dropped.
+pub struct DialRecord {
+    dialled: OrigDstAddr,
+    key: u64,
+    net: Arc<dyn PodNet>,
+}
+
+impl DialRecord {
+    /// Looks up the record of a socket accepted on the outbound listener at `local`.
+    pub fn lookup(net: &Arc<dyn PodNet>, local: SocketAddr) -> Result<Self, RecordError> {
+        let (key, dialled) = net.lookup_dial(local)?;
+        Ok(Self { dialled, key, net: net.clone() })
+    }
+
+    /// The address that the application passed to connect().
+    pub fn dialled(&self) -> OrigDstAddr {
+        self.dialled
+    }
+}
+
+impl Drop for DialRecord {
+    fn drop(&mut self) {
+        self.net.forget_dial(self.key);
+    }
+}
+
+/// The real client of a connection that the agent dials to an application; removed when dropped.
+pub struct ClientRecord {
+    source: IpAddr,
+    net: Arc<dyn PodNet>,
+}
+
+impl ClientRecord {
+    /// Files `client` and picks the source address of the dial.
+    pub fn file(net: &Arc<dyn PodNet>, client: ClientAddr, family: Family) -> io::Result<Self> {
+        Ok(Self { source: net.file_client(client, family)?, net: net.clone() })
+    }
+
+    /// The address in the agent range to bind before connecting.
+    pub fn source(&self) -> IpAddr {
+        self.source
+    }
+}
+
+impl Drop for ClientRecord {
+    fn drop(&mut self) {
+        self.net.forget_client(self.source);
+    }
+}

@@ -1,0 +1,3 @@
+//! The Nodemesh kernel programs.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
