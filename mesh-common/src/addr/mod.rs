@@ -11,57 +11,54 @@ pub const SOURCE_V6: [u8; 8] = [0xfd, 0x6e, 0x6f, 0x64, 0x65, 0x6d, 0x65, 0x72];
 
 const MAPPED_MARK: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
-/// An IP address: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`. Aligned so that the kernel side may compare it
-/// by words.
-#[repr(C, align(4))]
-#[derive(Clone, Copy, Debug)]
-pub struct Ip([u8; 16]);
+/// An IP address: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`. Held as four words whose memory is in network
+/// order, because the kernel's contexts are read and the verifier reasons by words.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ip([u32; 4]);
 
 impl Ip {
     /// `::`, which stands for no address.
-    pub const UNSPECIFIED: Ip = Ip([0; 16]);
+    pub const UNSPECIFIED: Ip = Ip([0; 4]);
 
     /// From the bytes of an IPv6 address, or of a v4-mapped one.
-    #[inline(always)]
-    pub const fn from_v6(octets: [u8; 16]) -> Self {
-        Self(octets)
+    pub const fn from_v6(o: [u8; 16]) -> Self {
+        Self([
+            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
+            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
+            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
+            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+        ])
     }
 
     /// From the bytes of an IPv4 address.
-    #[inline(always)]
-    pub const fn from_v4(o: [u8; 4]) -> Self {
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, o[0], o[1], o[2], o[3]])
+    pub const fn from_v4(octets: [u8; 4]) -> Self {
+        Self::from_v4_word(u32::from_ne_bytes(octets))
     }
 
     /// From an IPv4 address as the kernel's contexts hold it: one word whose memory is in network order.
     #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {
-        Self::from_words([0, 0, MAPPED_MARK, word])
+        Self([0, 0, MAPPED_MARK, word])
     }
 
     /// From four words whose memory is in network order, as the kernel's contexts hold them.
     #[inline(always)]
-    pub const fn from_words(w: [u32; 4]) -> Self {
-        let (a, b, c, d) = (w[0].to_ne_bytes(), w[1].to_ne_bytes(), w[2].to_ne_bytes(), w[3].to_ne_bytes());
-        Self([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]])
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
     }
 
     /// The inverse of [`Ip::from_words`].
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
-        let o = &self.0;
-        [
-            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
-            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
-            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
-            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
-        ]
+        self.0
     }
 
     /// The 16 bytes, network order.
-    #[inline(always)]
     pub const fn octets(&self) -> [u8; 16] {
-        self.0
+        let [a, b, c, d] = self.0;
+        let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
     }
 
     /// Whether this is an IPv4 address.
@@ -132,21 +129,6 @@ impl Ip {
     }
 }
 
-impl PartialEq for Ip {
-    #[inline(always)]
-    fn eq(&self, other: &Ip) -> bool {
-        self.equals(other)
-    }
-}
-
-impl Eq for Ip {}
-
-impl core::hash::Hash for Ip {
-    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
-        self.0.hash(state);
-    }
-}
-
 impl From<core::net::IpAddr> for Ip {
     fn from(ip: core::net::IpAddr) -> Self {
         match ip {
@@ -158,7 +140,7 @@ impl From<core::net::IpAddr> for Ip {
 
 impl From<Ip> for core::net::IpAddr {
     fn from(ip: Ip) -> Self {
-        core::net::IpAddr::V6(core::net::Ipv6Addr::from(ip.0)).to_canonical()
+        core::net::IpAddr::V6(core::net::Ipv6Addr::from(ip.octets())).to_canonical()
     }
 }
 
