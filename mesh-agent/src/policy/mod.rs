@@ -124,6 +124,21 @@ pub enum DenyReason {
     NoAllowRule,
     /// The policy could not be read, and there is no earlier version of it.
     UnreadablePolicy,
+    /// The pod that is dialled is not, or no longer, known to this node.
+    UnknownWorkload,
+}
+
+impl DenyReason {
+    /// The stable label for metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            DenyReason::StrictPlaintext => "strict-plaintext",
+            DenyReason::DenyRule => "deny-rule",
+            DenyReason::NoAllowRule => "no-allow-rule",
+            DenyReason::UnreadablePolicy => "unreadable-policy",
+            DenyReason::UnknownWorkload => "unknown-workload",
+        }
+    }
 }
 
 /// Decides one connection.

@@ -73,6 +73,17 @@ pub enum Refusal {
     NotInRegistry,
 }
 
+impl Refusal {
+    /// The stable label for metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Refusal::NoEndpoint => "no-endpoint",
+            Refusal::NoSuchPort => "no-such-port",
+            Refusal::NotInRegistry => "not-in-registry",
+        }
+    }
+}
+
 /// Decides where `source`'s connection to `dialled` goes. `seed` picks among equal endpoints.
 pub fn resolve(state: &MeshState, source: &Workload, dialled: OrigDstAddr, mode: OutboundMode, seed: u64) -> Route {
     if let Some(service) = state.service_by_ip(dialled.ip()) {
