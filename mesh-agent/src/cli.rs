@@ -1,1 +1,1 @@
-//! cli
+//! What was typed.
