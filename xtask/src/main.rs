@@ -1,2 +1,62 @@
-//! cargo xtask
-fn main() {}
+//! cargo xtask: builds, demonstrates and tests Nodemesh.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xtask::testbed::enter::Exec;
+use xtask::testbed::run;
+use xtask::{build, clean, demo, probe, rings};
+
+/// Builds, demonstrates and tests Nodemesh
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Xtask,
+}
+
+#[derive(Subcommand)]
+enum Xtask {
+    Demo(demo::Demo),
+    Test(rings::Test),
+    Build(build::Build),
+    /// Build the BPF object alone; prints its path
+    BuildEbpf,
+    Clean(clean::Clean),
+    /// Become a process of a pod or a node
+    #[command(name = "__exec", hide = true)]
+    Exec(Exec),
+    /// End a run when its maker is gone
+    #[command(name = "__guard", hide = true)]
+    Guard {
+        run: String,
+    },
+    /// Be one end of a test connection
+    #[command(name = "__probe", hide = true, subcommand)]
+    Probe(probe::Probe),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Xtask) -> Result<ExitCode> {
+    match command {
+        Xtask::Demo(demo) => return demo.run(),
+        Xtask::Test(test) => return test.run(),
+        Xtask::Build(build) => build.run()?,
+        Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),
+        Xtask::Clean(clean) => clean.run()?,
+        Xtask::Exec(exec) => exec.run()?,
+        Xtask::Guard { run } => run::guard(&run)?,
+        Xtask::Probe(probe) => probe.run()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

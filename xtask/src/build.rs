@@ -1,0 +1,54 @@
+//! `cargo xtask build`: the agent, with the BPF object inside.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+/// Build the release agent with the BPF object embedded; prints its path
+#[derive(clap::Args)]
+pub struct Build {}
+
+impl Build {
+    /// Builds both and prints the agent's path.
+    pub fn run(self) -> Result<()> {
+        println!("{}", agent()?.display());
+        Ok(())
+    }
+}
+
+/// The clone's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace").to_path_buf()
+}
+
+/// Cargo's target directory.
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Builds the BPF object and the agent; returns the agent's path.
+pub fn agent() -> Result<PathBuf> {
+    let object = crate::ebpf::build()?;
+    let status = cargo()
+        .args(["build", "--release", "--package", "mesh-agent"])
+        .env("NODEMESH_BPF_OBJECT", &object)
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "cargo build --release --package mesh-agent: {status}");
+    agent_binary()
+}
+
+/// The agent that [`agent`] built.
+pub fn agent_binary() -> Result<PathBuf> {
+    let binary = target_dir().join("release/mesh-agent");
+    ensure!(binary.is_file(), "{} is missing: cargo xtask build", binary.display());
+    Ok(binary)
+}
+
+/// cargo, as the toolchain that runs this, in the clone's root.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}

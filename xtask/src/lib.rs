@@ -1,0 +1,17 @@
+//! What builds, demonstrates and tests Nodemesh.
+//!
+//! The [`testbed`] makes simulated Kubernetes nodes on one machine; the demo and the kernel tests share it. Nothing here
+//! is part of the product: the agent neither links against this crate nor knows of it.
+//!
+//! Modules in reading order: what the commands do, then what they are made of.
+
+pub mod build;
+pub mod clean;
+pub mod demo;
+pub mod ebpf;
+pub mod packages;
+pub mod probe;
+pub mod rings;
+pub mod testbed;
+
+mod sys;

@@ -1,0 +1,214 @@
+//! What the demo and the tests need from the distribution, and how to get it.
+//!
+//! On Debian and Ubuntu what is missing is installed, as root and after saying so; elsewhere the packages' names are
+//! printed. Only what is missing: a machine that has everything is never touched.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Something that has to be there.
+struct Need {
+    /// How to tell that it is there.
+    check: Check,
+    /// What for, for the reader.
+    purpose: &'static str,
+    debian: &'static str,
+    fedora: &'static str,
+    arch: &'static str,
+    alpine: &'static str,
+}
+
+enum Check {
+    Program(&'static str),
+    /// `/usr/bin/python3 -c import …`
+    PythonModule(&'static str),
+}
+
+const BUILD: &[Need] = &[
+    Need {
+        check: Check::Program("cc"),
+        purpose: "builds the C part of the TLS library",
+        debian: "gcc libc6-dev",
+        fedora: "gcc glibc-devel",
+        arch: "gcc",
+        alpine: "gcc musl-dev",
+    },
+    Need {
+        check: Check::Program("make"),
+        purpose: "builds the C part of the TLS library",
+        debian: "make",
+        fedora: "make",
+        arch: "make",
+        alpine: "make",
+    },
+    Need {
+        check: Check::Program("cmake"),
+        purpose: "builds the C part of the TLS library",
+        debian: "cmake",
+        fedora: "cmake",
+        arch: "cmake",
+        alpine: "cmake",
+    },
+];
+
+const TESTBED: &[Need] = &[
+    same(Check::Program("ip"), "makes network links", "iproute2", ["iproute", "iproute2", "iproute2"]),
+    same(Check::Program("nginx"), "is the web server in a pod", "nginx-light", ["nginx", "nginx", "nginx"]),
+    same(
+        Check::Program("redis-server"),
+        "is the binary protocol in a pod",
+        "redis-server",
+        ["redis", "redis", "redis"],
+    ),
+    same(Check::Program("curl"), "is the client in a pod", "curl", ["curl", "curl", "curl"]),
+    same(Check::Program("iperf3"), "measures throughput", "iperf3", ["iperf3", "iperf3", "iperf3"]),
+    same(Check::Program("wrk"), "measures latency", "wrk", ["wrk", "wrk", "wrk"]),
+    same(Check::Program("tcpdump"), "is the witness on the wire", "tcpdump", ["tcpdump", "tcpdump", "tcpdump"]),
+    same(Check::Program("bpftool"), "counts programs and maps", "bpftool", ["bpftool", "bpf", "bpftool"]),
+    same(
+        Check::PythonModule("grpc"),
+        "is the gRPC server and client in a pod",
+        "python3 python3-grpcio",
+        ["python3-grpcio", "python-grpcio", "py3-grpcio"],
+    ),
+];
+
+const fn same(check: Check, purpose: &'static str, debian: &'static str, others: [&'static str; 3]) -> Need {
+    let [fedora, arch, alpine] = others;
+    Need { check, purpose, debian, fedora, arch, alpine }
+}
+
+/// Makes sure that the agent can be built.
+pub fn for_build() -> Result<()> {
+    ensure_there(BUILD)
+}
+
+/// Makes sure that the testbed can run.
+pub fn for_testbed() -> Result<()> {
+    ensure_there(TESTBED)
+}
+
+/// What the testbed lacks on this machine, in words; empty if nothing.
+pub fn missing_for_testbed() -> Vec<String> {
+    let missing = TESTBED.iter().filter(|need| !need.is_there());
+    missing.map(|need| format!("{}, which {}", need.name(), need.purpose)).collect()
+}
+
+impl Need {
+    fn is_there(&self) -> bool {
+        match self.check {
+            Check::Program(name) => find_program(name),
+            Check::PythonModule(module) => {
+                let mut python = Command::new("/usr/bin/python3");
+                let found = python.args(["-c", &format!("import {module}")]).output();
+                found.is_ok_and(|output| output.status.success())
+            }
+        }
+    }
+
+    fn name(&self) -> String {
+        match self.check {
+            Check::Program(name) => name.to_string(),
+            Check::PythonModule(module) => format!("the Python module {module}"),
+        }
+    }
+}
+
+fn find_program(name: &str) -> bool {
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        .iter()
+        .any(|dir| Path::new(dir).join(name).is_file())
+}
+
+fn ensure_there(needs: &[Need]) -> Result<()> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !need.is_there()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for need in &missing {
+        eprintln!("missing: {}, which {}", need.name(), need.purpose);
+    }
+    let has_apt = Path::new("/usr/bin/apt-get").exists();
+    if !has_apt || !rustix::process::geteuid().is_root() {
+        bail!("{}", instructions(&missing));
+    }
+    let packages = names(&missing, |need| need.debian);
+    install(&packages)?;
+    for need in missing {
+        ensure!(need.is_there(), "{} is still missing after installing {}", need.name(), need.debian);
+    }
+    Ok(())
+}
+
+/// Installs Debian packages; says so first. Nothing that they bring is started as a service.
+pub fn install(packages: &[&str]) -> Result<()> {
+    eprintln!("installing with apt-get: {}", packages.join(" "));
+    let _no_services = NoServices::declare()?;
+    // The lists may be absent, as in a container image, or too old to match the mirror: then once more with new ones.
+    if !apt(&["install", "--yes", "--no-install-recommends"], packages)? {
+        apt(&["update"], &[])?;
+        ensure!(
+            apt(&["install", "--yes", "--no-install-recommends"], packages)?,
+            "apt-get could not install {}",
+            packages.join(" ")
+        );
+    }
+    Ok(())
+}
+
+fn apt(verb: &[&str], packages: &[&str]) -> Result<bool> {
+    let mut command = Command::new("apt-get");
+    command.args(["-q", "-o", "DPkg::Lock::Timeout=300"]).args(verb).args(packages);
+    command.env("DEBIAN_FRONTEND", "noninteractive").stdout(std::io::stderr());
+    Ok(command.status().context("starting apt-get")?.success())
+}
+
+/// Debian's switch against starting services at installation, for as long as this lives. A policy that the machine
+/// already has is left alone.
+struct NoServices {
+    ours: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl NoServices {
+    fn declare() -> Result<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        if Path::new(POLICY).exists() {
+            return Ok(Self { ours: false });
+        }
+        // 101: forbidden by policy.
+        fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("writing {POLICY}"))?;
+        fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))?;
+        Ok(Self { ours: true })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = fs::remove_file(POLICY);
+        }
+    }
+}
+
+fn instructions(missing: &[&Need]) -> String {
+    let lines = [
+        ("Debian, Ubuntu", "apt-get install --no-install-recommends", names(missing, |need| need.debian)),
+        ("Fedora", "dnf install", names(missing, |need| need.fedora)),
+        ("Arch", "pacman -S", names(missing, |need| need.arch)),
+        ("Alpine", "apk add", names(missing, |need| need.alpine)),
+    ];
+    let lines = lines.map(|(system, verb, packages)| format!("  {system:<15} {verb} {}", packages.join(" ")));
+    format!("install what is missing, as root:\n{}", lines.join("\n"))
+}
+
+fn names<'a>(missing: &[&'a Need], of: impl Fn(&'a Need) -> &'static str) -> Vec<&'static str> {
+    let mut names: Vec<&str> = missing.iter().flat_map(|need| of(need).split(' ')).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}

@@ -1,0 +1,150 @@
+//! A node's agent: started as a DaemonSet's container would be, asked through its admin socket.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::eventually;
+use super::node::Node;
+use super::process::{Process, tail};
+use super::run::Run;
+use crate::build;
+
+/// How agents are started.
+#[derive(Clone, Debug, Default)]
+pub struct AgentOptions {
+    /// More arguments to `mesh-agent run`.
+    pub arguments: Vec<String>,
+}
+
+/// A node's agent process.
+pub struct Agent {
+    /// The node's name.
+    pub node: String,
+    admin: PathBuf,
+    pins: PathBuf,
+    process: Process,
+}
+
+impl Agent {
+    pub(super) fn start(run: &Run, node: &Node, options: &AgentOptions) -> Result<Self> {
+        let binary = build::agent_binary()?;
+        let admin = run.dir().join(format!("{}-admin.sock", node.name));
+        let pins = run.bpffs().join(&node.name);
+        std::fs::create_dir_all(&pins).with_context(|| format!("making {}", pins.display()))?;
+        let world = run.dir().join("world");
+        let mut arguments = vec![
+            binary.to_string_lossy().into_owned(),
+            "run".to_string(),
+            format!("--node={}", node.name),
+            format!("--discovery=dir:{}", world.display()),
+            format!("--cgroup-root={}", node.cgroup.display()),
+            format!("--bpf-pins={}", pins.display()),
+            format!("--ca=dir:{}", run.dir().join("ca").display()),
+            format!("--admin=unix:{}", admin.display()),
+            "--metrics=127.0.0.1:15020".to_string(),
+            "--readiness=127.0.0.1:15021".to_string(),
+            "--log-format=json".to_string(),
+            "--drain-window=2s".to_string(),
+        ];
+        arguments.extend(options.arguments.iter().cloned());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let process = node.agent_place().spawn("agent", &arguments)?;
+        Ok(Self { node: node.name.clone(), admin, pins, process })
+    }
+
+    /// Waits until /readyz says yes; the error says what was missing.
+    pub fn wait_ready(&mut self, timeout: Duration) -> Result<()> {
+        let what = format!("the agent of {} to be ready", self.node);
+        let waited = eventually(timeout, &what, || {
+            self.process.check_running()?;
+            let (status, body) = self.get("/readyz")?;
+            ensure!(status == 200, "/readyz answers {status}: {}", body.trim());
+            Ok(Some(()))
+        });
+        waited.with_context(|| format!("log of the agent:\n{}", tail(&self.process.log(), 15)))
+    }
+
+    /// GET on the admin socket: status and body.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        request(&self.admin, "GET", path)
+    }
+
+    /// GET on the admin socket, which must answer 200 with JSON.
+    pub fn get_json(&self, path: &str) -> Result<Value> {
+        let (status, body) = self.get(path)?;
+        ensure!(status == 200, "{path} on {} answers {status}: {body}", self.node);
+        serde_json::from_str(&body).with_context(|| format!("{path} on {} is no JSON: {body}", self.node))
+    }
+
+    /// POST on the admin socket, which must answer with success.
+    pub fn post(&self, path: &str) -> Result<String> {
+        let (status, body) = request(&self.admin, "POST", path)?;
+        ensure!((200..300).contains(&status), "{path} on {} answers {status}: {body}", self.node);
+        Ok(body)
+    }
+
+    /// The access log's records so far, as they were logged.
+    pub fn access_log(&self) -> Vec<Value> {
+        let log = self.process.log();
+        let records = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        records.filter(|record| record["target"] == "access").collect()
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Where it pins its programs and maps.
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// Its admin socket.
+    pub fn admin(&self) -> &Path {
+        &self.admin
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// SIGTERM, and waits until it has drained.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.signal(Signal::TERM)?;
+        let status = self.process.wait(Duration::from_secs(15))?;
+        if !status.success() {
+            bail!("the agent of {} ended with {status}:\n{}", self.node, tail(&self.process.log(), 15));
+        }
+        Ok(())
+    }
+
+    pub(super) fn keep(&mut self) {
+        self.process.keep();
+    }
+}
+
+fn request(socket: &Path, method: &str, path: &str) -> Result<(u16, String)> {
+    let mut stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    // HTTP/1.0: the answer ends with the connection and is never chunked.
+    write!(stream, "{method} {path} HTTP/1.0\r\nhost: admin\r\ncontent-length: 0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).with_context(|| format!("reading the answer to {method} {path}"))?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("the admin socket's answer is no HTTP")?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status in the answer")?;
+    Ok((status, body.to_string()))
+}

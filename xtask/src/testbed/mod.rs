@@ -1,0 +1,232 @@
+//! Simulated Kubernetes nodes on one machine, with real processes in real pods.
+//!
+//! ```text
+//!   netns nodemesh-<run>-n1                        netns nodemesh-<run>-n2
+//!  ┌───────────────────────────────┐              ┌───────────────────────────────┐
+//!  │ mesh-agent (cgroup n1/agent)  │    to-n2     │  mesh-agent (cgroup n2/agent) │
+//!  │                               ├──────────────┤                               │
+//!  │  nm0          nm1             │     to-n1    │  nm0          nm1             │
+//!  └───┬────────────┬──────────────┘              └───┬────────────┬──────────────┘
+//!    eth0          eth0                             eth0          eth0
+//!   netns         netns                            netns         netns
+//!   …-n1-shop     …-n1-ledger                      …-n2-web      …-n2-cache
+//! ```
+//!
+//! A node is a network namespace, a cgroup subtree (`<cgroup2>/nodemesh-<run>/n1/{kubepods/…,agent}`) and an agent
+//! process of its own. A pod is a network namespace joined to its node as the CNI plugin `ptp` does it, a cgroup
+//! `kubepods/besteffort/pod<uid>/<container>`, real processes in both, and an /etc/hosts of its own for Service names.
+//! There is no kube-proxy: a cluster IP leads somewhere only through the mesh.
+//!
+//! The world directory holds ordinary Kubernetes YAML, the same files for the agents and for a reader.
+//!
+//! Nothing reaches beyond the machine: no namespace here has a route out. Everything made is written down first (see
+//! [`run`]) and ended on drop, on panic and, by a guard process, when the maker is killed.
+
+mod address;
+mod agent;
+pub mod cgroup;
+pub mod enter;
+mod net;
+mod node;
+mod pod;
+mod process;
+pub mod run;
+mod servers;
+mod world;
+mod yaml;
+
+pub use address::{Family, ServiceAddress};
+pub use agent::{Agent, AgentOptions};
+pub use node::Node;
+pub use pod::{Pod, PodSpec};
+pub use process::{Finished, Place, Process};
+pub use servers::{greeter_client, start_greeter, start_nginx, start_redis};
+pub use world::{PortSpec, ServiceSpec, World};
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use run::Run;
+
+/// One run: its nodes, pods, Services and world directory. Dropping it ends all of it.
+pub struct Testbed {
+    // Field order is drop order: processes before what they live in, `run` last.
+    agents: BTreeMap<String, Agent>,
+    pods: BTreeMap<String, Pod>,
+    nodes: Vec<Node>,
+    services: Vec<ServiceAddress>,
+    /// The directory of Kubernetes YAML that the agents watch.
+    pub world: World,
+    run: Run,
+}
+
+impl Testbed {
+    /// An empty testbed. Needs root.
+    pub fn new() -> Result<Self> {
+        let run = Run::create()?;
+        let world = World::create(run.dir())?;
+        Ok(Self { agents: BTreeMap::new(), pods: BTreeMap::new(), nodes: Vec::new(), services: Vec::new(), world, run })
+    }
+
+    /// The run's id, part of every name that it makes.
+    pub fn id(&self) -> &str {
+        self.run.id()
+    }
+
+    /// The run's directory below /run/nodemesh: notes, world, logs, sockets, pins.
+    pub fn dir(&self) -> &std::path::Path {
+        self.run.dir()
+    }
+
+    /// Adds a node and joins it to those that exist. Nodes are called n1, n2, … in the order they are added.
+    pub fn add_node(&mut self) -> Result<()> {
+        let node = Node::create(&self.run, self.nodes.len() + 1)?;
+        for other in &self.nodes {
+            net::join_nodes(other, &node)?;
+        }
+        self.world.write_node(&node)?;
+        self.nodes.push(node);
+        Ok(())
+    }
+
+    /// Adds a namespace with labels to the world.
+    pub fn add_namespace(&mut self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
+        self.world.write_namespace(name, labels)
+    }
+
+    /// Adds a pod to a node: network, cgroup, pause process, YAML.
+    pub fn add_pod(&mut self, spec: PodSpec) -> Result<()> {
+        let node = self.nodes.iter_mut().find(|n| n.name == spec.node);
+        let node = node.with_context(|| format!("no node {}", spec.node))?;
+        let pod = Pod::create(&self.run, node, spec)?;
+        pod.write_hosts(&self.services)?;
+        self.world.write_pod(&pod)?;
+        self.pods.insert(pod.spec.name.clone(), pod);
+        Ok(())
+    }
+
+    /// Ends a pod as kubelet does: its object goes, then its processes, then its network.
+    pub fn remove_pod(&mut self, name: &str) -> Result<()> {
+        let pod = self.pods.remove(name).with_context(|| format!("no pod {name}"))?;
+        self.world.remove_pod(&pod)?;
+        pod.destroy()
+    }
+
+    /// Adds a Service, dual-stack, with the EndpointSlices that its selector gives now.
+    pub fn add_service(&mut self, spec: ServiceSpec) -> Result<ServiceAddress> {
+        let address = ServiceAddress::nth(self.services.len(), &spec.namespace, &spec.name);
+        self.world.write_service(&spec, &address, self.pods.values())?;
+        self.services.push(address.clone());
+        for pod in self.pods.values() {
+            pod.write_hosts(&self.services)?;
+        }
+        Ok(address)
+    }
+
+    /// A pod by its name; names are unique in a testbed, whatever the namespace.
+    pub fn pod(&self, name: &str) -> &Pod {
+        self.pods.get(name).unwrap_or_else(|| panic!("the testbed has no pod {name}"))
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values()
+    }
+
+    /// Writes a pod's object anew with one more label or, with None, without it.
+    pub fn label_pod(&mut self, name: &str, label: &str, value: Option<&str>) -> Result<()> {
+        let pod = self.pods.get_mut(name).with_context(|| format!("no pod {name}"))?;
+        match value {
+            Some(value) => pod.spec.labels.insert(label.to_string(), value.to_string()),
+            None => pod.spec.labels.remove(label),
+        };
+        self.world.write_pod(pod)
+    }
+
+    /// A node by its name.
+    pub fn node(&self, name: &str) -> &Node {
+        self.nodes.iter().find(|n| n.name == name).unwrap_or_else(|| panic!("the testbed has no node {name}"))
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// A Service's addresses.
+    pub fn service(&self, name: &str) -> &ServiceAddress {
+        self.services.iter().find(|s| s.name == name).unwrap_or_else(|| panic!("the testbed has no Service {name}"))
+    }
+
+    /// Starts the node's agent and waits until it is ready.
+    pub fn start_agent(&mut self, node: &str, options: &AgentOptions) -> Result<()> {
+        let agent = Agent::start(&self.run, self.node(node), options)?;
+        let agent = self.agents.entry(node.to_string()).insert_entry(agent).into_mut();
+        agent.wait_ready(Duration::from_secs(30))
+    }
+
+    /// Starts every node's agent, all at once, and waits until all are ready.
+    pub fn start_agents(&mut self, options: &AgentOptions) -> Result<()> {
+        for node in &self.nodes {
+            self.agents.insert(node.name.clone(), Agent::start(&self.run, node, options)?);
+        }
+        for agent in self.agents.values_mut() {
+            agent.wait_ready(Duration::from_secs(30))?;
+        }
+        Ok(())
+    }
+
+    /// The agent of a node.
+    pub fn agent(&self, node: &str) -> &Agent {
+        self.agents.get(node).unwrap_or_else(|| panic!("no agent was started on {node}"))
+    }
+
+    /// The agent of a node, to end it.
+    pub fn agent_mut(&mut self, node: &str) -> &mut Agent {
+        self.agents.get_mut(node).unwrap_or_else(|| panic!("no agent was started on {node}"))
+    }
+
+    /// Every agent that was started.
+    pub fn agents(&self) -> impl Iterator<Item = &Agent> {
+        self.agents.values()
+    }
+
+    /// The last lines of every log, for a failure's message.
+    pub fn log_tails(&self, lines: usize) -> String {
+        process::log_tails(&self.run.dir().join("logs"), lines)
+    }
+
+    /// Leaves everything running when this is dropped; `cargo xtask clean` ends it.
+    pub fn keep(mut self) -> PathBuf {
+        for agent in self.agents.values_mut() {
+            agent.keep();
+        }
+        for pod in self.pods.values_mut() {
+            pod.keep();
+        }
+        self.run.keep();
+        self.run.dir().to_path_buf()
+    }
+}
+
+/// Asks again and again until there is an answer, for at most `timeout`.
+pub fn eventually<T>(timeout: Duration, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let end = Instant::now() + timeout;
+    loop {
+        let error = match ask() {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        if Instant::now() >= end {
+            match error {
+                Some(error) => return Err(error.context(format!("waited {timeout:?} for {what}"))),
+                None => bail!("waited {timeout:?} for {what}"),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

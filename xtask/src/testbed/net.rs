@@ -1,0 +1,136 @@
+//! Network namespaces and the links between them.
+//!
+//! Links are made with `ip` from iproute2, which takes the namespace by name. Processes never go through
+//! `ip netns exec`: it remounts /sys, and hides cgroup2 from them.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::address;
+use super::enter::join_network;
+use super::node::Node;
+use super::run::{Kind, Run};
+
+/// Ethernet's usual; what most clouds and kind give to pods.
+const MTU: u32 = 1500;
+
+/// A network namespace with a name.
+#[derive(Clone, Debug)]
+pub struct Netns {
+    /// `nodemesh-<run>-<rest>`
+    pub name: String,
+}
+
+impl Netns {
+    /// Makes the namespace, with loopback up and no waiting for duplicate IPv6 addresses.
+    pub fn create(run: &Run, rest: &str) -> Result<Self> {
+        let netns = Self { name: run.name(rest) };
+        run.note(Kind::Netns, &netns.name)?;
+        ip(&["netns", "add", &netns.name], "")?;
+        netns.within(|| set_sysctls(&[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")]))??;
+        netns.batch("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// Its file, to join it by.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    /// Runs lines of `ip` inside the namespace.
+    pub fn batch(&self, lines: &str) -> Result<()> {
+        ip(&["-n", &self.name, "-batch", "-"], lines)
+    }
+
+    /// Calls `work` on a thread of its own inside the namespace.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let path = self.path();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| join_network(&path).map(|()| work()));
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+/// Makes a node forward between its pods and the other nodes.
+pub fn forward(netns: &Netns) -> Result<()> {
+    netns.within(|| set_sysctls(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")]))?
+}
+
+/// Joins two nodes by a veth pair, `to-n2` in n1 and `to-n1` in n2, with routes to each other's pods.
+pub fn join_nodes(a: &Node, b: &Node) -> Result<()> {
+    a.netns.batch(&format!(
+        "link add to-{} mtu {MTU} type veth peer name to-{} mtu {MTU} netns {}",
+        b.name, a.name, b.netns.name
+    ))?;
+    // Both ends first: a route by way of IPv6 wants a carrier.
+    a.netns.batch(&format!("link set {} up", a.link_to(&b.name)))?;
+    b.netns.batch(&format!("link set {} up", b.link_to(&a.name)))?;
+    half_of_link(a, b)?;
+    half_of_link(b, a)
+}
+
+fn half_of_link(here: &Node, there: &Node) -> Result<()> {
+    let (own, other) = (address::node(here.index), address::node(there.index));
+    let [pods4, pods6] = address::pod_ranges(there.index);
+    let link = here.link_to(&there.name);
+    here.netns.batch(&format!(
+        "address add {own4} peer {other4} dev {link}
+         address add {own6} peer {other6} dev {link} nodad
+         route add {pods4} via {other4} dev {link} src {own4}
+         route add {pods6} via {other6} dev {link} src {own6}",
+        own4 = own.v4,
+        own6 = own.v6,
+        other4 = other.v4,
+        other6 = other.v6,
+    ))
+}
+
+/// Joins a pod to its node as the CNI plugin `ptp` does: a /32 and a /128, and the host's end as the gateway.
+pub fn join_pod(node: &Node, pod: &Netns, ips: &address::DualStack, host_end: &str) -> Result<()> {
+    let gateway = address::gateway(node.index);
+    let (ip4, ip6, gateway4, gateway6) = (ips.v4, ips.v6, gateway.v4, gateway.v6);
+    node.netns.batch(&format!(
+        "link add {host_end} mtu {MTU} type veth peer name eth0 mtu {MTU} netns {}
+         address add {gateway4}/32 dev {host_end}
+         address add {gateway6}/128 dev {host_end} nodad
+         link set {host_end} up
+         route add {ip4}/32 dev {host_end} src {gateway4}
+         route add {ip6}/128 dev {host_end} src {gateway6}",
+        pod.name
+    ))?;
+    pod.batch(&format!(
+        "address add {ip4}/32 dev eth0
+         address add {ip6}/128 dev eth0 nodad
+         link set eth0 up
+         route add {gateway4}/32 dev eth0 scope link src {ip4}
+         route add default via {gateway4} dev eth0 src {ip4}
+         route add {gateway6}/128 dev eth0 src {ip6}
+         route add default via {gateway6} dev eth0 src {ip6}"
+    ))
+}
+
+fn ip(arguments: &[&str], lines: &str) -> Result<()> {
+    let mut command = Command::new("ip");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().context("starting ip (package iproute2)")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(lines.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("ip {}: {}\n{lines}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+fn set_sysctls(values: &[(&str, &str)]) -> Result<()> {
+    for (name, value) in values {
+        fs::write(format!("/proc/sys/net/{name}"), value).with_context(|| format!("setting net/{name} to {value}"))?;
+    }
+    Ok(())
+}

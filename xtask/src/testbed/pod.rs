@@ -1,0 +1,201 @@
+//! A simulated pod.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::address::{self, DualStack, ServiceAddress};
+use super::net::{self, Netns};
+use super::node::Node;
+use super::process::{Finished, Place, Process};
+use super::run::{Run, random_uuid};
+use super::{cgroup, eventually};
+use crate::clean;
+
+/// What a pod shall be.
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    /// metadata.name, unique in the testbed, at most 20 characters.
+    pub name: String,
+    /// metadata.namespace
+    pub namespace: String,
+    /// spec.nodeName
+    pub node: String,
+    /// spec.serviceAccountName
+    pub service_account: String,
+    /// metadata.labels
+    pub labels: BTreeMap<String, String>,
+    /// Named container ports.
+    pub ports: Vec<(String, u16)>,
+}
+
+impl PodSpec {
+    /// A pod with the service account and the label `app` named like itself.
+    pub fn new(namespace: &str, name: &str, node: &str) -> Self {
+        Self {
+            name: name.to_string(),
+            namespace: namespace.to_string(),
+            node: node.to_string(),
+            service_account: name.to_string(),
+            labels: BTreeMap::from([("app".to_string(), name.to_string())]),
+            ports: Vec::new(),
+        }
+    }
+
+    /// The same with a named container port.
+    pub fn port(mut self, name: &str, port: u16) -> Self {
+        self.ports.push((name.to_string(), port));
+        self
+    }
+
+    /// The same with a label.
+    pub fn label(mut self, name: &str, value: &str) -> Self {
+        self.labels.insert(name.to_string(), value.to_string());
+        self
+    }
+}
+
+/// A running pod.
+pub struct Pod {
+    /// What was asked for.
+    pub spec: PodSpec,
+    /// metadata.uid
+    pub uid: String,
+    /// status.podIPs
+    pub ips: DualStack,
+    /// Its network.
+    pub netns: Netns,
+    /// The node's end of its link.
+    pub host_end: String,
+    /// A directory for its files.
+    pub dir: PathBuf,
+    cgroup: PathBuf,
+    logs: PathBuf,
+    processes: Mutex<Vec<Process>>,
+}
+
+impl Pod {
+    pub(super) fn create(run: &Run, node: &mut Node, spec: PodSpec) -> Result<Self> {
+        let uid = random_uuid()?;
+        let place = node.pods_made + 2;
+        let host_end = format!("nm{}", node.pods_made);
+        node.pods_made += 1;
+        let ips = address::pod(node.index, place);
+        let netns = Netns::create(run, &format!("{}-{}", node.name, spec.name))?;
+        net::join_pod(node, &netns, &ips, &host_end)?;
+        let cgroup = node.cgroup.join(format!("kubepods/besteffort/pod{uid}"));
+        let dir = run.dir().join("pods").join(&spec.name);
+        for part in [&cgroup, &dir] {
+            fs::create_dir_all(part).with_context(|| format!("making {}", part.display()))?;
+        }
+        let logs = run.dir().join("logs");
+        let pod = Self { spec, uid, ips, netns, host_end, dir, cgroup, logs, processes: Mutex::default() };
+        pod.write_hosts(&[])?;
+        // What holds a real pod's namespaces together while its containers come and go.
+        pod.start("pause", &["sleep", "infinity"])?;
+        Ok(pod)
+    }
+
+    /// Starts a process that lives as long as the pod, in a container of its own.
+    pub fn start(&self, container: &str, argv: &[&str]) -> Result<()> {
+        let process = self.spawn(container, argv)?;
+        self.processes.lock().expect("no holder panics").push(process);
+        Ok(())
+    }
+
+    /// Starts a process that lives as long as what is returned.
+    pub fn spawn(&self, container: &str, argv: &[&str]) -> Result<Process> {
+        self.container(container)?.spawn(container, argv)
+    }
+
+    /// Runs a process to its end.
+    pub fn run(&self, argv: &[&str], timeout: Duration) -> Result<Finished> {
+        self.container("exec")?.run(argv, timeout)
+    }
+
+    /// Waits until something listens on a TCP port of the pod. Looks, and does not connect.
+    pub fn wait_listening(&self, port: u16) -> Result<()> {
+        eventually(Duration::from_secs(15), &format!("{} to listen on port {port}", self.spec.name), || {
+            for process in self.processes.lock().expect("no holder panics").iter_mut() {
+                process.check_running()?;
+            }
+            Ok(self.netns.within(|| listens(port))?.then_some(()))
+        })
+    }
+
+    /// The processes of its long-lived containers that run now, by pid.
+    pub fn pids(&self) -> Vec<u32> {
+        self.processes.lock().expect("no holder panics").iter().map(Process::pid).collect()
+    }
+
+    /// The SPIFFE id that its service account has in the default trust domain.
+    pub fn identity(&self) -> String {
+        format!("spiffe://cluster.local/ns/{}/sa/{}", self.spec.namespace, self.spec.service_account)
+    }
+
+    /// A log file of one of its containers.
+    pub fn log_path(&self, container: &str) -> PathBuf {
+        self.logs.join(format!("{}-{container}.log", self.owner()))
+    }
+
+    pub(super) fn write_hosts(&self, services: &[ServiceAddress]) -> Result<()> {
+        let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost\n");
+        for ip in [self.ips.v4.to_string(), self.ips.v6.to_string()] {
+            text.push_str(&format!("{ip} {}\n", self.spec.name));
+        }
+        for ServiceAddress { namespace, name, ips } in services {
+            let names = format!("{name}.{namespace}.svc.cluster.local {name}.{namespace}.svc {name}.{namespace}");
+            text.push_str(&format!("{} {names}\n{} {names}\n", ips.v4, ips.v6));
+        }
+        // In place, not by rename: running processes have this very file bound over /etc/hosts.
+        fs::write(self.hosts_file(), text).context("writing a pod's hosts file")
+    }
+
+    pub(super) fn keep(&mut self) {
+        self.processes.lock().expect("no holder panics").iter_mut().for_each(Process::keep);
+    }
+
+    pub(super) fn destroy(self) -> Result<()> {
+        let Self { netns, cgroup, processes, .. } = self;
+        drop(processes);
+        cgroup::destroy(&cgroup)?;
+        clean::delete_netns(&netns.name)
+    }
+
+    fn container(&self, name: &str) -> Result<Place> {
+        let cgroup = self.cgroup.join(name);
+        fs::create_dir_all(&cgroup).with_context(|| format!("making {}", cgroup.display()))?;
+        Ok(Place {
+            netns: self.netns.path(),
+            cgroup,
+            hosts: Some(self.hosts_file()),
+            logs: self.logs.clone(),
+            owner: self.owner(),
+        })
+    }
+
+    fn owner(&self) -> String {
+        format!("{}-{}", self.spec.node, self.spec.name)
+    }
+
+    fn hosts_file(&self) -> PathBuf {
+        self.dir.join("hosts")
+    }
+}
+
+fn listens(port: u16) -> bool {
+    const LISTEN: &str = "0A";
+    let wanted = format!("{port:04X}");
+    ["tcp", "tcp6"].iter().any(|table| {
+        let text = fs::read_to_string(Path::new("/proc/thread-self/net").join(table)).unwrap_or_default();
+        text.lines().skip(1).any(|line| {
+            let mut words = line.split_whitespace();
+            let local_port = words.nth(1).and_then(|local| local.rsplit(':').next());
+            local_port == Some(&wanted) && words.nth(1) == Some(LISTEN)
+        })
+    })
+}
