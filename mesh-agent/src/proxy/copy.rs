@@ -1,0 +1,1 @@
+//! Copies bytes between an application and a tunnel.
