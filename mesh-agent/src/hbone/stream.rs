@@ -5,7 +5,7 @@
 //!            └──reset, drop──► RST_STREAM(CONNECT_ERROR)         └──RST(other), tunnel lost──► error
 //! ```
 
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
@@ -33,6 +33,13 @@ pub enum StreamError {
     /// The tunnel went away under it.
     #[error("the tunnel was lost: {0}")]
     TunnelLost(String),
+}
+
+impl StreamError {
+    /// Whether this is an end rather than a break: ztunnel ends a stream that it is done with by NO_ERROR or CANCEL.
+    pub fn is_end(&self) -> bool {
+        matches!(self, StreamError::Reset(Reason::NO_ERROR | Reason::CANCEL))
+    }
 }
 
 impl From<h2::Error> for StreamError {
@@ -103,7 +110,7 @@ impl Stream {
             Some(Ok(capacity)) => Poll::Ready(Ok(capacity.min(wanted))),
             Some(Err(error)) => Poll::Ready(Err(error.into())),
             // The sending half is closed: it was reset, with a reason that the receiving half reports.
-            None => Poll::Ready(Err(self.reset_reason(cx))),
+            None => Poll::Ready(Err(self.reset_reason().unwrap_or(StreamError::Reset(Reason::CANCEL)))),
         }
     }
 
@@ -114,14 +121,14 @@ impl Stream {
 
     /// Queues bytes. Within the capacity they go out at once.
     pub fn send(&mut self, bytes: Bytes) -> Result<(), StreamError> {
-        Ok(self.send.send_data(bytes, false)?)
+        self.send.send_data(bytes, false).map_err(|error| self.why_closed(error))
     }
 
     /// Ends our half.
     pub fn finish(&mut self) -> Result<(), StreamError> {
         if !self.sent_end {
             self.sent_end = true;
-            self.send.send_data(Bytes::new(), true)?;
+            return self.send.send_data(Bytes::new(), true).map_err(|error| self.why_closed(error));
         }
         Ok(())
     }
@@ -155,10 +162,15 @@ impl Stream {
         Ok(())
     }
 
-    fn reset_reason(&mut self, cx: &mut Context<'_>) -> StreamError {
-        match self.poll_reset(cx) {
-            Poll::Ready(error) => error,
-            Poll::Pending => StreamError::Reset(Reason::CANCEL),
+    /// The library says only that the stream is closed; the reset that closed it says more.
+    fn why_closed(&mut self, error: h2::Error) -> StreamError {
+        self.reset_reason().unwrap_or_else(|| error.into())
+    }
+
+    fn reset_reason(&mut self) -> Option<StreamError> {
+        match self.poll_reset(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(error) => Some(error),
+            Poll::Pending => None,
         }
     }
 }
