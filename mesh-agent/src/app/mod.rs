@@ -213,7 +213,7 @@ fn register_collectors(metrics: &Metrics, capture: &Capture, identities: &Identi
     let identities = identities.clone();
     metrics.register_certificates(Box::new(move || show::expiries(&identities)));
     let health = health.clone();
-    metrics.register_config_age(Box::new(move || health.age()));
+    metrics.register_config_age(Box::new(move || health.report().seen?.elapsed().ok()));
 }
 
 /// SIGTERM and SIGINT.

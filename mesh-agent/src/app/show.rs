@@ -22,7 +22,7 @@ pub fn agent(agent: &Agent) -> Value {
 
 /// Where the world comes from, how old it is, and what was refused.
 pub fn discovery(agent: &Agent) -> Value {
-    json!({ "stateVersion": agent.state.current().version, "health": agent.health.to_json() })
+    json!({ "stateVersion": agent.state.current().version, "health": &*agent.health.report() })
 }
 
 /// The certificates; never a key.
