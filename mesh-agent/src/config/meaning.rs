@@ -50,8 +50,15 @@ fn read_file(path: &Path, surroundings: &Surroundings<'_>) -> Result<RunArgs, Re
     let refusal = |reason: String| Refusal::File { path: path.to_owned(), reason };
     let text = (surroundings.read)(path).map_err(|error| refusal(error.to_string()))?;
     // A file of comments alone is an empty set of settings.
-    let settings: Option<RunArgs> = serde_saphyr::from_str(&text).map_err(|error| refusal(error.to_string()))?;
+    let settings: Option<RunArgs> = serde_saphyr::from_str(&text).map_err(|error| refusal(first_line(&error)))?;
     Ok(settings.unwrap_or_default())
+}
+
+/// The message without the picture of the lines around it.
+fn first_line(error: &serde_saphyr::Error) -> String {
+    let message = error.to_string();
+    let line = message.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).to_string()
 }
 
 /// Reads every setting, also after one was refused, so that all refusals are told at once. `None` means refused.
