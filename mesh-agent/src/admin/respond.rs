@@ -135,7 +135,8 @@ fn readiness(sources: &Sources) -> Answer {
 
 async fn config_dump(sources: &Sources) -> Value {
     let deadline = Instant::now() + SECTION_TIMEOUT;
-    let sections: Vec<_> = sources.config_dump.iter().map(|(name, provider)| (*name, Section::start(provider))).collect();
+    let sections: Vec<_> =
+        sources.config_dump.iter().map(|(name, provider)| (*name, Section::start(provider))).collect();
     let mut dump = serde_json::Map::new();
     for (name, section) in sections {
         dump.insert(name.to_string(), section.finish(deadline).await);

@@ -47,7 +47,9 @@ pub enum Format {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The filter is none.
-    #[error("{text:?} is no log filter: {reason}; give a level (error, warn, info, debug, trace, off) or a list such as info,mesh_agent::hbone=debug,access=off")]
+    #[error(
+        "{text:?} is no log filter: {reason}; give a level (error, warn, info, debug, trace, off) or a list such as info,mesh_agent::hbone=debug,access=off"
+    )]
     Filter {
         /// What was given.
         text: String,

@@ -355,9 +355,7 @@ impl Collector for OutcomeCollector {
         let help = "How the kernel programs ended, summed over CPUs";
         let mut family = encoder.encode_descriptor("kernel_outcomes", help, None, MetricType::Counter)?;
         for (outcome, count) in (self.0)() {
-            family
-                .encode_family(&[("outcome", outcome)])?
-                .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+            family.encode_family(&[("outcome", outcome)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
         Ok(())
     }

@@ -3,16 +3,24 @@
 //! `cli` holds the texts, this module judges them. No room imports it: `app` hands each room the values that it needs.
 //! Every refusal says where the value came from, what the right form is, and shows one.
 
-use std::fmt;
+mod meaning;
+mod refusal;
+mod surroundings;
+
+#[cfg(test)]
+mod tests;
+
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::admin::Address;
-use crate::cli::{RunArgs, Setting};
 use crate::routing::OutboundMode;
 use crate::telemetry::logs;
+
+pub use meaning::cgroup_root;
+pub use refusal::{Refusal, Refusals};
+pub use surroundings::Surroundings;
 
 /// Defaults that the help text quotes.
 pub mod default {
