@@ -147,6 +147,11 @@ impl SourceKey {
     pub const fn new(netns: u64, source: Ip) -> Self {
         Self { netns, source }
     }
+
+    /// The source address.
+    pub const fn source(&self) -> Ip {
+        self.source
+    }
 }
 
 /// CLIENTS value: the real client behind a connection that the agent dials.
