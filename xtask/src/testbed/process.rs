@@ -36,6 +36,8 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    /// How long the log was when the process started: an earlier one of the same name may have written to it.
+    log_start: usize,
     kept: bool,
 }
 
@@ -85,12 +87,13 @@ impl Place {
     pub fn spawn(&self, name: &str, argv: &[&str]) -> Result<Process> {
         let log = self.logs.join(format!("{}-{name}.log", self.owner));
         let output = File::options().create(true).append(true).open(&log)?;
+        let log_start = output.metadata()?.len() as usize;
         let mut command = self.command(argv)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         // A process group of its own: the terminal's ^C is for the maker of the run.
         command.process_group(0);
         let child = command.spawn().with_context(|| format!("starting {}", argv.join(" ")))?;
-        Ok(Process { name: format!("{}-{name}", self.owner), child, log, kept: false })
+        Ok(Process { name: format!("{}-{name}", self.owner), child, log, log_start, kept: false })
     }
 
     /// Runs a process to its end, for at most `timeout`.
@@ -129,7 +132,8 @@ impl Process {
 
     /// What it has said so far.
     pub fn log(&self) -> String {
-        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        let bytes = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(bytes.get(self.log_start..).unwrap_or_default()).into_owned()
     }
 
     /// Its log's file.
