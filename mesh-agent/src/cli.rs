@@ -1,1 +1,276 @@
-//! cli
+//! What was typed: the command line, the environment and the configuration file as texts, not yet judged.
+//!
+//! The three are the same set of settings under the same names: `--drain-window` is `NODEMESH_DRAIN_WINDOW` and
+//! `drain-window:`. [`RunArgs::or`] lays one over another; what a text means is `config`'s business.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use serde::{Deserialize, Deserializer};
+
+/// The agent of a sidecarless service mesh: one per node, carries the traffic of the node's enrolled pods.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-agent", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the pods of a node
+    Run(Box<RunArgs>),
+    /// Say, feature by feature, what this kernel offers and what is missing
+    ///
+    /// Exit status: 0 everything is there, 1 something that the mesh needs is missing, 2 something optional is missing.
+    Check(CheckArgs),
+    /// Say what is wrong with a file or a directory of Kubernetes YAML
+    ///
+    /// Exit status: 0 nothing, 1 something.
+    Validate(ValidateArgs),
+    /// Print the version
+    Version,
+    /// Take every pinned program and map out of the kernel
+    #[command(hide = true)]
+    Detach(DetachArgs),
+}
+
+/// `mesh-agent check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The cgroup v2 directory to look at [default: where cgroup v2 is mounted]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_root: Option<PathBuf>,
+}
+
+/// `mesh-agent validate`
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// A YAML file, or a directory of them
+    pub path: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `mesh-agent detach`
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// The directory of the pins
+    #[arg(long, value_name = "PATH")]
+    pub bpf_pins: PathBuf,
+}
+
+/// One setting as it was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The text.
+    pub text: OsString,
+    /// Who gave it.
+    pub origin: Origin,
+}
+
+/// Who gave a setting. A later one wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// Nobody: it has a default.
+    Default,
+    /// The configuration file.
+    File,
+    /// The environment.
+    Environment,
+    /// The command line.
+    Flag,
+}
+
+const RUN_AFTER_HELP: &str = "\
+Every flag is also an environment variable (--drain-window is NODEMESH_DRAIN_WINDOW) and a key of the \
+configuration file (drain-window: 10m). A flag wins over the environment, the environment over the file.
+
+Example:
+  mesh-agent run --node worker-1 --discovery dir:/etc/nodemesh/world --ca dir:/var/lib/nodemesh/ca";
+
+const NODE: &str = "Node and world";
+const KERNEL: &str = "Kernel";
+const IDENTITY: &str = "Identity";
+const TRAFFIC: &str = "Traffic";
+const HTTP: &str = "The agent's own HTTP";
+const LOG: &str = "Log";
+
+/// `mesh-agent run`: every setting, from one of its sources.
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[command(after_help = RUN_AFTER_HELP)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct RunArgs {
+    /// YAML file with settings, named as the flags without their dashes
+    #[arg(long, value_name = "FILE", help_heading = NODE)]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// The Kubernetes node that this agent serves; needed
+    #[arg(long, value_name = "NAME", value_parser = Setting::flag, help_heading = NODE)]
+    pub node: Option<Setting>,
+
+    /// Where pods, Services and policies come from; needed. dir:PATH is a directory of Kubernetes YAML, read again when
+    /// it changes
+    #[arg(long, value_name = "dir:PATH", value_parser = Setting::flag, help_heading = NODE)]
+    pub discovery: Option<Setting>,
+
+    /// The cgroup v2 directory under which the pods of this node are found [default: where cgroup v2 is mounted]
+    #[arg(long, value_name = "PATH", value_parser = Setting::flag, help_heading = KERNEL)]
+    pub cgroup_root: Option<Setting>,
+
+    /// Directory on bpffs for what outlives the agent; its path contains "nodemesh" [default: /sys/fs/bpf/nodemesh]
+    #[arg(long, value_name = "PATH", value_parser = Setting::flag, help_heading = KERNEL)]
+    pub bpf_pins: Option<Setting>,
+
+    /// The eBPF object file [default: the one inside this binary]
+    #[arg(long, value_name = "PATH", value_parser = Setting::flag, help_heading = KERNEL)]
+    pub bpf_object: Option<Setting>,
+
+    /// How many captured connections can be on record at once; when the map is full, new ones are refused. Takes about
+    /// 150 bytes of kernel memory each (262144: 40 MB) [default: 262144]
+    #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = KERNEL)]
+    pub map_connections: Option<Setting>,
+
+    /// How the guard is attached to pod interfaces: auto takes tcx where the kernel has it (6.6), else clsact
+    /// [default: auto]
+    #[arg(long, value_name = "auto|tcx|clsact", value_parser = Setting::flag, help_heading = KERNEL)]
+    pub tc: Option<Setting>,
+
+    /// Let the eBPF programs log; costs nothing when off [default: false]
+    #[arg(long, value_name = "true|false", value_parser = Setting::flag, help_heading = KERNEL,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub bpf_log: Option<Setting>,
+
+    /// Who signs certificates; needed. dir:PATH keeps a root there, which all agents of one machine share; memory is
+    /// for a single agent
+    #[arg(long, value_name = "dir:PATH|memory", value_parser = Setting::flag, help_heading = IDENTITY)]
+    pub ca: Option<Setting>,
+
+    /// The trust domain of every identity [default: cluster.local]
+    #[arg(long, value_name = "NAME", value_parser = Setting::flag, help_heading = IDENTITY)]
+    pub trust_domain: Option<Setting>,
+
+    /// How long a workload's certificate is valid; it is renewed at half of it [default: 4h]
+    #[arg(long, value_name = "DURATION", value_parser = Setting::flag, help_heading = IDENTITY)]
+    pub svid_ttl: Option<Setting>,
+
+    /// Whether destinations that the mesh does not know pass as they are or are refused [default: allow-any]
+    #[arg(long, value_name = "allow-any|registry-only", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub outbound_mode: Option<Setting>,
+
+    /// How many threads serve connections [default: the CPUs that this process may use]
+    #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub workers: Option<Setting>,
+
+    /// How long connections may go on after the agent was told to end [default: 10m]
+    #[arg(long, value_name = "DURATION", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub drain_window: Option<Setting>,
+
+    /// Where everything is shown and changed: /readyz /metrics /config_dump /connections /rotate /drain /log-level. A
+    /// loopback address or a unix socket, for whoever reaches it may use it [default: 127.0.0.1:15000]
+    #[arg(long, value_name = "IP:PORT|unix:PATH", value_parser = Setting::flag, help_heading = HTTP)]
+    pub admin: Option<Setting>,
+
+    /// Where /metrics is, for Prometheus [default: [::]:15020]
+    #[arg(long, value_name = "IP:PORT|unix:PATH", value_parser = Setting::flag, help_heading = HTTP)]
+    pub metrics: Option<Setting>,
+
+    /// Where /readyz is, for the kubelet [default: [::]:15021]
+    #[arg(long, value_name = "IP:PORT|unix:PATH", value_parser = Setting::flag, help_heading = HTTP)]
+    pub readiness: Option<Setting>,
+
+    /// Lines for people or for machines [default: text]
+    #[arg(long, value_name = "text|json", value_parser = Setting::flag, help_heading = LOG)]
+    pub log_format: Option<Setting>,
+
+    /// What is logged: a level (error, warn, info, debug, trace, off) or a list such as info,mesh_agent::hbone=debug.
+    /// The access log is the target access: info,access=off silences it [default: info]
+    #[arg(long, value_name = "FILTER", value_parser = Setting::flag, help_heading = LOG)]
+    pub log_level: Option<Setting>,
+}
+
+impl Setting {
+    /// A setting from the command line.
+    pub fn flag(text: &str) -> Result<Self, Infallible> {
+        Ok(Self { text: text.into(), origin: Origin::Flag })
+    }
+}
+
+impl<'de> Deserialize<'de> for Setting {
+    /// A setting from the file. Numbers and booleans are texts here, as on the command line.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Ok(Self { text: text.into(), origin: Origin::File })
+    }
+}
+
+impl RunArgs {
+    /// The settings that the environment gives. Kubernetes itself puts variables of the form `NODEMESH_…_SERVICE_HOST`
+    /// into pods beside a Service of ours, so a name that is no setting is none of our business. An empty one is unset.
+    pub fn from_environment(variable: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        let raw = |name: &str| variable(&environment_name(name)).filter(|text| !text.is_empty());
+        let setting = |name: &str| raw(name).map(|text| Setting { text, origin: Origin::Environment });
+        Self {
+            config: raw("config").map(PathBuf::from),
+            node: setting("node"),
+            discovery: setting("discovery"),
+            cgroup_root: setting("cgroup-root"),
+            bpf_pins: setting("bpf-pins"),
+            bpf_object: setting("bpf-object"),
+            map_connections: setting("map-connections"),
+            tc: setting("tc"),
+            bpf_log: setting("bpf-log"),
+            ca: setting("ca"),
+            trust_domain: setting("trust-domain"),
+            svid_ttl: setting("svid-ttl"),
+            outbound_mode: setting("outbound-mode"),
+            workers: setting("workers"),
+            drain_window: setting("drain-window"),
+            admin: setting("admin"),
+            metrics: setting("metrics"),
+            readiness: setting("readiness"),
+            log_format: setting("log-format"),
+            log_level: setting("log-level"),
+        }
+    }
+
+    /// These settings where they are given, those of `lower` elsewhere.
+    pub fn or(self, lower: Self) -> Self {
+        Self {
+            config: self.config.or(lower.config),
+            node: self.node.or(lower.node),
+            discovery: self.discovery.or(lower.discovery),
+            cgroup_root: self.cgroup_root.or(lower.cgroup_root),
+            bpf_pins: self.bpf_pins.or(lower.bpf_pins),
+            bpf_object: self.bpf_object.or(lower.bpf_object),
+            map_connections: self.map_connections.or(lower.map_connections),
+            tc: self.tc.or(lower.tc),
+            bpf_log: self.bpf_log.or(lower.bpf_log),
+            ca: self.ca.or(lower.ca),
+            trust_domain: self.trust_domain.or(lower.trust_domain),
+            svid_ttl: self.svid_ttl.or(lower.svid_ttl),
+            outbound_mode: self.outbound_mode.or(lower.outbound_mode),
+            workers: self.workers.or(lower.workers),
+            drain_window: self.drain_window.or(lower.drain_window),
+            admin: self.admin.or(lower.admin),
+            metrics: self.metrics.or(lower.metrics),
+            readiness: self.readiness.or(lower.readiness),
+            log_format: self.log_format.or(lower.log_format),
+            log_level: self.log_level.or(lower.log_level),
+        }
+    }
+}
+
+/// `drain-window` → `NODEMESH_DRAIN_WINDOW`
+pub fn environment_name(setting: &str) -> String {
+    format!("NODEMESH_{}", setting.replace('-', "_").to_ascii_uppercase())
+}

@@ -1,40 +1,33 @@
-//! Shutdown by tokens: whoever holds a [`Token`] keeps the process alive until the drain window ends.
+//! The end of the process, announced: parts that hold a [`Token`] finish what they have and take nothing new.
 
-use std::time::Duration;
+use tokio::sync::watch;
 
-use tokio::sync::{mpsc, watch};
-
-/// Starts a drain and waits for its tokens.
+/// Announces the drain.
+#[derive(Clone, Debug)]
 pub struct Drain {
     started: watch::Sender<bool>,
-    held: mpsc::Sender<()>,
-    released: mpsc::Receiver<()>,
 }
 
-/// Watches for the drain; dropping it says that its holder is done.
-#[derive(Clone)]
+/// Watches for the drain. Cheap to clone.
+#[derive(Clone, Debug)]
 pub struct Token {
     started: watch::Receiver<bool>,
-    _held: mpsc::Sender<()>,
 }
 
 impl Drain {
     /// A drain that has not started.
     pub fn new() -> Self {
-        let (held, released) = mpsc::channel(1);
-        Self { started: watch::Sender::new(false), held, released }
+        Self { started: watch::Sender::new(false) }
     }
 
     /// A token for one part of the process.
     pub fn token(&self) -> Token {
-        Token { started: self.started.subscribe(), _held: self.held.clone() }
+        Token { started: self.started.subscribe() }
     }
 
-    /// Tells every token, then waits until all are dropped or `window` is over. True if all were dropped.
-    pub async fn run(mut self, window: Duration) -> bool {
+    /// Tells every token.
+    pub fn start(&self) {
         self.started.send_replace(true);
-        drop(self.held);
-        tokio::time::timeout(window, self.released.recv()).await.is_ok()
     }
 }
 
@@ -47,7 +40,7 @@ impl Default for Drain {
 impl Token {
     /// Returns when the drain starts.
     pub async fn started(&mut self) {
-        // An error means that the Drain is gone without having run, which is an end as well.
+        // An error means that the Drain is gone without having started, which is an end as well.
         let _ = self.started.wait_for(|started| *started).await;
     }
 

@@ -26,6 +26,7 @@ pub mod addr;
 pub mod admin;
 pub mod app;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod drain;
 pub mod readiness;

@@ -1,2 +1,40 @@
 //! mesh-agent: parse the command line, hand over to the library.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mesh_agent::cli::{Cli, Command};
+use mesh_agent::config::{Config, Refusals, Surroundings};
+use mesh_agent::{app, commands};
+
+/// What the command line, the environment or the file says cannot be done; as clap's own refusals.
+const WRONG_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let surroundings = Surroundings::of_this_process();
+    let done = match Cli::parse().command {
+        Command::Run(args) => match Config::load(*args, &surroundings) {
+            Ok(config) => app::run(config).map(|()| ExitCode::SUCCESS),
+            Err(refusals) => return refuse(&refusals),
+        },
+        Command::Check(args) => commands::check(args, &surroundings),
+        Command::Validate(args) => commands::validate(args),
+        Command::Version => {
+            println!("mesh-agent {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Detach(args) => commands::detach(args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn refuse(refusals: &Refusals) -> ExitCode {
+    for refusal in &refusals.0 {
+        eprintln!("error: {refusal}");
+    }
+    eprintln!("\nFor more information, try 'mesh-agent run --help'.");
+    ExitCode::from(WRONG_USAGE)
+}

@@ -104,7 +104,8 @@ pub trait PodNet: Send + Sync + 'static {
     /// Removes a real-client record, at close.
     fn forget_client(&self, source: IpAddr);
 
-    /// A TCP socket made ahead inside the namespace (non-blocking, close-on-exec, TCP_NODELAY), if one is in stock.
+    /// A TCP socket made ahead inside the namespace, if one is in stock: non-blocking, close-on-exec, TCP_NODELAY, and
+    /// fit to be bound to an address of the agent range (IP_BIND_ADDRESS_NO_PORT, IPV6_FREEBIND).
     fn stocked_socket(&self, family: Family) -> Option<Socket>;
 
     /// Makes such a socket now, when the stock is empty.

@@ -1,1 +1,216 @@
-//! sys
+//! The agent's only unsafe: system calls that no safe crate offers. Each function is one call with its checks.
+#![allow(unsafe_code, reason = "the one place for it; each block says why it holds")]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use aya::Pod;
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// The head of `union bpf_attr`, large enough for every command here; the rest reads as zero.
+#[repr(C, align(8))]
+struct Attributes([u32; 16]);
+
+impl Attributes {
+    fn new() -> Self {
+        Self([0; 16])
+    }
+
+    fn word(mut self, index: usize, value: u32) -> Self {
+        if let Some(word) = self.0.get_mut(index) {
+            *word = value;
+        }
+        self
+    }
+
+    /// Two words that hold a pointer or another 64-bit value.
+    fn long(self, index: usize, value: u64) -> Self {
+        let bytes = value.to_ne_bytes();
+        let [a, b, c, d, e, f, g, h] = bytes;
+        self.word(index, u32::from_ne_bytes([a, b, c, d])).word(index + 1, u32::from_ne_bytes([e, f, g, h]))
+    }
+}
+
+/// # Safety
+/// Every pointer in `attributes` is valid for what `command` reads and writes through it.
+unsafe fn bpf(command: libc::c_long, attributes: &mut Attributes) -> io::Result<i64> {
+    // SAFETY: the attributes are readable and writable for their own size; the caller vouches for what they point at.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.0.as_mut_ptr(), size_of::<Attributes>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// # Safety
+/// As [`bpf`]; and `command` returns a new descriptor.
+unsafe fn bpf_descriptor(command: libc::c_long, attributes: &mut Attributes) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise.
+    let descriptor = unsafe { bpf(command, attributes)? };
+    let descriptor = i32::try_from(descriptor).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    // SAFETY: the kernel has just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+fn element<K>(map: BorrowedFd<'_>, key: *const K, value: u64, flags: u64) -> Attributes {
+    Attributes::new().word(0, map.as_raw_fd() as u32).long(2, key as u64).long(4, value).long(6, flags)
+}
+
+/// Reads a map's value into `value`, which is as large as the map's value, or as all CPUs' for a per-CPU map.
+///
+/// # Errors
+/// NotFound where there is none.
+pub fn map_lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &mut [V]) -> io::Result<()> {
+    let mut attributes = element(map, key, value.as_mut_ptr() as u64, 0);
+    // SAFETY: key and value live through the call; capture's tables pair each map with the types of its ABI, which
+    // the map was created with.
+    unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attributes) }.map(drop)
+}
+
+/// Writes a map's value; `flags` 1 means only if there is none.
+pub fn map_update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
+    let mut attributes = element(map, key, std::ptr::from_ref(value) as u64, flags);
+    // SAFETY: as in map_lookup.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+}
+
+/// Removes a map's element.
+///
+/// # Errors
+/// NotFound where there is none.
+pub fn map_delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut attributes = element(map, key, 0, 0);
+    // SAFETY: as in map_lookup.
+    unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attributes) }.map(drop)
+}
+
+/// The key after `key`, or the first.
+///
+/// # Errors
+/// NotFound after the last.
+pub fn map_next_key<K: Pod>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Result<K> {
+    let key = key.map_or(std::ptr::null(), std::ptr::from_ref);
+    let mut next = std::mem::MaybeUninit::<K>::zeroed();
+    let mut attributes = element(map, key, next.as_mut_ptr() as u64, 0);
+    // SAFETY: as in map_lookup; the kernel takes a null key for "the first".
+    unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attributes)? };
+    // SAFETY: plain bytes, zeroed before and written by the kernel.
+    Ok(unsafe { next.assume_init() })
+}
+
+fn path_pointer(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// Opens what is pinned at `path`.
+pub fn bpf_open(path: &Path) -> io::Result<OwnedFd> {
+    let path = path_pointer(path)?;
+    let mut attributes = Attributes::new().long(0, path.as_ptr() as u64);
+    // SAFETY: a C string that lives through the call.
+    unsafe { bpf_descriptor(BPF_OBJ_GET, &mut attributes) }
+}
+
+/// Pins an object at `path`.
+pub fn bpf_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = path_pointer(path)?;
+    let mut attributes = Attributes::new().long(0, path.as_ptr() as u64).word(2, object.as_raw_fd() as u32);
+    // SAFETY: a C string that lives through the call.
+    unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }.map(drop)
+}
+
+/// Attaches a program: `target` is a cgroup's or namespace's descriptor, or an interface's index.
+pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attributes =
+        Attributes::new().word(0, program.as_raw_fd() as u32).word(1, target).word(2, attach_type);
+    // SAFETY: no pointers.
+    unsafe { bpf_descriptor(BPF_LINK_CREATE, &mut attributes) }
+}
+
+/// Puts another program behind a link, without a gap.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes =
+        Attributes::new().word(0, link.as_raw_fd() as u32).word(1, program.as_raw_fd() as u32);
+    // SAFETY: no pointers.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }.map(drop)
+}
+
+/// What a link is attached to: a namespace's inode or an interface's index, 0 when that is gone. Not for cgroup links,
+/// whose target is [`link_cgroup`].
+pub fn link_target(link: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(link_info(link)?.get(4).copied().unwrap_or(0))
+}
+
+/// The id of the cgroup that a link is attached to.
+pub fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    let info = link_info(link)?;
+    let [low, high] = [info.get(4), info.get(5)].map(|word| word.copied().unwrap_or(0).to_ne_bytes());
+    let [[a, b, c, d], [e, f, g, h]] = [low, high];
+    Ok(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
+}
+
+fn link_info(link: BorrowedFd<'_>) -> io::Result<[u32; 32]> {
+    let mut info = [0u32; 32];
+    let mut attributes = Attributes::new()
+        .word(0, link.as_raw_fd() as u32)
+        .word(1, size_of_val(&info) as u32)
+        .long(2, info.as_mut_ptr() as u64);
+    // SAFETY: the kernel writes at most as much as the length says.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)? };
+    Ok(info)
+}
+
+/// The cookie of the network namespace that a socket lives in. Kernel 5.14.
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: eight writable bytes, and their length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Sets an integer socket option that no crate knows.
+pub fn set_socket_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: four readable bytes, and their length.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(&value).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, as the kernel programs see it.
+pub fn monotonic_time() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a writable timespec; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
+}
+
+/// A value of plain bytes, all zero, to be written over.
+pub fn zeroed<V: Pod>() -> V {
+    // SAFETY: Pod types are valid for every bit pattern.
+    unsafe { std::mem::zeroed() }
+}

@@ -1,1 +1,137 @@
-//! capture
+//! The kernel edge: loads and pins the programs, enrols pods, and gives the data path what it needs of a pod's network
+//! namespace. aya lives here and nowhere else.
+//!
+//! `app` starts it; the proxy takes [`PodEvent`]s. It does not accept, dial or judge connections, and it does not take
+//! its programs off when the agent ends: capture and guard outlive the agent, so that nothing leaves in plaintext
+//! meanwhile. [`detach_all`] does.
+
+mod check;
+mod detach;
+mod enrolment;
+mod error;
+mod events;
+mod guard;
+mod links;
+mod loader;
+mod namespace;
+mod netlink;
+mod outcomes;
+mod pod;
+mod pod_thread;
+mod sweep;
+mod table;
+mod tables;
+
+/// Where pods are in the cgroup tree.
+pub mod cgroups;
+
+pub use check::{Feature, Needed, State, check, exit_status};
+pub use detach::detach_all;
+pub use error::Error;
+pub use mesh_common::outcome::Outcome;
+pub use outcomes::OutcomeReader;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::mpsc::Sender;
+
+use crate::drain;
+use crate::podnet::PodEvent;
+use crate::readiness::Readiness;
+use crate::state::StateReader;
+use enrolment::Enroller;
+use events::Events;
+use loader::Loaded;
+use pod::Live;
+use tables::Tables;
+
+/// What capture is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's name, for the log.
+    pub node: String,
+    /// The directory of the cgroup tree that holds `kubepods` or `kubepods.slice`.
+    pub cgroup_root: PathBuf,
+    /// A directory on a BPF file system; a directory per ABI version is made below.
+    pub pins: PathBuf,
+    /// Where the kernel programs come from.
+    pub object: ObjectSource,
+    /// How many connections the node may hold at once: the size of three maps. An entry costs about 100 bytes of kernel
+    /// memory while it is used.
+    pub map_connections: u32,
+    /// How the guard is attached.
+    pub tc: TcMode,
+    /// Whether the programs' own log is on. When off the kernel drops its code at load.
+    pub bpf_log: bool,
+}
+
+/// Where the kernel programs come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ObjectSource {
+    /// This binary; only in agents made by `cargo xtask build`.
+    Embedded,
+    /// A file, as `cargo xtask build-ebpf` makes it.
+    File(PathBuf),
+}
+
+/// How the guard is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcMode {
+    /// tcx where the kernel has it (6.6), else clsact.
+    Auto,
+    /// tcx, or not at all.
+    Tcx,
+    /// clsact, as on older kernels.
+    Clsact,
+}
+
+/// Capture, loaded and attached.
+pub struct Capture {
+    loaded: Loaded,
+    tables: Arc<Tables>,
+    tc: TcMode,
+}
+
+impl Capture {
+    /// Loads, pins or re-opens, and attaches to the pods' parent cgroup. Nothing is captured until a pod is enrolled.
+    pub fn start(config: Config) -> Result<Self, Error> {
+        let loaded = Loaded::start(&config)?;
+        let tables = Tables::open(&loaded.pins.maps()).map_err(Error::io("opening the pinned maps"))?;
+        loaded.file_agent(&tables)?;
+        tracing::info!(node = config.node, kubepods = %loaded.kubepods.display(), "capture is loaded");
+        Ok(Self { loaded, tables: Arc::new(tables), tc: config.tc })
+    }
+
+    /// The kernel's counters.
+    pub fn outcomes(&self) -> OutcomeReader {
+        OutcomeReader::new(self.tables.clone())
+    }
+
+    /// Enrols and un-enrols as the state says, publishes VIPs without endpoint, drains the kernel's events, sweeps stale
+    /// records. Ends when `shutdown` starts, and leaves everything in place.
+    pub async fn run(
+        self,
+        state: StateReader,
+        events: Sender<PodEvent>,
+        readiness: Readiness,
+        shutdown: drain::Token,
+    ) -> Result<(), Error> {
+        let ring = Events::open(&self.loaded.pins.maps())?;
+        let enroller = Enroller {
+            loaded: self.loaded,
+            tables: self.tables,
+            live: Arc::new(Live::new()),
+            tc: self.tc,
+            events,
+            readiness,
+            enrolled: HashMap::new(),
+            refused_vips: HashSet::new(),
+        };
+        tokio::select! {
+            () = enroller.run(state, shutdown) => Ok(()),
+            () = ring.run() => Ok(()),
+        }
+    }
+}

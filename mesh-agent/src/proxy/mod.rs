@@ -1,1 +1,134 @@
-//! proxy
+//! The two journeys of a connection, each readable from top to bottom: [`outbound`] and [`inbound`] (with
+//! [`plaintext`] for what arrives outside the tunnel).
+//!
+//! The proxy takes listeners that `capture` bound inside the pods, and knows nothing of eBPF, cgroups or YAML.
+
+pub mod connection;
+pub mod copy;
+mod dial;
+mod error;
+mod inbound;
+pub mod limits;
+mod outbound;
+mod plaintext;
+mod record;
+mod worker;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+
+use tokio::sync::{mpsc, oneshot};
+
+pub use worker::{LiveConnection, Shared};
+use worker::{Job, Pod, WorkerHandle};
+
+use crate::hbone::TunnelStatus;
+use crate::podnet::{EnrolledPod, PodEvent};
+
+/// The data plane of one agent. Cheap to clone.
+#[derive(Clone)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    workers: Arc<[WorkerHandle]>,
+    pods: Arc<Mutex<HashMap<Arc<str>, Home>>>,
+}
+
+/// A pod and the worker that accepts for it.
+struct Home {
+    pod: Arc<Pod>,
+    worker: usize,
+}
+
+impl Proxy {
+    /// Starts the worker threads. `workers` is at least 1.
+    pub fn start(shared: Shared, workers: usize) -> io::Result<Self> {
+        let shared = Arc::new(shared);
+        let workers = worker::start(shared.clone(), workers.max(1))?;
+        Ok(Self { shared, workers, pods: Arc::default() })
+    }
+
+    /// Takes pods as capture enrols them, until the sender is dropped.
+    pub async fn run(self, mut events: mpsc::Receiver<PodEvent>) {
+        while let Some(event) = events.recv().await {
+            match event {
+                PodEvent::Enrolled(pod) => self.enrolled(pod),
+                PodEvent::Left(uid) => self.left(&uid),
+            }
+        }
+    }
+
+    fn enrolled(&self, enrolled: EnrolledPod) {
+        let EnrolledPod { workload, net, listeners } = enrolled;
+        tracing::info!(pod = %workload.name, namespace = %workload.namespace, identity = %workload.identity, "enrolled");
+        self.left(&workload.uid.clone());
+        let pod = Arc::new(Pod::new(workload, net));
+        let worker = self.add(&pod);
+        if let Some(worker) = self.workers.get(worker) {
+            worker.send(Job::Listen(pod, listeners));
+        }
+    }
+
+    /// Remembers the pod on the worker with the fewest pods, and asks for its certificate.
+    fn add(&self, pod: &Arc<Pod>) -> usize {
+        let mut pods = self.pods();
+        let pods_of = |worker: &usize| pods.values().filter(|home| home.worker == *worker).count();
+        let worker = (0..self.workers.len()).min_by_key(pods_of).unwrap_or(0);
+        pods.insert(pod.uid().clone(), Home { pod: pod.clone(), worker });
+        self.want_identities(&pods);
+        worker
+    }
+
+    fn left(&self, uid: &str) {
+        let mut pods = self.pods();
+        let Some(home) = pods.remove(uid) else { return };
+        self.want_identities(&pods);
+        drop(pods);
+        tracing::info!(pod = %home.pod.name(), "left the mesh");
+        home.pod.leave();
+        self.workers.iter().for_each(|worker| worker.send(Job::Leave(home.pod.uid().clone())));
+    }
+
+    fn want_identities(&self, pods: &HashMap<Arc<str>, Home>) {
+        self.shared.identities.want(&pods.values().map(|home| home.pod.workload.identity.clone()).collect());
+    }
+
+    fn pods(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Home>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The live connections of all workers.
+    pub async fn connections(&self) -> Vec<LiveConnection> {
+        self.ask(Job::Connections).await
+    }
+
+    /// The tunnels of all workers.
+    pub async fn tunnels(&self) -> Vec<TunnelStatus> {
+        self.ask(Job::Tunnels).await
+    }
+
+    async fn ask<T>(&self, question: impl Fn(oneshot::Sender<Vec<T>>) -> Job) -> Vec<T> {
+        let mut all = Vec::new();
+        for worker in self.workers.iter() {
+            let (answer, answered) = oneshot::channel();
+            worker.send(question(answer));
+            all.append(&mut answered.await.unwrap_or_default());
+        }
+        all
+    }
+
+    /// Closes every listener: new connections are refused from now on.
+    pub fn stop_listening(&self) {
+        self.workers.iter().for_each(|worker| worker.send(Job::StopListening));
+    }
+
+    /// Cuts what outlived the drain window, with its reason in the log.
+    pub fn cut_all(&self) {
+        self.workers.iter().for_each(|worker| worker.send(Job::CutAll));
+    }
+
+    /// The number of live connections.
+    pub fn live(&self) -> usize {
+        self.workers.iter().map(WorkerHandle::load).sum()
+    }
+}

@@ -1,10 +1,16 @@
 //! Where an outbound connection goes: a pure function of the snapshot and what was dialled.
 
+mod balance;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::addr::{OrigDstAddr, ServerAddr};
 use crate::spiffe::SpiffeId;
-use crate::state::{MeshState, Service, Workload};
+use crate::state::{Endpoint, MeshState, Service, Workload};
 
 /// What happens to destinations that the mesh does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +73,56 @@ pub enum Refusal {
     NotInRegistry,
 }
 
+impl Refusal {
+    /// The stable label for metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Refusal::NoEndpoint => "no-endpoint",
+            Refusal::NoSuchPort => "no-such-port",
+            Refusal::NotInRegistry => "not-in-registry",
+        }
+    }
+}
+
 /// Decides where `source`'s connection to `dialled` goes. `seed` picks among equal endpoints.
-pub fn resolve(_state: &MeshState, _source: &Workload, dialled: OrigDstAddr, _mode: OutboundMode, _seed: u64) -> Route {
-    Route::PassThrough(ServerAddr::new(dialled.socket()))
+pub fn resolve(state: &MeshState, source: &Workload, dialled: OrigDstAddr, mode: OutboundMode, seed: u64) -> Route {
+    if let Some(service) = state.service_by_ip(dialled.ip()) {
+        return to_service(state, source, service, dialled, seed);
+    }
+    if let Some(workload) = state.workload_by_ip(dialled.ip()) {
+        let address = ServerAddr::new(dialled.socket());
+        let upstream = upstream(state, source, address, Some(workload));
+        return Route::Upstreams { service: None, upstreams: vec![upstream] };
+    }
+    match mode {
+        OutboundMode::AllowAny => Route::PassThrough(ServerAddr::new(dialled.socket())),
+        OutboundMode::RegistryOnly => Route::Refused(Refusal::NotInRegistry),
+    }
+}
+
+fn to_service(state: &MeshState, source: &Workload, service: &Arc<Service>, dialled: OrigDstAddr, seed: u64) -> Route {
+    let Some(port) = service.port(dialled.port()) else {
+        return Route::Refused(Refusal::NoSuchPort);
+    };
+    let candidates: Vec<&Endpoint> = port.endpoints_of_family(dialled.ip()).collect();
+    let chosen = balance::pick(candidates.len(), MAX_TRIES, seed).into_iter().filter_map(|index| candidates.get(index));
+    let upstreams: Vec<Upstream> = chosen
+        .map(|endpoint| {
+            let address = ServerAddr::new(SocketAddr::new(endpoint.ip, endpoint.port));
+            upstream(state, source, address, endpoint.workload.as_ref())
+        })
+        .collect();
+    if upstreams.is_empty() {
+        return Route::Refused(Refusal::NoEndpoint);
+    }
+    Route::Upstreams { service: Some(service.clone()), upstreams }
+}
+
+fn upstream(state: &MeshState, source: &Workload, address: ServerAddr, workload: Option<&Arc<Workload>>) -> Upstream {
+    let transport = match workload {
+        Some(workload) if workload.uid == source.uid => Transport::Itself,
+        Some(workload) if state.tunnels_to(workload, address.port()) => Transport::Tunnel(workload.identity.clone()),
+        Some(_) | None => Transport::Plaintext,
+    };
+    Upstream { address, workload: workload.cloned(), transport }
 }

@@ -39,3 +39,17 @@ pub struct Endpoint {
     /// The pod behind the address, where we know one.
     pub workload: Option<Arc<Workload>>,
 }
+
+impl ServicePort {
+    /// The endpoints that a client of this address's family can reach.
+    pub fn endpoints_of_family(&self, ip: IpAddr) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter().filter(move |endpoint| endpoint.ip.is_ipv4() == ip.is_ipv4())
+    }
+}
+
+impl Service {
+    /// The port that clients dial, if the Service has it.
+    pub fn port(&self, port: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|candidate| candidate.port == port)
+    }
+}

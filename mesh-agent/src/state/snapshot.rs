@@ -8,18 +8,25 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::{Service, Workload};
-use crate::policy::WorkloadPolicy;
+use crate::policy::{Mode, PeerModes, WorkloadPolicy};
 
-/// Everything that a decision may read, frozen.
+/// Everything that a decision may read, frozen. Made by [`MeshState::build`].
 #[derive(Default)]
 pub struct MeshState {
     /// Counts up with every publication.
     pub version: u64,
     /// The name of the node this agent runs on.
     pub node: Arc<str>,
-    workloads_by_ip: HashMap<IpAddr, Arc<Workload>>,
-    services_by_ip: HashMap<IpAddr, Arc<Service>>,
-    local_policies: HashMap<Arc<str>, Arc<WorkloadPolicy>>,
+    /// Pods that hold an IP, and pods of the host network.
+    pub(super) workloads: Vec<Arc<Workload>>,
+    pub(super) workloads_by_ip: HashMap<IpAddr, Arc<Workload>>,
+    /// All Services, also those without cluster IP.
+    pub(super) services: Vec<Arc<Service>>,
+    pub(super) services_by_ip: HashMap<IpAddr, Arc<Service>>,
+    /// By uid: enrolled pods of all nodes whose modes are not the default.
+    pub(super) peer_modes: HashMap<Arc<str>, PeerModes>,
+    /// By uid: pods of this node.
+    pub(super) local_policies: HashMap<Arc<str>, Arc<WorkloadPolicy>>,
 }
 
 impl MeshState {
@@ -33,9 +40,19 @@ impl MeshState {
         self.services_by_ip.get(&ip)
     }
 
-    /// The pods of this node, enrolled or not.
+    /// Every pod of the cluster that holds an IP, enrolled or not.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.iter()
+    }
+
+    /// Every Service of the cluster.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.iter()
+    }
+
+    /// The pods of this node, each once, enrolled or not.
     pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads_by_ip.values().filter(|w| w.node == self.node)
+        self.workloads.iter().filter(|w| w.node == self.node)
     }
 
     /// The compiled policy of a pod of this node, by uid. None: the pod is unknown, refuse.
@@ -43,10 +60,22 @@ impl MeshState {
         self.local_policies.get(uid)
     }
 
-    /// Cluster IP and port of every Service port that has no endpoint: connect() answers ECONNREFUSED there.
+    /// The PeerAuthentication mode of a port of a pod on any node.
+    pub fn peer_mode(&self, workload: &Workload, port: u16) -> Mode {
+        self.peer_modes.get(&workload.uid).map_or(Mode::Permissive, |modes| modes.at(port).0)
+    }
+
+    /// Whether callers in the mesh reach a port of this pod by tunnel.
+    pub fn tunnels_to(&self, workload: &Workload, port: u16) -> bool {
+        workload.enrolled && self.peer_mode(workload, port) != Mode::Disable
+    }
+
+    /// Cluster IP and port of every Service port that has no endpoint of the IP's family: connect() answers
+    /// ECONNREFUSED there.
     pub fn vips_without_endpoint(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.services_by_ip.iter().flat_map(|(ip, service)| {
-            service.ports.iter().filter(|p| p.endpoints.is_empty()).map(move |p| SocketAddr::new(*ip, p.port))
+            let unserved = service.ports.iter().filter(|port| port.endpoints_of_family(*ip).next().is_none());
+            unserved.map(move |port| SocketAddr::new(*ip, port.port))
         })
     }
 }

@@ -25,8 +25,24 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Named container ports: name → port.
     pub named_ports: BTreeMap<String, u16>,
-    /// Whether label and kind put it into the mesh (see [`Workload::refusal`] for pods that ask but cannot be).
+    /// Whether label and kind put it into the mesh. False for pods that ask but cannot be (see `refusal`).
     pub enrolled: bool,
     /// Why a pod that asks for the mesh cannot be enrolled (hostNetwork, …).
     pub refusal: Option<&'static str>,
+    /// spec.hostNetwork: its IPs are the node's, so it is not found by them.
+    pub host_network: bool,
+    /// The pod's Ready condition; a pod that states none counts as ready while it runs.
+    pub ready: bool,
+    /// metadata.deletionTimestamp is set.
+    pub terminating: bool,
+    /// metadata.creationTimestamp in seconds since 1970.
+    pub created: Option<i64>,
+}
+
+impl Workload {
+    /// Whether this pod holds an IP that both claim: one that stays beats one that ends, then the newest creation. The
+    /// uid only makes the choice repeatable.
+    pub(super) fn beats(&self, other: &Workload) -> bool {
+        (!self.terminating, self.created, &self.uid) > (!other.terminating, other.created, &other.uid)
+    }
 }

@@ -1,1 +1,181 @@
-//! telemetry
+//! What happened: logs, metrics and one access log line per connection.
+//!
+//! Every other room reports here; this room asks nobody. What it shows that belongs to others (kernel outcomes,
+//! certificates, the age of the configuration) it reads through closures that `app` registers. It decides nothing,
+//! and no call here waits: the data path never stops for a slow reader of its logs.
+
+pub mod access_log;
+pub mod logs;
+pub mod metrics;
+mod series;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::spiffe::SpiffeId;
+
+pub use metrics::{Metrics, OpenConnection};
+
+/// Which journey through the agent, seen from the pod on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// An application of this node dialled.
+    Outbound,
+    /// Somebody dialled an application of this node.
+    Inbound,
+}
+
+impl Direction {
+    /// The stable name, in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Direction::Outbound => "outbound",
+            Direction::Inbound => "inbound",
+        }
+    }
+}
+
+/// How the bytes travelled outside the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// HBONE: mutual TLS between agents.
+    Tunnel,
+    /// A peer outside the mesh, or one that takes plaintext only.
+    Plaintext,
+    /// A pod that reached itself through a Service, served inside the agent.
+    Itself,
+    /// A destination that the mesh does not know, passed as it is.
+    PassThrough,
+    /// Refused before a way was chosen.
+    Undecided,
+}
+
+impl Transport {
+    /// The stable name, in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Transport::Tunnel => "tunnel",
+            Transport::Plaintext => "plaintext",
+            Transport::Itself => "itself",
+            Transport::PassThrough => "pass-through",
+            Transport::Undecided => "undecided",
+        }
+    }
+}
+
+/// How a connection ended. Reasons are words from the code, never text from the network: they are metric labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConnectionResult {
+    /// Both sides closed in order.
+    Ok,
+    /// Policy said no before a byte passed.
+    Denied {
+        /// Which kind of denial, such as `no-allow-rule`.
+        reason: &'static str,
+        /// The policy that decided, as `<namespace>/<name>`, where there is one.
+        rule: Option<Arc<str>>,
+    },
+    /// Not served, by rule: no endpoint, unknown destination in registry-only mode, a pod that dials the ranges.
+    Refused {
+        /// Which rule.
+        reason: &'static str,
+    },
+    /// It should have worked and did not: connect failed, TLS failed, reset.
+    Failed {
+        /// What failed.
+        reason: &'static str,
+    },
+    /// The agent ended a connection that worked: policy changed, drain window over, pod gone.
+    Cut {
+        /// What made it so.
+        reason: &'static str,
+    },
+}
+
+impl ConnectionResult {
+    /// The stable name of the kind, in metrics and logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            ConnectionResult::Ok => "ok",
+            ConnectionResult::Denied { .. } => "denied",
+            ConnectionResult::Refused { .. } => "refused",
+            ConnectionResult::Failed { .. } => "failed",
+            ConnectionResult::Cut { .. } => "cut",
+        }
+    }
+
+    /// Why, when it is not [`ConnectionResult::Ok`].
+    pub fn reason(&self) -> Option<&'static str> {
+        match self {
+            ConnectionResult::Ok => None,
+            ConnectionResult::Denied { reason, .. }
+            | ConnectionResult::Refused { reason }
+            | ConnectionResult::Failed { reason }
+            | ConnectionResult::Cut { reason } => Some(reason),
+        }
+    }
+}
+
+/// What the metrics of a connection are kept by, known once its route or its peer is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectionKey {
+    /// Which journey.
+    pub direction: Direction,
+    /// How the bytes travel.
+    pub transport: Transport,
+    /// Who dialled, where known.
+    pub source: Option<SpiffeId>,
+    /// Who serves, where known.
+    pub destination: Option<SpiffeId>,
+}
+
+/// One connection, told at its end: everything that the access log and the metrics say about it.
+#[derive(Clone, Debug)]
+pub struct ConnectionRecord {
+    /// Which journey.
+    pub direction: Direction,
+    /// How the bytes travelled.
+    pub transport: Transport,
+    /// `<namespace>/<name>` of the pod that dialled, where known.
+    pub source_pod: Option<Arc<str>>,
+    /// Who dialled: for inbound tunnels the identity of the certificate, never a claim.
+    pub source_identity: Option<SpiffeId>,
+    /// The TCP peer that opened the connection.
+    pub client: SocketAddr,
+    /// What the application passed to connect(); outbound only.
+    pub dialled: Option<SocketAddr>,
+    /// `<namespace>/<name>` of the Service that was dialled.
+    pub service: Option<Arc<str>>,
+    /// `<namespace>/<name>` of the pod that serves, where known.
+    pub destination_pod: Option<Arc<str>>,
+    /// Who serves, where known.
+    pub destination_identity: Option<SpiffeId>,
+    /// Where the connection was sent, when it got that far.
+    pub server: Option<SocketAddr>,
+    /// The trace id of `traceparent`, 32 hex digits, when there was one.
+    pub trace_id: Option<Arc<str>>,
+    /// How it ended.
+    pub result: ConnectionResult,
+    /// Bytes of the application from client to server.
+    pub bytes_sent: u64,
+    /// Bytes of the application from server to client.
+    pub bytes_received: u64,
+    /// From accept to close.
+    pub duration: Duration,
+}
+
+impl ConnectionRecord {
+    /// The key for [`Metrics::opened`].
+    pub fn key(&self) -> ConnectionKey {
+        ConnectionKey {
+            direction: self.direction,
+            transport: self.transport,
+            source: self.source_identity.clone(),
+            destination: self.destination_identity.clone(),
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The agent's own HTTP: readiness, metrics, and a window into what it is doing.
+//!
+//! `app` binds the listeners and fills [`Sources`] with closures, so this room knows no other but readiness, telemetry
+//! and drain. Three surfaces: the admin address (everything; loopback or a unix socket of mode 0600, because it can
+//! change the agent), the metrics address (/metrics) and the readiness address (/readyz).
+//!
+//! | endpoint | |
+//! |---|---|
+//! | `GET /readyz` | 200 `ready`, or 503 with what is missing, a line each |
+//! | `GET /metrics` | OpenMetrics text |
+//! | `GET /config_dump` | JSON: every named section that `app` has registered |
+//! | `GET /connections` | JSON: live connections |
+//! | `POST /rotate` | renews every certificate now |
+//! | `POST /drain` | begins the drain, as SIGTERM does |
+//! | `GET`, `PUT /log-level` | reads, replaces the log filter (plain text) |
+//!
+//! Not here: authentication (whoever reaches the admin address may use it) and TLS.
+
+mod listener;
+mod respond;
+mod serve;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::readiness::Readiness;
+use crate::telemetry::{Metrics, logs};
+
+pub use listener::{Address, AddressError, Listener};
+pub use serve::{REQUEST_TIMEOUT, serve};
+
+/// A future that a closure gives back.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Answers what a part of the agent looks like now.
+pub type Provider = Arc<dyn Fn() -> BoxFuture<serde_json::Value> + Send + Sync>;
+
+/// Does something to the agent; the text is for the person who asked.
+pub type Hook = Arc<dyn Fn() -> BoxFuture<Result<String, String>> + Send + Sync>;
+
+/// Everything that the endpoints show and do.
+#[derive(Clone)]
+pub struct Sources {
+    /// For /readyz.
+    pub readiness: Readiness,
+    /// For /metrics.
+    pub metrics: Metrics,
+    /// For /config_dump: name of the section and what fills it.
+    pub config_dump: BTreeMap<&'static str, Provider>,
+    /// For /connections.
+    pub connections: Provider,
+    /// For POST /rotate.
+    pub rotate: Hook,
+    /// For POST /drain.
+    pub drain: Hook,
+    /// For /log-level; without one the endpoint answers 404.
+    pub log_filter: Option<logs::Filter>,
+}
+
+/// Which endpoints a listener has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// All of them.
+    Admin,
+    /// /metrics alone.
+    Metrics,
+    /// /readyz alone.
+    Readiness,
+}
+
+/// Wraps an async closure as a [`Provider`].
+pub fn provider<F, Fut>(read: F) -> Provider
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = serde_json::Value> + Send + 'static,
+{
+    Arc::new(move || Box::pin(read()))
+}
+
+/// Wraps an async closure as a [`Hook`].
+pub fn hook<F, Fut>(act: F) -> Hook
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<String, String>> + Send + 'static,
+{
+    Arc::new(move || Box::pin(act()))
+}

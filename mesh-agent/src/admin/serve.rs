@@ -1,0 +1,86 @@
+//! The accept loop and its limits: nobody who can reach a surface may cost the agent more than these.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+
+use super::listener::{Connection, Listener};
+use super::{Sources, Surface, respond};
+
+/// How many connections one listener serves at once; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 64;
+
+/// How long a request line and its headers may take to arrive; an idle keep-alive connection ends after it as well.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long one answer may take to be made.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long one connection may last, whatever it does: a client that reads its answer a byte at a time ends here.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How large a request's line and headers may be together, in bytes.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+
+/// How many headers a request may have.
+const MAX_HEADERS: usize = 64;
+
+/// How long to wait after a failed accept: out of file descriptors, most likely, and trying at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Serves `surface` on `listener` until the returned future is dropped, and every connection with it. It goes on while
+/// the process drains: that is when somebody wants to look.
+pub async fn serve(listener: Listener, surface: Surface, sources: Arc<Sources>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        // Never closed, so this does not fail; if it did, there would be nothing to serve with.
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        let connection = match listener.accept().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                warn!(%error, address = %listener.address(), "cannot accept; check the limit on open files");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let sources = sources.clone();
+        connections.spawn(async move {
+            let _permit = permit;
+            match connection {
+                Connection::Tcp(stream) => serve_connection(stream, surface, sources).await,
+                Connection::Unix(stream) => serve_connection(stream, surface, sources).await,
+            }
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn serve_connection<S>(stream: S, surface: Surface, sources: Arc<Sources>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| {
+        let sources = sources.clone();
+        async move { Ok::<_, Infallible>(respond::answer(request, surface, &sources).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .max_headers(MAX_HEADERS)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "connection to the admin server ended badly"),
+        Err(_) => debug!("connection to the admin server lasted too long and was closed"),
+    }
+}

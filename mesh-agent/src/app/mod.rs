@@ -1,0 +1,236 @@
+//! The composition root: builds the rooms, connects them, waits, drains. Nothing is decided here.
+//!
+//! ```text
+//! discovery ──► state ──► capture ──► proxy (worker threads)
+//!                            identity ──┘        admin, metrics, readiness
+//! ```
+//!
+//! Control work runs on a runtime of its own; connections run on the proxy's workers. A part that ends early ends the
+//! process: the pins in the kernel go on refusing, and a new agent picks them up.
+
+mod http;
+mod show;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::capture::{self, Capture};
+use crate::config::{self, Config};
+use crate::drain::Drain;
+use crate::identity::{self, CertificateAuthority, Identities};
+use crate::proxy::{Proxy, Shared};
+use crate::readiness::Readiness;
+use crate::state::{StateReader, StateWriter};
+use crate::telemetry::{Metrics, logs};
+use crate::{discovery, hbone};
+
+/// Threads of the control runtime: discovery may compile a large world while the admin endpoints answer.
+const CONTROL_THREADS: usize = 2;
+
+/// Pods that capture may announce before the proxy takes them. Bounded, so that enrolment waits for the proxy.
+const POD_EVENTS: usize = 64;
+
+/// How often the drain looks whether the last connection has ended.
+const DRAIN_POLL: Duration = Duration::from_millis(100);
+
+/// After the drain window: time for resets and access log lines to leave.
+const FAREWELL: Duration = Duration::from_millis(300);
+
+/// Runs the agent until SIGTERM or SIGINT and the end of the drain, or until a part fails.
+pub fn run(config: Config) -> Result<()> {
+    let log = logs::init(config.logs.format, &config.logs.level)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("cannot start the control runtime")?
+        .block_on(serve(config, log.filter()))
+}
+
+/// The rooms, connected.
+pub(crate) struct Agent {
+    config: Config,
+    readiness: Readiness,
+    metrics: Metrics,
+    drain: Drain,
+    state: StateReader,
+    health: discovery::Health,
+    identities: Identities,
+    proxy: Proxy,
+}
+
+async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let readiness = Readiness::default();
+    let metrics = Metrics::new();
+    let drain = Drain::new();
+    let (writer, state) = StateWriter::new(&config.node);
+    let identities = identities(&config.identity)?;
+    let capture = Capture::start(capture_config(&config)).context("cannot capture on this node")?;
+    let shared = Shared {
+        state: state.clone(),
+        identities: identities.clone(),
+        metrics: metrics.clone(),
+        mode: config.proxy.outbound_mode,
+        drain: drain.token(),
+        limits: hbone::Limits { drain_window: config.proxy.drain_window, ..hbone::Limits::default() },
+    };
+    let proxy = Proxy::start(shared, config.proxy.workers.get()).context("cannot start the worker threads")?;
+    let health = discovery::Health::default();
+    register_collectors(&metrics, &capture, &identities, &health);
+    let agent = Arc::new(Agent { config, readiness, metrics, drain, state, health, identities, proxy });
+
+    let mut parts = JoinSet::new();
+    http::start(&mut parts, &agent, log_filter).await?;
+    agent.start_parts(&mut parts, writer, capture);
+    tracing::info!(node = %agent.config.node, version = env!("CARGO_PKG_VERSION"), "started");
+    let failed = tokio::select! {
+        () = signals.any() => None,
+        () = agent.drain_asked() => None,
+        ended = parts.join_next() => ended,
+    };
+    if let Some(ended) = failed {
+        return part_ended(ended);
+    }
+    agent.drain(&mut signals).await;
+    Ok(())
+}
+
+/// A part of the agent, by name, with what it ended on.
+type Ended = (&'static str, Result<()>);
+
+fn part_ended(ended: Result<Ended, tokio::task::JoinError>) -> Result<()> {
+    let (name, result) = ended.context("a part of the agent panicked")?;
+    result.with_context(|| format!("{name} ended"))?;
+    Err(anyhow!("{name} ended without being asked to"))
+}
+
+impl Agent {
+    fn start_parts(self: &Arc<Self>, parts: &mut JoinSet<Ended>, writer: StateWriter, capture: Capture) {
+        let (pods, enrolled) = mpsc::channel(POD_EVENTS);
+        part(parts, "the proxy", {
+            let proxy = self.proxy.clone();
+            async move {
+                proxy.run(enrolled).await;
+                Ok(())
+            }
+        });
+        part(parts, "capture", {
+            let (state, readiness, token) = (self.state.clone(), self.readiness.clone(), self.drain.token());
+            async move { Ok(capture.run(state, pods, readiness, token).await?) }
+        });
+        part(parts, "identity", {
+            let (identities, token) = (self.identities.clone(), self.drain.token());
+            async move {
+                identities.run(token).await;
+                Ok(())
+            }
+        });
+        part(parts, "discovery", {
+            let config::Discovery::Directory(path) = &self.config.discovery;
+            let source = discovery::Source::Directory(path.clone());
+            let config = discovery::Config {
+                node: self.config.node.clone(),
+                trust_domain: self.config.identity.trust_domain.clone(),
+            };
+            let (health, readiness, token) = (self.health.clone(), self.readiness.clone(), self.drain.token());
+            async move { Ok(discovery::run(source, config, writer, health, readiness, token).await?) }
+        });
+    }
+
+    async fn drain_asked(&self) {
+        self.drain.token().started().await;
+    }
+
+    /// Takes nothing new, lets live connections end until the window is over, then cuts the rest.
+    async fn drain(&self, signals: &mut Signals) {
+        let window = self.config.proxy.drain_window;
+        self.drain.start();
+        self.proxy.stop_listening();
+        tracing::info!(window = ?window, live = self.proxy.live(), "draining; a second signal ends at once");
+        tokio::select! {
+            () = self.all_ended() => tracing::info!("drained: every connection has ended"),
+            () = tokio::time::sleep(window) => tracing::warn!(live = self.proxy.live(), "the drain window is over"),
+            () = signals.any() => tracing::warn!(live = self.proxy.live(), "a second signal: not waiting any longer"),
+        }
+        self.proxy.cut_all();
+        tokio::time::sleep(FAREWELL).await;
+    }
+
+    async fn all_ended(&self) {
+        while self.proxy.live() > 0 {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+    }
+}
+
+fn part(parts: &mut JoinSet<Ended>, name: &'static str, run: impl Future<Output = Result<()>> + Send + 'static) {
+    parts.spawn(async move { (name, run.await) });
+}
+
+fn identities(config: &config::Identity) -> Result<Identities> {
+    let ca: Arc<dyn CertificateAuthority> = match &config.ca {
+        config::Ca::Memory => Arc::new(identity::local_ca::LocalCa::memory(&config.trust_domain)?),
+        config::Ca::Directory(path) => {
+            let ca = identity::local_ca::LocalCa::directory(path, &config.trust_domain);
+            Arc::new(ca.with_context(|| format!("--ca dir:{}", path.display()))?)
+        }
+    };
+    let settings = identity::Config { trust_domain: config.trust_domain.clone(), lifetime: config.svid_ttl };
+    Ok(Identities::new(ca, settings))
+}
+
+fn capture_config(config: &Config) -> capture::Config {
+    let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log } = &config.capture;
+    capture::Config {
+        node: config.node.clone(),
+        cgroup_root: cgroup_root.clone(),
+        pins: bpf_pins.clone(),
+        object: match bpf_object {
+            Some(path) => capture::ObjectSource::File(path.clone()),
+            None => capture::ObjectSource::Embedded,
+        },
+        map_connections: *map_connections,
+        tc: match tc {
+            config::Tc::Auto => capture::TcMode::Auto,
+            config::Tc::Tcx => capture::TcMode::Tcx,
+            config::Tc::Clsact => capture::TcMode::Clsact,
+        },
+        bpf_log: *bpf_log,
+    }
+}
+
+fn register_collectors(metrics: &Metrics, capture: &Capture, identities: &Identities, health: &discovery::Health) {
+    let outcomes = capture.outcomes();
+    metrics.register_outcomes(Box::new(move || outcomes.read().into_iter().map(|(o, n)| (o.name(), n)).collect()));
+    let identities = identities.clone();
+    metrics.register_certificates(Box::new(move || show::expiries(&identities)));
+    let health = health.clone();
+    metrics.register_config_age(Box::new(move || health.report().seen?.elapsed().ok()));
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

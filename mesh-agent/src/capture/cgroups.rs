@@ -1,0 +1,131 @@
+//! Where pods are in the cgroup tree, and which processes they have. Reads only; nothing is created.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::error::Error;
+
+/// The mount point of cgroup2: /sys/fs/cgroup, or /sys/fs/cgroup/unified beside v1 hierarchies.
+pub fn cgroup2_mount() -> Option<PathBuf> {
+    mount_point(&fs::read_to_string("/proc/self/mountinfo").ok()?)
+}
+
+/// The last mount of type cgroup2: a later one covers an earlier.
+fn mount_point(mountinfo: &str) -> Option<PathBuf> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (head, tail) = line.split_once(" - ")?;
+        (tail.split(' ').next()? == "cgroup2").then(|| head.split(' ').nth(4)).flatten()
+    });
+    mounts.last().map(|path| PathBuf::from(path.replace("\\040", " ")))
+}
+
+/// The pods' parent below `root`: `kubepods` (cgroupfs driver) or `kubepods.slice` (systemd driver).
+pub(super) fn kubepods(root: &Path) -> Result<PathBuf, Error> {
+    let candidates = [root.join("kubepods"), root.join("kubepods.slice")];
+    candidates.into_iter().find(|path| path.is_dir()).ok_or_else(|| Error::NoKubepods(root.to_path_buf()))
+}
+
+/// The cgroup of the pod with this uid.
+pub(super) fn pod(kubepods: &Path, uid: &str) -> Option<PathBuf> {
+    let plain = format!("pod{uid}");
+    // The systemd driver writes the uid with underscores and repeats the parents in the name.
+    let slice = format!("-pod{}.slice", uid.replace('-', "_"));
+    let is_pod = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name == plain || name.ends_with(&slice)
+    };
+    let classes = children(kubepods);
+    let found = classes.iter().find(|path| is_pod(path)).cloned();
+    found.or_else(|| classes.iter().flat_map(|class| children(class)).find(|path| is_pod(path)))
+}
+
+/// The processes in a cgroup and below, as this process's PID namespace numbers them.
+pub(super) fn processes(cgroup: &Path) -> Vec<i32> {
+    let listed = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let mut found: Vec<i32> = listed.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect();
+    found.extend(children(cgroup).iter().flat_map(|child| processes(child)));
+    found
+}
+
+/// Whether a process is in the cgroup whose directory is named `name`, or below.
+pub(super) fn is_process_in(pid: i32, name: &std::ffi::OsStr) -> bool {
+    let listed = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let path = listed.lines().find_map(|line| line.strip_prefix("0::"));
+    path.is_some_and(|path| Path::new(path).iter().any(|component| component == name))
+}
+
+/// The id of a cgroup, as the kernel's programs see it: its inode number.
+pub(super) fn id(cgroup: &Path) -> io::Result<u64> {
+    Ok(fs::metadata(cgroup)?.ino())
+}
+
+/// The agent's own cgroup: that of its pod where it runs in one, because its container's changes at every restart.
+pub(super) fn own() -> Result<PathBuf, Error> {
+    let mount = cgroup2_mount().ok_or(Error::NoCgroup2)?;
+    let listed = fs::read_to_string("/proc/self/cgroup").map_err(Error::io("reading /proc/self/cgroup"))?;
+    let path = listed.lines().find_map(|line| line.strip_prefix("0::")).ok_or(Error::NoCgroup2)?;
+    let direct = mount.join(path.trim_start_matches('/'));
+    // With a cgroup namespace of its own the path is cut off at the container: then the tree is searched.
+    let own = if holds_self(&direct) { direct } else { search(&mount).ok_or(Error::NoCgroup2)? };
+    let is_pod = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("pod") || name.contains("-pod")
+    };
+    Ok(own.ancestors().take_while(|path| *path != mount).find(|path| is_pod(path)).unwrap_or(&own).to_path_buf())
+}
+
+fn holds_self(cgroup: &Path) -> bool {
+    let own = std::process::id().to_string();
+    fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|listed| listed.lines().any(|line| line == own))
+}
+
+fn search(below: &Path) -> Option<PathBuf> {
+    if holds_self(below) {
+        return Some(below.to_path_buf());
+    }
+    children(below).iter().find_map(|child| search(child))
+}
+
+fn children(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup2_is_found_in_both_layouts() {
+        let hybrid = "30 23 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      31 30 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+                      32 30 0:28 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw";
+        assert_eq!(mount_point(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        let unified = "32 30 0:28 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw";
+        assert_eq!(mount_point(unified), Some(PathBuf::from("/sys/fs/cgroup")));
+        assert_eq!(mount_point("1 0 0:1 / / rw - ext4 /dev/vda rw"), None);
+    }
+
+    #[test]
+    fn pods_are_found_in_both_layouts() {
+        let root = tempfile::tempdir().expect("a directory");
+        let uid = "0f1e-22";
+        for path in [
+            "kubepods/besteffort/pod0f1e-22/container",
+            "kubepods/podguaranteed",
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0f1e_22.slice/cri-containerd-1.scope",
+        ] {
+            fs::create_dir_all(root.path().join(path)).expect("a directory");
+        }
+        let cgroupfs = root.path().join("kubepods");
+        assert_eq!(kubepods(root.path()).ok(), Some(cgroupfs.clone()));
+        assert_eq!(pod(&cgroupfs, uid), Some(cgroupfs.join("besteffort/pod0f1e-22")));
+        assert_eq!(pod(&cgroupfs, "guaranteed"), Some(cgroupfs.join("podguaranteed")));
+        assert_eq!(pod(&cgroupfs, "other"), None);
+        let systemd = root.path().join("kubepods.slice");
+        let expected = systemd.join("kubepods-burstable.slice/kubepods-burstable-pod0f1e_22.slice");
+        assert_eq!(pod(&systemd, uid), Some(expected));
+    }
+}

@@ -1,0 +1,175 @@
+//! `mesh-agent check`: what this kernel offers of what capture needs, feature by feature. Looks, changes nothing.
+
+use std::path::Path;
+
+use aya::maps::MapType;
+use aya::programs::ProgramType;
+use aya::sys::{is_map_supported, is_program_supported};
+use aya::util::KernelVersion;
+
+use super::cgroups;
+
+/// One feature.
+#[derive(Clone, Debug)]
+pub struct Feature {
+    /// What it is called in the kernel.
+    pub name: &'static str,
+    /// Whether the agent starts without it.
+    pub needed: Needed,
+    /// Whether it is here.
+    pub state: State,
+    /// What it is for, and what is lost without it.
+    pub matters: &'static str,
+}
+
+/// Whether the agent starts without a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needed {
+    /// It does not.
+    Required,
+    /// It does, with less.
+    Optional,
+}
+
+/// Whether a feature is here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is.
+    Offered,
+    /// It is not, or could not be looked at; with the reason.
+    Missing(String),
+}
+
+/// Exit status for scripts: 0 all there, 1 something required is missing, 2 something optional is.
+pub fn exit_status(features: &[Feature]) -> u8 {
+    let missing = |needed| features.iter().any(|f| f.needed == needed && f.state != State::Offered);
+    if missing(Needed::Required) {
+        1
+    } else if missing(Needed::Optional) {
+        2
+    } else {
+        0
+    }
+}
+
+/// Looks at this kernel and at the cgroup tree below `cgroup_root`.
+pub fn check(cgroup_root: &Path) -> Vec<Feature> {
+    use Needed::{Optional, Required};
+    let feature = |name, needed, state, matters| Feature { name, needed, state, matters };
+    vec![
+        feature("CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN", Required, privileges(), "load programs and enter pods"),
+        feature("kernel 5.15", Required, version(5, 15), "the oldest kernel whose hooks are all that capture needs"),
+        feature("cgroup2", Required, cgroup2(), "connect() hooks attach to cgroup2 directories"),
+        feature("kubepods", Required, kubepods(cgroup_root), "the pods' parent cgroup, which the hooks attach to"),
+        feature(
+            "cgroup/connect4,6 and getpeername4,6",
+            Required,
+            program(ProgramType::CgroupSockAddr),
+            "lead what pods dial to the agent, and show both ends the right peer",
+        ),
+        feature(
+            "cgroup/sock_release",
+            Required,
+            program(ProgramType::CgroupSock),
+            "take the records of failed connections away",
+        ),
+        feature("sockops", Required, program(ProgramType::SockOps), "tell the guard which connections the agent opens"),
+        feature(
+            "sk_lookup",
+            Required,
+            program(ProgramType::SkLookup),
+            "lead what arrives in a pod to the agent without touching its ports",
+        ),
+        feature("tc classifier", Required, program(ProgramType::SchedClassifier), "the guard on the pods' interfaces"),
+        feature("socket storage", Required, map(MapType::SkStorage), "remember what a socket dialled"),
+        feature("SOCKHASH", Required, map(MapType::SockHash), "hold the agent's listeners"),
+        feature("ring buffer", Required, map(MapType::RingBuf), "report refusals and drops"),
+        feature("BPF type information", Optional, btf(), "socket storage needs it; kernels without do not load the object"),
+        feature(
+            "sk_lookup's ingress_ifindex (5.17)",
+            Optional,
+            version(5, 17),
+            "a second line against forged capture addresses; without it the guard alone keeps them out",
+        ),
+        feature(
+            "bpf_set_retval (5.18)",
+            Optional,
+            version(5, 18),
+            "a refused connect() fails with ECONNREFUSED; without it with EPERM",
+        ),
+        feature(
+            "tcx (6.6)",
+            Optional,
+            version(6, 6),
+            "the guard is pinned and updated without a gap; without it clsact filters are used",
+        ),
+    ]
+}
+
+fn privileges() -> State {
+    if rustix::process::geteuid().is_root() {
+        State::Offered
+    } else {
+        State::Missing("this is not root; what follows may be wrong for that reason".into())
+    }
+}
+
+fn version(major: u8, minor: u8) -> State {
+    match KernelVersion::current() {
+        Ok(_) if KernelVersion::at_least(major, minor, 0) => State::Offered,
+        Ok(version) => State::Missing(format!("this is {version:?}")),
+        Err(error) => State::Missing(error.to_string()),
+    }
+}
+
+fn cgroup2() -> State {
+    match cgroups::cgroup2_mount() {
+        Some(_) => State::Offered,
+        None => State::Missing("no mount of type cgroup2: a node with cgroup v1 alone is not supported".into()),
+    }
+}
+
+fn kubepods(root: &Path) -> State {
+    match cgroups::kubepods(root) {
+        Ok(_) => State::Offered,
+        Err(error) => State::Missing(error.to_string()),
+    }
+}
+
+fn program(kind: ProgramType) -> State {
+    match is_program_supported(kind) {
+        Ok(true) => State::Offered,
+        Ok(false) => State::Missing("this kernel does not know the program type".into()),
+        Err(error) => State::Missing(error.to_string()),
+    }
+}
+
+fn map(kind: MapType) -> State {
+    match is_map_supported(kind) {
+        Ok(true) => State::Offered,
+        Ok(false) => State::Missing("this kernel does not know the map type".into()),
+        Err(error) => State::Missing(error.to_string()),
+    }
+}
+
+fn btf() -> State {
+    if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        State::Offered
+    } else {
+        State::Missing("/sys/kernel/btf/vmlinux is not there: CONFIG_DEBUG_INFO_BTF is off".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_for_scripts() {
+        let feature = |needed, state| Feature { name: "", needed, state, matters: "" };
+        let missing = || State::Missing(String::new());
+        assert_eq!(exit_status(&[feature(Needed::Required, State::Offered)]), 0);
+        assert_eq!(exit_status(&[feature(Needed::Optional, missing())]), 2);
+        assert_eq!(exit_status(&[feature(Needed::Optional, missing()), feature(Needed::Required, missing())]), 1);
+    }
+}

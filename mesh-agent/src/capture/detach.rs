@@ -1,0 +1,45 @@
+//! Takes everything off again, for un-install.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::error::Error;
+use super::guard;
+use super::loader::Pins;
+use super::tables::Tables;
+
+/// Removes every pinned link and map below `pins`: capture, steering and guard end, and pods' traffic is their own.
+/// Routes inside pods stay until the pod ends; they lead nowhere that anything dials.
+pub fn detach_all(pins: &Path) -> Result<(), Error> {
+    let ours = Pins::new(pins);
+    if let Ok(tables) = Tables::open(&ours.maps()) {
+        for index in tables.guarded.keys(65_536) {
+            for uid in fs::read_dir(ours.pods()).into_iter().flatten().flatten() {
+                guard::detach(&tables, &uid.path(), index);
+            }
+            guard::detach(&tables, &ours.pods(), index);
+        }
+    }
+    // Connect hooks before the lookups and maps: from then on nothing new is led to a listener that is not there.
+    for directory in [ours.links(), ours.pods(), ours.maps()] {
+        remove(&directory).map_err(Error::io(format!("removing {}", directory.display())))?;
+    }
+    if let Some(root) = ours.maps().parent() {
+        let _ = fs::remove_dir(root);
+    }
+    Ok(())
+}
+
+fn remove(directory: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() { remove(&entry.path())? } else { fs::remove_file(entry.path())? }
+    }
+    fs::remove_dir(directory)
+}

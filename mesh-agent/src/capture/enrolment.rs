@@ -1,0 +1,315 @@
+//! Keeps what is captured in step with what the state says and with what is really there.
+//!
+//! A pod is enrolled in an order that refuses at every step in between: its gate closed, then the lookup (which drops
+//! what it has no listener for), then the guard, then routes and listeners, and the gate opens last. A step that fails
+//! leaves the pod refused; enrolment is tried again until it succeeds or the pod goes.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_common::addr::{CAPTURE_V6, Endpoint, Ip, SOURCE_V6};
+use mesh_common::names::programs;
+use mesh_common::record::{Gate, PodAddresses, PodConfig};
+use tokio::sync::mpsc::Sender;
+
+use super::TcMode;
+use super::links::{self, Target};
+use super::loader::Loaded;
+use super::namespace;
+use super::netlink::{self, LocalRoute};
+use super::pod::{Live, PodNamespace};
+use super::tables::Tables;
+use super::{guard, sweep};
+use crate::drain;
+use crate::podnet::{EnrolledPod, Family, PodEvent, PodNet};
+use crate::readiness::Readiness;
+use crate::state::{MeshState, StateReader, Workload};
+use crate::sys;
+
+const SK_LOOKUP: u32 = 36;
+/// How often what failed is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+/// How many retries pass between two looks at whether enrolled pods still are as they were left.
+const VERIFY_EVERY: u32 = 10;
+/// How many of those pass between two sweeps of stale records.
+const SWEEP_EVERY: u32 = 12;
+/// How long captured connections of a pod that left have to meet their end before their routes go.
+const ROUTES_OUTLIVE: Duration = Duration::from_secs(1);
+
+/// The one task that enrols.
+pub(super) struct Enroller {
+    pub loaded: Loaded,
+    pub tables: Arc<Tables>,
+    pub live: Arc<Live>,
+    pub tc: TcMode,
+    pub events: Sender<PodEvent>,
+    pub readiness: Readiness,
+    pub enrolled: HashMap<Arc<str>, Enrolled>,
+    pub refused_vips: HashSet<SocketAddr>,
+}
+
+/// A pod that is enrolled.
+pub(super) struct Enrolled {
+    workload: Arc<Workload>,
+    net: Arc<PodNamespace>,
+    /// The inode of its network namespace.
+    inode: u64,
+    cookie: u64,
+    /// Indexes of its host-side interfaces.
+    guarded: Vec<u32>,
+    routes: Vec<LocalRoute>,
+}
+
+/// The readiness gate of a pod.
+fn gate(workload: &Workload) -> String {
+    format!("pod/{}/{}", workload.namespace, workload.name)
+}
+
+impl Enroller {
+    /// Runs until `shutdown`; everything stays in place then.
+    pub async fn run(mut self, mut state: StateReader, mut shutdown: drain::Token) {
+        self.readiness.waiting("capture", "waiting for the first state of the cluster");
+        let mut ticks = 0u32;
+        let mut retry = tokio::time::interval(RETRY);
+        retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut state_ended = false;
+        loop {
+            tokio::select! {
+                () = shutdown.started() => return,
+                changed = state.changed(), if !state_ended => state_ended = !changed,
+                _ = retry.tick() => ticks = ticks.wrapping_add(1),
+            }
+            let current = state.current();
+            // Before the first state nothing is known, least of all who left.
+            if current.version == 0 {
+                continue;
+            }
+            if ticks % VERIFY_EVERY == 0 {
+                self.verify().await;
+            }
+            if ticks % (VERIFY_EVERY * SWEEP_EVERY) == 1 {
+                sweep::sweep(&self.tables, &self.live);
+            }
+            self.reconcile(&current).await;
+            self.readiness.ready("capture");
+        }
+    }
+
+    async fn reconcile(&mut self, state: &MeshState) {
+        self.publish_refused_vips(state);
+        let wanted: HashMap<Arc<str>, Arc<Workload>> =
+            state.local_workloads().filter(|w| w.enrolled).map(|w| (w.uid.clone(), w.clone())).collect();
+        let leaving: Vec<Arc<str>> = self
+            .enrolled
+            .iter()
+            .filter(|(uid, pod)| wanted.get(*uid).is_none_or(|wanted| wanted.ips != pod.workload.ips))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in leaving {
+            self.leave(&uid).await;
+        }
+        self.forget_strangers(&wanted).await;
+        for (uid, workload) in wanted {
+            if self.enrolled.contains_key(&uid) {
+                continue;
+            }
+            match self.enrol(&workload).await {
+                Ok(()) => self.readiness.ready(&gate(&workload)),
+                Err(reason) => {
+                    tracing::debug!(pod = %workload.name, namespace = %workload.namespace, reason, "not enrolled yet");
+                    self.readiness.waiting(&gate(&workload), reason);
+                }
+            }
+        }
+    }
+
+    fn publish_refused_vips(&mut self, state: &MeshState) {
+        let wanted: HashSet<SocketAddr> = state.vips_without_endpoint().collect();
+        for gone in self.refused_vips.difference(&wanted) {
+            self.tables.no_endpoint.remove(&Endpoint::from(*gone));
+        }
+        for new in wanted.difference(&self.refused_vips) {
+            if let Err(error) = self.tables.no_endpoint.set(&Endpoint::from(*new), &0) {
+                tracing::warn!(%error, "a Service port without endpoint could not be published");
+            }
+        }
+        self.refused_vips = wanted;
+    }
+
+    async fn enrol(&mut self, workload: &Arc<Workload>) -> Result<(), String> {
+        let first = *workload.ips.first().ok_or("it has no IP yet")?;
+        let found = namespace::find(&self.loaded.kubepods, &workload.uid, first).await?;
+        let cookie = found.thread.run(|| {
+            let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            sys::netns_cookie(socket.as_fd())
+        });
+        let cookie = cookie.await.map_err(step("reading its namespace's cookie"))?;
+        let addresses = addresses(&workload.ips);
+        self.close_gate(cookie, addresses).map_err(step("filing it for capture"))?;
+        let pins = self.loaded.pins.pod(&workload.uid);
+        fs::create_dir_all(&pins).map_err(step("making its pin directory"))?;
+        let lookup = self.loaded.program(programs::SK_LOOKUP).map_err(|error| error.to_string())?;
+        let target = Target::Namespace { descriptor: found.namespace.as_raw_fd(), inode: found.inode };
+        links::ensure(&pins.join("lookup"), &lookup, target, SK_LOOKUP).map_err(step("attaching its lookup"))?;
+        let interfaces = guard::host_side(&found.thread, &found.namespace).await?;
+        for interface in &interfaces {
+            guard::attach(&mut self.loaded, &self.tables, self.tc, &pins, interface, &addresses)
+                .map_err(step("guarding its interface"))?;
+        }
+        let routes = routes(&workload.ips);
+        let wanted = routes.clone();
+        let added = found.thread.run(move || wanted.iter().try_for_each(netlink::add_route));
+        added.await.map_err(step("adding its capture routes"))?;
+        let net = Arc::new(PodNamespace::new(cookie, self.tables.clone(), self.live.clone(), found.thread));
+        let listeners = net.listen(&workload.ips).await.map_err(step("listening inside it"))?;
+        for family in [Family::V4, Family::V6] {
+            if workload.ips.iter().any(|ip| Family::of(*ip) == family) {
+                net.refill(family);
+            }
+        }
+        let pod = EnrolledPod { workload: workload.clone(), net: net.clone() as Arc<dyn PodNet>, listeners };
+        self.events.send(PodEvent::Enrolled(pod)).await.map_err(|_| "the proxy is gone")?;
+        let open = PodConfig::new(addresses, Gate::Open);
+        self.tables.pods.set(&cookie, &open).map_err(step("opening its gate"))?;
+        tracing::info!(pod = %workload.name, namespace = %workload.namespace, "enrolled");
+        let guarded = interfaces.iter().map(|interface| interface.index).collect();
+        let enrolled = Enrolled { workload: workload.clone(), net, inode: found.inode, cookie, guarded, routes };
+        self.enrolled.insert(workload.uid.clone(), enrolled);
+        Ok(())
+    }
+
+    /// A gate that an earlier agent left open with the same addresses stays so: its listeners are gone, which refuses
+    /// as well, and the connections in between see no other error.
+    fn close_gate(&self, cookie: u64, addresses: PodAddresses) -> std::io::Result<()> {
+        if self.tables.pods.get(&cookie) == Some(PodConfig::new(addresses, Gate::Open)) {
+            return Ok(());
+        }
+        self.tables.pods.set(&cookie, &PodConfig::new(addresses, Gate::Closed))
+    }
+
+    /// Takes a pod out: its traffic is its own again, or it is gone.
+    async fn leave(&mut self, uid: &Arc<str>) {
+        let Some(pod) = self.enrolled.remove(uid) else { return };
+        self.tables.pods.remove(&pod.cookie);
+        let pins = self.loaded.pins.pod(uid);
+        remove_pin(&pins.join("lookup"));
+        for index in &pod.guarded {
+            guard::detach(&self.tables, &pins, *index);
+        }
+        remove_pins(&pins);
+        let _ = self.events.send(PodEvent::Left(uid.clone())).await;
+        self.readiness.remove(&gate(&pod.workload));
+        let routes = pod.routes;
+        let _ = pod.net.thread().post(move || {
+            std::thread::sleep(ROUTES_OUTLIVE);
+            for route in &routes {
+                let _ = netlink::remove_route(route);
+            }
+        });
+        pod.net.close();
+        tracing::info!(pod = %pod.workload.name, namespace = %pod.workload.namespace, "left the mesh");
+    }
+
+    /// Collects what earlier agents left for pods that are no longer to be enrolled.
+    async fn forget_strangers(&mut self, wanted: &HashMap<Arc<str>, Arc<Workload>>) {
+        let pinned = fs::read_dir(self.loaded.pins.pods()).into_iter().flatten().flatten();
+        let strangers: Vec<String> = pinned
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|uid| !wanted.contains_key(uid.as_str()) && !self.enrolled.contains_key(uid.as_str()))
+            .collect();
+        if strangers.is_empty() {
+            return;
+        }
+        // A pod that is still to be enrolled keeps its entry: it is closed, or left by an earlier agent.
+        let kept: HashSet<IpAddr> = wanted.values().flat_map(|workload| workload.ips.iter().copied()).collect();
+        for cookie in self.tables.pods.keys(65_536) {
+            let config = self.tables.pods.get(&cookie);
+            if config.is_some_and(|config| !kept.iter().any(|ip| config.addresses().contain(&Ip::from(*ip)))) {
+                self.tables.pods.remove(&cookie);
+            }
+        }
+        for uid in strangers {
+            let pins = self.loaded.pins.pod(&uid);
+            for index in guarded_in(&pins) {
+                guard::detach(&self.tables, &pins, index);
+            }
+            remove_pins(&pins);
+            tracing::info!(uid, "collected what an earlier agent left of a pod that is not in the mesh");
+        }
+    }
+
+    /// Puts back what a pod lost, such as routes when IPv6 was switched off and on, and lets go of a pod whose sandbox
+    /// was made anew.
+    async fn verify(&mut self) {
+        let mut renewed = Vec::new();
+        for (uid, pod) in &self.enrolled {
+            if namespace::is_current(&self.loaded.kubepods, uid, pod.inode) == Some(false) {
+                renewed.push(uid.clone());
+                continue;
+            }
+            let routes = pod.routes.clone();
+            let restored = pod.net.thread().run(move || routes.iter().try_for_each(netlink::add_route)).await;
+            match restored {
+                Ok(()) => self.readiness.ready(&gate(&pod.workload)),
+                Err(error) => self.readiness.waiting(&gate(&pod.workload), format!("its capture routes: {error}")),
+            }
+        }
+        for uid in renewed {
+            self.leave(&uid).await;
+        }
+    }
+}
+
+fn step(what: &'static str) -> impl FnOnce(std::io::Error) -> String {
+    move |error| format!("{what}: {error}")
+}
+
+fn addresses(ips: &[IpAddr]) -> PodAddresses {
+    let of = |family| ips.iter().find(|ip| Family::of(**ip) == family).map_or(Ip::UNSPECIFIED, |ip| Ip::from(*ip));
+    PodAddresses::new(of(Family::V4), of(Family::V6))
+}
+
+/// The capture range and the source range, per family that the pod has. With `source`, getsockname of a captured
+/// socket stays the pod's address with no bind in the hook.
+fn routes(ips: &[IpAddr]) -> Vec<LocalRoute> {
+    let mut routes = Vec::new();
+    for ip in ips {
+        let prefixes: [(IpAddr, u8); 2] = match ip {
+            IpAddr::V4(_) => [(Ipv4Addr::new(127, 128, 0, 0).into(), 9), (Ipv4Addr::new(127, 64, 0, 0).into(), 10)],
+            IpAddr::V6(_) => [(v6_prefix(CAPTURE_V6), 64), (v6_prefix(SOURCE_V6), 64)],
+        };
+        routes.extend(prefixes.map(|(prefix, length)| LocalRoute { prefix, length, source: *ip }));
+    }
+    routes
+}
+
+fn v6_prefix(prefix: [u8; 8]) -> IpAddr {
+    Ipv6Addr::from(u128::from(u64::from_be_bytes(prefix)) << 64).into()
+}
+
+fn remove_pin(pin: &std::path::Path) {
+    if let Err(error) = fs::remove_file(pin)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, pin = %pin.display(), "a pin could not be removed");
+    }
+}
+
+/// Removes a pod's pin directory with whatever is in it.
+fn remove_pins(directory: &std::path::Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        remove_pin(&entry.path());
+    }
+    let _ = fs::remove_dir(directory);
+}
+
+/// The interfaces that a pod's pins guard: `guard-from-INDEX`.
+fn guarded_in(directory: &std::path::Path) -> Vec<u32> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter_map(|name| name.strip_prefix("guard-from-")?.parse().ok()).collect()
+}

@@ -1,0 +1,121 @@
+//! Puts the guard on the host-side peers of a pod's interfaces, where nothing inside the pod can go round it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
+use aya::programs::{SchedClassifier, TcAttachType};
+use mesh_common::names::programs;
+use mesh_common::record::PodAddresses;
+
+use super::TcMode;
+use super::links::{self, Target};
+use super::loader::Loaded;
+use super::netlink::{self, Interface};
+use super::pod_thread::PodThread;
+use super::tables::Tables;
+
+const TCX_INGRESS: u32 = 46;
+const TCX_EGRESS: u32 = 47;
+/// Ours among the clsact filters of an interface, so that a later agent replaces instead of adding.
+const CLSACT_PRIORITY: u16 = 0x4e4d;
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// Both ways of the guard, seen from the host-side interface.
+const WAYS: [(&str, TcAttachType, u32, &str); 2] = [
+    (programs::GUARD_FROM_POD, TcAttachType::Ingress, TCX_INGRESS, "from"),
+    (programs::GUARD_TO_POD, TcAttachType::Egress, TCX_EGRESS, "to"),
+];
+
+/// The host-side peers of every interface of the pod but lo that is up.
+pub(super) async fn host_side(thread: &PodThread, namespace: &File) -> Result<Vec<Interface>, String> {
+    let failed = |what: &str| {
+        let what = what.to_string();
+        move |error: io::Error| format!("{what}: {error}")
+    };
+    let inside = thread.run(netlink::interfaces).await.map_err(failed("listing the pod's interfaces"))?;
+    // The dump also makes the kernel number the pod's namespace, which the next request asks for.
+    let outside = netlink::interfaces().map_err(failed("listing the node's interfaces"))?;
+    let id = netlink::namespace_id(namespace.as_fd()).map_err(failed("asking for the pod's namespace id"))?;
+    let mut found = Vec::new();
+    for interface in inside.iter().filter(|interface| interface.up && !interface.loopback) {
+        let peer = outside.iter().find(|candidate| {
+            id.is_some() && candidate.peer_namespace == id && candidate.peer == Some(interface.index)
+        });
+        let missing = || format!("its interface {} has no host-side peer in this network namespace", interface.name);
+        found.push(peer.cloned().ok_or_else(missing)?);
+    }
+    if found.is_empty() { Err("it has no interface that is up yet".into()) } else { Ok(found) }
+}
+
+/// Guards one host-side interface, both ways. The addresses are filed first: without them all TCP is dropped.
+pub(super) fn attach(
+    loaded: &mut Loaded,
+    tables: &Tables,
+    mode: TcMode,
+    pins: &Path,
+    interface: &Interface,
+    pod: &PodAddresses,
+) -> io::Result<()> {
+    tables.guarded.set(&interface.index, pod)?;
+    for (program, way, attach_type, name) in WAYS {
+        let pin = pins.join(format!("guard-{name}-{}", interface.index));
+        if mode != TcMode::Clsact {
+            let descriptor = loaded.program(program).map_err(io::Error::other)?;
+            match links::ensure(&pin, &descriptor, Target::Interface(interface.index), attach_type) {
+                Ok(()) => continue,
+                // Before 6.6 the kernel does not know the attach type.
+                Err(error) if mode == TcMode::Auto && error.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        attach_clsact(loaded, program, way, &interface.name).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+fn attach_clsact(
+    loaded: &mut Loaded,
+    name: &'static str,
+    way: TcAttachType,
+    interface: &str,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let program = loaded.ebpf.program_mut(name).ok_or("no such program")?;
+    let program: &mut SchedClassifier = program.try_into()?;
+    // An error means that the qdisc is there.
+    let _ = tc::qdisc_add_clsact(interface);
+    // Replace in place what an earlier agent left.
+    let earlier = SchedClassifierLink::attached(interface, way, CLSACT_PRIORITY, CLSACT_HANDLE)?;
+    let id = match program.attach_to_link(earlier) {
+        Ok(id) => id,
+        Err(_) => {
+            let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, ..NlOptions::default() };
+            program.attach_with_options(interface, way, TcAttachOptions::Netlink(options))?
+        }
+    };
+    // Dropping the link would detach it; the filter is to outlive the agent.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+/// Takes the guard off an interface. Its pins go with the pod's directory.
+pub(super) fn detach(tables: &Tables, pins: &Path, index: u32) {
+    for (_, way, _, name) in WAYS {
+        let pin = pins.join(format!("guard-{name}-{index}"));
+        if std::fs::remove_file(&pin).is_err() {
+            detach_clsact(way, index);
+        }
+    }
+    tables.guarded.remove(&index);
+}
+
+fn detach_clsact(way: TcAttachType, index: u32) {
+    let interfaces = netlink::interfaces().unwrap_or_default();
+    let Some(interface) = interfaces.iter().find(|interface| interface.index == index) else { return };
+    if let Ok(link) = SchedClassifierLink::attached(&interface.name, way, CLSACT_PRIORITY, CLSACT_HANDLE) {
+        // Dropping the link detaches it.
+        drop(link);
+    }
+}

@@ -1,0 +1,211 @@
+//! Loads the object, makes or re-opens the pinned maps, and keeps the cgroup links.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::Program;
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
+use mesh_common::names::{self, maps, programs};
+
+use super::error::Error;
+use super::links::{self, Target};
+use super::tables::Tables;
+use super::{Config, ObjectSource, cgroups};
+
+/// The kernel side of this agent: loaded programs, and where their maps and links are pinned.
+pub(super) struct Loaded {
+    /// Keeps the programs loaded; new pods' links are made from them.
+    pub ebpf: Ebpf,
+    /// The pins of this ABI version.
+    pub pins: Pins,
+    /// The pods' parent cgroup.
+    pub kubepods: PathBuf,
+}
+
+/// The directories below the pin directory of this ABI version.
+#[derive(Clone)]
+pub(super) struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    pub fn new(pins: &Path) -> Self {
+        Self { root: pins.join(names::ABI_VERSION) }
+    }
+
+    pub fn maps(&self) -> PathBuf {
+        self.root.join(names::pins::MAPS)
+    }
+
+    pub fn links(&self) -> PathBuf {
+        self.root.join(names::pins::LINKS)
+    }
+
+    pub fn pods(&self) -> PathBuf {
+        self.root.join(names::pins::PODS)
+    }
+
+    pub fn pod(&self, uid: &str) -> PathBuf {
+        self.pods().join(uid)
+    }
+
+    fn make(&self) -> Result<(), Error> {
+        check_bpffs(&self.root)?;
+        for directory in [self.maps(), self.links(), self.pods()] {
+            fs::create_dir_all(&directory).map_err(Error::io(format!("making {}", directory.display())))?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses before anything is made where the nearest directory that exists is on another file system.
+fn check_bpffs(path: &Path) -> Result<(), Error> {
+    const BPFFS_MAGIC: i64 = 0xcafe_4a11;
+    let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let statfs = rustix::fs::statfs(existing).map_err(|error| Error::Io {
+        step: format!("asking for the file system of {}", existing.display()),
+        source: error.into(),
+    })?;
+    if i64::from(statfs.f_type) == BPFFS_MAGIC { Ok(()) } else { Err(Error::NotBpffs(path.to_path_buf())) }
+}
+
+const CGROUP_SOCK_OPS: u32 = 3;
+/// The hooks on the pods' parent cgroup, with their attach types. A fresh set goes on in this order: what shows a peer's
+/// name first, so that no captured socket is ever seen without it.
+const POD_HOOKS: [(&str, u32); 5] = [
+    (programs::GETPEERNAME4, 29),
+    (programs::GETPEERNAME6, 30),
+    (programs::SOCK_RELEASE, 34),
+    (programs::CONNECT4, 10),
+    (programs::CONNECT6, 11),
+];
+
+impl Loaded {
+    /// Loads everything and puts the new programs behind the links that are there, or makes the links.
+    pub fn start(config: &Config) -> Result<Self, Error> {
+        let kubepods = cgroups::kubepods(&config.cgroup_root)?;
+        let pins = Pins::new(&config.pins);
+        pins.make()?;
+        let ebpf = load(config, &pins)?;
+        let mut loaded = Self { ebpf, pins, kubepods };
+        loaded.load_programs()?;
+        loaded.attach_hooks()?;
+        Ok(loaded)
+    }
+
+    /// The descriptor of a loaded program.
+    pub fn program(&self, name: &'static str) -> Result<OwnedFd, Error> {
+        let program = self.ebpf.program(name).ok_or(Error::ProgramMissing(name))?;
+        let descriptor = program.fd().map_err(|source| Error::Program { program: name, source })?;
+        use std::os::fd::AsFd;
+        descriptor.as_fd().try_clone_to_owned().map_err(Error::io("duplicating a program's descriptor"))
+    }
+
+    fn load_programs(&mut self) -> Result<(), Error> {
+        let all = [
+            programs::CONNECT4,
+            programs::CONNECT6,
+            programs::GETPEERNAME4,
+            programs::GETPEERNAME6,
+            programs::SOCK_RELEASE,
+            programs::SOCK_OPS,
+            programs::SK_LOOKUP,
+            programs::GUARD_FROM_POD,
+            programs::GUARD_TO_POD,
+        ];
+        for name in all {
+            let program = self.ebpf.program_mut(name).ok_or(Error::ProgramMissing(name))?;
+            load_program(program).map_err(|source| Error::Program { program: name, source })?;
+        }
+        Ok(())
+    }
+
+    /// The agent's own dials are filed before the first pod's connect can be captured.
+    fn attach_hooks(&self) -> Result<(), Error> {
+        let own = cgroups::own()?;
+        let id = cgroups::id(&own).map_err(Error::io("reading the agent's cgroup"))?;
+        let pin = self.pins.links().join(format!("{}-{id}", programs::SOCK_OPS));
+        self.attach_to_cgroup(programs::SOCK_OPS, CGROUP_SOCK_OPS, &own, &pin)?;
+        for (name, attach_type) in POD_HOOKS {
+            self.attach_to_cgroup(name, attach_type, &self.kubepods, &self.pins.links().join(name))?;
+        }
+        Ok(())
+    }
+
+    /// Names this agent's cgroup to the connect hooks, and takes out those of agents that are gone.
+    pub fn file_agent(&self, tables: &Tables) -> Result<(), Error> {
+        let id = cgroups::own().and_then(|own| cgroups::id(&own).map_err(Error::io("reading the agent's cgroup")))?;
+        tables.agents.set(&id, &0).map_err(Error::io("filing the agent's cgroup"))?;
+        let entries = fs::read_dir(self.pins.links()).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()) {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let Some(old) = name.strip_prefix(programs::SOCK_OPS).and_then(|rest| rest.strip_prefix('-')) else {
+                continue;
+            };
+            if links::is_defunct(&path) {
+                let _ = fs::remove_file(&path);
+                if let Ok(old) = old.parse() {
+                    tables.agents.remove(&old);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_to_cgroup(&self, name: &'static str, attach_type: u32, cgroup: &Path, pin: &Path) -> Result<(), Error> {
+        let step = || format!("attaching {name} to {}", cgroup.display());
+        let program = self.program(name)?;
+        let directory = fs::File::open(cgroup).map_err(Error::io(step()))?;
+        let id = cgroups::id(cgroup).map_err(Error::io(step()))?;
+        let target = Target::Cgroup { descriptor: directory.as_raw_fd(), id };
+        links::ensure(pin, &program, target, attach_type).map_err(Error::io(step()))
+    }
+}
+
+fn load(config: &Config, pins: &Pins) -> Result<Ebpf, Error> {
+    let (set_retval, ingress_ifindex) = (has(5, 18), has(5, 17));
+    let log_level: u8 = if config.bpf_log { 5 } else { 0 };
+    let directory = pins.maps();
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global(names::globals::SET_RETVAL, &set_retval, true)
+        .override_global(names::globals::INGRESS_IFINDEX, &ingress_ifindex, true)
+        .override_global(names::globals::LOG_LEVEL, &log_level, false);
+    for name in maps::ALL {
+        loader.map_pin_path(name, directory.join(name));
+    }
+    for name in maps::PER_CONNECTION {
+        loader.map_max_entries(name, config.map_connections);
+    }
+    match &config.object {
+        ObjectSource::File(path) => Ok(loader.load_file(path)?),
+        ObjectSource::Embedded => Ok(loader.load(embedded()?)?),
+    }
+}
+
+fn has(major: u8, minor: u8) -> u8 {
+    u8::from(KernelVersion::at_least(major, minor, 0))
+}
+
+#[cfg(nodemesh_embed_object)]
+fn embedded() -> Result<&'static [u8], Error> {
+    Ok(aya::include_bytes_aligned!(env!("NODEMESH_BPF_OBJECT")))
+}
+
+#[cfg(not(nodemesh_embed_object))]
+fn embedded() -> Result<&'static [u8], Error> {
+    Err(Error::NoObject)
+}
+
+fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
+    }
+}

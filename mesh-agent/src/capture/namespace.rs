@@ -1,0 +1,82 @@
+//! Finds and opens an enrolled pod's network namespace through one of its processes.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::cgroups;
+use super::netlink;
+use super::pod_thread::PodThread;
+
+/// A pod's namespace and the thread in it.
+pub(super) struct Found {
+    pub namespace: File,
+    pub inode: u64,
+    pub thread: PodThread,
+}
+
+/// Opens the namespace of the pod `uid` that holds `ip`. A pod may have several, as docker in docker does: the sandbox's
+/// is the one with the pod's address.
+pub(super) async fn find(kubepods: &Path, uid: &str, ip: IpAddr) -> Result<Found, String> {
+    let cgroup = cgroups::pod(kubepods, uid).ok_or("its cgroup is not there yet")?;
+    let mut seen = Vec::new();
+    let mut trouble = "it has no process yet".to_string();
+    for pid in cgroups::processes(&cgroup) {
+        let opened = match open(pid, &cgroup) {
+            Ok(opened) => opened,
+            Err(error) => {
+                trouble = format!("opening the network namespace of process {pid}: {error}");
+                continue;
+            }
+        };
+        let inode = opened.metadata().map(|metadata| metadata.ino()).unwrap_or(0);
+        if seen.contains(&inode) {
+            continue;
+        }
+        seen.push(inode);
+        match enter(opened, inode, ip).await {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => trouble = format!("no network namespace of its processes holds {ip} yet"),
+            Err(error) => trouble = format!("entering its network namespace: {error}"),
+        }
+    }
+    Err(trouble)
+}
+
+async fn enter(namespace: File, inode: u64, ip: IpAddr) -> io::Result<Option<Found>> {
+    let thread = PodThread::start(namespace.try_clone()?).await?;
+    let addresses = thread.run(netlink::addresses).await?;
+    Ok(addresses.contains(&ip).then_some(Found { namespace, inode, thread }))
+}
+
+/// Opens the namespace of `pid`, and makes sure that it was that process's all along: a process id may be reused between
+/// the look at the cgroup and the open.
+fn open(pid: i32, cgroup: &Path) -> io::Result<File> {
+    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    let name = cgroup.file_name().ok_or_else(gone)?;
+    let process = pidfd_open(Pid::from_raw(pid).ok_or_else(gone)?, PidfdFlags::empty())?;
+    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    if cgroups::is_process_in(pid, name) && is_alive(&process)? { Ok(namespace) } else { Err(gone()) }
+}
+
+/// A process that ended shows as -1 behind its descriptor.
+fn is_alive(process: &OwnedFd) -> io::Result<bool> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()))?;
+    Ok(info.lines().any(|line| line.strip_prefix("Pid:").is_some_and(|pid| pid.trim() != "-1")))
+}
+
+/// Whether the pod's processes still are in the namespace with this inode; none if that cannot be told.
+pub(super) fn is_current(kubepods: &Path, uid: &str, inode: u64) -> Option<bool> {
+    let cgroup = cgroups::pod(kubepods, uid)?;
+    let mut seen = cgroups::processes(&cgroup).into_iter().filter_map(|pid| {
+        let namespace = fs::metadata(format!("/proc/{pid}/ns/net")).ok()?;
+        Some(namespace.ino())
+    });
+    let first = seen.next()?;
+    Some(first == inode || seen.any(|other| other == inode))
+}

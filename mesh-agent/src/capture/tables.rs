@@ -1,0 +1,42 @@
+//! The maps that the agent reads and writes.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use mesh_common::addr::{Endpoint, FourTuple};
+use mesh_common::names::maps;
+use mesh_common::record::{ClientRecord, DialRecord, Filed, ListenerKey, PodAddresses, PodConfig, SourceKey};
+
+use super::table::Table;
+use crate::sys;
+
+/// Every map, opened from its pin.
+pub(super) struct Tables {
+    pub pods: Table<u64, PodConfig>,
+    pub dials: Table<u64, DialRecord>,
+    pub clients: Table<SourceKey, ClientRecord>,
+    pub filed: Table<FourTuple, Filed>,
+    /// The value is a socket's descriptor when written, and cannot be read.
+    pub listeners: Table<ListenerKey, u32>,
+    pub no_endpoint: Table<Endpoint, u8>,
+    pub guarded: Table<u32, PodAddresses>,
+    pub agents: Table<u64, u8>,
+    pub outcomes: OwnedFd,
+}
+
+impl Tables {
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        Ok(Self {
+            pods: Table::open(directory, maps::PODS)?,
+            dials: Table::open(directory, maps::DIALS)?,
+            clients: Table::open(directory, maps::CLIENTS)?,
+            filed: Table::open(directory, maps::FILED)?,
+            listeners: Table::open(directory, maps::LISTENERS)?,
+            no_endpoint: Table::open(directory, maps::NO_ENDPOINT)?,
+            guarded: Table::open(directory, maps::GUARDED)?,
+            agents: Table::open(directory, maps::AGENTS)?,
+            outcomes: sys::bpf_open(&directory.join(maps::OUTCOMES))?,
+        })
+    }
+}

@@ -1,0 +1,379 @@
+//! From texts to meaning: one table row per setting, one function per concern.
+
+use std::ffi::OsStr;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{
+    Ca, Capture, Config, Discovery, Http, Identity, Logs, Proxy, Refusal, Refusals, Surroundings, Tc, default,
+};
+use crate::admin::Address;
+use crate::cli::{Origin, RunArgs, Setting};
+use crate::routing::OutboundMode;
+use crate::telemetry::logs;
+
+/// Shorter lives would be renewed more often than a CA and a clock can be trusted to follow.
+const SVID_TTL_MIN: Duration = Duration::from_secs(10);
+/// A stolen key is of use for that long.
+const SVID_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Longer than any rollout; more is a slip of the pen.
+const DRAIN_WINDOW_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+const WORKERS_MAX: usize = 1024;
+/// Below it a busy pod alone fills the map; above it the map takes more than 2.5 GB.
+const MAP_CONNECTIONS: std::ops::RangeInclusive<u32> = 1024..=16_777_216;
+
+impl Config {
+    /// Puts `flags` over the environment over the file over the defaults, and says what they mean, or everything that
+    /// is wrong with them.
+    pub fn load(flags: RunArgs, surroundings: &Surroundings<'_>) -> Result<Self, Refusals> {
+        let typed = flags.or(RunArgs::from_environment(surroundings.variable));
+        let file = match &typed.config {
+            Some(path) => read_file(path, surroundings).map_err(|refusal| Refusals(vec![refusal]))?,
+            None => RunArgs::default(),
+        };
+        let mut reader = Reader { refusals: Vec::new() };
+        match meaning(&mut reader, typed.or(file), surroundings) {
+            Some(config) if reader.refusals.is_empty() => Ok(config),
+            Some(_) | None => Err(Refusals(reader.refusals)),
+        }
+    }
+}
+
+/// The cgroup directory that was named, or where cgroup v2 is mounted; for the commands other than `run`.
+pub fn cgroup_root(named: Option<PathBuf>, surroundings: &Surroundings<'_>) -> Result<PathBuf, Refusals> {
+    named.or_else(|| surroundings.cgroup2_mount()).ok_or_else(|| Refusals(vec![Refusal::NoCgroup2]))
+}
+
+fn read_file(path: &Path, surroundings: &Surroundings<'_>) -> Result<RunArgs, Refusal> {
+    let refusal = |reason: String| Refusal::File { path: path.to_owned(), reason };
+    let text = (surroundings.read)(path).map_err(|error| refusal(error.to_string()))?;
+    // A file of comments alone is an empty set of settings.
+    let settings: Option<RunArgs> = serde_saphyr::from_str(&text).map_err(|error| refusal(first_line(&error)))?;
+    Ok(settings.unwrap_or_default())
+}
+
+/// The message without the picture of the lines around it.
+fn first_line(error: &serde_saphyr::Error) -> String {
+    let message = error.to_string();
+    let line = message.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).to_string()
+}
+
+/// Reads every setting, also after one was refused, so that all refusals are told at once. `None` means refused.
+fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>) -> Option<Config> {
+    let RunArgs {
+        config: _,
+        node,
+        discovery,
+        cgroup_root,
+        bpf_pins,
+        bpf_object,
+        map_connections,
+        tc,
+        bpf_log,
+        ca,
+        trust_domain,
+        svid_ttl,
+        outbound_mode,
+        workers,
+        drain_window,
+        admin,
+        metrics,
+        readiness,
+        log_format,
+        log_level,
+    } = typed;
+    let node = reader.value(&NODE, node);
+    let discovery = reader.value(&DISCOVERY, discovery);
+    let cgroup_root = match cgroup_root {
+        Some(setting) => reader.value(&CGROUP_ROOT, Some(setting)),
+        None => reader.found(surroundings.cgroup2_mount(), Refusal::NoCgroup2),
+    };
+    let bpf_pins = reader.value(&BPF_PINS, bpf_pins);
+    let bpf_object = bpf_object.map(|setting| reader.value(&BPF_OBJECT, Some(setting)));
+    let map_connections = reader.value(&MAP_CONNECTIONS_SETTING, map_connections);
+    let tc = reader.value(&TC, tc);
+    let bpf_log = reader.value(&BPF_LOG, bpf_log);
+    let ca = reader.value(&CA, ca);
+    let trust_domain = reader.value(&TRUST_DOMAIN, trust_domain);
+    let svid_ttl = reader.value(&SVID_TTL, svid_ttl);
+    let outbound_mode = reader.value(&OUTBOUND_MODE, outbound_mode);
+    let workers = match workers {
+        Some(setting) => reader.value(&WORKERS, Some(setting)),
+        None => Some(surroundings.cpus),
+    };
+    let drain_window = reader.value(&DRAIN_WINDOW, drain_window);
+    let admin = reader.value(&ADMIN, admin);
+    let metrics = reader.value(&METRICS, metrics);
+    let readiness = reader.value(&READINESS, readiness);
+    let format = reader.value(&LOG_FORMAT, log_format);
+    let level = reader.value(&LOG_LEVEL, log_level);
+    Some(Config {
+        node: node?,
+        discovery: discovery?,
+        capture: Capture {
+            cgroup_root: cgroup_root?,
+            bpf_pins: bpf_pins?,
+            bpf_object: match bpf_object {
+                Some(path) => Some(path?),
+                None => None,
+            },
+            map_connections: map_connections?,
+            tc: tc?,
+            bpf_log: bpf_log?,
+        },
+        identity: Identity { ca: ca?, trust_domain: trust_domain?, svid_ttl: svid_ttl? },
+        proxy: Proxy { outbound_mode: outbound_mode?, workers: workers?, drain_window: drain_window? },
+        http: Http { admin: admin?, metrics: metrics?, readiness: readiness? },
+        logs: Logs { format: format?, level: level? },
+    })
+}
+
+/// Reads settings and collects what is wrong with them.
+struct Reader {
+    refusals: Vec<Refusal>,
+}
+
+impl Reader {
+    fn value<T>(&mut self, row: &Row<T>, setting: Option<Setting>) -> Option<T> {
+        let &Row { name, default, expected, example, parse } = row;
+        let default = default.map(|text| Setting { text: text.into(), origin: Origin::Default });
+        let Some(Setting { text, origin }) = setting.or(default) else {
+            self.refusals.push(Refusal::Missing { name, expected, example });
+            return None;
+        };
+        let value = parse(&text);
+        if value.is_none() {
+            let expected = expected.to_string();
+            self.refusals.push(Refusal::Value { name, origin, text, expected, example });
+        }
+        value
+    }
+
+    fn found<T>(&mut self, value: Option<T>, otherwise: Refusal) -> Option<T> {
+        if value.is_none() {
+            self.refusals.push(otherwise);
+        }
+        value
+    }
+}
+
+/// What a setting is called and takes.
+struct Row<T> {
+    name: &'static str,
+    default: Option<&'static str>,
+    expected: &'static str,
+    example: &'static str,
+    parse: fn(&OsStr) -> Option<T>,
+}
+
+const NODE: Row<String> = Row {
+    name: "node",
+    default: None,
+    expected: "the Kubernetes name of this node (lower case letters, digits, - and .)",
+    example: "worker-1",
+    parse: |text| dns_name(text, "-."),
+};
+
+const DISCOVERY: Row<Discovery> = Row {
+    name: "discovery",
+    default: None,
+    expected: "dir: and a directory of Kubernetes YAML",
+    example: "dir:/etc/nodemesh/world",
+    parse: |text| directory(text).map(Discovery::Directory),
+};
+
+const CGROUP_ROOT: Row<PathBuf> = Row {
+    name: "cgroup-root",
+    default: None,
+    expected: "the absolute path of a cgroup v2 directory",
+    example: "/sys/fs/cgroup",
+    parse: absolute_path,
+};
+
+const BPF_PINS: Row<PathBuf> = Row {
+    name: "bpf-pins",
+    default: Some(default::BPF_PINS),
+    expected: "an absolute path on bpffs that contains \"nodemesh\", for all below it is ours to remove",
+    example: "/sys/fs/bpf/nodemesh",
+    parse: |text| absolute_path(text).filter(|path| path.to_string_lossy().contains("nodemesh")),
+};
+
+const BPF_OBJECT: Row<PathBuf> = Row {
+    name: "bpf-object",
+    default: None,
+    expected: "the path of the object that `cargo xtask build-ebpf` makes",
+    example: "target/bpf/mesh-ebpf",
+    parse: path,
+};
+
+const MAP_CONNECTIONS_SETTING: Row<u32> = Row {
+    name: "map-connections",
+    default: Some(default::MAP_CONNECTIONS),
+    expected: "a number from 1024 to 16777216",
+    example: "262144",
+    parse: |text| text.to_str()?.parse().ok().filter(|number| MAP_CONNECTIONS.contains(number)),
+};
+
+const TC: Row<Tc> = Row {
+    name: "tc",
+    default: Some(default::TC),
+    expected: "auto, tcx or clsact",
+    example: "auto",
+    parse: |text| match text.to_str()? {
+        "auto" => Some(Tc::Auto),
+        "tcx" => Some(Tc::Tcx),
+        "clsact" => Some(Tc::Clsact),
+        _ => None,
+    },
+};
+
+const BPF_LOG: Row<bool> = Row {
+    name: "bpf-log",
+    default: Some(default::BPF_LOG),
+    expected: "true or false",
+    example: "true",
+    parse: |text| text.to_str()?.parse().ok(),
+};
+
+const CA: Row<Ca> = Row {
+    name: "ca",
+    default: None,
+    expected: "dir: and a directory for the root, or memory for a single agent",
+    example: "dir:/var/lib/nodemesh/ca",
+    parse: |text| if text == "memory" { Some(Ca::Memory) } else { directory(text).map(Ca::Directory) },
+};
+
+const TRUST_DOMAIN: Row<String> = Row {
+    name: "trust-domain",
+    default: Some(default::TRUST_DOMAIN),
+    expected: "a SPIFFE trust domain (lower case letters, digits, -, . and _)",
+    example: "cluster.local",
+    parse: |text| dns_name(text, "-._"),
+};
+
+const SVID_TTL: Row<Duration> = Row {
+    name: "svid-ttl",
+    default: Some(default::SVID_TTL),
+    expected: "a duration from 10s to 7days",
+    example: "4h",
+    parse: |text| duration(text).filter(|ttl| (SVID_TTL_MIN..=SVID_TTL_MAX).contains(ttl)),
+};
+
+const OUTBOUND_MODE: Row<OutboundMode> = Row {
+    name: "outbound-mode",
+    default: Some(default::OUTBOUND_MODE),
+    expected: "allow-any or registry-only",
+    example: "registry-only",
+    parse: |text| match text.to_str()? {
+        "allow-any" => Some(OutboundMode::AllowAny),
+        "registry-only" => Some(OutboundMode::RegistryOnly),
+        _ => None,
+    },
+};
+
+const WORKERS: Row<NonZeroUsize> = Row {
+    name: "workers",
+    default: None,
+    expected: "a number from 1 to 1024",
+    example: "4",
+    parse: |text| text.to_str()?.parse().ok().filter(|number: &NonZeroUsize| number.get() <= WORKERS_MAX),
+};
+
+const DRAIN_WINDOW: Row<Duration> = Row {
+    name: "drain-window",
+    default: Some(default::DRAIN_WINDOW),
+    expected: "a duration up to 7days",
+    example: "10m",
+    parse: |text| duration(text).filter(|window| *window <= DRAIN_WINDOW_MAX),
+};
+
+const ADMIN: Row<Address> = Row {
+    name: "admin",
+    default: Some(default::ADMIN),
+    expected: "a loopback IP:PORT or unix:PATH (whoever reaches it can change the agent)",
+    example: "unix:/run/nodemesh/admin.sock",
+    parse: |text| {
+        address(text).filter(|address| match address {
+            Address::Tcp(tcp) => is_loopback(tcp),
+            Address::Unix(_) => true,
+        })
+    },
+};
+
+const METRICS: Row<Address> = Row {
+    name: "metrics",
+    default: Some(default::METRICS),
+    expected: "IP:PORT or unix:PATH",
+    example: "0.0.0.0:15020",
+    parse: address,
+};
+
+const READINESS: Row<Address> = Row {
+    name: "readiness",
+    default: Some(default::READINESS),
+    expected: "IP:PORT or unix:PATH",
+    example: "0.0.0.0:15021",
+    parse: address,
+};
+
+const LOG_FORMAT: Row<logs::Format> = Row {
+    name: "log-format",
+    default: Some(default::LOG_FORMAT),
+    expected: "text or json",
+    example: "json",
+    parse: |text| match text.to_str()? {
+        "text" => Some(logs::Format::Text),
+        "json" => Some(logs::Format::Json),
+        _ => None,
+    },
+};
+
+const LOG_LEVEL: Row<String> = Row {
+    name: "log-level",
+    default: Some(default::LOG_LEVEL),
+    expected: "error, warn, info, debug, trace, off, or a list of TARGET=LEVEL",
+    example: "info,mesh_agent::hbone=debug,access=off",
+    parse: |text| {
+        let text = text.to_str()?;
+        logs::parse_filter(text).is_ok().then(|| text.to_string())
+    },
+};
+
+fn path(text: &OsStr) -> Option<PathBuf> {
+    (!text.is_empty()).then(|| text.into())
+}
+
+fn absolute_path(text: &OsStr) -> Option<PathBuf> {
+    path(text).filter(|path| path.is_absolute())
+}
+
+/// `dir:PATH`
+fn directory(text: &OsStr) -> Option<PathBuf> {
+    path(text.to_str()?.strip_prefix("dir:")?.as_ref())
+}
+
+fn address(text: &OsStr) -> Option<Address> {
+    text.to_str()?.parse().ok()
+}
+
+fn is_loopback(address: &SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+fn duration(text: &OsStr) -> Option<Duration> {
+    humantime::parse_duration(text.to_str()?).ok()
+}
+
+/// A lower-case DNS name with these marks between letters and digits.
+fn dns_name(text: &OsStr, marks: &str) -> Option<String> {
+    let text = text.to_str()?;
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let is_name = (1..=253).contains(&text.len())
+        && text.chars().all(|c| is_plain(c) || marks.contains(c))
+        && text.starts_with(is_plain)
+        && text.ends_with(is_plain);
+    is_name.then(|| text.to_string())
+}

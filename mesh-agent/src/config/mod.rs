@@ -1,0 +1,158 @@
+//! What was typed, and what it means: plain values, one struct per concern.
+//!
+//! `cli` holds the texts, this module judges them. No room imports it: `app` hands each room the values that it needs.
+//! Every refusal says where the value came from, what the right form is, and shows one.
+
+mod meaning;
+mod refusal;
+mod surroundings;
+
+#[cfg(test)]
+mod tests;
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::admin::Address;
+use crate::routing::OutboundMode;
+use crate::telemetry::logs;
+
+pub use meaning::cgroup_root;
+pub use refusal::{Refusal, Refusals};
+pub use surroundings::Surroundings;
+
+/// Defaults that the help text quotes.
+pub mod default {
+    /// `--bpf-pins`
+    pub const BPF_PINS: &str = "/sys/fs/bpf/nodemesh";
+    /// `--trust-domain`
+    pub const TRUST_DOMAIN: &str = "cluster.local";
+    /// `--outbound-mode`
+    pub const OUTBOUND_MODE: &str = "allow-any";
+    /// `--admin`
+    pub const ADMIN: &str = "127.0.0.1:15000";
+    /// `--metrics`
+    pub const METRICS: &str = "[::]:15020";
+    /// `--readiness`
+    pub const READINESS: &str = "[::]:15021";
+    /// `--log-format`
+    pub const LOG_FORMAT: &str = "text";
+    /// `--log-level`
+    pub const LOG_LEVEL: &str = "info";
+    /// `--drain-window`
+    pub const DRAIN_WINDOW: &str = "10m";
+    /// `--map-connections`
+    pub const MAP_CONNECTIONS: &str = "262144";
+    /// `--svid-ttl`
+    pub const SVID_TTL: &str = "4h";
+    /// `--tc`
+    pub const TC: &str = "auto";
+    /// `--bpf-log`
+    pub const BPF_LOG: &str = "false";
+}
+
+/// What `mesh-agent run` is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The Kubernetes node that this agent serves.
+    pub node: String,
+    /// Where the world comes from.
+    pub discovery: Discovery,
+    /// The kernel side.
+    pub capture: Capture,
+    /// Certificates.
+    pub identity: Identity,
+    /// The data path.
+    pub proxy: Proxy,
+    /// The agent's own HTTP.
+    pub http: Http,
+    /// The log.
+    pub logs: Logs,
+}
+
+/// Where the world comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// A directory of Kubernetes YAML.
+    Directory(PathBuf),
+}
+
+/// The kernel side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// The cgroup under which the pods of this node are found.
+    pub cgroup_root: PathBuf,
+    /// The directory on bpffs for pins; a directory per ABI version is made below.
+    pub bpf_pins: PathBuf,
+    /// The eBPF object; none is the one inside this binary.
+    pub bpf_object: Option<PathBuf>,
+    /// How many captured connections can be on record at once.
+    pub map_connections: u32,
+    /// How the guard is attached.
+    pub tc: Tc,
+    /// Whether the eBPF programs log.
+    pub bpf_log: bool,
+}
+
+/// How the guard is attached to interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tc {
+    /// tcx where the kernel has it, clsact elsewhere.
+    Auto,
+    /// tcx (Linux 6.6).
+    Tcx,
+    /// A clsact qdisc with filters.
+    Clsact,
+}
+
+/// Certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Who signs.
+    pub ca: Ca,
+    /// The trust domain of every identity.
+    pub trust_domain: String,
+    /// How long an SVID is valid; it is renewed at half of it.
+    pub svid_ttl: Duration,
+}
+
+/// Who signs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ca {
+    /// A root in memory, of this process alone.
+    Memory,
+    /// A root on disk, which several agents of one machine share.
+    Directory(PathBuf),
+}
+
+/// The data path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// What happens to destinations that the mesh does not know.
+    pub outbound_mode: OutboundMode,
+    /// How many worker threads serve connections.
+    pub workers: NonZeroUsize,
+    /// How long connections may go on after the agent was told to end.
+    pub drain_window: Duration,
+}
+
+/// The agent's own HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http {
+    /// Everything: loopback or a unix socket.
+    pub admin: Address,
+    /// /metrics alone.
+    pub metrics: Address,
+    /// /readyz alone.
+    pub readiness: Address,
+}
+
+/// The log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Logs {
+    /// Text or JSON.
+    pub format: logs::Format,
+    /// A level or a list of filter directives.
+    pub level: String,
+}

@@ -1,0 +1,142 @@
+//! What is wrong with the objects that were read, in words for the operator.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// Something in the source that could not be taken as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The file it is in.
+    pub file: PathBuf,
+    /// The line, counted from 1, where it is known.
+    pub line: Option<u64>,
+    /// The object's kind; empty when it could not be told.
+    pub kind: String,
+    /// `namespace/name` (or the name alone); empty when it could not be told.
+    pub object: String,
+    /// The field; empty when it is the document as a whole.
+    pub field: String,
+    /// What is wrong with it.
+    pub reason: String,
+    /// What follows from that.
+    pub effect: Effect,
+}
+
+/// What follows from a finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Effect {
+    /// The object is not there for the mesh.
+    Skipped,
+    /// The last version that could be read stays in force.
+    PreviousStays,
+    /// A policy without earlier version: its target refuses every connection.
+    TargetDeniesAll,
+    /// A PeerAuthentication without earlier version: its target refuses plaintext.
+    TargetStrict,
+    /// The later of two objects of one name is used.
+    LaterWins,
+}
+
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Effect::Skipped => "the object is ignored",
+            Effect::PreviousStays => "the previous version stays in force",
+            Effect::TargetDeniesAll => "there is no previous version, so its target refuses every connection",
+            Effect::TargetStrict => "there is no previous version, so its target refuses plaintext",
+            Effect::LaterWins => "the later one is used",
+        })
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        f.write_str(":")?;
+        for part in [&self.kind, &self.object].into_iter().filter(|part| !part.is_empty()) {
+            write!(f, " {part}")?;
+        }
+        if !self.field.is_empty() {
+            write!(f, " {}:", self.field)?;
+        }
+        write!(f, " {} ({})", self.reason, self.effect)
+    }
+}
+
+/// One field that cannot be taken, before it is known where it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The way to the field.
+    pub field: FieldPath,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Problem {
+    /// A problem with a field.
+    pub fn new(field: FieldPath, reason: impl Into<String>) -> Self {
+        Self { field, reason: reason.into() }
+    }
+}
+
+/// The way to a field of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldPath(pub Vec<Step>);
+
+/// One step down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Into a map.
+    Key(String),
+    /// Into a list.
+    Index(usize),
+}
+
+impl FieldPath {
+    /// The way that a dotted text names: `spec.clusterIPs`.
+    pub fn of(dotted: &str) -> Self {
+        Self(dotted.split('.').map(|key| Step::Key(key.to_string())).collect())
+    }
+
+    /// One step further, into a map.
+    #[must_use]
+    pub fn key(&self, key: &str) -> Self {
+        self.with(Step::Key(key.to_string()))
+    }
+
+    /// One step further, into a list.
+    #[must_use]
+    pub fn index(&self, index: usize) -> Self {
+        self.with(Step::Index(index))
+    }
+
+    /// This way, after another.
+    #[must_use]
+    pub fn below(&self, prefix: &FieldPath) -> Self {
+        Self(prefix.0.iter().chain(&self.0).cloned().collect())
+    }
+
+    fn with(&self, step: Step) -> Self {
+        Self(self.0.iter().cloned().chain([step]).collect())
+    }
+}
+
+impl fmt::Display for FieldPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Index(index) => write!(f, "[{index}]")?,
+                Step::Key(key) if key.contains(['.', '/']) => write!(f, "[{key:?}]")?,
+                Step::Key(key) if position == 0 => f.write_str(key)?,
+                Step::Key(key) => write!(f, ".{key}")?,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,50 @@
+//! How good the state is: what was refused, and how old it is. Read by /config_dump and metrics.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+
+use super::finding::Finding;
+
+/// The health of the source. Cheap to clone; `run` writes, others read.
+#[derive(Clone, Default)]
+pub struct Health {
+    current: Arc<ArcSwap<Report>>,
+}
+
+/// What is known about the source now.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// The version of the snapshot in force.
+    pub version: u64,
+    /// When the source was last seen as it is in force; its age is that of the state. None before the first reading.
+    pub seen: Option<SystemTime>,
+    /// Why the source cannot be reached, if it cannot. The last good state stays in force.
+    pub unreachable: Option<String>,
+    /// Objects in force, those kept from an earlier reading included.
+    pub objects: usize,
+    /// What is wrong in the source as it is now.
+    pub findings: Vec<Finding>,
+}
+
+impl Health {
+    /// What is known now.
+    pub fn report(&self) -> Arc<Report> {
+        self.current.load_full()
+    }
+
+    pub(super) fn set(&self, report: Report) {
+        self.current.store(Arc::new(report));
+    }
+
+    pub(super) fn seen_again(&self) {
+        let report = Report { seen: Some(SystemTime::now()), unreachable: None, ..(*self.report()).clone() };
+        self.set(report);
+    }
+
+    pub(super) fn unreachable(&self, reason: String) {
+        self.set(Report { unreachable: Some(reason), ..(*self.report()).clone() });
+    }
+}

@@ -1,0 +1,80 @@
+//! From the objects in force to the [`World`]: what only several objects together can say.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::object::Key;
+use super::store::Store;
+use super::translate::Item;
+use crate::policy::PolicySet;
+use crate::state::{Backend, Backends, ServiceSpec, Workload, World};
+
+/// Joins pods with their namespace's label and EndpointSlices with their Service. Cannot fail.
+pub fn world(store: &Store) -> World {
+    let mut loose = Loose::default();
+    for (key, entry) in &store.entries {
+        if let Some(item) = &entry.item {
+            loose.take(key, item);
+        }
+    }
+    World {
+        workloads: loose.workloads(),
+        services: loose.services,
+        policies: PolicySet::new(loose.peers, loose.authorizations, store.unreadable.clone()),
+    }
+    .with_slices(loose.slices)
+}
+
+#[derive(Default)]
+struct Loose<'a> {
+    namespaces: BTreeMap<&'a str, Option<bool>>,
+    pods: Vec<(&'a Workload, Option<bool>)>,
+    services: Vec<ServiceSpec>,
+    slices: HashMap<(Arc<str>, Arc<str>), Vec<Backend>>,
+    peers: Vec<crate::policy::PeerAuthentication>,
+    authorizations: Vec<crate::policy::AuthorizationPolicy>,
+}
+
+impl<'a> Loose<'a> {
+    fn take(&mut self, key: &'a Key, item: &'a Item) {
+        match item {
+            Item::Namespace { mesh } => {
+                self.namespaces.insert(&key.name, *mesh);
+            }
+            Item::Pod { workload, mesh } => self.pods.push((workload, *mesh)),
+            Item::Service(service) => self.services.push(service.clone()),
+            Item::EndpointSlice { service, backends } => {
+                let slice = self.slices.entry((key.namespace.as_str().into(), service.clone())).or_default();
+                slice.extend_from_slice(backends);
+            }
+            Item::PeerAuthentication(peer) => self.peers.push(peer.clone()),
+            Item::AuthorizationPolicy(policy) => self.authorizations.push(policy.clone()),
+        }
+    }
+
+    fn workloads(&self) -> Vec<Workload> {
+        let enrolment = |(workload, own): &(&Workload, Option<bool>)| {
+            let of_namespace = self.namespaces.get(&*workload.namespace).copied().flatten();
+            let asked = own.or(of_namespace) == Some(true);
+            Workload {
+                enrolled: asked && workload.enrolled,
+                refusal: workload.refusal.filter(|_| asked),
+                ..(*workload).clone()
+            }
+        };
+        self.pods.iter().map(enrolment).collect()
+    }
+}
+
+impl World {
+    /// A Service with slices takes its endpoints from them. One without has none yet in a cluster, where a controller
+    /// makes slices; a directory may do without, and then the selector tells (see [`Backends::Selected`]).
+    fn with_slices(mut self, mut slices: HashMap<(Arc<str>, Arc<str>), Vec<Backend>>) -> Self {
+        for service in &mut self.services {
+            if let Some(backends) = slices.remove(&(service.namespace.clone(), service.name.clone())) {
+                service.backends = Backends::Listed(backends);
+            }
+        }
+        self
+    }
+}

@@ -1,0 +1,216 @@
+//! One parsed document to the objects in it: which kinds the mesh reads, and by which name they go.
+
+use std::fmt;
+
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::crd::{AuthorizationPolicy, GROUP, PeerAuthentication, VERSION};
+use super::finding::{FieldPath, Problem, Step};
+use super::translate::{self, Item};
+
+/// The kinds that the mesh reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// v1
+    Namespace,
+    /// v1
+    Pod,
+    /// v1
+    Service,
+    /// discovery.k8s.io/v1
+    EndpointSlice,
+    /// nodemesh.dev/v1alpha1
+    PeerAuthentication,
+    /// nodemesh.dev/v1alpha1
+    AuthorizationPolicy,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl Kind {
+    /// Whether an object of this kind restricts who may connect.
+    pub fn is_policy(self) -> bool {
+        match self {
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy => true,
+            Kind::Namespace | Kind::Pod | Kind::Service | Kind::EndpointSlice => false,
+        }
+    }
+}
+
+/// How an object is told from all others.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// metadata.namespace, `default` when absent; empty for Namespaces.
+    pub namespace: String,
+    /// metadata.name
+    pub name: String,
+}
+
+impl Key {
+    /// `namespace/name`, or the name alone.
+    pub fn object(&self) -> String {
+        if self.namespace.is_empty() { self.name.clone() } else { format!("{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// What an object in a file is to the mesh.
+pub enum Meaning {
+    /// Of a kind that the mesh does not read.
+    Foreign,
+    /// Of a kind that looks as if the mesh should read it, and does not.
+    Mistaken(Problem),
+    /// Of a kind that the mesh reads; the name may be missing.
+    Known {
+        /// The kind.
+        kind: Kind,
+        /// namespace and name, if it has a name.
+        key: Result<Key, Problem>,
+    },
+}
+
+/// The objects of a document with the way to each: itself, or the items of a List.
+pub fn objects(document: &Value) -> Vec<(FieldPath, &Value)> {
+    let is_list = document.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"));
+    match document.get("items").and_then(Value::as_array) {
+        Some(items) if is_list => {
+            items.iter().enumerate().map(|(index, item)| (FieldPath::of("items").index(index), item)).collect()
+        }
+        Some(_) | None => vec![(FieldPath::default(), document)],
+    }
+}
+
+/// Tells what an object is, without reading its body.
+pub fn meaning(object: &Value) -> Meaning {
+    let api_version = text(object, &["apiVersion"]).unwrap_or_default();
+    let kind = text(object, &["kind"]).unwrap_or_default();
+    if kind.is_empty() || api_version.is_empty() {
+        let field = if kind.is_empty() { "kind" } else { "apiVersion" };
+        return Meaning::Mistaken(Problem::new(FieldPath::of(field), "missing: not a Kubernetes object"));
+    }
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let kind = match (group, version, kind) {
+        ("", "v1", "Namespace") => Kind::Namespace,
+        ("", "v1", "Pod") => Kind::Pod,
+        ("", "v1", "Service") => Kind::Service,
+        ("discovery.k8s.io", "v1", "EndpointSlice") => Kind::EndpointSlice,
+        (GROUP, _, "PeerAuthentication") => Kind::PeerAuthentication,
+        (GROUP, _, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
+        (GROUP, _, other) => {
+            let reason = format!("{GROUP} has no kind {other}: PeerAuthentication and AuthorizationPolicy are known");
+            return Meaning::Mistaken(Problem::new(FieldPath::of("kind"), reason));
+        }
+        (other, _, "PeerAuthentication" | "AuthorizationPolicy") => {
+            let reason = format!("{kind} of {other:?} is not read; the mesh's own is {GROUP}/{VERSION}");
+            return Meaning::Mistaken(Problem::new(FieldPath::of("apiVersion"), reason));
+        }
+        _ => return Meaning::Foreign,
+    };
+    Meaning::Known { kind, key: key(kind, object) }
+}
+
+/// Every field that metadata can have. A misspelt `namespace` would put a policy where it restricts nothing.
+const METADATA: [&str; 15] = [
+    "annotations",
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "labels",
+    "managedFields",
+    "name",
+    "namespace",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
+
+fn key(kind: Kind, object: &Value) -> Result<Key, Problem> {
+    let metadata = object.get("metadata").and_then(Value::as_object);
+    let unknown = metadata.and_then(|metadata| metadata.keys().find(|key| !METADATA.contains(&key.as_str())));
+    if let Some(field) = unknown.filter(|_| kind.is_policy()) {
+        return Err(Problem::new(FieldPath::of("metadata").key(field), "unknown field"));
+    }
+    let name = text(object, &["metadata", "name"]).filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| Problem::new(FieldPath::of("metadata.name"), "missing, or not a text"))?;
+    let namespace = match kind {
+        Kind::Namespace => "",
+        Kind::Pod | Kind::Service | Kind::EndpointSlice | Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
+            namespace(object)?
+        }
+    };
+    Ok(Key { kind, namespace: namespace.to_string(), name: name.to_string() })
+}
+
+/// metadata.namespace, `default` when absent.
+pub fn namespace(object: &Value) -> Result<&str, Problem> {
+    match object.get("metadata").and_then(|metadata| metadata.get("namespace")) {
+        None => Ok("default"),
+        Some(Value::String(namespace)) if !namespace.is_empty() => Ok(namespace),
+        Some(_) => Err(Problem::new(FieldPath::of("metadata.namespace"), "not a text, or empty")),
+    }
+}
+
+/// Reads an object's body. None for an object that says nothing to the mesh, such as a pod that ended.
+pub fn read(key: &Key, object: &Value, trust_domain: &str) -> Result<Option<Item>, Problem> {
+    match key.kind {
+        Kind::Namespace => translate::namespace(&typed::<Namespace>(object)?).map(Some),
+        Kind::Pod => translate::pod(&typed::<Pod>(object)?, key, trust_domain),
+        Kind::Service => translate::service(&typed::<Service>(object)?, key).map(Some),
+        Kind::EndpointSlice => translate::endpoint_slice(&typed::<EndpointSlice>(object)?, key),
+        Kind::PeerAuthentication => {
+            ours(object)?;
+            translate::peer_authentication(&typed::<PeerAuthentication>(object)?, key).map(Some)
+        }
+        Kind::AuthorizationPolicy => {
+            ours(object)?;
+            translate::authorization_policy(&typed::<AuthorizationPolicy>(object)?, key, trust_domain).map(Some)
+        }
+    }
+}
+
+/// What the derived types of our kinds do not refuse by themselves: another version, and unknown fields at the top.
+fn ours(object: &Value) -> Result<(), Problem> {
+    let expected = format!("{GROUP}/{VERSION}");
+    let api_version = text(object, &["apiVersion"]).unwrap_or_default();
+    if api_version != expected {
+        let reason = format!("{api_version} is not a version that this agent reads; {expected} is");
+        return Err(Problem::new(FieldPath::of("apiVersion"), reason));
+    }
+    let known = ["apiVersion", "kind", "metadata", "spec", "status"];
+    let unknown = object.as_object().and_then(|map| map.keys().find(|key| !known.contains(&key.as_str())));
+    match unknown {
+        Some(key) => Err(Problem::new(FieldPath::default().key(key), "unknown field")),
+        None => Ok(()),
+    }
+}
+
+fn typed<T: DeserializeOwned>(object: &Value) -> Result<T, Problem> {
+    serde_path_to_error::deserialize(object).map_err(|error| {
+        let mut steps = Vec::new();
+        for segment in error.path() {
+            match segment {
+                serde_path_to_error::Segment::Seq { index } => steps.push(Step::Index(*index)),
+                serde_path_to_error::Segment::Map { key } => steps.push(Step::Key(key.clone())),
+                serde_path_to_error::Segment::Enum { .. } | serde_path_to_error::Segment::Unknown => {}
+            }
+        }
+        Problem::new(FieldPath(steps), error.inner().to_string())
+    })
+}
+
+/// A text below a chain of keys.
+pub fn text<'a>(object: &'a Value, keys: &[&str]) -> Option<&'a str> {
+    keys.iter().try_fold(object, |value, key| value.get(key))?.as_str()
+}

@@ -1,0 +1,206 @@
+//! Namespace, Pod, Service and EndpointSlice.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Container, Namespace, Pod, PodSpec, PodStatus, Service, ServicePort};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::{FieldPath, Item, Problem, mesh_label};
+use crate::discovery::object::Key;
+use crate::spiffe::SpiffeId;
+use crate::state::{Backend, Backends, PortSpec, ServiceSpec, TargetPort, Workload};
+
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// A namespace counts by its label.
+pub fn namespace(namespace: &Namespace) -> Result<Item, Problem> {
+    Ok(Item::Namespace { mesh: mesh_label(namespace.metadata.labels.as_ref())? })
+}
+
+/// A pod counts once it has an IP, until it has ended.
+pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Option<Item>, Problem> {
+    let nothing_yet = PodStatus::default();
+    let status = pod.status.as_ref().unwrap_or(&nothing_yet);
+    let ips = pod_ips(status)?;
+    let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let Some(spec) = pod.spec.as_ref().filter(|_| !ended && !ips.is_empty()) else {
+        return Ok(None);
+    };
+    let metadata = &pod.metadata;
+    let Some(uid) = metadata.uid.as_deref().filter(|uid| !uid.is_empty()) else {
+        return Err(Problem::new(FieldPath::of("metadata.uid"), "missing: the pod's cgroup is found by it"));
+    };
+    let account = spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
+    let identity = SpiffeId::new(trust_domain, &key.namespace, account)
+        .map_err(|error| Problem::new(FieldPath::of("spec.serviceAccountName"), error.to_string()))?;
+    let refusal = refusal(spec);
+    let workload = Workload {
+        uid: uid.into(),
+        name: key.name.as_str().into(),
+        namespace: key.namespace.as_str().into(),
+        node: spec.node_name.as_deref().unwrap_or_default().into(),
+        identity,
+        ips,
+        labels: metadata.labels.clone().unwrap_or_default(),
+        named_ports: named_ports(spec)?,
+        enrolled: refusal.is_none(),
+        refusal,
+        host_network: spec.host_network == Some(true),
+        ready: is_ready(status),
+        terminating: metadata.deletion_timestamp.is_some(),
+        created: metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+    };
+    Ok(Some(Item::Pod { workload, mesh: mesh_label(metadata.labels.as_ref())? }))
+}
+
+fn pod_ips(status: &PodStatus) -> Result<Vec<IpAddr>, Problem> {
+    let list = status.pod_ips.as_deref().unwrap_or_default();
+    if let (true, Some(ip)) = (list.is_empty(), &status.pod_ip) {
+        return Ok(vec![parse_ip(ip, || FieldPath::of("status.podIP"))?]);
+    }
+    let at = |index| FieldPath::of("status.podIPs").index(index).key("ip");
+    list.iter().enumerate().map(|(index, ip)| parse_ip(&ip.ip, || at(index))).collect()
+}
+
+/// Why a pod cannot be in the mesh, whatever its labels say.
+fn refusal(spec: &PodSpec) -> Option<&'static str> {
+    let runtime = spec.runtime_class_name.as_deref().unwrap_or_default();
+    if spec.host_network == Some(true) {
+        Some("hostNetwork: the pod has no network namespace of its own")
+    } else if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
+        Some("a Windows pod: there is no eBPF for it")
+    } else if runtime.contains("gvisor") || runtime.contains("runsc") {
+        Some("gVisor: its sockets are not the kernel's")
+    } else if runtime.contains("kata") {
+        Some("Kata: its sockets are in a virtual machine")
+    } else {
+        None
+    }
+}
+
+/// Named TCP ports of containers, and of init containers that keep running.
+fn named_ports(spec: &PodSpec) -> Result<BTreeMap<String, u16>, Problem> {
+    let init = spec.init_containers.as_deref().unwrap_or_default().iter().enumerate();
+    let sidecars = init.filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"));
+    let sidecars = sidecars.map(|(index, container)| (FieldPath::of("spec.initContainers").index(index), container));
+    let containers = spec.containers.iter().enumerate();
+    let containers = containers.map(|(index, container)| (FieldPath::of("spec.containers").index(index), container));
+    let mut named = BTreeMap::new();
+    for (path, container) in containers.chain(sidecars) {
+        for (name, port) in container_ports(container, &path)? {
+            named.entry(name).or_insert(port);
+        }
+    }
+    Ok(named)
+}
+
+fn container_ports(container: &Container, path: &FieldPath) -> Result<Vec<(String, u16)>, Problem> {
+    let mut named = Vec::new();
+    for (index, port) in container.ports.as_deref().unwrap_or_default().iter().enumerate() {
+        let number = port_number(port.container_port, || path.key("ports").index(index).key("containerPort"))?;
+        if let (true, Some(name)) = (is_tcp(port.protocol.as_deref()), &port.name) {
+            named.push((name.clone(), number));
+        }
+    }
+    Ok(named)
+}
+
+/// The Ready condition; a pod that states none (written by hand) is ready while it runs.
+fn is_ready(status: &PodStatus) -> bool {
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    match conditions.iter().find(|condition| condition.type_ == "Ready") {
+        Some(condition) => condition.status == "True",
+        None => matches!(status.phase.as_deref(), None | Some("Running")),
+    }
+}
+
+/// A Service counts by its TCP ports; ExternalName is a matter of DNS alone.
+pub fn service(service: &Service, key: &Key) -> Result<Item, Problem> {
+    let nothing = k8s_openapi::api::core::v1::ServiceSpec::default();
+    let spec = service.spec.as_ref().unwrap_or(&nothing);
+    let ports = spec.ports.as_deref().unwrap_or_default().iter().enumerate();
+    let tcp = ports.filter(|(_, port)| is_tcp(port.protocol.as_deref()));
+    let ports = tcp.map(|(index, port)| service_port(port, &FieldPath::of("spec.ports").index(index)));
+    let external_name = spec.type_.as_deref() == Some("ExternalName");
+    Ok(Item::Service(ServiceSpec {
+        namespace: key.namespace.as_str().into(),
+        name: key.name.as_str().into(),
+        cluster_ips: if external_name { Vec::new() } else { cluster_ips(spec)? },
+        selector: spec.selector.clone().filter(|_| !external_name),
+        ports: ports.collect::<Result<_, _>>()?,
+        backends: Backends::Selected,
+    }))
+}
+
+fn cluster_ips(spec: &k8s_openapi::api::core::v1::ServiceSpec) -> Result<Vec<IpAddr>, Problem> {
+    let list = spec.cluster_ips.as_deref().unwrap_or_default();
+    if list.is_empty() {
+        let one = spec.cluster_ip.iter().filter(|ip| is_address(ip));
+        return one.map(|ip| parse_ip(ip, || FieldPath::of("spec.clusterIP"))).collect();
+    }
+    let addresses = list.iter().enumerate().filter(|(_, ip)| is_address(ip));
+    addresses.map(|(index, ip)| parse_ip(ip, || FieldPath::of("spec.clusterIPs").index(index))).collect()
+}
+
+/// "None" is a headless Service; an empty text is one that has no address yet.
+fn is_address(cluster_ip: &str) -> bool {
+    !cluster_ip.is_empty() && cluster_ip != "None"
+}
+
+fn service_port(port: &ServicePort, path: &FieldPath) -> Result<PortSpec, Problem> {
+    let number = port_number(port.port, || path.key("port"))?;
+    let target = match &port.target_port {
+        None => TargetPort::Number(number),
+        // An API server stores 0 for "the same as port".
+        Some(IntOrString::Int(0)) => TargetPort::Number(number),
+        Some(IntOrString::Int(target)) => TargetPort::Number(port_number(*target, || path.key("targetPort"))?),
+        Some(IntOrString::String(name)) => TargetPort::Name(name.clone()),
+    };
+    Ok(PortSpec { name: port.name.as_deref().unwrap_or_default().into(), port: number, target })
+}
+
+/// A slice counts when it belongs to a Service and holds IPs.
+pub fn endpoint_slice(slice: &EndpointSlice, key: &Key) -> Result<Option<Item>, Problem> {
+    let labels = slice.metadata.labels.as_ref();
+    let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME_LABEL)) else {
+        return Ok(None);
+    };
+    if slice.address_type == "FQDN" {
+        tracing::debug!(slice = %key.object(), "an EndpointSlice of names is not used");
+        return Ok(None);
+    }
+    let mut backends = Vec::new();
+    for (index, port) in slice.ports.as_deref().unwrap_or_default().iter().enumerate() {
+        let (true, Some(number)) = (is_tcp(port.protocol.as_deref()), port.port) else { continue };
+        let number = port_number(number, || FieldPath::of("ports").index(index).key("port"))?;
+        for (index, endpoint) in slice.endpoints.iter().flatten().enumerate() {
+            let name = port.name.as_deref().unwrap_or_default();
+            backends.extend(slice_backend(endpoint, index, name, number)?);
+        }
+    }
+    Ok(Some(Item::EndpointSlice { service: service.as_str().into(), backends }))
+}
+
+/// The addresses of one endpoint are all the same place: clients use the first.
+fn slice_backend(endpoint: &Endpoint, index: usize, name: &str, port: u16) -> Result<Option<Backend>, Problem> {
+    let Some(address) = endpoint.addresses.first() else { return Ok(None) };
+    let ip = parse_ip(address, || FieldPath::of("endpoints").index(index).key("addresses").index(0))?;
+    let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) != Some(false);
+    Ok(Some(Backend { ip, port_name: name.into(), port, ready }))
+}
+
+fn is_tcp(protocol: Option<&str>) -> bool {
+    matches!(protocol, None | Some("TCP" | ""))
+}
+
+fn parse_ip(text: &str, field: impl FnOnce() -> FieldPath) -> Result<IpAddr, Problem> {
+    let ip: Result<IpAddr, _> = text.parse();
+    ip.map(|ip| ip.to_canonical()).map_err(|_| Problem::new(field(), format!("{text:?} is not an IP address")))
+}
+
+fn port_number(number: i32, field: impl FnOnce() -> FieldPath) -> Result<u16, Problem> {
+    let port = u16::try_from(number).ok().filter(|port| *port != 0);
+    port.ok_or_else(|| Problem::new(field(), format!("{number} is not a port: 1 to 65535")))
+}

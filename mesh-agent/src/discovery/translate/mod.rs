@@ -1,0 +1,68 @@
+//! From one Kubernetes object to what the mesh takes from it. Pure; Kubernetes types end here.
+//!
+//! Objects from a file and from an API server go the same way. An object that cannot be taken gives a [`Problem`] with
+//! the field; it is up to the caller what stays in force then.
+
+mod core;
+mod policy;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use self::core::{endpoint_slice, namespace, pod, service};
+pub use self::policy::{authorization_policy, peer_authentication, unreadable};
+
+use super::finding::{FieldPath, Problem};
+use crate::policy::{AuthorizationPolicy, PeerAuthentication};
+use crate::state::{Backend, ServiceSpec, Workload};
+
+/// The label that puts a namespace or a pod into the mesh (`enabled`) or keeps a pod out of it (`disabled`).
+pub const MESH_LABEL: &str = "nodemesh.dev/mesh";
+/// The namespace of objects that hold for the whole mesh.
+pub const MESH_NAMESPACE: &str = "nodemesh-system";
+
+/// What the mesh takes from one object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Item {
+    /// A namespace: what its label says.
+    Namespace {
+        /// None: nothing.
+        mesh: Option<bool>,
+    },
+    /// A pod; whether it is enrolled is settled with its namespace.
+    Pod {
+        /// `enrolled` and `refusal` say what would be if the pod were asked for.
+        workload: Workload,
+        /// What the pod's own label says.
+        mesh: Option<bool>,
+    },
+    /// A Service; its endpoints come with the EndpointSlices.
+    Service(ServiceSpec),
+    /// Some endpoints of a Service.
+    EndpointSlice {
+        /// Its name, in the slice's namespace.
+        service: Arc<str>,
+        /// The endpoints.
+        backends: Vec<Backend>,
+    },
+    /// Whether plaintext is acceptable.
+    PeerAuthentication(PeerAuthentication),
+    /// Who may connect.
+    AuthorizationPolicy(AuthorizationPolicy),
+}
+
+/// What the mesh label says. A word that is neither is refused, not guessed.
+fn mesh_label(labels: Option<&BTreeMap<String, String>>) -> Result<Option<bool>, Problem> {
+    match labels.and_then(|labels| labels.get(MESH_LABEL)).map(String::as_str) {
+        None => Ok(None),
+        Some("enabled") => Ok(Some(true)),
+        Some("disabled") => Ok(Some(false)),
+        Some(other) => {
+            let field = FieldPath::of("metadata.labels").key(MESH_LABEL);
+            Err(Problem::new(field, format!("{other:?} is neither \"enabled\" nor \"disabled\"")))
+        }
+    }
+}

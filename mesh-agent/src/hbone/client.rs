@@ -1,0 +1,189 @@
+//! The dialling end: TLS, HTTP/2 and one CONNECT.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{Builder, Connection, SendRequest};
+use h2::{Ping, PingPong, Reason};
+use http::StatusCode;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::limits::{self, Limits};
+use super::pool::Occupied;
+use super::stream::Stream;
+use super::words::{self, ConnectRequest};
+use crate::identity::{self, Svid};
+use crate::spiffe::SpiffeId;
+
+/// Why no stream was opened. No byte of the application was taken in any of these cases, so another endpoint may be
+/// tried; [`OpenError::Refused`] is the far side's word and would be the same there only by policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The other agent could not be reached by TCP.
+    #[error("connecting to the tunnel: {message}")]
+    Connect {
+        /// The kind, to tell refused from unreachable.
+        kind: io::ErrorKind,
+        /// The operating system's words.
+        message: String,
+    },
+    /// A step took too long.
+    #[error("{0} timed out")]
+    TimedOut(Timeout),
+    /// The TLS handshake failed, or the peer's certificate is not one of this mesh.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// The peer proved another identity than the destination's. Nothing was sent.
+    #[error("the peer is {presented}, not {expected}")]
+    WrongIdentity {
+        /// Whom we meant to reach.
+        expected: SpiffeId,
+        /// Who answered.
+        presented: SpiffeId,
+    },
+    /// The tunnel broke, or was going away, before the answer came.
+    #[error("the tunnel was lost before the answer: {0}")]
+    Lost(String),
+    /// The far side answered with something else than 200: 401 policy, 400 bad request, 503 no application.
+    #[error("the far side answered {0}")]
+    Refused(StatusCode),
+    /// The far side reset the request instead of answering it.
+    #[error("the far side reset the request: {0}")]
+    Reset(Reason),
+    /// See [`limits::MAX_TUNNELS_PER_KEY`].
+    #[error("too many tunnels to one endpoint")]
+    TooManyTunnels,
+}
+
+/// The steps that are timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timeout {
+    /// TCP connect.
+    Connect,
+    /// TLS and HTTP/2.
+    Handshake,
+    /// The answer to CONNECT.
+    Response,
+}
+
+impl std::fmt::Display for Timeout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Timeout::Connect => "connecting to the tunnel",
+            Timeout::Handshake => "the tunnel's handshake",
+            Timeout::Response => "the answer to CONNECT",
+        })
+    }
+}
+
+impl OpenError {
+    /// Whether a tunnel from the pool was already on its way out, so that a new one is worth a try at once.
+    pub(super) fn is_stale_tunnel(&self) -> bool {
+        matches!(self, OpenError::Lost(_) | OpenError::Reset(Reason::REFUSED_STREAM))
+    }
+}
+
+/// The HTTP/2 connection, which its owner must drive.
+pub(super) type Driver = Connection<TlsStream<TcpStream>, Bytes>;
+
+/// Makes a tunnel on a connected socket; returns only if the peer is `expected`.
+pub(super) async fn establish(
+    tcp: TcpStream,
+    svid: &Arc<Svid>,
+    address: IpAddr,
+    expected: &SpiffeId,
+    limits: &Limits,
+) -> Result<(SendRequest<Bytes>, Driver), OpenError> {
+    let handshake = async {
+        let _ = tcp.set_nodelay(true);
+        let connector = TlsConnector::from(svid.client.clone());
+        // The name is neither sent nor checked: the identity is.
+        let tls = connector.connect(ServerName::IpAddress(address.into()), tcp).await;
+        let tls = tls.map_err(|error| OpenError::Tls(error.to_string()))?;
+        let (_, session) = tls.get_ref();
+        let presented =
+            identity::peer_id(session.peer_certificates()).map_err(|error| OpenError::Tls(error.to_string()))?;
+        if presented != *expected {
+            return Err(OpenError::WrongIdentity { expected: expected.clone(), presented });
+        }
+        if session.alpn_protocol() != Some(b"h2") {
+            return Err(OpenError::Tls("the peer does not speak HTTP/2".to_string()));
+        }
+        builder(limits).handshake(tls).await.map_err(|error| OpenError::Lost(error.to_string()))
+    };
+    match tokio::time::timeout(limits.handshake_timeout, handshake).await {
+        Ok(established) => established,
+        Err(_) => Err(OpenError::TimedOut(Timeout::Handshake)),
+    }
+}
+
+fn builder(limits: &Limits) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(limits::STREAM_WINDOW as u32)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW as u32)
+        .max_frame_size(limits::MAX_FRAME_BYTES as u32)
+        .max_header_list_size(limits::MAX_HEADER_LIST_BYTES as u32)
+        .header_table_size(limits::HEADER_TABLE_BYTES as u32)
+        .max_send_buffer_size(limits::SEND_BUFFER_BYTES as usize)
+        .data_frame_budget(limits::DATA_FRAME_BUDGET as usize)
+        .max_concurrent_reset_streams(limits::MAX_RESET_STREAMS as usize)
+        .reset_stream_duration(Duration::from_secs(limits::RESET_STREAM_SECONDS))
+        .max_pending_accept_reset_streams(limits::MAX_PENDING_RESETS as usize)
+        .max_local_error_reset_streams(Some(limits::MAX_LOCAL_ERROR_RESETS as usize))
+        .initial_max_send_streams(limits.max_streams as usize)
+        .max_concurrent_streams(0)
+        .enable_push(false);
+    builder
+}
+
+/// Sends one CONNECT and waits for its answer.
+pub(super) async fn connect(
+    mut send: SendRequest<Bytes>,
+    occupied: Occupied,
+    request: &ConnectRequest,
+    limits: &Limits,
+) -> Result<Stream, OpenError> {
+    let exchange = async {
+        std::future::poll_fn(|cx| send.poll_ready(cx)).await.map_err(before_answer)?;
+        let (response, body) = send.send_request(request.to_http(), false).map_err(before_answer)?;
+        let response = response.await.map_err(before_answer)?;
+        Ok((response, body))
+    };
+    let (response, body) = match tokio::time::timeout(limits.response_timeout, exchange).await {
+        Ok(exchanged) => exchanged?,
+        Err(_) => return Err(OpenError::TimedOut(Timeout::Response)),
+    };
+    if response.status() != StatusCode::OK {
+        return Err(OpenError::Refused(response.status()));
+    }
+    let baggage = words::baggage(response.headers());
+    Ok(Stream::new(body, response.into_body(), baggage, Some(occupied)))
+}
+
+fn before_answer(error: h2::Error) -> OpenError {
+    match error.reason() {
+        Some(reason) if error.is_reset() && error.is_remote() => OpenError::Reset(reason),
+        Some(_) | None => OpenError::Lost(error.to_string()),
+    }
+}
+
+/// Pings until the peer stops answering; returns only then.
+pub(super) async fn keep_alive(ping_pong: Option<PingPong>, limits: &Limits) {
+    let Some(mut ping_pong) = ping_pong else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(limits.ping_interval).await;
+        match tokio::time::timeout(limits.ping_timeout, ping_pong.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            // The connection itself is over, and whoever drives it says so better.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
+        }
+    }
+}

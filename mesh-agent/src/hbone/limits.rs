@@ -1,0 +1,122 @@
+//! Every bound of the tunnel, with its unit and its reason. `/config_dump` lists them.
+
+use std::time::Duration;
+
+/// The port on which agents speak HBONE, in the pod's address space.
+pub const PORT: u16 = 15008;
+
+/// A bound as shown to operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// The constant's name.
+    pub name: &'static str,
+    /// Its value.
+    pub value: u64,
+    /// What it counts.
+    pub unit: &'static str,
+    /// Why it is what it is.
+    pub reason: &'static str,
+}
+
+macro_rules! limits {
+    ($($name:ident = $value:expr, $unit:literal, $reason:literal;)*) => {
+        $(#[doc = concat!("In ", $unit, ". ", $reason)] pub const $name: u64 = $value;)*
+
+        /// All bounds, in the order of this file.
+        pub fn all() -> Vec<Limit> {
+            vec![$(Limit { name: stringify!($name), value: $name, unit: $unit, reason: $reason },)*]
+        }
+    };
+}
+
+limits! {
+    STREAM_WINDOW = 1 << 20, "bytes",
+        "What one connection may have in flight: 10 Gbit/s at 0.8 ms, and the most that an application that does not read can make us hold.";
+    CONNECTION_WINDOW = 100 << 20, "bytes",
+        "STREAM_WINDOW times MAX_STREAMS: applications that stop reading can never starve the other streams of their tunnel.";
+    MAX_STREAMS = 100, "streams per tunnel",
+        "What ztunnel assumes of its peers; more connections make another tunnel.";
+    MAX_FRAME_BYTES = 64 << 10, "bytes",
+        "One read of a bulk transfer is one frame; larger frames would only delay the streams beside it.";
+    MAX_HEADER_LIST_BYTES = 16 << 10, "bytes",
+        "Our own requests have under 1 KiB; ztunnel's baggage under 4 KiB.";
+    HEADER_TABLE_BYTES = 4 << 10, "bytes",
+        "HPACK's default; a larger table is memory that a peer can make us hold.";
+    SEND_BUFFER_BYTES = 256 << 10, "bytes per stream",
+        "What is read from an application ahead of the tunnel: enough to fill a pipe, small enough for thousands.";
+    DATA_FRAME_BUDGET = 16 << 20, "bytes of framing overhead per tunnel",
+        "64 Ki unread tiny frames; beyond it the peer is told to calm down, since their overhead is not in any window.";
+    MAX_RESET_STREAMS = 64, "streams per tunnel",
+        "Remembered after we reset them, so that late frames are ignored rather than answered.";
+    RESET_STREAM_SECONDS = 5, "seconds",
+        "How long such a stream is remembered: above any sane round trip.";
+    MAX_PENDING_RESETS = 32, "streams per tunnel",
+        "Reset by the peer before we looked at them (rapid reset); beyond it the tunnel is closed.";
+    MAX_LOCAL_ERROR_RESETS = 256, "streams per tunnel",
+        "Streams that the peer made us reset by breaking the protocol; beyond it the tunnel is closed.";
+    MAX_HANDLERS = 200, "requests in work per tunnel",
+        "A peer that resets and asks anew does not get more of our work than its streams: beyond it requests get 503.";
+    MAX_TUNNELS_PER_KEY = 1024, "tunnels",
+        "100 000 connections from one pod to one endpoint on one worker.";
+    CONNECT_TIMEOUT_MS = 5_000, "milliseconds",
+        "TCP connect to the other agent: two lost SYNs; then another endpoint is tried.";
+    HANDSHAKE_TIMEOUT_MS = 10_000, "milliseconds",
+        "TLS and HTTP/2 preface together, either side: a stalled peer holds no socket for longer.";
+    RESPONSE_TIMEOUT_MS = 15_000, "milliseconds",
+        "From CONNECT to its answer; the far side's dial of its application is in it.";
+    PING_INTERVAL_MS = 10_000, "milliseconds",
+        "As ztunnel: between a pong and the next ping.";
+    PING_TIMEOUT_MS = 20_000, "milliseconds",
+        "As ztunnel: a tunnel that does not answer for this long is dead, and its connections are reset.";
+    IDLE_TUNNEL_MS = 300_000, "milliseconds",
+        "As ztunnel: a tunnel without connections is closed by its client after this.";
+    IDLE_SERVER_TUNNEL_MS = 900_000, "milliseconds",
+        "Three times the client's: an agent that forgets to close its tunnels does not hold ours.";
+    MAX_BAGGAGE_BYTES = 4 << 10, "bytes",
+        "A longer baggage header is ignored.";
+    COPY_CHUNK_BYTES = 64 << 10, "bytes",
+        "Read from an application at once when data is plentiful.";
+    COPY_QUEUE_BYTES = 256 << 10, "bytes per connection",
+        "Taken out of the tunnel ahead of an application that reads slowly; the rest waits in the stream's window.";
+    COPY_ROUND_BYTES = 512 << 10, "bytes per wake-up and direction",
+        "A bulk connection lets the others of its worker go ahead after this much.";
+}
+
+/// The bounds in force for one pool or server. The defaults are the constants above; tests shorten the times.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// See [`MAX_STREAMS`].
+    pub max_streams: u32,
+    /// See [`CONNECT_TIMEOUT_MS`].
+    pub connect_timeout: Duration,
+    /// See [`HANDSHAKE_TIMEOUT_MS`].
+    pub handshake_timeout: Duration,
+    /// See [`RESPONSE_TIMEOUT_MS`].
+    pub response_timeout: Duration,
+    /// See [`PING_INTERVAL_MS`].
+    pub ping_interval: Duration,
+    /// See [`PING_TIMEOUT_MS`].
+    pub ping_timeout: Duration,
+    /// See [`IDLE_TUNNEL_MS`].
+    pub idle_tunnel: Duration,
+    /// See [`IDLE_SERVER_TUNNEL_MS`].
+    pub idle_server_tunnel: Duration,
+    /// From the start of the drain to the abrupt end of a tunnel that still has streams. The operator's drain window.
+    pub drain_window: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_streams: MAX_STREAMS as u32,
+            connect_timeout: Duration::from_millis(CONNECT_TIMEOUT_MS),
+            handshake_timeout: Duration::from_millis(HANDSHAKE_TIMEOUT_MS),
+            response_timeout: Duration::from_millis(RESPONSE_TIMEOUT_MS),
+            ping_interval: Duration::from_millis(PING_INTERVAL_MS),
+            ping_timeout: Duration::from_millis(PING_TIMEOUT_MS),
+            idle_tunnel: Duration::from_millis(IDLE_TUNNEL_MS),
+            idle_server_tunnel: Duration::from_millis(IDLE_SERVER_TUNNEL_MS),
+            drain_window: Duration::from_secs(600),
+        }
+    }
+}

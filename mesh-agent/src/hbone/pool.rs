@@ -1,0 +1,335 @@
+//! Tunnels that are open, per worker, by source pod, destination identity and destination address.
+//!
+//! ```text
+//! none ──one caller establishes, the others wait──► open ──newer certificate, GOAWAY, idle, pod left──► retired ──last stream──► closed
+//! ```
+//! A retired tunnel takes no new streams and lives until those that it has are done.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::client::{self, OpenError, Timeout};
+use super::limits::{self, Limits};
+use super::stream::Stream;
+use super::words::ConnectRequest;
+use crate::identity::Svid;
+use crate::spiffe::SpiffeId;
+
+/// What tells one tunnel from another. Two pods of one service account never share one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TunnelKey {
+    /// The pod that connects, by uid.
+    pub source_uid: Arc<str>,
+    /// Whom it connects to.
+    pub destination: SpiffeId,
+    /// Where: the destination pod's IP; the port is always 15008.
+    pub address: IpAddr,
+}
+
+/// A tunnel as shown to operators.
+#[derive(Clone, Debug)]
+pub struct TunnelStatus {
+    /// What it is for.
+    pub key: TunnelKey,
+    /// The generation of the certificate that it was made with.
+    pub generation: u64,
+    /// Streams open now.
+    pub streams: u32,
+    /// Whether it takes new streams.
+    pub retired: bool,
+    /// Since when it is open.
+    pub since: SystemTime,
+}
+
+/// The tunnels of one worker. Not shared between threads; clones are the same pool.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    limits: Limits,
+    slots: RefCell<HashMap<TunnelKey, Rc<Slot>>>,
+    /// Every tunnel that still lives, retired ones too; for status only.
+    living: RefCell<Vec<Weak<Tunnel>>>,
+}
+
+/// What the pool has for one key.
+#[derive(Default)]
+struct Slot {
+    /// Held by the one caller that establishes.
+    establishing: tokio::sync::Mutex<()>,
+    /// Tries that have come to an end; callers who waited for a try that failed take its error for theirs.
+    tries: Cell<u64>,
+    failure: RefCell<Option<(u64, OpenError)>>,
+    open: RefCell<Vec<Open>>,
+}
+
+/// A tunnel that takes streams. Dropping this retires it.
+struct Open {
+    send: SendRequest<Bytes>,
+    tunnel: Rc<Tunnel>,
+}
+
+struct Tunnel {
+    key: TunnelKey,
+    generation: u64,
+    streams: Cell<u32>,
+    idle_since: Cell<Instant>,
+    since: SystemTime,
+    /// No new streams: retired or broken.
+    retired: Cell<bool>,
+}
+
+/// One stream's place in a tunnel; given back on drop.
+pub(super) struct Occupied(Rc<Tunnel>);
+
+impl Occupied {
+    fn new(tunnel: &Rc<Tunnel>) -> Self {
+        tunnel.streams.set(tunnel.streams.get() + 1);
+        Self(tunnel.clone())
+    }
+}
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get().saturating_sub(1));
+        self.0.idle_since.set(Instant::now());
+    }
+}
+
+impl Pool {
+    /// An empty pool. Use it within a `LocalSet`.
+    pub fn new(limits: Limits) -> Self {
+        Self { inner: Rc::new(Inner { limits, slots: RefCell::default(), living: RefCell::default() }) }
+    }
+
+    /// Opens a stream, on a tunnel that is there or on a new one. `connect_tcp` dials the peer's port 15008 from the
+    /// source pod's namespace; it is called at most once.
+    pub async fn open(
+        &self,
+        key: &TunnelKey,
+        svid: &Arc<Svid>,
+        connect_tcp: impl AsyncFnOnce() -> io::Result<TcpStream>,
+        request: &ConnectRequest,
+    ) -> Result<Stream, OpenError> {
+        loop {
+            let Some((send, occupied)) = self.check_out(key, svid) else { break };
+            let tunnel = occupied.0.clone();
+            match client::connect(send, occupied, request, &self.inner.limits).await {
+                Err(error) if error.is_stale_tunnel() => self.inner.retire(&tunnel),
+                outcome => return outcome,
+            }
+        }
+        let (send, occupied) = self.establish(key, svid, connect_tcp).await?;
+        client::connect(send, occupied, request, &self.inner.limits).await
+    }
+
+    /// Retires the tunnels of a pod that left.
+    pub fn drop_source(&self, uid: &str) {
+        self.inner.slots.borrow_mut().retain(|key, slot| {
+            let left = *key.source_uid == *uid;
+            if left {
+                slot.open.borrow_mut().clear();
+            }
+            !left
+        });
+    }
+
+    /// Retires every tunnel: for the drain.
+    pub fn retire_all(&self) {
+        for slot in std::mem::take(&mut *self.inner.slots.borrow_mut()).into_values() {
+            slot.open.borrow_mut().clear();
+        }
+    }
+
+    /// Every tunnel of this worker.
+    pub fn status(&self) -> Vec<TunnelStatus> {
+        let mut living = self.inner.living.borrow_mut();
+        living.retain(|tunnel| tunnel.strong_count() > 0);
+        living.iter().filter_map(Weak::upgrade).map(|tunnel| tunnel.status()).collect()
+    }
+
+    /// A place in an open tunnel that was made with this certificate or a newer one.
+    fn check_out(&self, key: &TunnelKey, svid: &Svid) -> Option<(SendRequest<Bytes>, Occupied)> {
+        let slot = self.inner.slots.borrow().get(key).cloned()?;
+        slot.check_out(svid, &self.inner.limits)
+    }
+
+    /// Makes a tunnel, or waits for the caller who is making one.
+    async fn establish(
+        &self,
+        key: &TunnelKey,
+        svid: &Arc<Svid>,
+        connect_tcp: impl AsyncFnOnce() -> io::Result<TcpStream>,
+    ) -> Result<(SendRequest<Bytes>, Occupied), OpenError> {
+        let slot = self.inner.slots.borrow_mut().entry(key.clone()).or_default().clone();
+        let tries = slot.tries.get();
+        let _establishing = slot.establishing.lock().await;
+        if let Some(place) = slot.check_out(svid, &self.inner.limits) {
+            return Ok(place);
+        }
+        if let Some(error) = slot.failure_since(tries) {
+            return Err(error);
+        }
+        if slot.open.borrow().len() as u64 >= limits::MAX_TUNNELS_PER_KEY {
+            return Err(OpenError::TooManyTunnels);
+        }
+        let made = self.make(key, svid, connect_tcp).await;
+        slot.tries.set(slot.tries.get() + 1);
+        match made {
+            Ok(open) => {
+                let place = (open.send.clone(), Occupied::new(&open.tunnel));
+                // The pod may have left meanwhile: then this tunnel serves its first stream and nobody else.
+                slot.open.borrow_mut().push(open);
+                Ok(place)
+            }
+            Err(error) => {
+                *slot.failure.borrow_mut() = Some((slot.tries.get(), error.clone()));
+                self.inner.forget_if_empty(key);
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(
+        &self,
+        key: &TunnelKey,
+        svid: &Arc<Svid>,
+        connect_tcp: impl AsyncFnOnce() -> io::Result<TcpStream>,
+    ) -> Result<Open, OpenError> {
+        let limits = &self.inner.limits;
+        let tcp = match tokio::time::timeout(limits.connect_timeout, connect_tcp()).await {
+            Ok(Ok(tcp)) => tcp,
+            Ok(Err(error)) => return Err(OpenError::Connect { kind: error.kind(), message: error.to_string() }),
+            Err(_) => return Err(OpenError::TimedOut(Timeout::Connect)),
+        };
+        let (send, driver) = client::establish(tcp, svid, key.address, &key.destination, limits).await?;
+        let tunnel = Rc::new(Tunnel::new(key.clone(), svid.generation));
+        self.inner.living.borrow_mut().retain(|tunnel| tunnel.strong_count() > 0);
+        self.inner.living.borrow_mut().push(Rc::downgrade(&tunnel));
+        tokio::task::spawn_local(drive(driver, tunnel.clone(), Rc::downgrade(&self.inner)));
+        Ok(Open { send, tunnel })
+    }
+}
+
+impl Slot {
+    fn check_out(&self, svid: &Svid, limits: &Limits) -> Option<(SendRequest<Bytes>, Occupied)> {
+        let mut open = self.open.borrow_mut();
+        open.retain(|open| !open.tunnel.retired.get() && open.tunnel.generation >= svid.generation);
+        // The fullest first leaves the others to fall idle.
+        let free = open.iter().filter(|open| open.has_room(limits)).max_by_key(|open| open.tunnel.streams.get())?;
+        Some((free.send.clone(), Occupied::new(&free.tunnel)))
+    }
+
+    fn failure_since(&self, tries: u64) -> Option<OpenError> {
+        let failure = self.failure.borrow();
+        let (at, error) = failure.as_ref()?;
+        (*at > tries).then(|| error.clone())
+    }
+}
+
+impl Open {
+    fn has_room(&self, limits: &Limits) -> bool {
+        let most = (limits.max_streams as usize).min(self.send.current_max_send_streams());
+        (self.tunnel.streams.get() as usize) < most
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.tunnel.retired.set(true);
+    }
+}
+
+impl Inner {
+    fn retire(&self, tunnel: &Rc<Tunnel>) {
+        tunnel.retired.set(true);
+        if let Some(slot) = self.slots.borrow().get(&tunnel.key) {
+            slot.open.borrow_mut().retain(|open| !open.tunnel.retired.get());
+        }
+        self.forget_if_empty(&tunnel.key);
+    }
+
+    /// Drops a slot that has nothing and that nobody waits at.
+    fn forget_if_empty(&self, key: &TunnelKey) {
+        let mut slots = self.slots.borrow_mut();
+        let unused = |slot: &Rc<Slot>| Rc::strong_count(slot) == 1 && slot.open.borrow().is_empty();
+        if slots.get(key).is_some_and(unused) {
+            slots.remove(key);
+        }
+    }
+}
+
+impl Tunnel {
+    fn new(key: TunnelKey, generation: u64) -> Self {
+        Self {
+            key,
+            generation,
+            streams: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+            since: SystemTime::now(),
+            retired: Cell::new(false),
+        }
+    }
+
+    fn status(&self) -> TunnelStatus {
+        TunnelStatus {
+            key: self.key.clone(),
+            generation: self.generation,
+            streams: self.streams.get(),
+            retired: self.retired.get(),
+            since: self.since,
+        }
+    }
+}
+
+/// Drives a tunnel to its end: closed, lost, or not answering.
+async fn drive(mut driver: client::Driver, tunnel: Rc<Tunnel>, pool: Weak<Inner>) {
+    let Some(limits) = pool.upgrade().map(|pool| pool.limits.clone()) else { return };
+    let ping_pong = driver.ping_pong();
+    let retire = || {
+        tunnel.retired.set(true);
+        if let Some(pool) = pool.upgrade() {
+            pool.retire(&tunnel);
+        }
+    };
+    let watch_idle = async {
+        until_idle(&tunnel, &limits).await;
+        // With the pool's handle gone, the connection says goodbye by itself.
+        retire();
+        std::future::pending::<()>().await;
+    };
+    let address = tunnel.key.address;
+    tokio::select! {
+        ended = driver => match ended {
+            Ok(()) => debug!(%address, "tunnel closed"),
+            Err(error) => debug!(%address, %error, "tunnel lost"),
+        },
+        () = client::keep_alive(ping_pong, &limits) => debug!(%address, "tunnel lost: no answer to a ping"),
+        () = watch_idle => {}
+    }
+    retire();
+}
+
+async fn until_idle(tunnel: &Tunnel, limits: &Limits) {
+    loop {
+        let idle =
+            if tunnel.streams.get() == 0 { tunnel.idle_since.get().elapsed() } else { std::time::Duration::ZERO };
+        match limits.idle_tunnel.checked_sub(idle) {
+            Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+            Some(_) | None => return,
+        }
+    }
+}

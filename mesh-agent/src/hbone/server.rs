@@ -1,0 +1,327 @@
+//! The accepting end: TLS, HTTP/2, and one handler per CONNECT.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::{Method, Request, Response, StatusCode};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::client::keep_alive;
+use super::limits::{self, Limits};
+use super::stream::{Stream, StreamError};
+use super::words::{self, Headers, TraceParent};
+use crate::drain;
+use crate::identity::{self, PeerError, Svid};
+use crate::spiffe::SpiffeId;
+
+/// How long the last words of a tunnel may take to leave.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Why a tunnel ended other than by being closed.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The handshake took too long.
+    #[error("the tunnel's handshake timed out")]
+    HandshakeTimeout,
+    /// TLS failed: not TLS at all, or the peer's certificate is not one of this mesh.
+    #[error("TLS: {0}")]
+    Tls(io::Error),
+    /// The peer's certificate is no identity.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// The peer did not negotiate HTTP/2.
+    #[error("the peer does not speak HTTP/2")]
+    NotHttp2,
+    /// The peer broke the protocol or the connection.
+    #[error("HTTP/2: {0}")]
+    Http2(#[from] h2::Error),
+    /// No answer to a ping.
+    #[error("the peer did not answer a ping")]
+    PingTimeout,
+    /// The drain window ended before the tunnel's streams did.
+    #[error("cut at the end of the drain window")]
+    Drained,
+}
+
+/// How a CONNECT is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// 400: not a request that we serve, such as one for another pod's address.
+    BadRequest,
+    /// 401: policy says no.
+    Denied,
+    /// 503: the application does not answer, or we are overloaded.
+    Unavailable,
+}
+
+impl Status {
+    fn code(self) -> StatusCode {
+        match self {
+            Status::BadRequest => StatusCode::BAD_REQUEST,
+            Status::Denied => StatusCode::UNAUTHORIZED,
+            Status::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// A CONNECT that waits for its answer. Dropping it answers 503.
+pub struct Incoming {
+    /// Who asks, as TLS proved it.
+    pub peer: SpiffeId,
+    /// What it asks for. Whether that is this pod is for the handler to check.
+    pub authority: SocketAddr,
+    /// The client that the peer names; a claim.
+    pub forwarded: Option<SocketAddr>,
+    /// The service that the client dialled; a claim.
+    pub host: Option<String>,
+    /// Who the peer says it is; a claim.
+    pub baggage: Option<String>,
+    /// The trace, if the peer sent one that reads.
+    pub traceparent: Option<TraceParent>,
+    answer: Option<(SendResponse<Bytes>, RecvStream)>,
+}
+
+impl Incoming {
+    /// Answers 200. Call it once the application is connected.
+    pub fn accept(mut self, baggage: &str) -> Result<Stream, StreamError> {
+        let Some((mut respond, recv)) = self.answer.take() else { return Err(StreamError::Reset(Reason::CANCEL)) };
+        let mut response = Response::new(());
+        words::put_baggage(response.headers_mut(), baggage);
+        let send = respond.send_response(response, false)?;
+        Ok(Stream::new(send, recv, None, None))
+    }
+
+    /// Answers no.
+    pub fn refuse(mut self, status: Status) {
+        if let Some((respond, _recv)) = self.answer.take() {
+            refuse(respond, status);
+        }
+    }
+
+    /// Returns when the peer has taken its request back; the work for it may stop.
+    pub async fn abandoned(&mut self) {
+        match &mut self.answer {
+            Some((respond, _recv)) => {
+                let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Some((respond, _recv)) = self.answer.take() {
+            refuse(respond, Status::Unavailable);
+        }
+    }
+}
+
+fn refuse(mut respond: SendResponse<Bytes>, status: Status) {
+    let mut response = Response::new(());
+    *response.status_mut() = status.code();
+    // It fails when the peer is gone, and then nobody waits for the answer.
+    let _ = respond.send_response(response, true);
+}
+
+/// Serves one tunnel from the TCP connection to its end. `on_connect` runs as a local task per CONNECT.
+///
+/// When the drain starts the peer is told to open no more streams; those that are open go on until
+/// [`Limits::drain_window`] is over.
+pub async fn serve<H, F>(
+    tcp: TcpStream,
+    svid: Arc<Svid>,
+    limits: Limits,
+    drain: drain::Token,
+    on_connect: H,
+) -> Result<(), ServeError>
+where
+    H: Fn(Incoming) -> F,
+    F: Future<Output = ()> + 'static,
+{
+    let handshake = tokio::time::timeout(limits.handshake_timeout, handshake(tcp, &svid, &limits));
+    let (peer, connection) = handshake.await.map_err(|_| ServeError::HandshakeTimeout)??;
+    let tunnel = Tunnel { peer, handlers: Handlers::new() };
+    tunnel.run(connection, &limits, drain, on_connect).await
+}
+
+async fn handshake(
+    tcp: TcpStream,
+    svid: &Svid,
+    limits: &Limits,
+) -> Result<(SpiffeId, Connection<TlsStream<TcpStream>, Bytes>), ServeError> {
+    let _ = tcp.set_nodelay(true);
+    let tls = TlsAcceptor::from(svid.server.clone()).accept(tcp).await.map_err(ServeError::Tls)?;
+    let (_, session) = tls.get_ref();
+    let peer = identity::peer_id(session.peer_certificates())?;
+    if session.alpn_protocol() != Some(b"h2") {
+        return Err(ServeError::NotHttp2);
+    }
+    let connection = builder(limits).handshake(tls).await?;
+    Ok((peer, connection))
+}
+
+fn builder(limits: &Limits) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(limits::STREAM_WINDOW as u32)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW as u32)
+        .max_frame_size(limits::MAX_FRAME_BYTES as u32)
+        .max_header_list_size(limits::MAX_HEADER_LIST_BYTES as u32)
+        .header_table_size(limits::HEADER_TABLE_BYTES as u32)
+        .max_send_buffer_size(limits::SEND_BUFFER_BYTES as usize)
+        .data_frame_budget(limits::DATA_FRAME_BUDGET as usize)
+        .max_concurrent_streams(limits.max_streams)
+        .max_concurrent_reset_streams(limits::MAX_RESET_STREAMS as usize)
+        .reset_stream_duration(Duration::from_secs(limits::RESET_STREAM_SECONDS))
+        .max_pending_accept_reset_streams(limits::MAX_PENDING_RESETS as usize)
+        .max_local_error_reset_streams(Some(limits::MAX_LOCAL_ERROR_RESETS as usize));
+    builder
+}
+
+struct Tunnel {
+    peer: SpiffeId,
+    handlers: Handlers,
+}
+
+impl Tunnel {
+    async fn run<H, F>(
+        self,
+        mut connection: Connection<TlsStream<TcpStream>, Bytes>,
+        limits: &Limits,
+        mut drain: drain::Token,
+        on_connect: H,
+    ) -> Result<(), ServeError>
+    where
+        H: Fn(Incoming) -> F,
+        F: Future<Output = ()> + 'static,
+    {
+        let ping_pong = connection.ping_pong();
+        let mut lost = std::pin::pin!(keep_alive(ping_pong, limits));
+        let mut idle = std::pin::pin!(self.handlers.until_idle(limits.idle_server_tunnel));
+        let mut is_idle = false;
+        let mut cut_at = None;
+        loop {
+            tokio::select! {
+                request = connection.accept() => match request {
+                    Some(request) => {
+                        let (request, respond) = request?;
+                        self.handle(request, respond, &on_connect);
+                    }
+                    None => return Ok(()),
+                },
+                () = drain.started(), if cut_at.is_none() => {
+                    connection.graceful_shutdown();
+                    cut_at = Some(Instant::now() + limits.drain_window);
+                }
+                () = at(cut_at) => return farewell(connection, ServeError::Drained).await,
+                () = &mut idle, if !is_idle => {
+                    is_idle = true;
+                    connection.graceful_shutdown();
+                }
+                () = &mut lost => return farewell(connection, ServeError::PingTimeout).await,
+            }
+        }
+    }
+
+    /// Answers what is no CONNECT of ours, and hands over what is.
+    fn handle<H, F>(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>, on_connect: &H)
+    where
+        H: Fn(Incoming) -> F,
+        F: Future<Output = ()> + 'static,
+    {
+        let Some(authority) = authority(&request) else { return refuse(respond, Status::BadRequest) };
+        let Some(handler) = self.handlers.enter() else { return refuse(respond, Status::Unavailable) };
+        let Headers { forwarded, baggage, traceparent } = Headers::read(request.headers());
+        let (client, host) = forwarded.map(|forwarded| (forwarded.client, forwarded.host)).unzip();
+        let incoming = Incoming {
+            peer: self.peer.clone(),
+            authority,
+            forwarded: client,
+            host: host.flatten(),
+            baggage,
+            traceparent,
+            answer: Some((respond, request.into_body())),
+        };
+        let work = on_connect(incoming);
+        tokio::task::spawn_local(async move {
+            work.await;
+            drop(handler);
+        });
+    }
+}
+
+/// The address that a plain CONNECT asks for. Extended CONNECT (`:protocol`) is another thing, which we do not serve.
+fn authority(request: &Request<RecvStream>) -> Option<SocketAddr> {
+    if request.method() != Method::CONNECT || request.extensions().get::<h2::ext::Protocol>().is_some() {
+        return None;
+    }
+    words::parse_authority(request.uri().authority()?.as_str())
+}
+
+/// At that time; never, if there is none.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Says goodbye and closes, whatever streams there are.
+async fn farewell(mut connection: Connection<TlsStream<TcpStream>, Bytes>, why: ServeError) -> Result<(), ServeError> {
+    connection.abrupt_shutdown(Reason::NO_ERROR);
+    let _ = tokio::time::timeout(FAREWELL, std::future::poll_fn(|cx| connection.poll_closed(cx))).await;
+    Err(why)
+}
+
+/// The requests in work on one tunnel.
+#[derive(Clone)]
+struct Handlers {
+    count: Rc<Cell<u64>>,
+    idle_since: Rc<Cell<Instant>>,
+}
+
+/// One request in work.
+struct Handler(Handlers);
+
+impl Handlers {
+    fn new() -> Self {
+        Self { count: Rc::default(), idle_since: Rc::new(Cell::new(Instant::now())) }
+    }
+
+    fn enter(&self) -> Option<Handler> {
+        if self.count.get() >= limits::MAX_HANDLERS {
+            return None;
+        }
+        self.count.set(self.count.get() + 1);
+        Some(Handler(self.clone()))
+    }
+
+    async fn until_idle(&self, most: Duration) {
+        loop {
+            let idle = if self.count.get() == 0 { self.idle_since.get().elapsed() } else { Duration::ZERO };
+            match most.checked_sub(idle) {
+                Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+                Some(_) | None => return,
+            }
+        }
+    }
+}
+
+impl Drop for Handler {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get().saturating_sub(1));
+        self.0.idle_since.set(Instant::now());
+    }
+}

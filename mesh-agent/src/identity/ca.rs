@@ -1,0 +1,55 @@
+//! What the agent asks of a certificate authority. The agent keeps the key: the authority sees a signing request only.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+
+use crate::spiffe::SpiffeId;
+
+/// A boxed future, for a trait that is used as an object.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A request for the certificate of one workload identity.
+#[derive(Clone, Debug)]
+pub struct CertificateRequest {
+    /// The identity that the certificate is to carry. The authority decides whether this agent may have it.
+    pub id: SpiffeId,
+    /// PKCS #10 request in DER: the public key, and the proof that the agent holds the private one.
+    pub csr: Vec<u8>,
+    /// How long the certificate is wanted for; the authority may give less.
+    pub lifetime: Duration,
+}
+
+/// What the authority answered.
+#[derive(Clone, Debug)]
+pub struct IssuedCertificate {
+    /// The leaf, then intermediates; without the root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The roots that peers are checked against from now on.
+    pub roots: Vec<CertificateDer<'static>>,
+}
+
+/// Why no certificate was issued. All of them are tried again, with backoff.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CaError {
+    /// The authority cannot be reached or is not working.
+    #[error("the certificate authority is not available: {0}")]
+    Unavailable(String),
+    /// The authority will not issue this certificate to this agent.
+    #[error("the certificate authority refused: {0}")]
+    Refused(String),
+    /// What came back is no certificate for the request.
+    #[error("the certificate authority answered with something unusable: {0}")]
+    BadAnswer(String),
+}
+
+/// Issues certificates for workload identities. May be far away: every call can take long and fail.
+pub trait CertificateAuthority: Send + Sync + 'static {
+    /// Asks for the certificate of one identity.
+    fn issue(&self, request: CertificateRequest) -> BoxFuture<'_, Result<IssuedCertificate, CaError>>;
+
+    /// What it is, for status pages: such as `memory` or `dir:/var/lib/nodemesh/ca`.
+    fn describe(&self) -> String;
+}

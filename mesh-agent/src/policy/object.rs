@@ -1,0 +1,132 @@
+//! The policy objects that users write, parsed and valid.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Selector, Source};
+
+/// What every policy object has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyMeta {
+    /// `namespace/name`
+    pub id: Arc<str>,
+    /// metadata.creationTimestamp in seconds since 1970. Objects that have none count as the newest.
+    pub created: Option<i64>,
+}
+
+impl PolicyMeta {
+    /// Sorts the oldest first; equal ages by name, so that the order never depends on how objects arrived.
+    pub fn age_order(&self) -> (i64, Arc<str>) {
+        (self.created.unwrap_or(i64::MAX), self.id.clone())
+    }
+}
+
+/// What a policy applies to, with its namespace worked in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Every workload.
+    Mesh,
+    /// Every workload of a namespace.
+    Namespace(Arc<str>),
+    /// The workloads with these labels, in one namespace or, for mesh-wide objects (None), in all.
+    Pods {
+        /// The namespace, or None for all.
+        namespace: Option<Arc<str>>,
+        /// Which of its pods. Never empty: an empty selector is translated to the namespace.
+        selector: Selector,
+    },
+    /// The pods of a Service, at its target ports.
+    Service {
+        /// The Service's namespace, which is that of its pods.
+        namespace: Arc<str>,
+        /// The Service's name.
+        name: Arc<str>,
+    },
+}
+
+/// Whether a workload takes plaintext.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Only authenticated callers.
+    Strict,
+    /// Both; enrolled callers use tunnels.
+    Permissive,
+    /// Both; enrolled callers dial in plaintext. Authorisation still applies.
+    Disable,
+}
+
+/// Says whether plaintext is acceptable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAuthentication {
+    /// Name and age.
+    pub meta: PolicyMeta,
+    /// What it applies to; never a Service.
+    pub targets: Vec<Target>,
+    /// The mode of every port without an override; None leaves it to the wider object.
+    pub mode: Option<Mode>,
+    /// Modes of single ports. Only objects that select pods have them.
+    pub ports: BTreeMap<u16, Mode>,
+}
+
+/// What happens to a connection that a policy's rules match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// It may pass; and where there is an ALLOW policy, nothing else may.
+    Allow,
+    /// It is refused, whatever allows it.
+    Deny,
+    /// It is recorded.
+    Audit,
+}
+
+impl Action {
+    /// An empty list is never the weaker reading: it matches nobody in ALLOW and everybody in DENY.
+    pub(super) fn empty_list_matches(self) -> bool {
+        match self {
+            Action::Allow => false,
+            Action::Deny | Action::Audit => true,
+        }
+    }
+}
+
+/// Says who may connect.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuthorizationPolicy {
+    /// Name and age.
+    pub meta: PolicyMeta,
+    /// What it applies to.
+    pub targets: Vec<Target>,
+    /// What a match means.
+    pub action: Action,
+    /// One match is enough.
+    pub rules: Vec<Rule>,
+}
+
+/// Matches when one of the sources and one of the ports do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// Who calls.
+    pub sources: Vec<Source>,
+    /// The application's ports; empty means all.
+    pub ports: Vec<u16>,
+}
+
+/// A policy object that is there and cannot be read, with no earlier version to go by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Name and age.
+    pub meta: PolicyMeta,
+    /// What it applies to, as far as that could be read; otherwise its namespace, or the mesh.
+    pub targets: Vec<Target>,
+    /// What it might have said at most.
+    pub weight: Weight,
+}
+
+/// The strictest thing that an unreadable object could have said, which is what it then means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// An AuthorizationPolicy could deny everything.
+    DenyAll,
+    /// A PeerAuthentication could refuse plaintext.
+    Strict,
+}

@@ -1,0 +1,1 @@
+//! Tables first, then the comparison with a reference that knows no compilation.

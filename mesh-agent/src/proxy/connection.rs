@@ -1,0 +1,227 @@
+//! The table of live connections of one worker, and the late revocation of those that policy no longer allows.
+//!
+//! A worker is one thread: deciding, registering and re-judging never overlap there, so a connection that was allowed
+//! by an old snapshot is in the table before the re-judgement of the new one can run.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use slab::Slab;
+use tokio::sync::Notify;
+
+use super::copy::Counters;
+use crate::policy::{self, Denial, Facts};
+use crate::state::MeshState;
+use crate::telemetry::{ConnectionRecord, Direction, Metrics, OpenConnection, Transport};
+
+/// Why a live connection was cut.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Cut {
+    /// Policy changed and no longer allows it.
+    Revoked(Denial),
+    /// Its pod left the mesh or ended.
+    PodLeft,
+    /// It outlived the drain window.
+    DrainWindow,
+}
+
+impl Cut {
+    /// The stable label for metrics and logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Cut::Revoked(_) => "policy-revoked",
+            Cut::PodLeft => "pod-left",
+            Cut::DrainWindow => "drain-window",
+        }
+    }
+}
+
+/// Tells a connection's own task to end it.
+#[derive(Default)]
+pub struct Cancel {
+    cut: RefCell<Option<Cut>>,
+    notify: Notify,
+}
+
+impl Cancel {
+    fn cut(&self, cut: Cut) {
+        // The first reason stands.
+        self.cut.borrow_mut().get_or_insert(cut);
+        self.notify.notify_one();
+    }
+
+    /// Why it was cut, if it was.
+    pub fn reason(&self) -> Option<Cut> {
+        self.cut.borrow().clone()
+    }
+
+    /// Returns when the connection is to be cut.
+    pub async fn cancelled(&self) -> Cut {
+        loop {
+            if let Some(cut) = self.cut.borrow().clone() {
+                return cut;
+            }
+            self.notify.notified().await;
+        }
+    }
+}
+
+/// What decided about a connection to a pod of this node, kept to decide again.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// The pod that is reached, by uid.
+    pub destination_uid: Arc<str>,
+    /// What policy was asked.
+    pub facts: Facts,
+}
+
+/// One live connection.
+pub struct Live {
+    /// The pod whose listener it came in by, by uid.
+    pub pod_uid: Arc<str>,
+    /// Present where this node authorised it.
+    pub judged: Option<Judged>,
+    /// What is known of it so far; completed when it closes.
+    pub record: RefCell<ConnectionRecord>,
+    /// Bytes carried, updated while it runs.
+    pub counters: Arc<Counters>,
+    /// When it was accepted.
+    pub started: Instant,
+    /// How it is told to end.
+    pub cancel: Cancel,
+    /// Present while it counts as open in the metrics.
+    open: RefCell<Option<OpenConnection>>,
+}
+
+impl Live {
+    /// Counts it as open: it carries bytes from now on.
+    pub fn count_open(&self, metrics: &Metrics) {
+        self.open.replace(Some(metrics.opened(&self.record.borrow().key())));
+    }
+
+    /// Brings the byte counters of the metrics up to date.
+    pub fn count_bytes(&self) {
+        if let Some(open) = &*self.open.borrow() {
+            let (sent, received) = self.bytes();
+            open.progress(sent, received);
+        }
+    }
+
+    /// The application's bytes so far: from client to server, from server to client.
+    pub fn bytes(&self) -> (u64, u64) {
+        let (forward, backward) = (self.counters.forward(), self.counters.backward());
+        let record = self.record.borrow();
+        // The pump counts from the application to the tunnel, and behind an inbound tunnel the application is the
+        // server.
+        match (record.direction, record.transport) {
+            (Direction::Inbound, Transport::Tunnel) => (backward, forward),
+            _ => (forward, backward),
+        }
+    }
+
+    /// What is known of it now.
+    pub fn so_far(&self) -> ConnectionRecord {
+        let (bytes_sent, bytes_received) = self.bytes();
+        let record = self.record.borrow().clone();
+        ConnectionRecord { bytes_sent, bytes_received, duration: self.started.elapsed(), ..record }
+    }
+
+    /// Takes its place among the open connections, to close it.
+    pub fn take_open(&self) -> Option<OpenConnection> {
+        self.open.take()
+    }
+}
+
+/// The live connections of one worker.
+#[derive(Default)]
+pub struct LiveTable {
+    entries: RefCell<Slab<Rc<Live>>>,
+    /// The number of entries, which other workers read to choose the least loaded.
+    load: Arc<AtomicUsize>,
+}
+
+impl LiveTable {
+    /// An empty table that shows its size in `load`.
+    pub fn with_load(load: Arc<AtomicUsize>) -> Self {
+        Self { load, ..Self::default() }
+    }
+
+    /// Puts a connection into the table until the returned guard is dropped.
+    pub fn register(
+        self: &Rc<Self>,
+        pod_uid: Arc<str>,
+        judged: Option<Judged>,
+        record: ConnectionRecord,
+    ) -> Registration {
+        let live = Rc::new(Live {
+            pod_uid,
+            judged,
+            record: RefCell::new(record),
+            counters: Arc::default(),
+            started: Instant::now(),
+            cancel: Cancel::default(),
+            open: RefCell::default(),
+        });
+        self.load.fetch_add(1, Ordering::Relaxed);
+        let slot = self.entries.borrow_mut().insert(live.clone());
+        Registration { table: self.clone(), slot, live }
+    }
+
+    /// Decides again about every connection that this node authorised, and cuts those that are no longer allowed. A
+    /// destination that the snapshot does not know is not allowed.
+    pub fn rejudge(&self, state: &MeshState) {
+        for live in self.snapshot() {
+            let Some(judged) = &live.judged else { continue };
+            let Err(denial) = authorize(state, judged) else { continue };
+            live.cancel.cut(Cut::Revoked(denial));
+        }
+    }
+
+    /// Cuts every connection that came in by a pod's listeners.
+    pub fn cut_pod(&self, uid: &str) {
+        self.snapshot().iter().filter(|live| &*live.pod_uid == uid).for_each(|live| live.cancel.cut(Cut::PodLeft));
+    }
+
+    /// Cuts everything: the drain window is over.
+    pub fn cut_all(&self) {
+        self.snapshot().iter().for_each(|live| live.cancel.cut(Cut::DrainWindow));
+    }
+
+    /// All live connections now.
+    pub fn snapshot(&self) -> Vec<Rc<Live>> {
+        self.entries.borrow().iter().map(|(_, live)| live.clone()).collect()
+    }
+}
+
+/// Decides about a connection to a pod of this node. A pod that the snapshot does not know is refused.
+pub fn authorize(state: &MeshState, judged: &Judged) -> Result<policy::Permit, Denial> {
+    match state.inbound_policy(&judged.destination_uid) {
+        Some(policy) => policy::authorize(policy, &judged.facts),
+        None => Err(Denial { reason: policy::DenyReason::UnknownWorkload, rule: None }),
+    }
+}
+
+/// Holds a connection's place in the table.
+pub struct Registration {
+    table: Rc<LiveTable>,
+    slot: usize,
+    live: Rc<Live>,
+}
+
+impl std::ops::Deref for Registration {
+    type Target = Live;
+
+    fn deref(&self) -> &Live {
+        &self.live
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.table.load.fetch_sub(1, Ordering::Relaxed);
+        self.table.entries.borrow_mut().try_remove(self.slot);
+    }
+}

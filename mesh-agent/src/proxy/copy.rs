@@ -1,0 +1,429 @@
+//! The byte pumps: between an application's socket and a tunnelled stream, and between two sockets.
+//!
+//! ```text
+//! tunnel:  application ──read──► Bytes ──DATA──► far side      FIN ─► END_STREAM        RST ─► RST_STREAM(CONNECT_ERROR)
+//!          application ◄─write── queue ◄──DATA── far side      FIN ◄─ END_STREAM        RST ◄─ RST_STREAM, tunnel lost
+//! ```
+//!
+//! An idle connection holds no buffer and no timer: a buffer is taken only once the socket has something to read. Credit
+//! goes back to the far side as bytes reach the application, so a slow reader holds back its own sender and nobody else.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use h2::Reason;
+use socket2::SockRef;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use crate::hbone::limits::{COPY_CHUNK_BYTES, COPY_QUEUE_BYTES, COPY_ROUND_BYTES};
+use crate::hbone::{Stream, StreamError};
+
+const CHUNK: usize = COPY_CHUNK_BYTES as usize;
+const QUEUE: usize = COPY_QUEUE_BYTES as usize;
+const ROUND: usize = COPY_ROUND_BYTES as usize;
+/// Up to this many bytes are copied into a block of their own size rather than holding on to a shared one.
+const SMALL: usize = 4 << 10;
+/// The shared block that reads are cut from.
+const BLOCK: usize = 4 * CHUNK;
+/// Blocks of the queue that one write takes.
+const SLICES: usize = 16;
+
+thread_local! {
+    /// Where reads land; one per worker, whatever the number of connections.
+    static READ_BLOCK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// Bytes so far, readable while the pump runs.
+#[derive(Debug, Default)]
+pub struct Counters {
+    forward: AtomicU64,
+    backward: AtomicU64,
+}
+
+impl Counters {
+    /// From the first argument of the pump to the second: application to tunnel, or `a` to `b`.
+    pub fn forward(&self) -> u64 {
+        self.forward.load(Ordering::Relaxed)
+    }
+
+    /// From the second argument of the pump to the first.
+    pub fn backward(&self) -> u64 {
+        self.backward.load(Ordering::Relaxed)
+    }
+}
+
+/// How a copied connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Both sides closed.
+    Finished,
+    /// The first argument's socket was reset or broke: passed on as a reset.
+    FirstReset(io::ErrorKind),
+    /// The second argument's socket was reset or broke: passed on as a reset.
+    SecondReset(io::ErrorKind),
+    /// The far side of the tunnel reset the stream: passed on as a TCP reset.
+    StreamReset(Reason),
+    /// The tunnel was lost: passed on as a TCP reset.
+    TunnelLost(String),
+    /// Cut by `cancel`, with a reset on both sides.
+    Cut,
+}
+
+impl End {
+    /// A word for logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            End::Finished => "finished",
+            End::FirstReset(_) | End::SecondReset(_) => "reset",
+            End::StreamReset(_) => "stream-reset",
+            End::TunnelLost(_) => "tunnel-lost",
+            End::Cut => "cut",
+        }
+    }
+}
+
+impl From<StreamError> for End {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Reset(reason) => End::StreamReset(reason),
+            StreamError::TunnelLost(reason) => End::TunnelLost(reason),
+        }
+    }
+}
+
+/// Copies between an application's socket and a tunnelled stream until both have ended, one breaks, or `cancel` is
+/// ready.
+pub async fn tunnel(tcp: TcpStream, stream: Stream, counters: &Counters, cancel: impl Future<Output = ()>) -> End {
+    let queue = Queue::default();
+    let mut pump = TunnelPump { tcp, stream, counters, queue, reserved: false, up: Half::Open, down: Half::Open };
+    let mut cancel = pin!(cancel);
+    let end = std::future::poll_fn(|cx| {
+        if cancel.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::Cut);
+        }
+        pump.poll(cx)
+    })
+    .await;
+    if end != End::Finished {
+        pump.stream.reset();
+        reset_on_close(&pump.tcp);
+    }
+    end
+}
+
+/// Copies between two sockets until both have ended, one breaks, or `cancel` is ready.
+pub async fn plain(mut a: TcpStream, mut b: TcpStream, counters: &Counters, cancel: impl Future<Output = ()>) -> End {
+    let mut forward = PlainPump::default();
+    let mut backward = PlainPump::default();
+    let mut cancel = pin!(cancel);
+    let end = std::future::poll_fn(|cx| {
+        if cancel.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::Cut);
+        }
+        let forth = match forward.poll(cx, &mut a, &b, &counters.forward) {
+            Poll::Ready(Err(Broken::Reader(kind))) => return Poll::Ready(End::FirstReset(kind)),
+            Poll::Ready(Err(Broken::Writer(kind))) => return Poll::Ready(End::SecondReset(kind)),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        let back = match backward.poll(cx, &mut b, &a, &counters.backward) {
+            Poll::Ready(Err(Broken::Reader(kind))) => return Poll::Ready(End::SecondReset(kind)),
+            Poll::Ready(Err(Broken::Writer(kind))) => return Poll::Ready(End::FirstReset(kind)),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        if forth && back { Poll::Ready(End::Finished) } else { Poll::Pending }
+    })
+    .await;
+    if end != End::Finished {
+        reset_on_close(&a);
+        reset_on_close(&b);
+    }
+    end
+}
+
+/// One direction of a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Half {
+    Open,
+    Ended,
+}
+
+struct TunnelPump<'a> {
+    tcp: TcpStream,
+    stream: Stream,
+    counters: &'a Counters,
+    /// Received, not yet written to the application.
+    queue: Queue,
+    /// Whether room in the tunnel is held for what is about to be read.
+    reserved: bool,
+    /// Application to tunnel.
+    up: Half,
+    /// Tunnel to application.
+    down: Half,
+}
+
+impl TunnelPump<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.up == Half::Open
+            && let Poll::Ready(Err(end)) = self.poll_up(cx)
+        {
+            return Poll::Ready(end);
+        }
+        if self.down == Half::Open
+            && let Poll::Ready(Err(end)) = self.poll_down(cx)
+        {
+            return Poll::Ready(end);
+        }
+        match (self.up, self.down) {
+            (Half::Ended, Half::Ended) => Poll::Ready(End::Finished),
+            // With nothing left to receive, a reset shows only on the sending half.
+            (Half::Open, Half::Ended) => match ready!(self.stream.poll_reset(cx)) {
+                error if error.is_end() => Poll::Ready(End::Finished),
+                error => Poll::Ready(error.into()),
+            },
+            (Half::Open | Half::Ended, Half::Open) => Poll::Pending,
+        }
+    }
+
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let mut round = ROUND;
+        loop {
+            // In this order: no room in the tunnel is held, and no buffer, while the application has nothing to say.
+            let Poll::Ready(readable) = self.tcp.poll_read_ready(cx) else {
+                if std::mem::take(&mut self.reserved) {
+                    self.stream.unreserve();
+                }
+                return Poll::Pending;
+            };
+            readable.map_err(first_reset)?;
+            if round == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.reserved = true;
+            let sent = match ready!(self.stream.poll_capacity(cx, CHUNK)) {
+                Ok(capacity) => {
+                    let Poll::Ready(bytes) = poll_read(cx, &mut self.tcp, capacity) else { continue };
+                    let bytes = bytes.map_err(first_reset)?;
+                    round = round.saturating_sub(bytes.len());
+                    self.send(bytes)
+                }
+                Err(error) => Err(error),
+            };
+            match sent {
+                Ok(Half::Open) => {}
+                Ok(Half::Ended) => break,
+                // The far side wants no more, and says so politely: what it sent is still to be delivered.
+                Err(error) if error.is_end() => break,
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+        self.up = Half::Ended;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Passes on what was read; nothing read is the end.
+    fn send(&mut self, bytes: Bytes) -> Result<Half, StreamError> {
+        if bytes.is_empty() {
+            self.stream.finish()?;
+            return Ok(Half::Ended);
+        }
+        let length = bytes.len() as u64;
+        self.stream.send(bytes)?;
+        self.counters.forward.fetch_add(length, Ordering::Relaxed);
+        Ok(Half::Open)
+    }
+
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let mut round = ROUND;
+        loop {
+            let ended = self.fill_queue(cx)?;
+            if self.queue.is_empty() {
+                if !ended {
+                    return Poll::Pending;
+                }
+                self.down = Half::Ended;
+                // It fails when the application is gone; what it sent last is still to be read.
+                let _ = SockRef::from(&self.tcp).shutdown(std::net::Shutdown::Write);
+                return Poll::Ready(Ok(()));
+            }
+            if round == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            ready!(self.tcp.poll_write_ready(cx)).map_err(first_reset)?;
+            match self.queue.write_to(&self.tcp) {
+                Ok(written) => {
+                    self.stream.release(written);
+                    self.counters.backward.fetch_add(written as u64, Ordering::Relaxed);
+                    round = round.saturating_sub(written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(first_reset(error))),
+            }
+        }
+    }
+
+    /// Takes what has come; true once the far side has ended its half.
+    fn fill_queue(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        while self.queue.bytes < QUEUE {
+            match self.stream.poll_recv(cx) {
+                Poll::Ready(Some(Ok(bytes))) => self.queue.push(bytes),
+                Poll::Ready(Some(Err(error))) => return Err(error.into()),
+                Poll::Ready(None) => return Ok(true),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Bytes on their way to a socket.
+#[derive(Default)]
+struct Queue {
+    blocks: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    fn push(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.bytes += bytes.len();
+            self.blocks.push_back(bytes);
+        }
+    }
+
+    fn write_to(&mut self, tcp: &TcpStream) -> io::Result<usize> {
+        let written = match self.blocks.front() {
+            Some(only) if self.blocks.len() == 1 => tcp.try_write(only)?,
+            _ => {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                for (slice, block) in slices.iter_mut().zip(&self.blocks) {
+                    *slice = IoSlice::new(block);
+                }
+                tcp.try_write_vectored(&slices)?
+            }
+        };
+        self.advance(written);
+        Ok(written)
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        self.bytes = self.bytes.saturating_sub(written);
+        while let Some(front) = self.blocks.front_mut() {
+            if written < front.len() {
+                front.advance(written);
+                break;
+            }
+            written -= front.len();
+            self.blocks.pop_front();
+        }
+        if self.blocks.is_empty() {
+            // The deque's own memory goes too: most connections are idle most of the time.
+            self.blocks = VecDeque::new();
+        }
+    }
+}
+
+/// Which end of a one-way copy broke.
+enum Broken {
+    Reader(io::ErrorKind),
+    Writer(io::ErrorKind),
+}
+
+/// One way between two sockets.
+#[derive(Default)]
+struct PlainPump {
+    pending: Bytes,
+    done: bool,
+}
+
+impl PlainPump {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &TcpStream,
+        count: &AtomicU64,
+    ) -> Poll<Result<(), Broken>> {
+        let mut round = ROUND;
+        while !self.done {
+            if !self.pending.is_empty() {
+                let written = ready!(poll_write(cx, to, &self.pending)).map_err(Broken::Writer)?;
+                self.pending.advance(written);
+                count.fetch_add(written as u64, Ordering::Relaxed);
+                round = round.saturating_sub(written);
+                continue;
+            }
+            // Not an empty slice of a shared block: that would keep the block.
+            self.pending = Bytes::new();
+            if round == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.pending = ready!(poll_read(cx, from, CHUNK)).map_err(|error| Broken::Reader(error.kind()))?;
+            if self.pending.is_empty() {
+                self.done = true;
+                let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn poll_write(cx: &mut Context<'_>, to: &TcpStream, bytes: &[u8]) -> Poll<Result<usize, io::ErrorKind>> {
+    loop {
+        ready!(to.poll_write_ready(cx)).map_err(|error| error.kind())?;
+        match to.try_write(bytes) {
+            Ok(written) => return Poll::Ready(Ok(written)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error.kind())),
+        }
+    }
+}
+
+/// Reads what there is, up to `most`; empty at the end.
+fn poll_read(cx: &mut Context<'_>, tcp: &mut TcpStream, most: usize) -> Poll<io::Result<Bytes>> {
+    READ_BLOCK.with_borrow_mut(|block| {
+        if block.capacity() < CHUNK {
+            // Takes the old block again if nobody holds a part of it, else a new one.
+            block.reserve(BLOCK);
+        }
+        let mut room = block.limit(most.min(CHUNK));
+        let read = ready!(pin!(tcp.read_buf(&mut room)).poll(cx))?;
+        if read > SMALL {
+            return Poll::Ready(Ok(block.split_to(read).freeze()));
+        }
+        let bytes = Bytes::copy_from_slice(block);
+        block.clear();
+        Poll::Ready(Ok(bytes))
+    })
+}
+
+fn first_reset(error: io::Error) -> End {
+    End::FirstReset(error.kind())
+}
+
+/// Refuses a connection that was accepted: closes it with a reset.
+pub fn reset(tcp: TcpStream) {
+    reset_on_close(&tcp);
+}
+
+/// Makes the coming close a reset.
+fn reset_on_close(tcp: &TcpStream) {
+    // It fails only on a socket that is gone already.
+    let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+}

@@ -1,0 +1,113 @@
+//! The journey of a connection that arrives by tunnel: CONNECT → authorise → dial the application → carry.
+//!
+//! One TCP connection to :15008 carries many of them; all stay on the worker that accepted it.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use super::connection::{self, Judged, Registration};
+use super::error::Failure;
+use super::worker::{Pod, Worker};
+use super::{copy, dial, record};
+use crate::addr::{ClientAddr, ServerAddr};
+use crate::hbone::{self, Incoming};
+use crate::policy::{Facts, Permit};
+use crate::spiffe::SpiffeId;
+
+/// Serves one TCP connection accepted on the pod's tunnel listener.
+pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
+    let (Ok(local), Ok(peer)) = (tcp.local_addr(), tcp.peer_addr()) else { return };
+    let (reached, client) = (ServerAddr::new(local), ClientAddr::new(peer));
+    let svid = match worker.svid(&pod.workload.identity).await {
+        Ok(svid) => svid,
+        Err(failure) => return worker.report_failed(record::tunnel(&pod, client), &failure),
+    };
+    let on_connect = {
+        let (worker, pod) = (worker.clone(), pod.clone());
+        move |incoming: Incoming| serve_connect(worker.clone(), pod.clone(), reached, client, incoming)
+    };
+    let served = tokio::select! {
+        biased;
+        () = pod.left() => return,
+        served = hbone::serve(tcp, svid, worker.shared.limits.clone(), worker.shared.drain.clone(), on_connect) => served,
+    };
+    if let Err(error) = served {
+        worker.report_tunnel_error(record::tunnel(&pod, client), &error);
+    }
+}
+
+/// Serves one CONNECT. `reached` is the pod address that the tunnel's TCP connection was made to.
+async fn serve_connect(worker: Rc<Worker>, pod: Arc<Pod>, reached: ServerAddr, tunnel: ClientAddr, incoming: Incoming) {
+    let server = ServerAddr::new(incoming.authority);
+    let judged = judged(&pod, Some(incoming.peer.clone()), tunnel.ip(), server);
+    let client = real_client(tunnel, incoming.forwarded);
+    let trace_id = incoming.traceparent.map(|trace| trace.trace_id().into());
+    let record = record::inbound(&pod, client, Some(&incoming.peer), server, trace_id);
+    let live = worker.live.register(pod.uid().clone(), Some(judged.clone()), record);
+    if let Err(failure) = check_authority(reached, server).and_then(|()| authorize(&worker, &judged).map(drop)) {
+        incoming.refuse(failure.status());
+        return worker.finish_failed(live, &failure);
+    }
+    let app = match reach_application(&pod, &live, client, server).await {
+        Ok(app) => app,
+        Err(failure) => {
+            incoming.refuse(failure.status());
+            return worker.finish_failed(live, &failure);
+        }
+    };
+    let stream = match incoming.accept(&pod.baggage) {
+        Ok(stream) => stream,
+        // The peer reset the stream while we dialled: nobody is left to be told.
+        Err(_) => return copy::reset(app.tcp),
+    };
+    worker.opened(&live);
+    let cancelled = async { drop(live.cancel.cancelled().await) };
+    let end = copy::tunnel(app.tcp, stream, &live.counters, cancelled).await;
+    drop(app.record);
+    worker.finish(live, end);
+}
+
+/// What policy is asked about a connection to an application of `pod`.
+pub fn judged(pod: &Pod, source: Option<SpiffeId>, source_ip: std::net::IpAddr, server: ServerAddr) -> Judged {
+    let facts = Facts { source, source_ip, destination_ip: server.ip(), destination_port: server.port() };
+    Judged { destination_uid: pod.uid().clone(), facts }
+}
+
+/// Asks policy, on the snapshot that is current now. This is where a denial is decided.
+pub fn authorize(worker: &Worker, judged: &Judged) -> Result<Permit, Failure> {
+    connection::authorize(&worker.shared.state.current(), judged).map_err(Failure::Denied)
+}
+
+/// A tunnel to a pod reaches that pod's address only: not another pod's, not loopback, not the tunnel port again.
+fn check_authority(reached: ServerAddr, server: ServerAddr) -> Result<(), Failure> {
+    if server.ip() != reached.ip() || server.port() == hbone::PORT {
+        return Err(Failure::NotThisPod(server.socket()));
+    }
+    Ok(())
+}
+
+/// The port that the application sees comes from `forwarded` only if its IP is the TCP peer's.
+fn real_client(tunnel: ClientAddr, forwarded: Option<SocketAddr>) -> ClientAddr {
+    match forwarded.map(ClientAddr::new) {
+        Some(client) if client.ip() == tunnel.ip() => client,
+        _ => tunnel,
+    }
+}
+
+async fn reach_application(
+    pod: &Pod,
+    live: &Registration,
+    client: ClientAddr,
+    server: ServerAddr,
+) -> Result<dial::AppConnection, Failure> {
+    tokio::select! {
+        biased;
+        cut = live.cancel.cancelled() => Err(Failure::Cut(cut)),
+        dialled = dial::application(&pod.net, client, server) => {
+            dialled.map_err(|error| Failure::Connect { address: server.socket(), error })
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The journey of a connection that a pod's application dialled: identify → route → reach → carry.
+//!
+//! The application's connect() has already succeeded (the agent accepted it), so every refusal from here on is a reset
+//! at its first read or write.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use super::connection::{Judged, Registration};
+use super::copy;
+use super::error::Failure;
+use super::record;
+use super::worker::{Pod, Worker};
+use super::{dial, inbound};
+use crate::addr::{ClientAddr, ServerAddr};
+use crate::hbone::{self, ConnectRequest, TraceParent, TunnelKey};
+use crate::podnet::DialRecord;
+use crate::routing::{self, Route, Transport, Upstream};
+use crate::state::Service;
+
+/// Everything that is decided before anything is dialled.
+struct Decision {
+    /// Removes the kernel's record when the connection ends: getpeername may ask for it as long as it lives.
+    dial: DialRecord,
+    client: ClientAddr,
+    route: Route,
+}
+
+/// A connection that was made, ready to carry bytes.
+enum Reached {
+    Tunnel(hbone::Stream),
+    Direct(TcpStream),
+    Application(dial::AppConnection),
+}
+
+/// Serves one connection accepted on the pod's outbound listener.
+pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
+    let decision = match decide(&worker, &pod, &tcp) {
+        Ok(decision) => decision,
+        Err(failure) => {
+            worker.report_failed(record::unidentified(&pod), &failure);
+            return copy::reset(tcp);
+        }
+    };
+    let Decision { dial, client, route } = decision;
+    let registered = |judged| {
+        let record = record::outbound(&pod, client, dial.dialled(), &route);
+        worker.live.register(pod.uid().clone(), judged, record)
+    };
+    match &route {
+        Route::Refused(refusal) => {
+            let live = registered(None);
+            worker.finish_failed(live, &Failure::Refused(*refusal));
+            copy::reset(tcp);
+        }
+        Route::PassThrough(address) => {
+            let live = registered(None);
+            let upstream = Upstream { address: *address, workload: None, transport: Transport::Plaintext };
+            try_upstreams(&worker, &pod, tcp, live, client, None, std::slice::from_ref(&upstream)).await;
+        }
+        Route::Upstreams { service, upstreams } => {
+            let itself = upstreams.iter().find(|upstream| upstream.transport == Transport::Itself);
+            let live = registered(itself.map(|upstream| judged_itself(&pod, upstream.address)));
+            try_upstreams(&worker, &pod, tcp, live, client, service.as_ref(), upstreams).await;
+        }
+    }
+}
+
+fn decide(worker: &Worker, pod: &Pod, tcp: &TcpStream) -> Result<Decision, Failure> {
+    let local = tcp.local_addr().map_err(Failure::Socket)?;
+    let client = ClientAddr::new(tcp.peer_addr().map_err(Failure::Socket)?);
+    let dial = DialRecord::lookup(&pod.net, local)?;
+    let state = worker.shared.state.current();
+    let route = routing::resolve(&state, &pod.workload, dial.dialled(), worker.shared.mode, worker.random());
+    Ok(Decision { dial, client, route })
+}
+
+/// A pod that reaches itself through a Service is judged here, since no other agent will be asked.
+fn judged_itself(pod: &Pod, address: ServerAddr) -> Judged {
+    inbound::judged(pod, Some(pod.workload.identity.clone()), address.ip(), address)
+}
+
+async fn try_upstreams(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    tcp: TcpStream,
+    live: Registration,
+    client: ClientAddr,
+    service: Option<&Arc<Service>>,
+    upstreams: &[Upstream],
+) {
+    let mut last = None;
+    for upstream in upstreams {
+        record::aim(&mut live.record.borrow_mut(), upstream);
+        let reached = tokio::select! {
+            biased;
+            cut = live.cancel.cancelled() => Err(Failure::Cut(cut)),
+            reached = reach(worker, pod, &live, client, service, upstream) => reached,
+        };
+        match reached {
+            Ok(reached) => return carry(worker, tcp, live, reached).await,
+            Err(failure) if is_final(&failure) => {
+                last = Some(failure);
+                break;
+            }
+            Err(failure) => {
+                tracing::debug!(pod = %pod.name(), %failure, "endpoint did not take the connection; trying another");
+                last = Some(failure);
+            }
+        }
+    }
+    if let Some(failure) = last {
+        worker.finish_failed(live, &failure);
+    }
+    copy::reset(tcp);
+}
+
+/// Whether another endpoint would answer the same.
+fn is_final(failure: &Failure) -> bool {
+    matches!(failure, Failure::Cut(_) | Failure::Denied(_) | Failure::NoCertificate(_))
+}
+
+async fn reach(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    live: &Registration,
+    client: ClientAddr,
+    service: Option<&Arc<Service>>,
+    upstream: &Upstream,
+) -> Result<Reached, Failure> {
+    let address = upstream.address.socket();
+    match &upstream.transport {
+        Transport::Plaintext => {
+            let dialled = dial::from_pod(&pod.net, address).await;
+            dialled.map(Reached::Direct).map_err(|error| Failure::Connect { address, error })
+        }
+        Transport::Itself => {
+            inbound::authorize(worker, &judged_itself(pod, upstream.address))?;
+            let dialled = dial::application(&pod.net, client, upstream.address).await;
+            dialled.map(Reached::Application).map_err(|error| Failure::Connect { address, error })
+        }
+        Transport::Tunnel(identity) => {
+            let svid = worker.svid(&pod.workload.identity).await?;
+            let key = TunnelKey {
+                source_uid: pod.uid().clone(),
+                destination: identity.clone(),
+                address: upstream.address.ip(),
+            };
+            let request = connect_request(pod, live, client, service, upstream);
+            let tunnel_address = std::net::SocketAddr::new(upstream.address.ip(), hbone::PORT);
+            let connect = async || dial::from_pod(&pod.net, tunnel_address).await;
+            let opened = worker.pool.open(&key, &svid, connect, &request).await;
+            opened.map(Reached::Tunnel).map_err(|error| Failure::Tunnel { address, error })
+        }
+    }
+}
+
+fn connect_request(
+    pod: &Pod,
+    live: &Registration,
+    client: ClientAddr,
+    service: Option<&Arc<Service>>,
+    upstream: &Upstream,
+) -> ConnectRequest {
+    ConnectRequest {
+        authority: upstream.address.socket(),
+        forwarded: client,
+        host: service.map(|service| format!("{}.{}.svc", service.name, service.namespace)),
+        baggage: pod.baggage.clone(),
+        traceparent: trace(live).to_string(),
+    }
+}
+
+/// A trace of the connection's own, told in both nodes' access logs.
+fn trace(live: &Registration) -> TraceParent {
+    let trace = TraceParent::random();
+    live.record.borrow_mut().trace_id = Some(trace.trace_id().into());
+    trace
+}
+
+async fn carry(worker: &Rc<Worker>, tcp: TcpStream, live: Registration, reached: Reached) {
+    worker.opened(&live);
+    let end = {
+        let cancelled = async { drop(live.cancel.cancelled().await) };
+        match reached {
+            Reached::Tunnel(stream) => copy::tunnel(tcp, stream, &live.counters, cancelled).await,
+            Reached::Direct(upstream) => copy::plain(tcp, upstream, &live.counters, cancelled).await,
+            Reached::Application(app) => {
+                let end = copy::plain(tcp, app.tcp, &live.counters, cancelled).await;
+                drop(app.record);
+                end
+            }
+        }
+    };
+    worker.finish(live, end);
+}
+

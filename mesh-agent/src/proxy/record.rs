@@ -1,0 +1,136 @@
+//! What is told about a connection: filled as the connection learns it, for the access log, metrics and `/connections`.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::copy;
+use super::error::Failure;
+use super::worker::Pod;
+use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
+use crate::routing::{self, Route, Upstream};
+use crate::spiffe::SpiffeId;
+use crate::state::Workload;
+use crate::telemetry::{ConnectionRecord, ConnectionResult, Direction, Transport};
+
+/// An outbound connection, as far as its decision tells.
+pub fn outbound(pod: &Pod, client: ClientAddr, dialled: OrigDstAddr, route: &Route) -> ConnectionRecord {
+    let (transport, service) = match route {
+        Route::Upstreams { service, .. } => (Transport::Undecided, service.as_ref()),
+        Route::PassThrough(_) => (Transport::PassThrough, None),
+        Route::Refused(_) => (Transport::Undecided, None),
+    };
+    ConnectionRecord {
+        transport,
+        dialled: Some(dialled.socket()),
+        service: service.map(|service| format!("{}/{}", service.namespace, service.name).into()),
+        ..from_pod(pod, client)
+    }
+}
+
+/// An outbound connection that failed before it was known what was dialled.
+pub fn unidentified(pod: &Pod) -> ConnectionRecord {
+    from_pod(pod, ClientAddr::new(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0)))
+}
+
+fn from_pod(pod: &Pod, client: ClientAddr) -> ConnectionRecord {
+    ConnectionRecord {
+        source_pod: Some(name(&pod.workload)),
+        source_identity: Some(pod.workload.identity.clone()),
+        ..blank(Direction::Outbound, client)
+    }
+}
+
+/// Notes the endpoint that is tried now.
+pub fn aim(record: &mut ConnectionRecord, upstream: &Upstream) {
+    if record.transport != Transport::PassThrough {
+        record.transport = match upstream.transport {
+            routing::Transport::Tunnel(_) => Transport::Tunnel,
+            routing::Transport::Itself => Transport::Itself,
+            routing::Transport::Plaintext => Transport::Plaintext,
+        };
+    }
+    record.server = Some(upstream.address.socket());
+    record.destination_pod = upstream.workload.as_deref().map(name);
+    record.destination_identity = upstream.workload.as_ref().map(|workload| workload.identity.clone());
+}
+
+/// A connection to an application of `pod`; `peer` is the identity of the tunnel it came by.
+pub fn inbound(
+    pod: &Pod,
+    client: ClientAddr,
+    peer: Option<&SpiffeId>,
+    server: ServerAddr,
+    trace_id: Option<Arc<str>>,
+) -> ConnectionRecord {
+    ConnectionRecord {
+        transport: if peer.is_some() { Transport::Tunnel } else { Transport::Plaintext },
+        source_identity: peer.cloned(),
+        server: Some(server.socket()),
+        trace_id,
+        ..to_pod(pod, client)
+    }
+}
+
+/// A tunnel that failed as a whole, before any CONNECT.
+pub fn tunnel(pod: &Pod, client: ClientAddr) -> ConnectionRecord {
+    ConnectionRecord { transport: Transport::Tunnel, ..to_pod(pod, client) }
+}
+
+fn to_pod(pod: &Pod, client: ClientAddr) -> ConnectionRecord {
+    ConnectionRecord {
+        destination_pod: Some(name(&pod.workload)),
+        destination_identity: Some(pod.workload.identity.clone()),
+        ..blank(Direction::Inbound, client)
+    }
+}
+
+fn blank(direction: Direction, client: ClientAddr) -> ConnectionRecord {
+    ConnectionRecord {
+        direction,
+        transport: Transport::Undecided,
+        source_pod: None,
+        source_identity: None,
+        client: client.socket(),
+        dialled: None,
+        service: None,
+        destination_pod: None,
+        destination_identity: None,
+        server: None,
+        trace_id: None,
+        result: ConnectionResult::Ok,
+        bytes_sent: 0,
+        bytes_received: 0,
+        duration: Duration::ZERO,
+    }
+}
+
+fn name(workload: &Workload) -> Arc<str> {
+    format!("{}/{}", workload.namespace, workload.name).into()
+}
+
+/// How a connection that carried bytes ended.
+pub fn result_of(end: &copy::End) -> ConnectionResult {
+    match end {
+        // A reset is how many applications close; it passed through as what it was.
+        copy::End::Finished | copy::End::FirstReset(_) | copy::End::SecondReset(_) | copy::End::StreamReset(_) => {
+            ConnectionResult::Ok
+        }
+        copy::End::TunnelLost(_) | copy::End::Cut => ConnectionResult::Failed { reason: end.reason() },
+    }
+}
+
+/// How a connection that never carried a byte ended.
+pub fn result_of_failure(failure: &Failure) -> ConnectionResult {
+    let reason = failure.reason();
+    match failure {
+        Failure::Denied(denial) => ConnectionResult::Denied { reason, rule: denial.rule.clone() },
+        Failure::Refused(_) | Failure::NotThisPod(_) => ConnectionResult::Refused { reason },
+        Failure::Cut(_) => ConnectionResult::Cut { reason },
+        Failure::Record(_)
+        | Failure::NoCertificate(_)
+        | Failure::Tunnel { .. }
+        | Failure::Connect { .. }
+        | Failure::Socket(_) => ConnectionResult::Failed { reason },
+    }
+}

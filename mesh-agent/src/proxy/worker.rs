@@ -1,0 +1,341 @@
+//! The data-plane threads. A connection is accepted on its pod's home worker, is handed to another at most once (as a
+//! file descriptor, when the home worker carries clearly more), and then never leaves its thread: tunnels, pools and
+//! the table of live connections are the worker's own, without locks.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{io, thread};
+
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, LocalSet};
+
+use super::connection::{LiveTable, Registration};
+use super::error::{Failure, serve_reason};
+use super::limits::{ACCEPT_BACKOFF, COUNT_INTERVAL, SPILL, SVID_TIMEOUT};
+use super::{copy, inbound, outbound, plaintext, record};
+use crate::drain;
+use crate::hbone::{self, Pool, TunnelStatus};
+use crate::identity::{Identities, Svid};
+use crate::podnet::{PodListener, PodNet, Role};
+use crate::routing::OutboundMode;
+use crate::spiffe::SpiffeId;
+use crate::state::{StateReader, Workload};
+use crate::telemetry::{self, ConnectionRecord, ConnectionResult, Metrics};
+
+/// What every worker reads.
+pub struct Shared {
+    /// The world.
+    pub state: StateReader,
+    /// Certificates of the pods here.
+    pub identities: Identities,
+    /// Counters.
+    pub metrics: Metrics,
+    /// What happens to unknown destinations.
+    pub mode: OutboundMode,
+    /// The end of the process.
+    pub drain: drain::Token,
+    /// What tunnels may cost.
+    pub limits: hbone::Limits,
+}
+
+/// A pod of this node, as its connections see it. Any worker may serve one.
+pub struct Pod {
+    /// Who it is.
+    pub workload: Arc<Workload>,
+    /// Its network namespace.
+    pub net: Arc<dyn PodNet>,
+    /// The `baggage` header that describes it, written once.
+    pub baggage: String,
+    left: watch::Sender<bool>,
+}
+
+impl Pod {
+    /// A pod that has just been enrolled.
+    pub fn new(workload: Arc<Workload>, net: Arc<dyn PodNet>) -> Self {
+        let baggage = format!(
+            "k8s.namespace.name={},k8s.pod.name={},service.name={}",
+            workload.namespace,
+            workload.name,
+            workload.identity.service_account()
+        );
+        Self { workload, net, baggage, left: watch::Sender::new(false) }
+    }
+
+    /// metadata.uid
+    pub fn uid(&self) -> &Arc<str> {
+        &self.workload.uid
+    }
+
+    /// `namespace/name`, for logs.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.workload.namespace, self.workload.name)
+    }
+
+    /// Says that the pod left the mesh or ended.
+    pub fn leave(&self) {
+        self.left.send_replace(true);
+    }
+
+    /// Returns when the pod has left.
+    pub async fn left(&self) {
+        // An error means that the sender is gone, which this pod itself holds.
+        let _ = self.left.subscribe().wait_for(|left| *left).await;
+    }
+}
+
+/// What other threads may ask of a worker.
+pub enum Job {
+    /// Accept on these listeners from now on.
+    Listen(Arc<Pod>, Vec<PodListener>),
+    /// The pod left: close its listeners and tunnels, cut its connections.
+    Leave(Arc<str>),
+    /// A connection accepted by another worker.
+    Serve(Arc<Pod>, Role, std::net::TcpStream),
+    /// List the live connections.
+    Connections(oneshot::Sender<Vec<LiveConnection>>),
+    /// List the tunnels of the pool.
+    Tunnels(oneshot::Sender<Vec<TunnelStatus>>),
+    /// The drain began: accept nothing more.
+    StopListening,
+    /// The drain window is over.
+    CutAll,
+}
+
+/// One live connection, for `/connections`.
+#[derive(Clone, Debug)]
+pub struct LiveConnection {
+    /// The worker that serves it.
+    pub worker: usize,
+    /// Who, whereto, how; with the bytes carried and the time passed so far.
+    pub record: ConnectionRecord,
+}
+
+/// The way to a worker from anywhere.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    jobs: mpsc::UnboundedSender<Job>,
+    load: Arc<AtomicUsize>,
+}
+
+impl WorkerHandle {
+    /// Hands over a job. A worker that is gone drops it, and with it the connection.
+    pub fn send(&self, job: Job) {
+        let _ = self.jobs.send(job);
+    }
+
+    /// The number of connections that it carries now.
+    pub fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+}
+
+/// One thread's state.
+pub struct Worker {
+    /// What all workers read.
+    pub shared: Arc<Shared>,
+    /// The tunnels to other nodes; this worker's own.
+    pub pool: Pool,
+    /// The connections that are served here.
+    pub live: Rc<LiveTable>,
+    index: usize,
+    peers: Arc<[WorkerHandle]>,
+    random: RefCell<fastrand::Rng>,
+}
+
+/// Starts `count` workers. They end with the process.
+pub fn start(shared: Arc<Shared>, count: usize) -> io::Result<Arc<[WorkerHandle]>> {
+    let (handles, inboxes): (Vec<_>, Vec<_>) = (0..count)
+        .map(|_| {
+            let (jobs, inbox) = mpsc::unbounded_channel();
+            (WorkerHandle { jobs, load: Arc::default() }, inbox)
+        })
+        .unzip();
+    let handles: Arc<[WorkerHandle]> = handles.into();
+    for (index, inbox) in inboxes.into_iter().enumerate() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (shared, peers) = (shared.clone(), handles.clone());
+        thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            LocalSet::new().block_on(&runtime, Worker::new(shared, index, peers).run(inbox));
+        })?;
+    }
+    Ok(handles)
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, index: usize, peers: Arc<[WorkerHandle]>) -> Self {
+        let live = peers.get(index).map(|own| LiveTable::with_load(own.load.clone())).unwrap_or_default();
+        let limits = shared.limits.clone();
+        Self {
+            shared,
+            pool: Pool::new(limits),
+            live: Rc::new(live),
+            index,
+            peers,
+            random: RefCell::new(fastrand::Rng::new()),
+        }
+    }
+
+    async fn run(self, mut inbox: mpsc::UnboundedReceiver<Job>) {
+        let worker = Rc::new(self);
+        tokio::task::spawn_local(worker.clone().rejudge_on_change());
+        tokio::task::spawn_local(worker.clone().count_bytes());
+        let mut acceptors: HashMap<Arc<str>, Vec<JoinHandle<()>>> = HashMap::new();
+        while let Some(job) = inbox.recv().await {
+            match job {
+                Job::Listen(pod, listeners) => {
+                    let tasks = listeners.into_iter().filter_map(|listener| worker.clone().listen(&pod, listener));
+                    acceptors.entry(pod.uid().clone()).or_default().extend(tasks);
+                }
+                Job::Leave(uid) => {
+                    acceptors.remove(&uid).into_iter().flatten().for_each(|task| task.abort());
+                    worker.pool.drop_source(&uid);
+                    worker.live.cut_pod(&uid);
+                }
+                Job::Serve(pod, role, tcp) => worker.clone().adopt(pod, role, tcp),
+                Job::Connections(answer) => drop(answer.send(worker.connections())),
+                Job::Tunnels(answer) => drop(answer.send(worker.pool.status())),
+                Job::StopListening => acceptors.drain().flat_map(|(_, tasks)| tasks).for_each(|task| task.abort()),
+                Job::CutAll => worker.live.cut_all(),
+            }
+        }
+    }
+
+    /// Judges live connections again whenever the world changes.
+    async fn rejudge_on_change(self: Rc<Self>) {
+        let mut state = self.shared.state.clone();
+        while state.changed().await {
+            self.live.rejudge(&state.current());
+        }
+    }
+
+    /// Lets the byte counters of long connections move while they live.
+    async fn count_bytes(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(COUNT_INTERVAL).await;
+            self.live.snapshot().iter().for_each(|live| live.count_bytes());
+        }
+    }
+
+    fn listen(self: Rc<Self>, pod: &Arc<Pod>, listener: PodListener) -> Option<JoinHandle<()>> {
+        match tokio::net::TcpListener::from_std(listener.socket) {
+            Ok(socket) => Some(tokio::task::spawn_local(self.accept(pod.clone(), listener.role, socket))),
+            Err(error) => {
+                tracing::error!(pod = %pod.name(), %error, "a listener cannot be polled; the pod is refused there");
+                None
+            }
+        }
+    }
+
+    async fn accept(self: Rc<Self>, pod: Arc<Pod>, role: Role, listener: tokio::net::TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((tcp, _)) => self.clone().place(&pod, role, tcp),
+                Err(error) => {
+                    tracing::warn!(pod = %pod.name(), %error, "accept failed; raise the limit of open files?");
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+
+    /// Serves a new connection here, or on the least loaded worker if that one carries clearly less.
+    fn place(self: Rc<Self>, pod: &Arc<Pod>, role: Role, tcp: TcpStream) {
+        let own = self.peers.get(self.index).map_or(0, WorkerHandle::load);
+        let least = self.peers.iter().min_by_key(|peer| peer.load());
+        match least {
+            Some(least) if least.load() + SPILL <= own => match tcp.into_std() {
+                Ok(tcp) => least.send(Job::Serve(pod.clone(), role, tcp)),
+                Err(error) => tracing::warn!(%error, "an accepted socket cannot be handed over"),
+            },
+            _ => self.serve(pod.clone(), role, tcp),
+        }
+    }
+
+    fn adopt(self: Rc<Self>, pod: Arc<Pod>, role: Role, tcp: std::net::TcpStream) {
+        match TcpStream::from_std(tcp) {
+            Ok(tcp) => self.serve(pod, role, tcp),
+            Err(error) => tracing::warn!(%error, "a socket that was handed over cannot be polled"),
+        }
+    }
+
+    fn serve(self: Rc<Self>, pod: Arc<Pod>, role: Role, tcp: TcpStream) {
+        // Small writes go out at once: the far end decides how to batch.
+        let _ = tcp.set_nodelay(true);
+        match role {
+            Role::Outbound => drop(tokio::task::spawn_local(outbound::serve(self, pod, tcp))),
+            Role::Tunnel => drop(tokio::task::spawn_local(inbound::serve_tunnel(self, pod, tcp))),
+            Role::Plaintext => drop(tokio::task::spawn_local(plaintext::serve(self, pod, tcp))),
+        }
+    }
+
+    /// The pod's certificate; waits a bounded time for its first issue.
+    pub async fn svid(&self, identity: &SpiffeId) -> Result<Arc<Svid>, Failure> {
+        if let Some(svid) = self.shared.identities.svid(identity) {
+            return Ok(svid);
+        }
+        let waited = tokio::time::timeout(SVID_TIMEOUT, self.shared.identities.ready(identity)).await;
+        waited.map_err(|_| Failure::NoCertificate(identity.clone()))
+    }
+
+    /// A random number; seeds the choice of endpoints. Not for secrets.
+    pub fn random(&self) -> u64 {
+        self.random.borrow_mut().u64(..)
+    }
+
+    /// Counts a connection that now carries bytes.
+    pub fn opened(&self, live: &Registration) {
+        live.count_open(&self.shared.metrics);
+    }
+
+    /// Counts and logs the end of a connection that carried bytes.
+    pub fn finish(&self, live: Registration, end: copy::End) {
+        let result = match live.cancel.reason() {
+            Some(cut) => ConnectionResult::Cut { reason: cut.reason() },
+            None => record::result_of(&end),
+        };
+        self.close(live, result);
+    }
+
+    /// Counts and logs the end of a connection that never carried a byte.
+    pub fn finish_failed(&self, live: Registration, failure: &Failure) {
+        tracing::debug!(%failure, "connection refused");
+        let result = record::result_of_failure(failure);
+        self.close(live, result);
+    }
+
+    /// Counts and logs a connection that failed before its place in the table.
+    pub fn report_failed(&self, mut record: ConnectionRecord, failure: &Failure) {
+        tracing::debug!(%failure, "connection refused");
+        record.result = record::result_of_failure(failure);
+        self.shared.metrics.closed(&record);
+        telemetry::access_log::write(&record);
+    }
+
+    /// Counts a tunnel that ended in an error: a handshake that failed, or a peer that broke the protocol.
+    pub fn report_tunnel_error(&self, mut record: ConnectionRecord, error: &hbone::ServeError) {
+        tracing::debug!(%error, client = %record.client, "tunnel refused or broken");
+        record.result = ConnectionResult::Failed { reason: serve_reason(error) };
+        self.shared.metrics.closed(&record);
+        telemetry::access_log::write(&record);
+    }
+
+    fn close(&self, live: Registration, result: ConnectionResult) {
+        let mut record = live.so_far();
+        record.result = result;
+        match live.take_open() {
+            Some(open) => open.closed(&record),
+            None => self.shared.metrics.closed(&record),
+        }
+        drop(live);
+        telemetry::access_log::write(&record);
+    }
+
+    fn connections(&self) -> Vec<LiveConnection> {
+        let lines = self.live.snapshot();
+        lines.iter().map(|live| LiveConnection { worker: self.index, record: live.so_far() }).collect()
+    }
+}

@@ -1,0 +1,402 @@
+//! Every metric of the agent: names, help and labels in this one file. They are an interface that dashboards rest on.
+//!
+//! | metric | kind | labels |
+//! |---|---|---|
+//! | `nodemesh_connections_opened_total` | counter | *connection* |
+//! | `nodemesh_connections_closed_total` | counter | *connection*, `result` |
+//! | `nodemesh_connections_open` | gauge | *connection* |
+//! | `nodemesh_sent_bytes_total` | counter | *connection*; client to server, counted while a connection runs |
+//! | `nodemesh_received_bytes_total` | counter | *connection*; server to client |
+//! | `nodemesh_connection_duration_seconds` | histogram | `direction`, `transport` |
+//! | `nodemesh_denials_total` | counter | `direction`, `reason`, `destination_namespace`, `destination_service_account` |
+//! | `nodemesh_connection_faults_total` | counter | `direction`, `result` (refused, failed, cut), `reason` |
+//! | `nodemesh_metrics_overflow_total` | counter | – ; connections counted under `_overflow` |
+//! | `nodemesh_kernel_outcomes_total` | counter | `outcome` |
+//! | `nodemesh_certificate_expiry_timestamp_seconds` | gauge | `identity`; Unix time |
+//! | `nodemesh_config_age_seconds` | gauge | – ; since the world was last read whole |
+//! | `nodemesh_log_lines_dropped_total` | counter | – ; lines that a slow reader of the log lost |
+//! | `nodemesh_build_info` | info | `version` |
+//!
+//! *connection* = `direction`, `transport`, `source_namespace`, `source_service_account`, `destination_namespace`,
+//! `destination_service_account`. A party that is not known has empty names. All of these are stable, but for
+//! `nodemesh_connection_duration_seconds`, whose buckets may change.
+//!
+//! Cardinality is bounded: *connection* by [`MAX_SERIES`], reasons by the words in
+//! the code, denials by the service accounts of this node, certificates likewise.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::series::{MAX_SERIES, OVERFLOW_NAME, Owner, Series, SeriesTable};
+use super::{ConnectionKey, ConnectionRecord, ConnectionResult, logs};
+use crate::spiffe::SpiffeId;
+
+/// The content type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds in seconds: from a request to a database session.
+const DURATION_BUCKETS: [f64; 12] = [0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0];
+
+/// Reads the kernel's counters: name of the outcome and how often, since the maps were made.
+pub type OutcomeSource = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
+
+/// Reads the certificates: identity and the end of its validity in seconds of Unix time.
+pub type CertificateSource = Box<dyn Fn() -> Vec<(SpiffeId, f64)> + Send + Sync>;
+
+/// Reads how long ago the world was last read whole; nothing before the first time.
+pub type ConfigAgeSource = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
+
+/// All metrics of the process. Cheap to clone; no method waits for another thread for longer than a look-up.
+#[derive(Clone)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    registry: Mutex<Registry>,
+    connections: Arc<SeriesTable>,
+    denials: Family<DenialLabels, Counter>,
+    faults: Family<FaultLabels, Counter>,
+    durations: Family<DurationLabels, Histogram>,
+}
+
+/// A connection that counts as open until [`OpenConnection::closed`]. Dropped without it (the task was cancelled), it
+/// counts as failed, so that opened = closed + open holds always.
+pub struct OpenConnection {
+    metrics: Metrics,
+    series: Arc<Series>,
+    /// What [`OpenConnection::progress`] has counted so far.
+    sent: AtomicU64,
+    received: AtomicU64,
+    is_closed: bool,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DenialLabels {
+    direction: &'static str,
+    reason: &'static str,
+    destination_namespace: String,
+    destination_service_account: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FaultLabels {
+    direction: &'static str,
+    result: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DurationLabels {
+    direction: &'static str,
+    transport: &'static str,
+}
+
+impl Metrics {
+    /// The metrics of a process that has counted nothing.
+    pub fn new() -> Self {
+        Self::with_capacity(MAX_SERIES)
+    }
+
+    /// As [`Metrics::new`], with at most `max_series` sets of connection labels.
+    pub fn with_capacity(max_series: usize) -> Self {
+        let inner = Inner {
+            registry: Mutex::new(Registry::with_prefix("nodemesh")),
+            connections: Arc::new(SeriesTable::new(max_series)),
+            denials: Family::default(),
+            faults: Family::default(),
+            durations: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+        };
+        inner.register();
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Counts a connection whose parties and way are known. Once per connection; allocates for a new key only.
+    pub fn opened(&self, key: &ConnectionKey) -> OpenConnection {
+        let series = self.inner.connections.series(key);
+        series.opened.fetch_add(1, Ordering::Relaxed);
+        series.open.fetch_add(1, Ordering::Relaxed);
+        self.inner.connections.touch(&series);
+        OpenConnection {
+            metrics: self.clone(),
+            series,
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            is_closed: false,
+        }
+    }
+
+    /// Counts a connection that was over before it was open: denied, refused, or failed at once.
+    pub fn closed(&self, record: &ConnectionRecord) {
+        self.opened(&record.key()).closed(record);
+    }
+
+    /// Shows the kernel's counters as `nodemesh_kernel_outcomes_total`.
+    pub fn register_outcomes(&self, source: OutcomeSource) {
+        self.inner.collect(OutcomeCollector(source));
+    }
+
+    /// Shows when certificates end as `nodemesh_certificate_expiry_timestamp_seconds`.
+    pub fn register_certificates(&self, source: CertificateSource) {
+        self.inner.collect(CertificateCollector(source));
+    }
+
+    /// Shows the age of the world as `nodemesh_config_age_seconds`.
+    pub fn register_config_age(&self, source: ConfigAgeSource) {
+        self.inner.collect(ConfigAgeCollector(source));
+    }
+
+    /// Everything, as OpenMetrics text (see [`CONTENT_TYPE`]).
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        let registry = self.inner.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        // Writing into a String fails only if a collector says so, and ours pass on nothing but the writer's errors.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl OpenConnection {
+    /// Counts bytes of a connection that is still running, given its totals so far. A long session is seen while it
+    /// lasts, not only at its end.
+    pub fn progress(&self, sent_so_far: u64, received_so_far: u64) {
+        add_growth(&self.series.sent, &self.sent, sent_so_far);
+        add_growth(&self.series.received, &self.received, received_so_far);
+    }
+
+    /// Counts the end. Totals in the record include what [`OpenConnection::progress`] has counted.
+    pub fn closed(mut self, record: &ConnectionRecord) {
+        self.progress(record.bytes_sent, record.bytes_received);
+        self.count_end(&record.result);
+        self.metrics.inner.count_result(record);
+    }
+
+    fn count_end(&mut self, result: &ConnectionResult) {
+        self.is_closed = true;
+        self.series.closed(result).fetch_add(1, Ordering::Relaxed);
+        self.series.open.fetch_sub(1, Ordering::Relaxed);
+        self.metrics.inner.connections.touch(&self.series);
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        if !self.is_closed {
+            self.count_end(&ConnectionResult::Failed { reason: "abandoned" });
+        }
+    }
+}
+
+/// Adds to `counter` what `total` is above what was `counted` before.
+fn add_growth(counter: &AtomicU64, counted: &AtomicU64, total: u64) {
+    let before = counted.fetch_max(total, Ordering::Relaxed);
+    counter.fetch_add(total.saturating_sub(before), Ordering::Relaxed);
+}
+
+impl Inner {
+    fn register(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.register("build", "The running agent", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register("denials", "Connections that policy denied", self.denials.clone());
+        registry.register(
+            "connection_faults",
+            "Connections that were refused by rule, failed, or were cut by the agent, by reason",
+            self.faults.clone(),
+        );
+        registry.register(
+            "connection_duration_seconds",
+            "From accept to close, of connections that ended well or were cut",
+            self.durations.clone(),
+        );
+        registry.register_collector(Box::new(ConnectionCollector(self.connections.clone())));
+    }
+
+    fn collect(&self, collector: impl Collector) {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner).register_collector(Box::new(collector));
+    }
+
+    fn count_result(&self, record: &ConnectionRecord) {
+        let direction = record.direction.name();
+        match &record.result {
+            ConnectionResult::Ok | ConnectionResult::Cut { .. } => {
+                let labels = DurationLabels { direction, transport: record.transport.name() };
+                self.durations.get_or_create(&labels).observe(record.duration.as_secs_f64());
+            }
+            ConnectionResult::Denied { .. } | ConnectionResult::Refused { .. } | ConnectionResult::Failed { .. } => {}
+        }
+        match &record.result {
+            ConnectionResult::Ok => {}
+            ConnectionResult::Denied { reason, rule: _ } => {
+                let (namespace, service_account) = names(record.destination_identity.as_ref());
+                self.denials
+                    .get_or_create(&DenialLabels {
+                        direction,
+                        reason,
+                        destination_namespace: namespace.to_string(),
+                        destination_service_account: service_account.to_string(),
+                    })
+                    .inc();
+            }
+            ConnectionResult::Refused { reason }
+            | ConnectionResult::Failed { reason }
+            | ConnectionResult::Cut { reason } => {
+                self.faults.get_or_create(&FaultLabels { direction, result: record.result.name(), reason }).inc();
+            }
+        }
+    }
+}
+
+/// Namespace and service account, empty where nothing is known.
+fn names(identity: Option<&SpiffeId>) -> (&str, &str) {
+    identity.map_or(("", ""), |identity| (identity.namespace(), identity.service_account()))
+}
+
+/// The labels called *connection* above.
+fn connection_labels(owner: &Owner) -> [(&'static str, &str); 6] {
+    let (direction, transport, source, destination) = match owner {
+        Owner::Key(key) => {
+            let ConnectionKey { direction, transport, source, destination } = key;
+            (direction, transport.name(), names(source.as_ref()), names(destination.as_ref()))
+        }
+        Owner::Overflow(direction) => {
+            (direction, OVERFLOW_NAME, (OVERFLOW_NAME, OVERFLOW_NAME), (OVERFLOW_NAME, OVERFLOW_NAME))
+        }
+    };
+    [
+        ("direction", direction.name()),
+        ("transport", transport),
+        ("source_namespace", source.0),
+        ("source_service_account", source.1),
+        ("destination_namespace", destination.0),
+        ("destination_service_account", destination.1),
+    ]
+}
+
+/// Shows the series of connections.
+#[derive(Debug)]
+struct ConnectionCollector(Arc<SeriesTable>);
+
+/// Picks one counter of a series.
+type CounterOf = fn(&Series) -> &AtomicU64;
+
+impl Collector for ConnectionCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let all = self.0.snapshot();
+        let counters: [(&str, &str, CounterOf); 3] = [
+            ("connections_opened", "Connections whose parties and way became known", |series| &series.opened),
+            ("sent_bytes", "Bytes of applications from client to server", |series| &series.sent),
+            ("received_bytes", "Bytes of applications from server to client", |series| &series.received),
+        ];
+        for (name, help, counter) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (owner, series) in &all {
+                let count = counter(series).load(Ordering::Relaxed);
+                family.encode_family(&connection_labels(owner))?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+            }
+        }
+        let mut open =
+            encoder.encode_descriptor("connections_open", "Connections that are open", None, MetricType::Gauge)?;
+        for (owner, series) in &all {
+            open.encode_family(&connection_labels(owner))?.encode_gauge(&series.open.load(Ordering::Relaxed))?;
+        }
+        encode_closed(&mut encoder, &all)?;
+        encode_counter(
+            &mut encoder,
+            "metrics_overflow",
+            "Connections counted under the overflow labels, because there were too many label sets",
+            self.0.overflowed(),
+        )?;
+        encode_counter(
+            &mut encoder,
+            "log_lines_dropped",
+            "Log lines lost because whoever reads the log was too slow",
+            logs::dropped_lines(),
+        )
+    }
+}
+
+fn encode_closed(encoder: &mut DescriptorEncoder, all: &[(Owner, Arc<Series>)]) -> Result<(), fmt::Error> {
+    let help = "Connections that ended, by result";
+    let mut closed = encoder.encode_descriptor("connections_closed", help, None, MetricType::Counter)?;
+    for (owner, series) in all {
+        for (result, count) in series.closed_by_name().filter(|(_, count)| *count > 0) {
+            let [direction, transport, source_ns, source_sa, destination_ns, destination_sa] = connection_labels(owner);
+            let labels =
+                [direction, transport, source_ns, source_sa, destination_ns, destination_sa, ("result", result)];
+            closed.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+    }
+    Ok(())
+}
+
+fn encode_counter(encoder: &mut DescriptorEncoder, name: &str, help: &str, count: u64) -> Result<(), fmt::Error> {
+    ConstCounter::new(count).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
+}
+
+struct OutcomeCollector(OutcomeSource);
+
+impl Collector for OutcomeCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let help = "How the kernel programs ended, summed over CPUs";
+        let mut family = encoder.encode_descriptor("kernel_outcomes", help, None, MetricType::Counter)?;
+        for (outcome, count) in (self.0)() {
+            family.encode_family(&[("outcome", outcome)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        Ok(())
+    }
+}
+
+struct CertificateCollector(CertificateSource);
+
+impl Collector for CertificateCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let name = "certificate_expiry_timestamp_seconds";
+        let help = "When the certificate of an identity on this node ends, in seconds of Unix time";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (identity, not_after) in (self.0)() {
+            family.encode_family(&[("identity", identity.to_string())])?.encode_gauge(&not_after)?;
+        }
+        Ok(())
+    }
+}
+
+struct ConfigAgeCollector(ConfigAgeSource);
+
+impl Collector for ConfigAgeCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let Some(age) = (self.0)() else { return Ok(()) };
+        let help = "How long ago the configuration of the mesh was last read whole";
+        let gauge = ConstGauge::new(age.as_secs_f64());
+        gauge.encode(encoder.encode_descriptor("config_age_seconds", help, None, MetricType::Gauge)?)
+    }
+}
+
+macro_rules! debug_by_name {
+    ($($collector:ident)*) => {$(
+        impl fmt::Debug for $collector {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($collector))
+            }
+        }
+    )*};
+}
+
+debug_by_name! { OutcomeCollector CertificateCollector ConfigAgeCollector }

@@ -1,0 +1,79 @@
+//! Names that both sides spell: maps, programs, pins.
+
+/// The layout of every map and the meaning of every outcome. Another layout is another number: pins of two versions
+/// stand side by side during an upgrade.
+pub const ABI_VERSION: &str = "v1";
+
+/// Map names, as `bpftool map` shows them.
+pub mod maps {
+    /// netns cookie → PodConfig
+    pub const PODS: &str = "PODS";
+    /// DialKey → DialRecord
+    pub const DIALS: &str = "DIALS";
+    /// socket storage: DialStorage
+    pub const DIALLED: &str = "DIALLED";
+    /// SourceKey → ClientRecord
+    pub const CLIENTS: &str = "CLIENTS";
+    /// FourTuple → Filed
+    pub const FILED: &str = "FILED";
+    /// ListenerKey → the agent's listening socket
+    pub const LISTENERS: &str = "LISTENERS";
+    /// Endpoint → nothing: cluster IP and port of a Service port without endpoint
+    pub const NO_ENDPOINT: &str = "NO_ENDPOINT";
+    /// host-side interface index → PodAddresses
+    pub const GUARDED: &str = "GUARDED";
+    /// cgroup id → nothing: the agents' own cgroups
+    pub const AGENTS: &str = "AGENTS";
+    /// Outcome → count, per CPU
+    pub const OUTCOMES: &str = "OUTCOMES";
+    /// ring buffer of Event
+    pub const EVENTS: &str = "EVENTS";
+
+    /// Every map that is pinned.
+    pub const ALL: [&str; 11] =
+        [PODS, DIALS, DIALLED, CLIENTS, FILED, LISTENERS, NO_ENDPOINT, GUARDED, AGENTS, OUTCOMES, EVENTS];
+    /// The maps whose size follows the number of connections that a node may hold.
+    pub const PER_CONNECTION: [&str; 3] = [DIALS, CLIENTS, FILED];
+}
+
+/// Program names, as `bpftool prog` shows them (15 characters at most).
+pub mod programs {
+    /// cgroup/connect4
+    pub const CONNECT4: &str = "nm_connect4";
+    /// cgroup/connect6
+    pub const CONNECT6: &str = "nm_connect6";
+    /// cgroup/getpeername4
+    pub const GETPEERNAME4: &str = "nm_getpeername4";
+    /// cgroup/getpeername6
+    pub const GETPEERNAME6: &str = "nm_getpeername6";
+    /// cgroup/sock_release
+    pub const SOCK_RELEASE: &str = "nm_sock_release";
+    /// sockops, on the agent's cgroup
+    pub const SOCK_OPS: &str = "nm_sock_ops";
+    /// sk_lookup, in each enrolled pod's netns
+    pub const SK_LOOKUP: &str = "nm_sk_lookup";
+    /// tc, host-side interface, ingress: what leaves the pod
+    pub const GUARD_FROM_POD: &str = "nm_guard_from";
+    /// tc, host-side interface, egress: what reaches the pod
+    pub const GUARD_TO_POD: &str = "nm_guard_to";
+}
+
+/// Load-time constants of the object: what this kernel offers. The verifier drops the branches that are off.
+pub mod globals {
+    /// u8: bpf_set_retval, from kernel 5.18.
+    pub const SET_RETVAL: &str = "HAS_SET_RETVAL";
+    /// u8: ingress_ifindex in sk_lookup, from kernel 5.17.
+    pub const INGRESS_IFINDEX: &str = "HAS_INGRESS_IFINDEX";
+    /// u8: the level of the programs' own log; 0 is off. The name is aya-log's.
+    pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+}
+
+/// Below the pin directory of an ABI version.
+pub mod pins {
+    /// One directory per enrolled pod, by uid.
+    pub const PODS: &str = "pods";
+    /// One directory per map name.
+    pub const MAPS: &str = "maps";
+    /// One link per cgroup program.
+    pub const LINKS: &str = "links";
+}

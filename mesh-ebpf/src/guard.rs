@@ -1,0 +1,168 @@
+//! tc on the host-side interface of an enrolled pod: no TCP connection of the pod's own leaves, nothing forged arrives.
+//! SYNs are judged; connections that are under way pass.
+
+use mesh_common::addr::{Endpoint, FourTuple, Ip};
+use mesh_common::outcome::Outcome;
+use mesh_common::steer::{self, FromPod};
+
+use crate::ctx::{self, PacketContext, Short};
+use crate::maps::{FILED, GUARDED};
+
+/// Which way a packet goes, seen from the pod.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    FromPod,
+    ToPod,
+}
+
+/// An outcome, and between whom, for the event.
+pub struct Judged {
+    pub outcome: Outcome,
+    pub source: Endpoint,
+    pub destination: Endpoint,
+}
+
+const ETHERNET: usize = 14;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+const VLAN: u16 = 0x8100;
+const QINQ: u16 = 0x88a8;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// More fragments, and the offset.
+const V4_FRAGMENT: u16 = 0x3fff;
+/// The offset and more fragments, in IPv6's fragment header.
+const V6_FRAGMENT: u16 = 0xfff9;
+/// How many IPv6 extension headers are walked before a packet is dropped.
+const EXTENSIONS: u32 = 8;
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+/// Where TCP starts, between which addresses.
+struct Segment {
+    source: Ip,
+    destination: Ip,
+    offset: usize,
+}
+
+enum Parsed {
+    Tcp(Segment),
+    Done(Outcome),
+}
+
+#[inline(always)]
+pub fn judge(packet: &PacketContext<'_>, direction: Direction) -> Judged {
+    let none = Endpoint::new(Ip::UNSPECIFIED, 0);
+    let nobody = |outcome| Judged { outcome, source: none, destination: none };
+    match parse(packet) {
+        Err(Short) => nobody(Outcome::GuardMalformed),
+        Ok(Parsed::Done(outcome)) => nobody(outcome),
+        Ok(Parsed::Tcp(segment)) => match judge_tcp(packet, &segment, direction) {
+            Ok(judged) => judged,
+            Err(Short) => nobody(Outcome::GuardMalformed),
+        },
+    }
+}
+
+#[inline(always)]
+fn parse(packet: &PacketContext<'_>) -> Result<Parsed, Short> {
+    match packet.half(12)? {
+        IPV4 => parse_v4(packet),
+        IPV6 => parse_v6(packet),
+        VLAN | QINQ => Ok(Parsed::Done(Outcome::GuardMalformed)),
+        _ => Ok(Parsed::Done(Outcome::GuardOther)),
+    }
+}
+
+#[inline(always)]
+fn not_tcp(protocol: u8) -> Parsed {
+    Parsed::Done(if protocol == UDP { Outcome::GuardUdp } else { Outcome::GuardOther })
+}
+
+#[inline(always)]
+fn parse_v4(packet: &PacketContext<'_>) -> Result<Parsed, Short> {
+    let protocol = packet.byte(ETHERNET + 9)?;
+    if protocol != TCP {
+        return Ok(not_tcp(protocol));
+    }
+    if packet.half(ETHERNET + 6)? & V4_FRAGMENT != 0 {
+        return Ok(Parsed::Done(Outcome::GuardFragment));
+    }
+    let header = ((packet.byte(ETHERNET)? & 0x0f) as usize) * 4;
+    Ok(Parsed::Tcp(Segment {
+        source: packet.ip4(ETHERNET + 12)?,
+        destination: packet.ip4(ETHERNET + 16)?,
+        offset: ETHERNET + header,
+    }))
+}
+
+#[inline(always)]
+fn parse_v6(packet: &PacketContext<'_>) -> Result<Parsed, Short> {
+    let mut next = packet.byte(ETHERNET + 6)?;
+    let mut offset = ETHERNET + 40;
+    let mut walked = 0;
+    while walked < EXTENSIONS {
+        match next {
+            TCP => {
+                return Ok(Parsed::Tcp(Segment {
+                    source: packet.ip6(ETHERNET + 8)?,
+                    destination: packet.ip6(ETHERNET + 24)?,
+                    offset,
+                }));
+            }
+            // Hop-by-hop, routing, destination options, mobility, HIP, shim6: length in units of 8 bytes, without the
+            // first.
+            0 | 43 | 60 | 135 | 139 | 140 => {
+                next = packet.byte(offset)?;
+                offset += (packet.byte(offset + 1)? as usize + 1) * 8;
+            }
+            // Authentication: length in units of 4 bytes, less 2.
+            51 => {
+                next = packet.byte(offset)?;
+                offset += (packet.byte(offset + 1)? as usize + 2) * 4;
+            }
+            44 => {
+                let inner = packet.byte(offset)?;
+                if packet.half(offset + 2)? & V6_FRAGMENT != 0 {
+                    // Other extension headers behind a fragment header may hide TCP in a later fragment.
+                    return Ok(match inner {
+                        TCP | 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140 => Parsed::Done(Outcome::GuardFragment),
+                        other => not_tcp(other),
+                    });
+                }
+                next = inner;
+                offset += 8;
+            }
+            other => return Ok(not_tcp(other)),
+        }
+        walked += 1;
+    }
+    Ok(Parsed::Done(Outcome::GuardMalformed))
+}
+
+#[inline(always)]
+fn judge_tcp(packet: &PacketContext<'_>, segment: &Segment, direction: Direction) -> Result<Judged, Short> {
+    let source = Endpoint::new(segment.source, packet.half(segment.offset)?);
+    let destination = Endpoint::new(segment.destination, packet.half(segment.offset + 2)?);
+    let syn = packet.byte(segment.offset + 13)? & (SYN | ACK) == SYN;
+    let outcome = match ctx::get(&GUARDED, &packet.interface()) {
+        None => Outcome::GuardUnknownPod,
+        Some(pod) => match direction {
+            Direction::ToPod => steer::tcp_to_pod(&pod, &segment.source, &segment.destination, syn),
+            Direction::FromPod if !syn => Outcome::GuardTcp,
+            Direction::FromPod => match steer::syn_from_pod(&pod, &segment.destination) {
+                FromPod::Done(outcome) => outcome,
+                FromPod::Filed => filed(source, destination),
+            },
+        },
+    };
+    Ok(Judged { outcome, source, destination })
+}
+
+#[inline(always)]
+fn filed(source: Endpoint, destination: Endpoint) -> Outcome {
+    if ctx::get(&FILED, &FourTuple::new(source, destination)).is_some() {
+        return Outcome::GuardSynFiled;
+    }
+    Outcome::GuardSynUnfiled
+}

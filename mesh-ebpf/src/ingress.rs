@@ -1,0 +1,50 @@
+//! sk_lookup in an enrolled pod: what arrives goes to the agent, or passes by rule, or is dropped. A missing listener
+//! is a drop, because passing without a socket would reach the application.
+
+use mesh_common::addr::FourTuple;
+use mesh_common::outcome::Outcome;
+use mesh_common::record::ListenerKey;
+use mesh_common::steer::{self, Steer};
+
+use crate::ctx::{self, LookupContext};
+use crate::maps::FILED;
+
+/// -ENOENT.
+const ABSENT: i32 = -2;
+
+#[inline(always)]
+pub fn steer(lookup: &LookupContext<'_>) -> Outcome {
+    if !lookup.is_tcp() {
+        return Outcome::LookupNotTcp;
+    }
+    match steer::steer(lookup.local(), lookup.remote().ip(), lookup.over_lo()) {
+        Steer::Done(outcome) => outcome,
+        Steer::FiledOr(otherwise) => {
+            if is_filed(lookup) {
+                return Outcome::LookupFiled;
+            }
+            otherwise
+        }
+        Steer::FiledOrListener(key) => {
+            if is_filed(lookup) {
+                return Outcome::LookupFiled;
+            }
+            assign(lookup, &key, Outcome::LookupPlaintext)
+        }
+        Steer::Listener(key, outcome) => assign(lookup, &key, outcome),
+    }
+}
+
+#[inline(always)]
+fn is_filed(lookup: &LookupContext<'_>) -> bool {
+    ctx::get(&FILED, &FourTuple::new(lookup.remote(), lookup.local())).is_some()
+}
+
+#[inline(always)]
+fn assign(lookup: &LookupContext<'_>, key: &ListenerKey, outcome: Outcome) -> Outcome {
+    match lookup.assign(key) {
+        Ok(()) => outcome,
+        Err(ABSENT) => Outcome::LookupNoListener,
+        Err(_) => Outcome::LookupAssign,
+    }
+}

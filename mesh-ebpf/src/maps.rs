@@ -1,0 +1,71 @@
+//! Every map: what it holds, who writes it, how large, what happens when it is full. None of them evicts: a decision
+//! or a live socket depends on each entry. Sizes here are defaults; the agent sets those of the per-connection maps.
+
+use aya_ebpf::Global;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf, SockHash};
+use mesh_common::addr::{Endpoint, FourTuple};
+use mesh_common::outcome::Outcome;
+use mesh_common::record::{
+    ClientRecord, DialRecord, DialStorage, Filed, ListenerKey, PodAddresses, PodConfig, SourceKey,
+};
+
+/// BPF_F_NO_PREALLOC: memory follows the connections that there are, and an element that is read while it is removed
+/// stays whole.
+const ON_DEMAND: u32 = 1;
+const CONNECTIONS: u32 = 262_144;
+
+/// Enrolled pods by netns cookie. The agent writes. Full: the pod is not enrolled.
+#[map]
+pub static PODS: HashMap<u64, PodConfig> = HashMap::with_max_entries(4_096, ON_DEMAND);
+
+/// What applications dialled, by DialKey. connect writes; the agent, sock_release and the sweep remove. Full: connect
+/// is refused.
+#[map]
+pub static DIALS: HashMap<u64, DialRecord> = HashMap::with_max_entries(CONNECTIONS, ON_DEMAND);
+
+/// What a socket dialled last. Lives and dies with the socket.
+#[btf_map]
+pub static DIALLED: SkStorage<DialStorage> = SkStorage::new();
+
+/// The real client behind each of the agent's source addresses. The agent writes and removes; sock_release removes.
+/// Full: the connection is refused by the agent.
+#[map]
+pub static CLIENTS: HashMap<SourceKey, ClientRecord> = HashMap::with_max_entries(CONNECTIONS, ON_DEMAND);
+
+/// Connections that the agent itself opens. sock_ops writes and removes. Full: the guard drops the SYN.
+#[map]
+pub static FILED: HashMap<FourTuple, Filed> = HashMap::with_max_entries(CONNECTIONS, ON_DEMAND);
+
+/// The agent's listeners. The agent writes; a socket that closes leaves by itself.
+#[map]
+pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16_384, 0);
+
+/// Service ports without endpoint. The agent writes. Full: the agent refuses those connections later.
+#[map]
+pub static NO_ENDPOINT: HashMap<Endpoint, u8> = HashMap::with_max_entries(65_536, ON_DEMAND);
+
+/// The pod behind each guarded interface, by interface index. The agent writes. Missing: TCP is dropped.
+#[map]
+pub static GUARDED: HashMap<u32, PodAddresses> = HashMap::with_max_entries(8_192, ON_DEMAND);
+
+/// The agents' cgroups, by id: two during a handover. The agent writes.
+#[map]
+pub static AGENTS: HashMap<u64, u8> = HashMap::with_max_entries(64, ON_DEMAND);
+
+/// How often each outcome was met, per CPU.
+#[map]
+pub static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::LIMIT, 0);
+
+/// Refusals and drops, for the log. Full: counted as event_lost; nothing is decided by it.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// Whether this kernel has bpf_set_retval (5.18). Without it a refused connect() fails with EPERM.
+#[unsafe(no_mangle)]
+pub static HAS_SET_RETVAL: Global<u8> = Global::new(1);
+
+/// Whether sk_lookup has ingress_ifindex (5.17). Without it the guard alone keeps forged capture addresses out.
+#[unsafe(no_mangle)]
+pub static HAS_INGRESS_IFINDEX: Global<u8> = Global::new(1);

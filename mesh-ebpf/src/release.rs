@@ -1,0 +1,28 @@
+//! cgroup/sock_release: records go with the socket that they were for.
+
+use mesh_common::outcome::Outcome;
+use mesh_common::record::SourceKey;
+
+use crate::ctx::ReleaseContext;
+use crate::maps::{CLIENTS, DIALS};
+
+const SYN_SENT: u32 = 2;
+const CLOSE: u32 = 7;
+
+#[inline(always)]
+pub fn release(socket: &ReleaseContext<'_>) -> Outcome {
+    let remote = socket.remote();
+    if remote.is_agent_source() {
+        let key = SourceKey::new(socket.netns_cookie(), remote);
+        return if CLIENTS.remove(key).is_ok() { Outcome::ReleaseClient } else { Outcome::ReleaseOther };
+    }
+    let state = socket.state();
+    // An established connection's record stays for the agent: connect, write, close still resolves.
+    if state != SYN_SENT && state != CLOSE {
+        return Outcome::ReleaseOther;
+    }
+    let Some(key) = socket.dialled().and_then(|dialled| dialled.key()) else {
+        return Outcome::ReleaseOther;
+    };
+    if DIALS.remove(key.raw()).is_ok() { Outcome::ReleaseDial } else { Outcome::ReleaseOther }
+}
