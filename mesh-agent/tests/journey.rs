@@ -289,6 +289,38 @@ fn streams_that_die_with_undelivered_data_give_their_credit_back() {
 }
 
 #[test]
+fn a_storm_of_resets_leaves_the_neighbours_alone() {
+    local(async {
+        let (client, server) = pair().await;
+        let app = app(echo).await;
+        let mut neighbour = client.dial(app).await;
+        exchange(&mut neighbour).await;
+        // Given up before, during and after the answer, and with data under way.
+        for round in 0..60u64 {
+            let mut storm = tokio::task::JoinSet::new();
+            for index in 0..50u64 {
+                let client = client.clone();
+                storm.spawn_local(async move {
+                    let patience = Duration::from_micros((index * round * 37) % 4000);
+                    let script = async {
+                        let mut stream = client.open(app).await.unwrap();
+                        stream.send_all(Bytes::from_static(&[1; 20_000])).await.unwrap();
+                        while stream.recv().await.is_some() {}
+                    };
+                    let _ = tokio::time::timeout(patience, script).await;
+                });
+            }
+            while let Some(done) = storm.join_next().await {
+                done.unwrap();
+            }
+            exchange(&mut neighbour).await;
+        }
+        assert_eq!(client.dials.get(), 1, "a tunnel was lost");
+        assert!(server.ended.borrow().is_empty());
+    });
+}
+
+#[test]
 fn a_drain_sends_new_streams_elsewhere_and_lets_the_old_ones_finish() {
     local(async {
         let (client, server) = pair().await;
