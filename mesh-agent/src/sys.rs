@@ -214,3 +214,12 @@ pub fn zeroed<V: Pod>() -> V {
     // SAFETY: Pod types are valid for every bit pattern.
     unsafe { std::mem::zeroed() }
 }
+
+/// Registers a ring buffer for waking up when it has something.
+pub fn watch_ring(
+    ring: aya::maps::RingBuf<aya::maps::MapData>,
+) -> io::Result<tokio::io::unix::AsyncFd<aya::maps::RingBuf<aya::maps::MapData>>> {
+    // SAFETY: the ring buffer owns its descriptor, always returns the same one, and closes it when it is dropped, which
+    // the AsyncFd that owns it does last.
+    unsafe { tokio::io::unix::AsyncFd::register(ring) }.map_err(io::Error::from)
+}

@@ -116,7 +116,7 @@ fn privileges() -> State {
 
 fn version(major: u8, minor: u8) -> State {
     match KernelVersion::current() {
-        Ok(_) if KernelVersion::at_least(major, minor, 0) => State::Offered,
+        Ok(version) if version >= KernelVersion::new(major, minor, 0) => State::Offered,
         Ok(version) => State::Missing(format!("this is {version:?}")),
         Err(error) => State::Missing(error.to_string()),
     }

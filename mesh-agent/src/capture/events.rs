@@ -11,6 +11,7 @@ use mesh_common::record::Event;
 use tokio::io::unix::AsyncFd;
 
 use super::error::Error;
+use crate::sys;
 
 /// How many events are read before the reader rests: a pod that provokes drops must not keep a core busy.
 const BATCH: usize = 256;
@@ -26,7 +27,7 @@ impl Events {
         let step = || Error::io("opening the ring buffer of kernel events");
         let map = MapData::from_pin(directory.join(maps::EVENTS)).map_err(std::io::Error::other).map_err(step())?;
         let ring = RingBuf::try_from(Map::RingBuf(map)).map_err(std::io::Error::other).map_err(step())?;
-        Ok(Self { ring: AsyncFd::new(ring).map_err(step())? })
+        Ok(Self { ring: sys::watch_ring(ring).map_err(step())? })
     }
 
     /// Never ends.

@@ -87,7 +87,7 @@ fn attach_clsact(
     // An error means that the qdisc is there.
     let _ = tc::qdisc_add_clsact(interface);
     // Replace in place what an earlier agent left.
-    let earlier = SchedClassifierLink::attached(interface, way, CLSACT_PRIORITY, CLSACT_HANDLE)?;
+    let earlier = SchedClassifierLink::attached(interface, way, CLSACT_PRIORITY, CLSACT_HANDLE, None)?;
     let id = match program.attach_to_link(earlier) {
         Ok(id) => id,
         Err(_) => {
@@ -114,7 +114,7 @@ pub(super) fn detach(tables: &Tables, pins: &Path, index: u32) {
 fn detach_clsact(way: TcAttachType, index: u32) {
     let interfaces = netlink::interfaces().unwrap_or_default();
     let Some(interface) = interfaces.iter().find(|interface| interface.index == index) else { return };
-    if let Ok(link) = SchedClassifierLink::attached(&interface.name, way, CLSACT_PRIORITY, CLSACT_HANDLE) {
+    if let Ok(link) = SchedClassifierLink::attached(&interface.name, way, CLSACT_PRIORITY, CLSACT_HANDLE, None) {
         // Dropping the link detaches it.
         drop(link);
     }

@@ -186,7 +186,7 @@ fn load(config: &Config, pins: &Pins) -> Result<Ebpf, Error> {
 }
 
 fn has(major: u8, minor: u8) -> u8 {
-    u8::from(KernelVersion::at_least(major, minor, 0))
+    u8::from(KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(major, minor, 0)))
 }
 
 #[cfg(nodemesh_embed_object)]
