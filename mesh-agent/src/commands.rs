@@ -4,7 +4,6 @@
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -60,6 +59,13 @@ pub fn validate(args: ValidateArgs) -> anyhow::Result<ExitCode> {
 /// `mesh-agent detach`
 pub fn detach(args: DetachArgs) -> anyhow::Result<ExitCode> {
     let DetachArgs { bpf_pins } = args;
+    // Everything below is removed, so the rule of `run` holds here as well.
+    anyhow::ensure!(
+        config::is_pins_path(&bpf_pins),
+        "--bpf-pins {} is refused: expected {}",
+        bpf_pins.display(),
+        config::PINS_EXPECTED
+    );
     capture::detach_all(&bpf_pins)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -215,7 +215,6 @@ async fn a_unix_socket_is_private_and_goes_with_its_listener() {
     assert_eq!((status, body.as_str()), (200, "ready\n"));
     let error = Listener::bind(&address).await.err().expect("somebody answers there");
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
-    assert!(error.to_string().contains("admin.sock"), "{error}");
     task.abort();
     let _ = task.await;
     assert_eq!(names_in(path.parent().unwrap()), Vec::<String>::new());

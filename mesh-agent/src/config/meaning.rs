@@ -46,6 +46,15 @@ pub fn cgroup_root(named: Option<PathBuf>, surroundings: &Surroundings<'_>) -> R
     named.or_else(|| surroundings.cgroup2_mount()).ok_or_else(|| Refusals(vec![Refusal::NoCgroup2]))
 }
 
+/// What a directory of pins looks like.
+pub const PINS_EXPECTED: &str =
+    "an absolute path on bpffs that contains \"nodemesh\", for all below it is ours to remove";
+
+/// Whether a path may be one of pins: its name must say that it is ours.
+pub fn is_pins_path(path: &Path) -> bool {
+    path.is_absolute() && path.to_string_lossy().contains("nodemesh")
+}
+
 fn read_file(path: &Path, surroundings: &Surroundings<'_>) -> Result<RunArgs, Refusal> {
     let refusal = |reason: String| Refusal::File { path: path.to_owned(), reason };
     let text = (surroundings.read)(path).map_err(|error| refusal(error.to_string()))?;
@@ -196,9 +205,9 @@ const CGROUP_ROOT: Row<PathBuf> = Row {
 const BPF_PINS: Row<PathBuf> = Row {
     name: "bpf-pins",
     default: Some(default::BPF_PINS),
-    expected: "an absolute path on bpffs that contains \"nodemesh\", for all below it is ours to remove",
+    expected: PINS_EXPECTED,
     example: "/sys/fs/bpf/nodemesh",
-    parse: |text| absolute_path(text).filter(|path| path.to_string_lossy().contains("nodemesh")),
+    parse: |text| path(text).filter(|path| is_pins_path(path)),
 };
 
 const BPF_OBJECT: Row<PathBuf> = Row {
