@@ -349,7 +349,7 @@ async fn a_directory_that_comes_later_is_waited_for() {
     fs::rename(&staging, &path).unwrap();
     assert!(reader.changed().await);
     assert_eq!(reader.current().local_workloads().count(), 2);
-    assert!(drain.run(Duration::from_secs(5)).await);
+    drain.start();
     task.await.unwrap().unwrap();
 }
 
@@ -459,7 +459,7 @@ impl Running {
     }
 
     async fn stop(self) {
-        assert!(self.drain.run(Duration::from_secs(5)).await);
+        self.drain.start();
         self.task.await.unwrap().unwrap();
     }
 }
