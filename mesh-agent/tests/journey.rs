@@ -14,7 +14,7 @@ use mesh_agent::proxy::copy;
 use socket2::SockRef;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 #[test]
 fn echoes_and_closes() {
@@ -316,6 +316,53 @@ fn a_storm_of_resets_leaves_the_neighbours_alone() {
             exchange(&mut neighbour).await;
         }
         assert_eq!(client.dials.get(), 1, "a tunnel was lost");
+        assert!(server.ended.borrow().is_empty());
+    });
+}
+
+#[test]
+fn tiny_frames_to_a_deaf_application_do_not_cost_the_tunnel() {
+    local(async {
+        // Small socket buffers, so that the bytes wait in the agent.
+        let handler: Handler = Rc::new(|incoming| {
+            Box::pin(async move {
+                let socket = TcpSocket::new_v4().unwrap();
+                socket.set_send_buffer_size(4096).unwrap();
+                let app = socket.connect(incoming.authority).await.unwrap();
+                let stream = incoming.accept("").unwrap();
+                copy::tunnel(app, stream, &copy::Counters::default(), std::future::pending()).await;
+            })
+        });
+        let identities = identities(TestCa::new(), &["client", "server"]).await;
+        let server = Server::start(&identities, "server", Limits::default(), handler).await;
+        let client = Client::new(&identities, "client", "server", server.address, Limits::default());
+        let deaf = app(async |tcp: TcpStream| {
+            SockRef::from(&tcp).set_recv_buffer_size(4096).unwrap();
+            std::future::pending::<()>().await;
+            drop(tcp);
+        })
+        .await;
+        let mut neighbour = client.dial(app(echo).await).await;
+        exchange(&mut neighbour).await;
+        let mut talkers = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let client = client.clone();
+            talkers.spawn_local(async move {
+                let mut stream = client.open(deaf).await.unwrap();
+                stream.send_all(Bytes::from_static(&[0; 500_000])).await.unwrap();
+                for _ in 0..10_000 {
+                    stream.send_all(Bytes::from_static(b"x")).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+                stream
+            });
+        }
+        let mut held = Vec::new();
+        while let Some(stream) = talkers.join_next().await {
+            held.push(stream.unwrap());
+        }
+        exchange(&mut neighbour).await;
+        assert_eq!(client.dials.get(), 1);
         assert!(server.ended.borrow().is_empty());
     });
 }
