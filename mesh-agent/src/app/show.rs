@@ -46,7 +46,8 @@ pub fn identities(agent: &Agent) -> Value {
 pub fn limits(_: &Agent) -> Value {
     let hbone = hbone::limits::all().into_iter().map(|limit| (limit.name, limit.value, limit.unit, limit.reason));
     let all = hbone.chain(proxy::limits::all());
-    all.map(|(name, value, unit, reason)| json!({ "name": name, "value": value, "unit": unit, "reason": reason })).collect()
+    all.map(|(name, value, unit, reason)| json!({ "name": name, "value": value, "unit": unit, "reason": reason }))
+        .collect()
 }
 
 /// Services and their endpoints.

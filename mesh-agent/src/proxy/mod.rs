@@ -15,13 +15,13 @@ mod record;
 mod worker;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
-pub use worker::{LiveConnection, Shared};
 use worker::{Job, Pod, WorkerHandle};
+pub use worker::{LiveConnection, Shared};
 
 use crate::hbone::TunnelStatus;
 use crate::podnet::{EnrolledPod, PodEvent};

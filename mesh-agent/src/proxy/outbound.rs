@@ -196,4 +196,3 @@ async fn carry(worker: &Rc<Worker>, tcp: TcpStream, live: Registration, reached:
     };
     worker.finish(live, end);
 }
-
