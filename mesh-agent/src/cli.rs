@@ -58,6 +58,9 @@ pub struct ValidateArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// The trust domain that principals may name
+    #[arg(long, value_name = "NAME", default_value = crate::config::default::TRUST_DOMAIN)]
+    pub trust_domain: String,
 }
 
 /// `mesh-agent detach`

@@ -4,19 +4,15 @@
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use serde::Serialize;
 
 use crate::cli::{CheckArgs, DetachArgs, ValidateArgs};
+use crate::capture::{self, Feature, Needed, State};
 use crate::config::{self, Surroundings};
-
-/// Something that the mesh needs is missing.
-const REQUIRED_MISSING: u8 = 1;
-/// Everything needed is there, something optional is not.
-const OPTIONAL_MISSING: u8 = 2;
+use crate::discovery;
 
 /// One feature of the kernel, ready to be told.
 #[derive(Clone, Debug, Serialize)]
@@ -35,21 +31,23 @@ pub struct FeatureLine {
 pub fn check(args: CheckArgs, surroundings: &Surroundings<'_>) -> anyhow::Result<ExitCode> {
     let CheckArgs { json, cgroup_root } = args;
     let cgroup_root = config::cgroup_root(cgroup_root, surroundings)?;
-    let features = kernel_features(&cgroup_root)?;
+    let features = capture::check(&cgroup_root);
+    let status = capture::exit_status(&features);
+    let features: Vec<FeatureLine> = features.into_iter().map(FeatureLine::from).collect();
     if json {
         print_json(&features)?
     } else {
         print_lines(&features)?
     }
-    Ok(ExitCode::from(check_status(&features)))
+    Ok(ExitCode::from(status))
 }
 
 /// `mesh-agent validate PATH`
 pub fn validate(args: ValidateArgs) -> anyhow::Result<ExitCode> {
-    let ValidateArgs { path, json } = args;
+    let ValidateArgs { path, json, trust_domain } = args;
     // A typing mistake in the path must not look like YAML without fault.
     std::fs::metadata(&path).with_context(|| path.display().to_string())?;
-    let findings = yaml_findings(&path)?;
+    let findings = discovery::validate(&path, &trust_domain)?;
     if json {
         print_json(&findings)?
     } else {
@@ -61,34 +59,25 @@ pub fn validate(args: ValidateArgs) -> anyhow::Result<ExitCode> {
 /// `mesh-agent detach`
 pub fn detach(args: DetachArgs) -> anyhow::Result<ExitCode> {
     let DetachArgs { bpf_pins } = args;
-    detach_kernel(&bpf_pins)?;
+    // Everything below is removed, so the rule of `run` holds here as well.
+    anyhow::ensure!(
+        config::is_pins_path(&bpf_pins),
+        "--bpf-pins {} is refused: expected {}",
+        bpf_pins.display(),
+        config::PINS_EXPECTED
+    );
+    capture::detach_all(&bpf_pins)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// `capture::check`, told as [`FeatureLine`]s.
-fn kernel_features(_cgroup_root: &Path) -> anyhow::Result<Vec<FeatureLine>> {
-    anyhow::bail!("this build does not look at the kernel yet")
-}
-
-/// `discovery::validate`: whatever it returns is printed by Display, a line each, or as JSON.
-fn yaml_findings(_path: &Path) -> anyhow::Result<Vec<String>> {
-    anyhow::bail!("this build does not read YAML yet")
-}
-
-/// `capture::detach_all`
-fn detach_kernel(_bpf_pins: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no programs to detach yet")
-}
-
-fn check_status(features: &[FeatureLine]) -> u8 {
-    let is_missing =
-        |required: bool| features.iter().any(|feature| feature.required == required && feature.missing.is_some());
-    if is_missing(true) {
-        REQUIRED_MISSING
-    } else if is_missing(false) {
-        OPTIONAL_MISSING
-    } else {
-        0
+impl From<Feature> for FeatureLine {
+    fn from(feature: Feature) -> Self {
+        let Feature { name, needed, state, matters } = feature;
+        let missing = match state {
+            State::Offered => None,
+            State::Missing(reason) => Some(reason),
+        };
+        Self { name: name.into(), required: needed == Needed::Required, missing, matters: matters.into() }
     }
 }
 
@@ -116,29 +105,5 @@ impl Display for FeatureLine {
             (Some(missing), true) => write!(f, "MISSING   {name}: {missing}\n          {matters}"),
             (Some(missing), false) => write!(f, "optional  {name}: {missing}\n          {matters}"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn feature(required: bool, missing: Option<&str>) -> FeatureLine {
-        FeatureLine {
-            name: "tcx".into(),
-            required,
-            missing: missing.map(str::to_string),
-            matters: "the guard is attached through clsact".into(),
-        }
-    }
-
-    #[test]
-    fn the_exit_status_tells_needed_from_optional() {
-        assert_eq!(check_status(&[feature(true, None), feature(false, None)]), 0);
-        assert_eq!(check_status(&[feature(true, None), feature(false, Some("needs 6.6"))]), OPTIONAL_MISSING);
-        assert_eq!(
-            check_status(&[feature(true, Some("needs 5.9")), feature(false, Some("needs 6.6"))]),
-            REQUIRED_MISSING
-        );
     }
 }

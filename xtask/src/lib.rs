@@ -9,6 +9,7 @@ pub mod build;
 pub mod clean;
 pub mod demo;
 pub mod ebpf;
+pub mod exec;
 pub mod packages;
 pub mod probe;
 pub mod rings;

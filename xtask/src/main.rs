@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
 use xtask::testbed::run;
-use xtask::{build, clean, demo, probe, rings};
+use xtask::{build, clean, demo, exec, probe, rings};
 
 /// Builds, demonstrates and tests Nodemesh
 #[derive(Parser)]
@@ -24,6 +24,8 @@ enum Xtask {
     /// Build the BPF object alone; prints its path
     BuildEbpf,
     Clean(clean::Clean),
+    #[command(name = "exec")]
+    InPod(exec::InPod),
     /// Become a process of a pod or a node
     #[command(name = "__exec", hide = true)]
     Exec(Exec),
@@ -32,6 +34,9 @@ enum Xtask {
     Guard {
         run: String,
     },
+    /// Make a run and hold it, for the test that kills its maker
+    #[command(name = "__hold", hide = true)]
+    Hold,
     /// Be one end of a test connection
     #[command(name = "__probe", hide = true, subcommand)]
     Probe(probe::Probe),
@@ -54,8 +59,10 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Build(build) => build.run()?,
         Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),
         Xtask::Clean(clean) => clean.run()?,
+        Xtask::InPod(exec) => return exec.run(),
         Xtask::Exec(exec) => exec.run()?,
         Xtask::Guard { run } => run::guard(&run)?,
+        Xtask::Hold => run::hold()?,
         Xtask::Probe(probe) => probe.run()?,
     }
     Ok(ExitCode::SUCCESS)

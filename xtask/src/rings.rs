@@ -1,16 +1,193 @@
 //! `cargo xtask test`: the test rings, each announced, none skipped in silence.
+//!
+//! | ring | what | needs |
+//! |---|---|---|
+//! | 1 | tables and properties: unit tests of every crate | nothing |
+//! | 2 | two agents in one process, real TLS and HTTP/2 | nothing |
+//! | 3 | real programs in simulated nodes: eBPF, namespaces, nginx, curl, … | root, Linux 5.15, cgroup2 |
+//!
+//! A ring that cannot run says so in capitals; with MESH_REQUIRE_KERNEL set, as in CI, that is a failure.
 
-use std::process::ExitCode;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-/// Run the tests
+use crate::testbed::cgroup;
+use crate::{build, packages};
+
+/// Run the tests: all rings, or those that are named
 #[derive(clap::Args)]
-pub struct Test {}
+pub struct Test {
+    /// 1: pure, 2: in one process, 3: on the kernel
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=3))]
+    rings: Vec<u8>,
+    /// Only tests whose name contains this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    name: String,
+}
+
+/// How many kernel tests run at a time: each has two nodes, eight processes or more, and timings of its own.
+const KERNEL_TESTS_AT_ONCE: usize = 2;
+
+/// How a ring ended.
+#[derive(Clone, Copy, Debug, Default)]
+struct Outcome {
+    passed: u64,
+    failed: u64,
+    ok: bool,
+    skipped: bool,
+}
 
 impl Test {
-    /// Runs them.
+    /// Runs the rings one after another, all of them even if one fails.
     pub fn run(self) -> Result<ExitCode> {
-        Ok(ExitCode::SUCCESS)
+        let Self { rings, name } = self;
+        let rings = if rings.is_empty() { vec![1, 2, 3] } else { rings };
+        let mut output = Output::default();
+        let mut outcomes = Vec::new();
+        for ring in rings {
+            let outcome = run_ring(ring, &name, &mut output)?;
+            outcomes.push((ring, outcome));
+        }
+        output.summary(&outcomes)?;
+        let ok = outcomes.iter().all(|(_, outcome)| outcome.ok || outcome.skipped);
+        Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// For a test of ring 3: whether it can run. If not, says so past the capture of the test harness, or panics with
+/// MESH_REQUIRE_KERNEL.
+pub fn can_use_kernel(test: &str) -> bool {
+    let Some(reason) = kernel_obstacle().or_else(|| build::agent_binary().err().map(|error| error.to_string())) else {
+        return true;
+    };
+    assert!(!kernel_is_required(), "{test} cannot run: {reason}");
+    // println! would be swallowed when the test passes.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
+    false
+}
+
+fn kernel_is_required() -> bool {
+    std::env::var_os("MESH_REQUIRE_KERNEL").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+/// Why real programs in simulated nodes cannot run here; None if they can.
+pub fn kernel_obstacle() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("not root".to_string());
+    }
+    if let Err(error) = cgroup::mount_point() {
+        return Some(error.to_string());
+    }
+    packages::missing_for_testbed().into_iter().next().map(|missing| format!("missing: {missing}"))
+}
+
+fn run_ring(ring: u8, name: &str, output: &mut Output) -> Result<Outcome> {
+    let (title, arguments): (_, &[&str]) = match ring {
+        1 => ("ring 1: tables and properties", &["test", "--lib", "--bins"]),
+        2 => ("ring 2: two agents in one process", &["test", "--package", "mesh-agent", "--test", "*"]),
+        _ => ("ring 3: real programs on this kernel", &["test", "--package", "xtask", "--test", "*"]),
+    };
+    output.announce(title)?;
+    let mut command = build::cargo();
+    command.args(arguments).args(["--", name]);
+    if ring == 3 {
+        if let Some(outcome) = prepare_kernel(output)? {
+            return Ok(outcome);
+        }
+        command.arg(format!("--test-threads={KERNEL_TESTS_AT_ONCE}"));
+    }
+    output.follow(command)
+}
+
+/// Gets ring 3 ready; an outcome if it cannot be.
+fn prepare_kernel(output: &mut Output) -> Result<Option<Outcome>> {
+    let mut obstacle = None;
+    if rustix::process::geteuid().is_root() {
+        packages::for_build()?;
+        packages::for_testbed()?;
+    }
+    if let Some(reason) = kernel_obstacle() {
+        obstacle = Some(reason);
+    } else {
+        let agent = build::agent()?;
+        let check = Command::new(&agent).arg("check").output().context("running mesh-agent check")?;
+        // 1: something that is required is missing. 2 is about what is optional.
+        if check.status.code() == Some(1) {
+            obstacle = Some(format!("this kernel lacks something:\n{}", String::from_utf8_lossy(&check.stdout)));
+        }
+    }
+    let Some(reason) = obstacle else { return Ok(None) };
+    let required = kernel_is_required();
+    let verdict =
+        if required { "MESH_REQUIRE_KERNEL is set, so this is a failure" } else { "nothing was tested on it" };
+    output.announce(&format!("RING 3 SKIPPED: {reason}; {verdict}"))?;
+    Ok(Some(Outcome { skipped: !required, ..Outcome::default() }))
+}
+
+/// Passes cargo's output on, counts, and keeps its last closing line for the very end.
+#[derive(Default)]
+struct Output {
+    held: Option<String>,
+}
+
+impl Output {
+    fn announce(&mut self, title: &str) -> Result<()> {
+        self.release()?;
+        println!("\n=== {title} ===");
+        Ok(())
+    }
+
+    fn follow(&mut self, mut command: Command) -> Result<Outcome> {
+        let mut child = command.stdout(Stdio::piped()).spawn().context("starting cargo test")?;
+        let stdout = child.stdout.take().context("no pipe from cargo test")?;
+        let mut outcome = Outcome::default();
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            if line.trim().is_empty() && self.held.is_some() {
+                continue;
+            }
+            self.release()?;
+            match counts(&line) {
+                Some((passed, failed)) => {
+                    outcome.passed += passed;
+                    outcome.failed += failed;
+                    self.held = Some(line);
+                }
+                None => println!("{line}"),
+            }
+        }
+        outcome.ok = child.wait()?.success();
+        Ok(outcome)
+    }
+
+    fn release(&mut self) -> Result<()> {
+        if let Some(line) = self.held.take() {
+            println!("{line}\n");
+        }
+        Ok(std::io::stdout().flush()?)
+    }
+
+    fn summary(&mut self, outcomes: &[(u8, Outcome)]) -> Result<()> {
+        println!();
+        for (ring, outcome) in outcomes {
+            let Outcome { passed, failed, ok, skipped } = outcome;
+            let verdict = match (ok, skipped) {
+                (true, _) => "ok",
+                (false, true) => "SKIPPED",
+                (false, false) => "FAILED",
+            };
+            println!("ring {ring}: {verdict}, {passed} passed, {failed} failed");
+        }
+        println!();
+        self.release()
+    }
+}
+
+/// `test result: ok. 12 passed; 0 failed; …`
+fn counts(line: &str) -> Option<(u64, u64)> {
+    let words: Vec<&str> = line.strip_prefix("test result: ")?.split_whitespace().collect();
+    let before = |label: &str| words.iter().position(|word| word.starts_with(label)).and_then(|at| words.get(at - 1));
+    Some((before("passed")?.parse().ok()?, before("failed")?.parse().ok()?))
 }

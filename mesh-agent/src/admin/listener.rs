@@ -41,12 +41,12 @@ pub(super) enum Connection {
 }
 
 impl Listener {
-    /// Binds. A unix socket left by a process that is gone is replaced; one that somebody answers on is not. `[::]` on
+    /// Binds. The caller names the address when it tells an error. A unix socket left by a process that is gone is replaced; one that somebody answers on is not. `[::]` on
     /// a machine without IPv6 means `0.0.0.0`.
     pub async fn bind(address: &Address) -> io::Result<Self> {
         let socket = match address {
-            Address::Tcp(address) => Socket::Tcp(bind_tcp(*address).await.map_err(naming(address))?),
-            Address::Unix(path) => bind_unix(path).map_err(naming(&path.display()))?,
+            Address::Tcp(address) => Socket::Tcp(bind_tcp(*address).await?),
+            Address::Unix(path) => bind_unix(path)?,
         };
         let address = match &socket {
             Socket::Tcp(socket) => Address::Tcp(socket.local_addr()?),
@@ -66,12 +66,6 @@ impl Listener {
             Socket::Unix { socket, .. } => Ok(Connection::Unix(socket.accept().await?.0)),
         }
     }
-}
-
-/// Says in an error which address it is about.
-fn naming(address: &impl fmt::Display) -> impl FnOnce(io::Error) -> io::Error {
-    let address = address.to_string();
-    move |error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
 }
 
 async fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {

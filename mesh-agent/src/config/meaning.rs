@@ -46,12 +46,28 @@ pub fn cgroup_root(named: Option<PathBuf>, surroundings: &Surroundings<'_>) -> R
     named.or_else(|| surroundings.cgroup2_mount()).ok_or_else(|| Refusals(vec![Refusal::NoCgroup2]))
 }
 
+/// What a directory of pins looks like.
+pub const PINS_EXPECTED: &str =
+    "an absolute path on bpffs that contains \"nodemesh\", for all below it is ours to remove";
+
+/// Whether a path may be one of pins: its name must say that it is ours.
+pub fn is_pins_path(path: &Path) -> bool {
+    path.is_absolute() && path.to_string_lossy().contains("nodemesh")
+}
+
 fn read_file(path: &Path, surroundings: &Surroundings<'_>) -> Result<RunArgs, Refusal> {
     let refusal = |reason: String| Refusal::File { path: path.to_owned(), reason };
     let text = (surroundings.read)(path).map_err(|error| refusal(error.to_string()))?;
     // A file of comments alone is an empty set of settings.
-    let settings: Option<RunArgs> = serde_saphyr::from_str(&text).map_err(|error| refusal(error.to_string()))?;
+    let settings: Option<RunArgs> = serde_saphyr::from_str(&text).map_err(|error| refusal(first_line(&error)))?;
     Ok(settings.unwrap_or_default())
+}
+
+/// The message without the picture of the lines around it.
+fn first_line(error: &serde_saphyr::Error) -> String {
+    let message = error.to_string();
+    let line = message.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).to_string()
 }
 
 /// Reads every setting, also after one was refused, so that all refusals are told at once. `None` means refused.
@@ -189,9 +205,9 @@ const CGROUP_ROOT: Row<PathBuf> = Row {
 const BPF_PINS: Row<PathBuf> = Row {
     name: "bpf-pins",
     default: Some(default::BPF_PINS),
-    expected: "an absolute path on bpffs that contains \"nodemesh\", for all below it is ours to remove",
+    expected: PINS_EXPECTED,
     example: "/sys/fs/bpf/nodemesh",
-    parse: |text| absolute_path(text).filter(|path| path.to_string_lossy().contains("nodemesh")),
+    parse: |text| path(text).filter(|path| is_pins_path(path)),
 };
 
 const BPF_OBJECT: Row<PathBuf> = Row {

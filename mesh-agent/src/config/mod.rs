@@ -18,7 +18,7 @@ use crate::admin::Address;
 use crate::routing::OutboundMode;
 use crate::telemetry::logs;
 
-pub use meaning::cgroup_root;
+pub use meaning::{PINS_EXPECTED, cgroup_root, is_pins_path};
 pub use refusal::{Refusal, Refusals};
 pub use surroundings::Surroundings;
 

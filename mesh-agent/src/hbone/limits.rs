@@ -46,14 +46,14 @@ limits! {
         "What is read from an application ahead of the tunnel: enough to fill a pipe, small enough for thousands.";
     DATA_FRAME_BUDGET = 16 << 20, "bytes of framing overhead per tunnel",
         "64 Ki unread tiny frames; beyond it the peer is told to calm down, since their overhead is not in any window.";
-    MAX_RESET_STREAMS = 64, "streams per tunnel",
-        "Remembered after we reset them, so that late frames are ignored rather than answered.";
+    MAX_RESET_STREAMS = 1024, "streams per tunnel",
+        "Remembered after we reset them, so that late frames are ignored rather than answered; a few hundred bytes each.";
     RESET_STREAM_SECONDS = 5, "seconds",
         "How long such a stream is remembered: above any sane round trip.";
-    MAX_PENDING_RESETS = 32, "streams per tunnel",
-        "Reset by the peer before we looked at them (rapid reset); beyond it the tunnel is closed.";
-    MAX_LOCAL_ERROR_RESETS = 256, "streams per tunnel",
-        "Streams that the peer made us reset by breaking the protocol; beyond it the tunnel is closed.";
+    MAX_PENDING_RESETS = 1000, "streams per tunnel",
+        "Reset by the peer before we looked at them (rapid reset); ten times its streams, since applications that give up in a hurry do this too. MAX_HANDLERS bounds the work; beyond it the tunnel is closed.";
+    MAX_LOCAL_ERROR_RESETS = 16384, "streams in a tunnel's life",
+        "Streams that the peer made us reset by breaking the protocol; frames for streams that we have forgotten count as well, and the count never falls, so a busy tunnel must not come near it. Beyond it the tunnel is closed.";
     MAX_HANDLERS = 200, "requests in work per tunnel",
         "A peer that resets and asks anew does not get more of our work than its streams: beyond it requests get 503.";
     MAX_TUNNELS_PER_KEY = 1024, "tunnels",
@@ -118,5 +118,19 @@ impl Default for Limits {
             idle_server_tunnel: Duration::from_millis(IDLE_SERVER_TUNNEL_MS),
             drain_window: Duration::from_secs(600),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_windows_cannot_starve_a_stream_and_http2_can_carry_the_rest() {
+        assert_eq!(CONNECTION_WINDOW, STREAM_WINDOW * MAX_STREAMS);
+        assert!(CONNECTION_WINDOW < 1 << 31);
+        assert!((16 << 10..1 << 24).contains(&MAX_FRAME_BYTES));
+        assert!(MAX_HANDLERS >= MAX_STREAMS);
+        assert!(all().iter().all(|limit| limit.value > 0 && limit.reason.ends_with('.')));
     }
 }

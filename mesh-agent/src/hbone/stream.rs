@@ -71,7 +71,12 @@ impl Stream {
         if self.received_end {
             return Poll::Ready(None);
         }
-        match ready!(self.recv.poll_data(cx)) {
+        let mut next = ready!(self.recv.poll_data(cx));
+        while matches!(&next, Some(Ok(bytes)) if bytes.is_empty()) {
+            // The frame that only carries END_STREAM, or padding.
+            next = ready!(self.recv.poll_data(cx));
+        }
+        match next {
             Some(Ok(bytes)) => Poll::Ready(Some(Ok(bytes))),
             None => {
                 self.received_end = true;

@@ -295,3 +295,140 @@ fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
         headers.insert(name, value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn authorities() {
+        for (text, read) in [
+            ("10.0.0.1:80", Some("10.0.0.1:80")),
+            ("[fd00::1]:80", Some("[fd00::1]:80")),
+            // Our own words for the IPv4 address, so that it is compared as such.
+            ("[::ffff:10.0.0.1]:80", Some("10.0.0.1:80")),
+            ("10.0.0.1:0", None),
+            ("10.0.0.1", None),
+            ("10.0.0.1:", None),
+            ("10.0.0.1:65536", None),
+            ("10.0.0.1:+80", None),
+            ("010.0.0.1:80", None),
+            ("10.1:80", None),
+            ("fd00::1:80", None),
+            ("[fe80::1%1]:80", None),
+            ("[10.0.0.1]:80", None),
+            ("web.default.svc:80", None),
+            ("user@10.0.0.1:80", None),
+            ("10.0.0.1:80 ", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_authority(text), read.map(|read| read.parse().unwrap()), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn forwarded() {
+        let read = |text: &str| Forwarded::parse(text).map(|read| (read.client.to_string(), read.host));
+        let client = |client: &str, host: Option<&str>| Some((client.to_string(), host.map(str::to_string)));
+        for (text, expected) in [
+            (r#"for="10.0.0.1:5000""#, client("10.0.0.1:5000", None)),
+            (r#"for="10.0.0.1:5000";host=web.default.svc"#, client("10.0.0.1:5000", Some("web.default.svc"))),
+            (r#"For="[fd00::1]:5000";proto=tcp;Host="web""#, client("[fd00::1]:5000", Some("web"))),
+            ("for=10.0.0.1:5000", client("10.0.0.1:5000", None)),
+            (r#"for="10.0.0.1:5000";host=we b"#, None),
+            (r#"for="10.0.0.1:5000";host=w/b"#, client("10.0.0.1:5000", None)),
+            (r#"for="10.0.0.1""#, None),
+            (r#"for="10.0.0.1:5000"#, None),
+            (r#"for="10.0.0.1:5000", for="10.0.0.2:1""#, None),
+            ("for=unknown", None),
+            ("host=web", None),
+            ("", None),
+        ] {
+            assert_eq!(read(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn traces() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let read = TraceParent::parse(good).unwrap();
+        assert_eq!((read.to_string().as_str(), read.trace_id().as_str()), (good, "4bf92f3577b34da6a3ce929d0e0e4736"));
+        for text in [
+            "",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473g-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(TraceParent::parse(text), None, "{text:?}");
+        }
+        assert_ne!(TraceParent::random(), TraceParent::random());
+    }
+
+    #[test]
+    fn baggage_as_ztunnel_writes_it() {
+        let text = "k8s.cluster.name=c1,k8s.namespace.name=ns,k8s.deployment.name=web,service.name=web,service.version=v1,\
+                    cloud.region=r,cloud.availability_zone=z";
+        let read = Baggage::parse(text);
+        assert_eq!(
+            (read.workload_kind.as_str(), read.workload.as_str(), read.zone.as_str()),
+            ("deployment", "web", "z")
+        );
+        assert_eq!(read.to_string(), text);
+        assert_eq!(Baggage::default().to_string(), "");
+        let evil = Baggage { namespace: "a,k8s.cluster.name=x".to_string(), service: "b\r\nx".to_string(), ..read };
+        assert!(!evil.to_string().contains("x"), "{evil}");
+    }
+
+    #[test]
+    fn a_header_that_comes_twice_is_absent() {
+        let mut headers = HeaderMap::new();
+        for client in ["10.0.0.1:1", "10.0.0.2:2"] {
+            headers.append(FORWARDED, HeaderValue::from_str(&format!("for=\"{client}\"")).unwrap());
+        }
+        assert_eq!(Headers::read(&headers).forwarded, None);
+    }
+
+    fn address() -> impl Strategy<Value = SocketAddr> {
+        (any::<std::net::IpAddr>(), 1u16..).prop_map(|(ip, port)| SocketAddr::new(ip.to_canonical(), port))
+    }
+
+    proptest! {
+        #[test]
+        fn requests_read_as_written(
+            authority in address(),
+            client in address(),
+            host in proptest::option::of("[a-z0-9.-]{1,40}"),
+            trace in any::<([u8; 16], [u8; 8], u8)>(),
+        ) {
+            let traceparent = TraceParent { trace: trace.0, parent: trace.1, flags: trace.2 };
+            let request = ConnectRequest {
+                authority,
+                forwarded: ClientAddr::new(client),
+                host: host.clone(),
+                baggage: String::new(),
+                traceparent: traceparent.to_string(),
+            }
+            .to_http();
+            prop_assert_eq!(request.uri().authority().and_then(|text| parse_authority(text.as_str())), Some(authority));
+            let Headers { forwarded, baggage, traceparent: read } = Headers::read(request.headers());
+            prop_assert_eq!(forwarded, Some(Forwarded { client, host }));
+            prop_assert_eq!(baggage, None);
+            prop_assert_eq!(read, Some(traceparent).filter(|trace| trace.trace != [0; 16] && trace.parent != [0; 8]));
+        }
+
+        #[test]
+        fn nothing_panics(text in "\\PC{0,80}") {
+            let _ = parse_authority(&text);
+            let _ = Forwarded::parse(&text);
+            let _ = TraceParent::parse(&text);
+            let _ = Baggage::parse(&text);
+        }
+    }
+}

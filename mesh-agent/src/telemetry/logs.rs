@@ -19,7 +19,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -187,6 +187,9 @@ struct FlushOnDrop {
 /// How long the end of the process waits for a slow reader of its log.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
 
+/// How often it looks, in that time, whether a full queue has room.
+const FLUSH_POLL: Duration = Duration::from_millis(10);
+
 fn spawn_writer(mut out: impl Write + Send + 'static, capacity: usize) -> io::Result<(QueueWriter, FlushOnDrop)> {
     let (lines, queue) = mpsc::sync_channel(capacity);
     let (end, ended) = mpsc::sync_channel(1);
@@ -206,10 +209,15 @@ fn spawn_writer(mut out: impl Write + Send + 'static, capacity: usize) -> io::Re
 
 impl Drop for FlushOnDrop {
     fn drop(&mut self) {
-        // With a full queue or a reader that has stopped for good the rest is lost: the end must not hang on it.
-        if self.lines.try_send(Message::End).is_ok() {
-            let _ = self.ended.recv_timeout(FLUSH_WAIT);
+        // A reader that has stopped for good must not hang the end: after a while the rest is lost.
+        let deadline = Instant::now() + FLUSH_WAIT;
+        while let Err(TrySendError::Full(_)) = self.lines.try_send(Message::End) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(FLUSH_POLL);
         }
+        let _ = self.ended.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -239,5 +247,67 @@ impl Write for LineWriter<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pipe whose reader reads when it is told to.
+    struct SlowPipe(Receiver<()>, SyncSender<Vec<u8>>);
+
+    impl Write for SlowPipe {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            let _ = self.1.send(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn slow_log(capacity: usize) -> (SyncSender<()>, Receiver<Vec<u8>>, QueueWriter, FlushOnDrop) {
+        let (read, reads) = mpsc::sync_channel(100);
+        let (written, lines) = mpsc::sync_channel(100);
+        let (writer, flush) = spawn_writer(SlowPipe(reads, written), capacity).unwrap();
+        (read, lines, writer, flush)
+    }
+
+    #[test]
+    fn a_slow_reader_loses_lines_and_stops_nobody() {
+        let (read, lines, writer, flush) = slow_log(4);
+        let before = dropped_lines();
+        let begin = Instant::now();
+        for number in 0..20 {
+            writer.make_writer().write_all(format!("{number}\n").as_bytes()).unwrap();
+        }
+        assert!(begin.elapsed() < Duration::from_secs(1));
+        assert!(dropped_lines() >= before + 15, "at most 4 wait and 1 is being written");
+        drop(read);
+        drop(flush);
+        assert_eq!(lines.try_iter().next().as_deref(), Some(b"0\n".as_slice()));
+    }
+
+    #[test]
+    fn the_end_writes_what_waits() {
+        let (read, lines, writer, flush) = slow_log(100);
+        for number in 0..50 {
+            writer.make_writer().write_all(format!("{number}\n").as_bytes()).unwrap();
+        }
+        drop(read);
+        drop(flush);
+        assert_eq!(lines.try_iter().count(), 50);
+    }
+
+    #[test]
+    fn the_end_does_not_hang_on_a_reader_that_has_stopped() {
+        let (_read, _lines, writer, flush) = slow_log(100);
+        writer.make_writer().write_all(b"stuck\n").unwrap();
+        let begin = Instant::now();
+        drop(flush);
+        assert!(begin.elapsed() < FLUSH_WAIT + Duration::from_secs(2));
     }
 }

@@ -294,10 +294,13 @@ fn connection_labels(owner: &Owner) -> [(&'static str, &str); 6] {
 #[derive(Debug)]
 struct ConnectionCollector(Arc<SeriesTable>);
 
+/// Picks one counter of a series.
+type CounterOf = fn(&Series) -> &AtomicU64;
+
 impl Collector for ConnectionCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let all = self.0.snapshot();
-        let counters: [(&str, &str, fn(&Series) -> &AtomicU64); 3] = [
+        let counters: [(&str, &str, CounterOf); 3] = [
             ("connections_opened", "Connections whose parties and way became known", |series| &series.opened),
             ("sent_bytes", "Bytes of applications from client to server", |series| &series.sent),
             ("received_bytes", "Bytes of applications from server to client", |series| &series.received),

@@ -161,11 +161,10 @@ impl SeriesTable {
             return;
         }
         inner.last_sweep = Some(now);
-        let oldest_kept = self.age(now).saturating_sub(millis(IDLE));
+        let age = self.age(now);
+        let is_idle = |series: &Series| age.saturating_sub(series.last_used.load(Ordering::Relaxed)) >= millis(IDLE);
         // A handle outside the table may be about to count: only a series that nobody holds may go.
-        inner.by_key.retain(|_, series| {
-            Arc::strong_count(series) > 1 || series.last_used.load(Ordering::Relaxed) > oldest_kept
-        });
+        inner.by_key.retain(|_, series| Arc::strong_count(series) > 1 || !is_idle(series));
     }
 
     fn age(&self, now: Instant) -> u64 {

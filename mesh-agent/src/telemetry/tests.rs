@@ -1,1 +1,241 @@
-//! Tests of the room as a whole.
+//! Tests of the room as a whole: what a scrape and a log line say.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::logs::{Format, parse_filter, subscriber};
+use super::*;
+
+fn identity(service_account: &str) -> Option<SpiffeId> {
+    Some(SpiffeId::new("cluster.local", "shop", service_account).unwrap())
+}
+
+fn record(result: ConnectionResult) -> ConnectionRecord {
+    ConnectionRecord {
+        direction: Direction::Inbound,
+        transport: Transport::Tunnel,
+        source_pod: Some("shop/web-0".into()),
+        source_identity: identity("web"),
+        client: "10.1.0.5:40000".parse().unwrap(),
+        dialled: None,
+        service: None,
+        destination_pod: Some("shop/db-0".into()),
+        destination_identity: identity("db"),
+        server: Some("[fd00::7]:5432".parse().unwrap()),
+        trace_id: None,
+        result,
+        bytes_sent: 100,
+        bytes_received: 2000,
+        duration: Duration::from_micros(1500),
+    }
+}
+
+/// The value of the line that has this name and all of these labels.
+fn value(scrape: &str, name: &str, labels: &[&str]) -> Option<f64> {
+    let mut lines = scrape.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+    let line = lines.find(|line| labels.iter().all(|label| line.contains(label)))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+fn a_connection_is_counted_while_open_and_at_its_end() {
+    let metrics = Metrics::new();
+    let record = record(ConnectionResult::Ok);
+    let open = metrics.opened(&record.key());
+    open.progress(60, 500);
+    open.progress(60, 700);
+    let labels = [
+        "direction=\"inbound\"",
+        "transport=\"tunnel\"",
+        "source_namespace=\"shop\"",
+        "source_service_account=\"web\"",
+        "destination_namespace=\"shop\"",
+        "destination_service_account=\"db\"",
+    ];
+    let scrape = metrics.encode();
+    assert_eq!(value(&scrape, "nodemesh_connections_opened_total", &labels), Some(1.0), "{scrape}");
+    assert_eq!(value(&scrape, "nodemesh_connections_open", &labels), Some(1.0));
+    assert_eq!(value(&scrape, "nodemesh_sent_bytes_total", &labels), Some(60.0));
+    assert_eq!(value(&scrape, "nodemesh_received_bytes_total", &labels), Some(700.0));
+    assert_eq!(value(&scrape, "nodemesh_connections_closed_total", &labels), None);
+
+    open.closed(&record);
+    let scrape = metrics.encode();
+    assert_eq!(value(&scrape, "nodemesh_connections_open", &labels), Some(0.0));
+    assert_eq!(value(&scrape, "nodemesh_sent_bytes_total", &labels), Some(100.0));
+    assert_eq!(value(&scrape, "nodemesh_received_bytes_total", &labels), Some(2000.0));
+    assert_eq!(value(&scrape, "nodemesh_connections_closed_total", &["result=\"ok\""]), Some(1.0));
+    assert_eq!(value(&scrape, "nodemesh_connection_duration_seconds_count", &[]), Some(1.0));
+}
+
+#[test]
+fn every_result_is_counted_with_its_reason() {
+    let metrics = Metrics::new();
+    metrics.closed(&record(ConnectionResult::Denied { reason: "no-allow-rule", rule: Some("shop/db".into()) }));
+    metrics.closed(&record(ConnectionResult::Refused { reason: "no-endpoint" }));
+    metrics.closed(&record(ConnectionResult::Failed { reason: "connect" }));
+    metrics.closed(&record(ConnectionResult::Cut { reason: "policy-changed" }));
+    drop(metrics.opened(&record(ConnectionResult::Ok).key()));
+    let scrape = metrics.encode();
+    let denial = ["reason=\"no-allow-rule\"", "destination_service_account=\"db\"", "direction=\"inbound\""];
+    assert_eq!(value(&scrape, "nodemesh_denials_total", &denial), Some(1.0), "{scrape}");
+    for (result, reason) in [("refused", "no-endpoint"), ("failed", "connect"), ("cut", "policy-changed")] {
+        let labels = [format!("result=\"{result}\""), format!("reason=\"{reason}\"")];
+        let labels = [labels[0].as_str(), labels[1].as_str()];
+        assert_eq!(value(&scrape, "nodemesh_connection_faults_total", &labels), Some(1.0), "{result}");
+    }
+    assert_eq!(value(&scrape, "nodemesh_connections_closed_total", &["result=\"denied\""]), Some(1.0));
+    assert_eq!(value(&scrape, "nodemesh_connections_closed_total", &["result=\"failed\""]), Some(2.0), "one abandoned");
+    assert_eq!(value(&scrape, "nodemesh_connections_open", &["source_service_account=\"web\""]), Some(0.0));
+    assert_eq!(value(&scrape, "nodemesh_connections_opened_total", &["source_service_account=\"web\""]), Some(5.0));
+}
+
+#[test]
+fn label_sets_have_an_end() {
+    let metrics = Metrics::with_capacity(3);
+    for number in 0..100 {
+        let mut record = record(ConnectionResult::Ok);
+        record.source_identity = identity(&format!("caller-{number}"));
+        metrics.closed(&record);
+    }
+    let scrape = metrics.encode();
+    let opened = scrape.lines().filter(|line| line.starts_with("nodemesh_connections_opened_total{"));
+    assert_eq!(opened.count(), 4, "{scrape}");
+    let overflow = ["source_namespace=\"_overflow\"", "direction=\"inbound\""];
+    assert_eq!(value(&scrape, "nodemesh_connections_opened_total", &overflow), Some(97.0));
+    assert_eq!(value(&scrape, "nodemesh_metrics_overflow_total", &[]), Some(97.0));
+}
+
+#[test]
+fn what_other_rooms_know_is_read_at_the_scrape() {
+    let metrics = Metrics::new();
+    metrics.register_outcomes(Box::new(|| vec![("captured", 7), ("map-full", 1)]));
+    metrics.register_certificates(Box::new(|| vec![(identity("web").unwrap(), 1.75e9)]));
+    metrics.register_config_age(Box::new(|| Some(Duration::from_millis(2500))));
+    let scrape = metrics.encode();
+    assert_eq!(value(&scrape, "nodemesh_kernel_outcomes_total", &["outcome=\"captured\""]), Some(7.0), "{scrape}");
+    let certificate = ["identity=\"spiffe://cluster.local/ns/shop/sa/web\""];
+    assert_eq!(value(&scrape, "nodemesh_certificate_expiry_timestamp_seconds", &certificate), Some(1.75e9));
+    assert_eq!(value(&scrape, "nodemesh_config_age_seconds", &[]), Some(2.5));
+    assert_eq!(value(&scrape, "nodemesh_build_info", &["version=\""]), Some(1.0));
+    assert!(scrape.ends_with("# EOF\n"));
+}
+
+#[test]
+fn every_metric_is_in_the_table_of_the_module() {
+    let metrics = Metrics::new();
+    metrics.register_outcomes(Box::new(|| vec![("captured", 7)]));
+    metrics.register_certificates(Box::new(Vec::new));
+    metrics.register_config_age(Box::new(|| Some(Duration::ZERO)));
+    let documentation: String = include_str!("metrics.rs").lines().take_while(|line| line.starts_with("//!")).collect();
+    for line in metrics.encode().lines().filter(|line| line.starts_with("# TYPE ")) {
+        let mut words = line.split(' ').skip(2);
+        let (name, kind) = (words.next().unwrap(), words.next().unwrap());
+        let name = match kind {
+            "counter" => format!("`{name}_total` | counter"),
+            "info" => format!("`{name}_info` | info"),
+            _ => format!("`{name}` | {kind}"),
+        };
+        assert!(documentation.contains(&name), "{name}");
+    }
+}
+
+/// A log that a test can read.
+#[derive(Clone, Default)]
+struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Buffer {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+fn logged(format: Format, filter: &str, events: impl FnOnce(&logs::Filter)) -> String {
+    let buffer = Buffer::default();
+    let (subscriber, filter) = subscriber(format, parse_filter(filter).unwrap(), buffer.clone());
+    tracing::subscriber::with_default(subscriber, || events(&filter));
+    let bytes = buffer.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+/// A record in which everything that could come from outside tries to end the line.
+fn forging_record() -> ConnectionRecord {
+    let evil = "x\"}\n2026-01-01T00:00:00Z  INFO access: connection result=\"ok\"\r\u{1b}[2J\u{85}\u{2028}";
+    let mut record = record(ConnectionResult::Denied { reason: "deny-rule", rule: Some(evil.into()) });
+    record.source_pod = Some(evil.into());
+    record.service = Some(evil.into());
+    record.trace_id = Some(evil.into());
+    record
+}
+
+#[test]
+fn no_value_can_forge_a_line_of_text() {
+    let text = logged(Format::Text, "info", |_| access_log::write(&forging_record()));
+    assert_eq!(text.matches('\n').count(), 1, "{text}");
+    assert!(text.ends_with('\n') && !text.trim_end().contains(char::is_control), "{text:?}");
+    assert!(text.contains("rule=\"x\\\"}\\n2026"), "{text}");
+}
+
+#[test]
+fn no_value_can_forge_a_line_of_json() {
+    let text = logged(Format::Json, "info", |_| access_log::write(&forging_record()));
+    assert_eq!(text.matches('\n').count(), 1, "{text}");
+    assert!(!text.trim_end().contains(char::is_control), "{text:?}");
+    let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(line["result"], "denied");
+    assert!(line["rule"].as_str().unwrap().ends_with("\u{85}\u{2028}"), "{line}");
+}
+
+#[test]
+fn a_message_of_another_room_is_one_line_as_well() {
+    for format in [Format::Text, Format::Json] {
+        let text = logged(format, "info", |_| tracing::warn!(error = %"a\nb\u{7f}", "c\nd"));
+        assert_eq!(text.matches('\n').count(), 1, "{text}");
+        assert!(!text.trim_end().contains(char::is_control), "{text:?}");
+    }
+}
+
+#[test]
+fn the_access_log_says_everything_once() {
+    let text = logged(Format::Text, "info", |_| access_log::write(&record(ConnectionResult::Ok)));
+    let expected = "INFO access: connection direction=\"inbound\" transport=\"tunnel\" result=\"ok\" \
+        source_pod=\"shop/web-0\" source_identity=\"spiffe://cluster.local/ns/shop/sa/web\" client=\"10.1.0.5:40000\" \
+        destination_pod=\"shop/db-0\" destination_identity=\"spiffe://cluster.local/ns/shop/sa/db\" \
+        server=\"[fd00::7]:5432\" bytes_sent=100 bytes_received=2000 duration_ms=1.5\n";
+    assert!(text.ends_with(expected), "{text}");
+    let json = logged(Format::Json, "info", |_| access_log::write(&record(ConnectionResult::Ok)));
+    let line: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(line["target"], "access");
+    assert_eq!(line["bytes_received"], 2000);
+    assert_eq!(line["client"], "10.1.0.5:40000");
+    assert!(line.get("reason").is_none(), "{line}");
+}
+
+#[test]
+fn the_filter_changes_at_run_time() {
+    let text = logged(Format::Text, "info,access=off", |filter| {
+        access_log::write(&record(ConnectionResult::Ok));
+        tracing::debug!("not yet");
+        assert!(filter.set("mesh_agent=loud").is_err());
+        filter.set("debug").unwrap();
+        assert_eq!(filter.current(), "debug");
+        tracing::debug!("now");
+    });
+    assert!(text.contains("now") && !text.contains("not yet") && !text.contains("access"), "{text}");
+}

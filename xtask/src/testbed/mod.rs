@@ -22,7 +22,7 @@
 //! Nothing reaches beyond the machine: no namespace here has a route out. Everything made is written down first (see
 //! [`run`]) and ended on drop, on panic and, by a guard process, when the maker is killed.
 
-mod address;
+pub mod address;
 mod agent;
 pub mod cgroup;
 pub mod enter;
@@ -32,6 +32,7 @@ mod pod;
 mod process;
 pub mod run;
 mod servers;
+mod wire;
 mod world;
 mod yaml;
 
@@ -41,6 +42,7 @@ pub use node::Node;
 pub use pod::{Pod, PodSpec};
 pub use process::{Finished, Place, Process};
 pub use servers::{greeter_client, start_greeter, start_nginx, start_redis};
+pub use wire::{Packets, Recording, TcpPacket};
 pub use world::{PortSpec, ServiceSpec, World};
 
 use std::collections::BTreeMap;

@@ -7,11 +7,13 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::address;
 use super::enter::join_network;
+use super::eventually;
 use super::node::Node;
 use super::run::{Kind, Run};
 
@@ -43,7 +45,7 @@ impl Netns {
 
     /// Runs lines of `ip` inside the namespace.
     pub fn batch(&self, lines: &str) -> Result<()> {
-        ip(&["-n", &self.name, "-batch", "-"], lines)
+        ip(&["-n", &self.name, "-batch", "-"], lines).map(drop)
     }
 
     /// Calls `work` on a thread of its own inside the namespace.
@@ -67,9 +69,7 @@ pub fn join_nodes(a: &Node, b: &Node) -> Result<()> {
         "link add to-{} mtu {MTU} type veth peer name to-{} mtu {MTU} netns {}",
         b.name, a.name, b.netns.name
     ))?;
-    // Both ends first: a route by way of IPv6 wants a carrier.
-    a.netns.batch(&format!("link set {} up", a.link_to(&b.name)))?;
-    b.netns.batch(&format!("link set {} up", b.link_to(&a.name)))?;
+    bring_up([(&a.netns, &a.link_to(&b.name)), (&b.netns, &b.link_to(&a.name))])?;
     half_of_link(a, b)?;
     half_of_link(b, a)
 }
@@ -80,7 +80,8 @@ fn half_of_link(here: &Node, there: &Node) -> Result<()> {
     let link = here.link_to(&there.name);
     here.netns.batch(&format!(
         "address add {own4} peer {other4} dev {link}
-         address add {own6} peer {other6} dev {link} nodad
+         address add {own6}/128 dev {link} nodad
+         route add {other6}/128 dev {link}
          route add {pods4} via {other4} dev {link} src {own4}
          route add {pods6} via {other6} dev {link} src {own6}",
         own4 = own.v4,
@@ -97,16 +98,17 @@ pub fn join_pod(node: &Node, pod: &Netns, ips: &address::DualStack, host_end: &s
     node.netns.batch(&format!(
         "link add {host_end} mtu {MTU} type veth peer name eth0 mtu {MTU} netns {}
          address add {gateway4}/32 dev {host_end}
-         address add {gateway6}/128 dev {host_end} nodad
-         link set {host_end} up
-         route add {ip4}/32 dev {host_end} src {gateway4}
-         route add {ip6}/128 dev {host_end} src {gateway6}",
+         address add {gateway6}/128 dev {host_end} nodad",
         pod.name
+    ))?;
+    bring_up([(&node.netns, host_end), (pod, "eth0")])?;
+    node.netns.batch(&format!(
+        "route add {ip4}/32 dev {host_end} src {gateway4}
+         route add {ip6}/128 dev {host_end} src {gateway6}"
     ))?;
     pod.batch(&format!(
         "address add {ip4}/32 dev eth0
          address add {ip6}/128 dev eth0 nodad
-         link set eth0 up
          route add {gateway4}/32 dev eth0 scope link src {ip4}
          route add default via {gateway4} dev eth0 src {ip4}
          route add {gateway6}/128 dev eth0 src {ip6}
@@ -114,9 +116,24 @@ pub fn join_pod(node: &Node, pod: &Netns, ips: &address::DualStack, host_end: &s
     ))
 }
 
-fn ip(arguments: &[&str], lines: &str) -> Result<()> {
+/// Brings both ends of a veth pair up and waits for their carrier, without which IPv6 refuses routes and the first
+/// packets are lost.
+fn bring_up(ends: [(&Netns, &str); 2]) -> Result<()> {
+    for (netns, link) in ends {
+        netns.batch(&format!("link set {link} up"))?;
+    }
+    for (netns, link) in ends {
+        eventually(Duration::from_secs(5), &format!("{link} of {} to be up", netns.name), || {
+            let shown = ip(&["-n", &netns.name, "-oneline", "link", "show", "dev", link], "")?;
+            Ok(shown.contains("state UP").then_some(()))
+        })?;
+    }
+    Ok(())
+}
+
+fn ip(arguments: &[&str], lines: &str) -> Result<String> {
     let mut command = Command::new("ip");
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("starting ip (package iproute2)")?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(lines.as_bytes())?;
@@ -125,7 +142,7 @@ fn ip(arguments: &[&str], lines: &str) -> Result<()> {
     if !output.status.success() {
         bail!("ip {}: {}\n{lines}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn set_sysctls(values: &[(&str, &str)]) -> Result<()> {

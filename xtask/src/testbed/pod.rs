@@ -12,7 +12,7 @@ use super::address::{self, DualStack, ServiceAddress};
 use super::net::{self, Netns};
 use super::node::Node;
 use super::process::{Finished, Place, Process};
-use super::run::{Run, random_uuid};
+use super::run::{Run, random_uuid, xtask_binary};
 use super::{cgroup, eventually};
 use crate::clean;
 
@@ -95,6 +95,7 @@ impl Pod {
         let logs = run.dir().join("logs");
         let pod = Self { spec, uid, ips, netns, host_end, dir, cgroup, logs, processes: Mutex::default() };
         pod.write_hosts(&[])?;
+        pod.note_place()?;
         // What holds a real pod's namespaces together while its containers come and go.
         pod.start("pause", &["sleep", "infinity"])?;
         Ok(pod)
@@ -115,6 +116,16 @@ impl Pod {
     /// Runs a process to its end.
     pub fn run(&self, argv: &[&str], timeout: Duration) -> Result<Finished> {
         self.container("exec")?.run(argv, timeout)
+    }
+
+    /// Runs xtask's probe (see [`crate::probe`]) to its end.
+    pub fn probe(&self, arguments: &[&str]) -> Result<Finished> {
+        self.run(&as_strs(&probe_argv(arguments)?), Duration::from_secs(30))
+    }
+
+    /// Starts xtask's probe, which lives as long as what is returned.
+    pub fn spawn_probe(&self, name: &str, arguments: &[&str]) -> Result<Process> {
+        self.spawn(name, &as_strs(&probe_argv(arguments)?))
     }
 
     /// Waits until something listens on a TCP port of the pod. Looks, and does not connect.
@@ -166,6 +177,12 @@ impl Pod {
         clean::delete_netns(&netns.name)
     }
 
+    /// For `cargo xtask exec`, which is another process than the one that made the pod.
+    fn note_place(&self) -> Result<()> {
+        let place = self.container("shell")?;
+        fs::write(self.dir.join("place"), serde_json::to_string(&place)?).context("writing down a pod's place")
+    }
+
     fn container(&self, name: &str) -> Result<Place> {
         let cgroup = self.cgroup.join(name);
         fs::create_dir_all(&cgroup).with_context(|| format!("making {}", cgroup.display()))?;
@@ -185,6 +202,16 @@ impl Pod {
     fn hosts_file(&self) -> PathBuf {
         self.dir.join("hosts")
     }
+}
+
+fn probe_argv(arguments: &[&str]) -> Result<Vec<String>> {
+    let mut argv = vec![xtask_binary()?.to_string_lossy().into_owned(), "__probe".to_string()];
+    argv.extend(arguments.iter().map(|argument| argument.to_string()));
+    Ok(argv)
+}
+
+fn as_strs(strings: &[String]) -> Vec<&str> {
+    strings.iter().map(String::as_str).collect()
 }
 
 fn listens(port: u16) -> bool {

@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
 
 use super::run::xtask_binary;
 
@@ -15,7 +17,7 @@ use super::run::xtask_binary;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Where processes run: a container of a pod, or a node's host side.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Place {
     /// The network namespace's file.
     pub netns: PathBuf,
@@ -34,6 +36,8 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    /// How long the log was when the process started: an earlier one of the same name may have written to it.
+    log_start: usize,
     kept: bool,
 }
 
@@ -83,10 +87,13 @@ impl Place {
     pub fn spawn(&self, name: &str, argv: &[&str]) -> Result<Process> {
         let log = self.logs.join(format!("{}-{name}.log", self.owner));
         let output = File::options().create(true).append(true).open(&log)?;
+        let log_start = output.metadata()?.len() as usize;
         let mut command = self.command(argv)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        // A process group of its own: the terminal's ^C is for the maker of the run.
+        command.process_group(0);
         let child = command.spawn().with_context(|| format!("starting {}", argv.join(" ")))?;
-        Ok(Process { name: format!("{}-{name}", self.owner), child, log, kept: false })
+        Ok(Process { name: format!("{}-{name}", self.owner), child, log, log_start, kept: false })
     }
 
     /// Runs a process to its end, for at most `timeout`.
@@ -104,7 +111,8 @@ impl Place {
         Ok(Finished { status, stdout: read_back(&mut stdout)?, stderr: read_back(&mut stderr)? })
     }
 
-    fn command(&self, argv: &[&str]) -> Result<Command> {
+    /// The command that becomes `argv` in this place.
+    pub fn command(&self, argv: &[&str]) -> Result<Command> {
         let mut command = Command::new(xtask_binary()?);
         command.arg("__exec").arg("--netns").arg(&self.netns).arg("--cgroup").arg(&self.cgroup);
         if let Some(hosts) = &self.hosts {
@@ -124,7 +132,8 @@ impl Process {
 
     /// What it has said so far.
     pub fn log(&self) -> String {
-        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        let bytes = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(bytes.get(self.log_start..).unwrap_or_default()).into_owned()
     }
 
     /// Its log's file.

@@ -185,3 +185,13 @@ pub fn guard(id: &str) -> Result<()> {
     File::open("/dev/stdin")?.read_to_end(&mut said)?;
     if said == KEEP { Ok(()) } else { clean::end_run(id) }
 }
+
+/// `xtask __hold`: makes a run with a node, says its id, and waits to be killed.
+pub fn hold() -> Result<()> {
+    let mut bed = super::Testbed::new()?;
+    bed.add_node()?;
+    println!("{}", bed.id());
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,637 @@
+//! Ring 2: the life of tunnelled connections, from one application to the other and back.
+
+mod support;
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use mesh_agent::hbone::{Limits, OpenError, Status, StreamError};
+use mesh_agent::proxy::copy;
+use socket2::SockRef;
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+#[test]
+fn echoes_and_closes() {
+    local(async {
+        let (client, _server) = pair().await;
+        let mut near = client.dial(app(echo).await).await;
+        near.write_all(b"hello").await.unwrap();
+        let mut buffer = [0; 5];
+        near.read_exact(&mut buffer).await.unwrap();
+        assert_eq!(&buffer, b"hello");
+        near.shutdown().await.unwrap();
+        assert_eq!(near.read(&mut buffer).await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn the_server_may_speak_first() {
+    local(async {
+        let (client, _server) = pair().await;
+        let app = app(async |mut tcp: TcpStream| tcp.write_all(b"220 ready").await.unwrap()).await;
+        let mut near = client.dial(app).await;
+        let mut all = Vec::new();
+        near.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"220 ready");
+    });
+}
+
+#[test]
+fn a_hundred_mebibytes_both_ways_arrive_as_sent() {
+    const TOTAL: usize = 100 << 20;
+    local(async {
+        let (client, _server) = pair().await;
+        let near = client.dial(app(echo).await).await;
+        let (mut read, mut write) = near.into_split();
+        let sender = tokio::task::spawn_local(async move {
+            let (mut sent, mut sum, mut generator) = (0, Checksum::default(), Generator(7));
+            let mut chunk = vec![0; 100_000];
+            while sent < TOTAL {
+                let length = chunk.len().min(TOTAL - sent);
+                generator.fill(&mut chunk[..length]);
+                sum.add(&chunk[..length]);
+                write.write_all(&chunk[..length]).await.unwrap();
+                sent += length;
+            }
+            write.shutdown().await.unwrap();
+            sum
+        });
+        let (mut received, mut sum, mut chunk) = (0, Checksum::default(), vec![0; 65_537]);
+        loop {
+            let length = read.read(&mut chunk).await.unwrap();
+            if length == 0 {
+                break;
+            }
+            sum.add(&chunk[..length]);
+            received += length;
+        }
+        assert_eq!(received, TOTAL);
+        assert_eq!(sum, sender.await.unwrap());
+    });
+}
+
+#[test]
+fn either_side_may_close_its_half_first() {
+    local(async {
+        let (client, _server) = pair().await;
+        // Answers only after the client has said all.
+        let answers_late = app(async |mut tcp: TcpStream| {
+            let mut all = Vec::new();
+            tcp.read_to_end(&mut all).await.unwrap();
+            tcp.write_all(&all).await.unwrap();
+        })
+        .await;
+        let mut near = client.dial(answers_late).await;
+        near.write_all(b"question").await.unwrap();
+        near.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        near.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"question");
+
+        // Closes its half at once, and goes on listening.
+        let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+        let closes_early = app(move |mut tcp: TcpStream| {
+            let heard = heard.clone();
+            async move {
+                tcp.shutdown().await.unwrap();
+                let mut all = Vec::new();
+                tcp.read_to_end(&mut all).await.unwrap();
+                heard.send(all).unwrap();
+            }
+        })
+        .await;
+        let mut near = client.dial(closes_early).await;
+        assert_eq!(near.read(&mut [0; 8]).await.unwrap(), 0);
+        near.write_all(b"still here").await.unwrap();
+        drop(near);
+        assert_eq!(hears.recv().await.unwrap(), b"still here");
+    });
+}
+
+#[test]
+fn a_reset_is_passed_on_in_both_directions() {
+    local(async {
+        let (client, _server) = pair().await;
+        // The application resets: the client sees a reset, not an end.
+        let resets = app(async |mut tcp: TcpStream| {
+            tcp.read_exact(&mut [0; 1]).await.unwrap();
+            SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
+        })
+        .await;
+        let mut near = client.dial(resets).await;
+        near.write_all(b"x").await.unwrap();
+        assert_eq!(near.read(&mut [0; 8]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+
+        // The client resets: the application sees a reset, not an end.
+        let (saw, mut sees) = tokio::sync::mpsc::unbounded_channel();
+        let waits = app(move |mut tcp: TcpStream| {
+            let saw = saw.clone();
+            async move {
+                tcp.read_exact(&mut [0; 1]).await.unwrap();
+                saw.send(None).unwrap();
+                saw.send(Some(tcp.read(&mut [0; 8]).await.unwrap_err().kind())).unwrap();
+            }
+        })
+        .await;
+        let mut near = client.dial(waits).await;
+        near.write_all(b"x").await.unwrap();
+        assert_eq!(sees.recv().await.unwrap(), None);
+        SockRef::from(&near).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(near);
+        assert_eq!(sees.recv().await.unwrap(), Some(ErrorKind::ConnectionReset));
+    });
+}
+
+#[test]
+fn a_cut_connection_is_reset_at_both_ends() {
+    local(async {
+        let (client, _server) = pair().await;
+        let (saw, mut sees) = tokio::sync::mpsc::unbounded_channel();
+        let waits = app(move |mut tcp: TcpStream| {
+            let saw = saw.clone();
+            async move { saw.send(tcp.read(&mut [0; 8]).await.map_err(|error| error.kind())).unwrap() }
+        })
+        .await;
+        let (near, accepted) = sockets().await;
+        let stream = client.open(waits).await.unwrap();
+        let (cut, on_cut) = tokio::sync::oneshot::channel::<()>();
+        let counters = copy::Counters::default();
+        let pump = copy::tunnel(accepted, stream, &counters, async { drop(on_cut.await) });
+        let (end, ()) = tokio::join!(pump, async { cut.send(()).unwrap() });
+        assert_eq!(end, copy::End::Cut);
+        let mut near = near;
+        assert_eq!(near.read(&mut [0; 8]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(sees.recv().await.unwrap(), Err(ErrorKind::ConnectionReset));
+    });
+}
+
+#[test]
+fn a_pump_that_is_dropped_never_looks_like_a_clean_end() {
+    local(async {
+        let (client, _server) = pair().await;
+        let (saw, mut sees) = tokio::sync::mpsc::unbounded_channel();
+        let waits = app(move |mut tcp: TcpStream| {
+            let saw = saw.clone();
+            async move { saw.send(tcp.read(&mut [0; 8]).await.map_err(|error| error.kind())).unwrap() }
+        })
+        .await;
+        drop(client.open(waits).await.unwrap());
+        assert_eq!(sees.recv().await.unwrap(), Err(ErrorKind::ConnectionReset));
+    });
+}
+
+#[test]
+fn five_hundred_streams_share_five_tunnels() {
+    local(async {
+        let (client, _server) = pair().await;
+        let app = app(echo).await;
+        let mut open = Vec::new();
+        let mut opening = tokio::task::JoinSet::new();
+        for _ in 0..500 {
+            let client = client.clone();
+            opening.spawn_local(async move { client.open(app).await.unwrap() });
+        }
+        while let Some(stream) = opening.join_next().await {
+            open.push(stream.unwrap());
+        }
+        assert_eq!(client.dials.get(), 5);
+        assert_eq!(client.pool.status().iter().map(|tunnel| tunnel.streams).sum::<u32>(), 500);
+        for (index, stream) in open.iter_mut().enumerate() {
+            let text = Bytes::from(format!("stream {index}"));
+            stream.send_all(text.clone()).await.unwrap();
+            assert_eq!(stream.recv().await.unwrap().unwrap(), text);
+        }
+    });
+}
+
+#[test]
+fn pods_of_one_account_do_not_share_a_tunnel_and_a_pod_that_left_has_none() {
+    local(async {
+        let (client, server) = pair().await;
+        let app = app(echo).await;
+        let svid = client.identities.svid(&client.id).unwrap();
+        let connect = async || TcpStream::connect(server.address).await;
+        let mut streams = Vec::new();
+        for source in ["pod-1", "pod-2", "pod-1"] {
+            let key = key(source, &id("server"));
+            streams.push(client.pool.open(&key, &svid, connect, &request(app)).await.unwrap());
+        }
+        let per_pod: HashMap<_, _> = client
+            .pool
+            .status()
+            .into_iter()
+            .map(|tunnel| (tunnel.key.source_uid.to_string(), tunnel.streams))
+            .collect();
+        assert_eq!(per_pod, HashMap::from([("pod-1".to_string(), 2), ("pod-2".to_string(), 1)]));
+
+        client.pool.drop_source("pod-1");
+        streams.retain_mut(|_| false);
+        eventually(|| client.pool.status().iter().all(|tunnel| &*tunnel.key.source_uid == "pod-2")).await;
+    });
+}
+
+#[test]
+fn applications_that_stop_reading_do_not_hold_up_their_neighbours() {
+    local(async {
+        let (client, _server) = pair().await;
+        let deaf = app(async |tcp: TcpStream| {
+            std::future::pending::<()>().await;
+            drop(tcp);
+        })
+        .await;
+        let echo = app(echo).await;
+        let mut stalled = Vec::new();
+        for _ in 0..40 {
+            let mut near = client.dial(deaf).await;
+            stalled.push(tokio::task::spawn_local(async move {
+                let block = vec![0; 1 << 20];
+                while near.write_all(&block).await.is_ok() {}
+            }));
+        }
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let mut near = client.dial(echo).await;
+        near.write_all(b"hello").await.unwrap();
+        let mut buffer = [0; 5];
+        tokio::time::timeout(Duration::from_secs(5), near.read_exact(&mut buffer)).await.expect("starved").unwrap();
+        assert_eq!(client.dials.get(), 1);
+        stalled.iter().for_each(tokio::task::JoinHandle::abort);
+    });
+}
+
+#[test]
+fn streams_that_die_with_undelivered_data_give_their_credit_back() {
+    local(async {
+        let (client, _server) = pair().await;
+        // Speaks at length to a client that never listens and then resets.
+        let talks = app(async |mut tcp: TcpStream| {
+            let block = vec![7; 256 << 10];
+            while tcp.write_all(&block).await.is_ok() {}
+        })
+        .await;
+        for _ in 0..150 {
+            let mut stream = client.open(talks).await.unwrap();
+            let first = stream.recv().await.unwrap().unwrap();
+            assert!(!first.is_empty());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            stream.reset();
+        }
+        let mut near = client.dial(talks).await;
+        let mut received = vec![0; 20 << 20];
+        near.read_exact(&mut received).await.unwrap();
+        assert_eq!(client.dials.get(), 1);
+    });
+}
+
+#[test]
+fn a_storm_of_resets_leaves_the_neighbours_alone() {
+    local(async {
+        let (client, server) = pair().await;
+        let app = app(echo).await;
+        let mut neighbour = client.dial(app).await;
+        exchange(&mut neighbour).await;
+        // Given up before, during and after the answer, and with data under way.
+        for round in 0..60u64 {
+            let mut storm = tokio::task::JoinSet::new();
+            for index in 0..50u64 {
+                let client = client.clone();
+                storm.spawn_local(async move {
+                    let patience = Duration::from_micros((index * round * 37) % 4000);
+                    let script = async {
+                        let mut stream = client.open(app).await.unwrap();
+                        stream.send_all(Bytes::from_static(&[1; 20_000])).await.unwrap();
+                        while stream.recv().await.is_some() {}
+                    };
+                    let _ = tokio::time::timeout(patience, script).await;
+                });
+            }
+            while let Some(done) = storm.join_next().await {
+                done.unwrap();
+            }
+            exchange(&mut neighbour).await;
+        }
+        assert_eq!(client.dials.get(), 1, "a tunnel was lost");
+        assert!(server.ended.borrow().is_empty());
+    });
+}
+
+#[test]
+fn a_drain_sends_new_streams_elsewhere_and_lets_the_old_ones_finish() {
+    local(async {
+        let (client, server) = pair().await;
+        let app = app(echo).await;
+        let mut old = client.dial(app).await;
+        exchange(&mut old).await;
+        let Server { drain, ended, .. } = server;
+        let drained = tokio::task::spawn_local(drain.run(Duration::from_secs(30)));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        exchange(&mut old).await;
+        // The listener is gone too, so a new stream has nowhere to go; it is told so at once and does not hang.
+        let refused = client.open(app).await.err().unwrap();
+        assert!(matches!(refused, OpenError::Connect { .. }), "{refused:?}");
+        exchange(&mut old).await;
+        drop(old);
+        assert!(drained.await.unwrap(), "the tunnel was still there at the end of the window");
+        assert!(ended.borrow().iter().all(Result::is_ok));
+    });
+}
+
+#[test]
+fn what_outlives_the_drain_window_is_cut() {
+    local(async {
+        let limits = Limits { drain_window: Duration::from_millis(300), ..Limits::default() };
+        let (client, server) = pair_with(limits).await;
+        let mut old = client.dial(app(echo).await).await;
+        exchange(&mut old).await;
+        let drained = tokio::task::spawn_local(server.drain.run(Duration::from_secs(30)));
+        assert_eq!(old.read(&mut [0; 8]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        drained.await.unwrap();
+    });
+}
+
+#[test]
+fn rotation_under_traffic_goes_unnoticed() {
+    local(async {
+        let (client, _server) = pair().await;
+        let app = app(echo).await;
+        let mut long_lived = client.dial(app).await;
+        exchange(&mut long_lived).await;
+        for round in 1..=5 {
+            let before = client.identities.svid(&client.id).unwrap().generation;
+            client.identities.force_rotate();
+            for _ in 0..20 {
+                exchange(&mut client.dial(app).await).await;
+                exchange(&mut long_lived).await;
+            }
+            eventually(|| client.identities.svid(&client.id).unwrap().generation > before).await;
+            exchange(&mut client.dial(app).await).await;
+            assert!(client.dials.get() > round, "new streams stayed on the old certificate");
+        }
+        // Retired tunnels go with their streams: what is left is the newest and the one of the long-lived stream.
+        eventually(|| client.pool.status().len() == 2).await;
+        drop(long_lived);
+        eventually(|| client.pool.status().len() == 1).await;
+    });
+}
+
+#[test]
+fn certificates_rotate_by_themselves_at_half_life() {
+    local(async {
+        let identities = identities_for(TestCa::new(), &["client"], Duration::from_secs(3)).await;
+        let first = identities.svid(&id("client")).unwrap();
+        eventually(|| identities.svid(&id("client")).is_some_and(|now| now.generation > first.generation)).await;
+        assert!(!first.is_expired(), "rotated only once it had expired");
+        identities.want(&[id("other")].into());
+        assert!(identities.svid(&id("client")).is_none(), "still there without a pod");
+        identities.ready(&id("other")).await;
+    });
+}
+
+#[test]
+fn the_far_side_answers_as_ztunnel_does() {
+    local(async {
+        let identities = identities(TestCa::new(), &["client", "server"]).await;
+        for (status, code) in [(Status::BadRequest, 400), (Status::Denied, 401), (Status::Unavailable, 503)] {
+            let handler: Handler = Rc::new(move |incoming| Box::pin(async move { incoming.refuse(status) }));
+            let server = Server::start(&identities, "server", Limits::default(), handler).await;
+            let client = Client::new(&identities, "client", "server", server.address, Limits::default());
+            let refused = client.open(loopback_port(80)).await.err().unwrap();
+            assert_eq!(refused, OpenError::Refused(StatusCode::from_u16(code).unwrap()));
+        }
+        let forgets: Handler = Rc::new(|incoming| Box::pin(async move { drop(incoming) }));
+        let server = Server::start(&identities, "server", Limits::default(), forgets).await;
+        let client = Client::new(&identities, "client", "server", server.address, Limits::default());
+        let refused = client.open(loopback_port(80)).await.err().unwrap();
+        assert_eq!(refused, OpenError::Refused(StatusCode::SERVICE_UNAVAILABLE));
+    });
+}
+
+#[test]
+fn the_handler_learns_who_asks_for_what() {
+    local(async {
+        let identities = identities(TestCa::new(), &["client", "server"]).await;
+        let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
+        let handler: Handler = Rc::new(move |incoming| {
+            let told = told.clone();
+            Box::pin(async move {
+                told.send((incoming.peer.clone(), incoming.authority, incoming.forwarded, incoming.host.clone()))
+                    .unwrap();
+                assert!(incoming.traceparent.is_some());
+                assert_eq!(incoming.baggage.as_deref(), Some("k8s.namespace.name=default"));
+                let mut stream = incoming.accept("service.name=web").unwrap();
+                stream.finish().unwrap();
+                while stream.recv().await.is_some() {}
+            })
+        });
+        let server = Server::start(&identities, "server", Limits::default(), handler).await;
+        let client = Client::new(&identities, "client", "server", server.address, Limits::default());
+        let mut stream = client.open("[fd00::7]:8080".parse().unwrap()).await.unwrap();
+        assert_eq!(stream.baggage(), Some("service.name=web"));
+        stream.finish().unwrap();
+        assert!(stream.recv().await.is_none());
+        let (peer, authority, forwarded, host) = tells.recv().await.unwrap();
+        assert_eq!(peer, id("client"));
+        assert_eq!(authority, "[fd00::7]:8080".parse().unwrap());
+        assert_eq!(forwarded, Some("10.0.0.1:40000".parse().unwrap()));
+        assert_eq!(host.as_deref(), Some("web.default.svc.cluster.local"));
+    });
+}
+
+#[test]
+fn what_is_no_connect_to_an_address_gets_400() {
+    local(async {
+        let (client, server) = pair().await;
+        let mut raw = raw_http2(&client, &server).await;
+        let mut ask = async |request: Request<()>| {
+            std::future::poll_fn(|cx| raw.poll_ready(cx)).await.unwrap();
+            let (response, _body) = raw.send_request(request, false).unwrap();
+            response.await.map(|response| response.status().as_u16())
+        };
+        let with = |method: Method, uri: &str| Request::builder().method(method).uri(uri).body(()).unwrap();
+        assert_eq!(ask(with(Method::GET, "https://127.0.0.1:80/")).await.unwrap(), 400);
+        for authority in ["localhost:80", "127.0.0.1", "127.0.0.1:0", "web.default.svc:80", "user@127.0.0.1:80"] {
+            assert_eq!(ask(with(Method::CONNECT, authority)).await.unwrap(), 400, "{authority}");
+        }
+        let mut extended = with(Method::CONNECT, "https://127.0.0.1:80/");
+        extended.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+        // Answered with 400, or not even let in by the HTTP/2 layer, which was never told to expect it.
+        assert!(matches!(ask(extended).await, Ok(400) | Err(_)));
+    });
+}
+
+#[test]
+fn a_failed_connect_is_told_to_everyone_who_waited() {
+    local(async {
+        let identities = identities(TestCa::new(), &["client", "server"]).await;
+        let gone = TcpListener::bind(loopback()).await.unwrap().local_addr().unwrap();
+        let client = Client::new(&identities, "client", "server", gone, Limits::default());
+        let mut opening = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            let client = client.clone();
+            opening.spawn_local(async move { client.open(loopback_port(80)).await.err().unwrap() });
+        }
+        while let Some(error) = opening.join_next().await {
+            let error = error.unwrap();
+            assert!(matches!(error, OpenError::Connect { kind: ErrorKind::ConnectionRefused, .. }), "{error:?}");
+        }
+        assert_eq!(client.dials.get(), 1);
+    });
+}
+
+#[test]
+fn a_tunnel_that_stops_answering_is_given_up() {
+    local(async {
+        let limits = Limits {
+            ping_interval: Duration::from_millis(100),
+            ping_timeout: Duration::from_millis(300),
+            ..Limits::default()
+        };
+        let (client, server) = pair_with(limits).await;
+        let app = app(echo).await;
+        // A hole in the wire: bytes pass through this until it is told to keep them.
+        let hole = TcpListener::bind(loopback()).await.unwrap();
+        let (blocked, mut block) = tokio::sync::watch::channel(false);
+        let address = hole.local_addr().unwrap();
+        tokio::task::spawn_local(async move {
+            let (mut a, _) = hole.accept().await.unwrap();
+            let mut b = TcpStream::connect(server.address).await.unwrap();
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut a, &mut b) => {}
+                _ = block.wait_for(|blocked| *blocked) => std::future::pending::<()>().await,
+            }
+        });
+        let svid = client.identities.svid(&client.id).unwrap();
+        let connect = async || TcpStream::connect(address).await;
+        let mut stream = client.pool.open(&client.key, &svid, connect, &request(app)).await.unwrap();
+        // Alive well beyond the ping timeout while pings are answered.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        stream.send_all(Bytes::from_static(b"x")).await.unwrap();
+        stream.recv().await.unwrap().unwrap();
+        blocked.send(true).unwrap();
+        let lost = stream.recv().await.unwrap().unwrap_err();
+        assert!(matches!(lost, StreamError::TunnelLost(_)), "{lost:?}");
+        assert!(server.ended.borrow().is_empty() || server.first_end().await.is_err());
+    });
+}
+
+#[test]
+fn an_idle_tunnel_is_closed() {
+    local(async {
+        let limits = Limits { idle_tunnel: Duration::from_millis(200), ..Limits::default() };
+        let (client, server) = pair_with(limits).await;
+        let app = app(echo).await;
+        let mut near = client.dial(app).await;
+        exchange(&mut near).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(client.pool.status().len(), 1, "closed under its stream");
+        exchange(&mut near).await;
+        drop(near);
+        eventually(|| client.pool.status().is_empty()).await;
+        assert!(server.first_end().await.is_ok());
+        exchange(&mut client.dial(app).await).await;
+        assert_eq!(client.dials.get(), 2);
+    });
+}
+
+#[test]
+fn plain_copies_close_reset_and_count() {
+    local(async {
+        let (mut near, a) = sockets().await;
+        let (mut far, b) = sockets().await;
+        let counters = copy::Counters::default();
+        let script = async {
+            near.write_all(&[1; 100_000]).await.unwrap();
+            near.shutdown().await.unwrap();
+            let mut all = Vec::new();
+            far.read_to_end(&mut all).await.unwrap();
+            assert_eq!(all.len(), 100_000);
+            far.write_all(b"answer").await.unwrap();
+            drop(far);
+            let mut all = Vec::new();
+            near.read_to_end(&mut all).await.unwrap();
+            assert_eq!(all, b"answer");
+        };
+        let (end, ()) = tokio::join!(copy::plain(a, b, &counters, std::future::pending()), script);
+        assert_eq!((end, counters.forward(), counters.backward()), (copy::End::Finished, 100_000, 6));
+
+        let (near, a) = sockets().await;
+        let (mut far, b) = sockets().await;
+        let script = async {
+            SockRef::from(&near).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(near);
+        };
+        let (end, ()) = tokio::join!(copy::plain(a, b, &counters, std::future::pending()), script);
+        assert_eq!(end, copy::End::FirstReset(ErrorKind::ConnectionReset));
+        assert_eq!(far.read(&mut [0; 8]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    });
+}
+
+async fn exchange(near: &mut TcpStream) {
+    near.write_all(b"ping").await.unwrap();
+    let mut answer = [0; 4];
+    near.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"ping");
+}
+
+async fn eventually(holds: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("did not come true within five seconds");
+}
+
+/// Two connected sockets.
+async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(loopback()).await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (near, listener.accept().await.unwrap().0)
+}
+
+fn loopback_port(port: u16) -> std::net::SocketAddr {
+    std::net::SocketAddr::new(loopback().ip(), port)
+}
+
+async fn raw_http2(client: &Client, server: &Server) -> h2::client::SendRequest<Bytes> {
+    let config = client.identities.svid(&client.id).unwrap().client.clone();
+    let tcp = TcpStream::connect(server.address).await.unwrap();
+    let name = rustls::pki_types::ServerName::IpAddress(server.address.ip().into());
+    let tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.unwrap();
+    let (send, connection) = h2::client::handshake(tls).await.unwrap();
+    tokio::task::spawn_local(async { drop(connection.await) });
+    send
+}
+
+/// Fletcher's sums: order matters, unlike in a plain sum.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Checksum(u64, u64);
+
+impl Checksum {
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.wrapping_add(u64::from(*byte) + 1);
+            self.1 = self.1.wrapping_add(self.0);
+        }
+    }
+}
+
+/// Bytes that do not repeat in any period of ours (xorshift).
+struct Generator(u64);
+
+impl Generator {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            *byte = self.0 as u8;
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Ring 2: whole journeys between two agents in one process.
+
+mod support;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_agent::addr::ClientAddr;
+use mesh_agent::hbone::{self, ConnectRequest, OpenError, Pool, TunnelKey};
+use mesh_agent::routing::OutboundMode;
+use mesh_agent::spiffe::SpiffeId;
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// A client on node 1 and a server on node 2, both enrolled.
+struct Pair {
+    mesh: Mesh,
+    client: Pod,
+    server: Pod,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        Self::start_with(OutboundMode::AllowAny).await
+    }
+
+    async fn start_with(mode: OutboundMode) -> Self {
+        let mesh = Mesh::start_with(mode);
+        let (client, server) = (fresh_ip(), fresh_ip());
+        let yaml = [
+            pod_yaml("client", "node1", client),
+            pod_yaml("server", "node2", server),
+            service_yaml("web", "server", "10.96.0.7", 80, 8080),
+        ];
+        mesh.apply("world.yaml", &yaml.concat());
+        let client = mesh.enrol(client).await;
+        let server = mesh.enrol(server).await;
+        Self { mesh, client, server }
+    }
+}
+
+fn vip() -> SocketAddr {
+    (Ipv4Addr::new(10, 96, 0, 7), 80).into()
+}
+
+fn policy(action: &str, sources: &str) -> String {
+    format!(
+        "apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {{name: guard, namespace: shop}}
+spec:
+  targetRefs: [{{kind: Pod, selector: {{matchLabels: {{app: server}}}}}}]
+  action: {action}
+  rules: [{{sources: [{sources}]}}]
+"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_reached_through_the_tunnel() {
+    let pair = Pair::start().await;
+    answering_app("web", (pair.server.ip, 8080));
+    assert_eq!(pair.client.ask(vip(), "hello").await.unwrap(), "web:hello");
+    let sent = pair.mesh.nodes[0].metrics.encode();
+    assert!(sent.contains("transport=\"tunnel\""), "{sent}");
+    pair.client.until_no_records().await;
+    pair.server.until_no_records().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_ip_is_reached_through_the_tunnel() {
+    let pair = Pair::start().await;
+    answering_app("web", (pair.server.ip, 9999));
+    assert_eq!(pair.client.ask((pair.server.ip, 9999), "hi").await.unwrap(), "web:hi");
+    let seen = pair.mesh.nodes[1].metrics.encode();
+    assert!(seen.contains("source_service_account=\"client\""), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_application_is_told_of_the_real_client() {
+    let pair = Pair::start().await;
+    let mut clients = echo_app((pair.server.ip, 8080));
+    let stream = pair.client.connect(vip()).await.unwrap();
+    let seen = clients.recv().await.unwrap();
+    assert_eq!(pair.server.client_behind(seen), Some(stream.local_addr().unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_arrive_whole_both_ways() {
+    let pair = Pair::start().await;
+    let _clients = echo_app((pair.server.ip, 8080));
+    let sent: Arc<Vec<u8>> = Arc::new((0..32 << 20).map(|i: u32| (i.wrapping_mul(2654435761) >> 24) as u8).collect());
+    let (mut read, mut write) = pair.client.connect(vip()).await.unwrap().into_split();
+    let writer = tokio::spawn({
+        let sent = sent.clone();
+        async move {
+            write.write_all(&sent).await.unwrap();
+            write.shutdown().await.unwrap();
+        }
+    });
+    let mut received = Vec::new();
+    tokio::time::timeout(PATIENCE, read.read_to_end(&mut received)).await.unwrap().unwrap();
+    writer.await.unwrap();
+    assert!(received == *sent, "{} of {} bytes came back", received.len(), sent.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policy_refuses_by_identity() {
+    for (action, sources, is_allowed) in [
+        ("ALLOW", "{type: ServiceAccount, serviceAccount: {name: client, namespace: shop}}", true),
+        ("ALLOW", "{type: ServiceAccount, serviceAccount: {name: other, namespace: shop}}", false),
+        ("DENY", "{type: ServiceAccount, serviceAccount: {name: client, namespace: shop}}", false),
+        ("DENY", "{type: ServiceAccount, serviceAccount: {name: other, namespace: shop}}", true),
+        ("ALLOW", "{type: Namespace, namespace: shop}", true),
+        ("ALLOW", "{type: Namespace, namespace: elsewhere}", false),
+    ] {
+        let pair = Pair::start().await;
+        answering_app("web", (pair.server.ip, 8080));
+        pair.mesh.apply("policy.yaml", &policy(action, sources));
+        let asked = pair.client.ask(vip(), "hello").await;
+        assert_eq!(asked.is_ok(), is_allowed, "{action} {sources}: {asked:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_cuts_the_open_connection_that_it_forbids() {
+    let pair = Pair::start().await;
+    let _clients = echo_app((pair.server.ip, 8080));
+    let mut stream = pair.client.connect(vip()).await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    let denied = "{type: ServiceAccount, serviceAccount: {name: client, namespace: shop}}";
+    pair.mesh.apply("policy.yaml", &policy("DENY", denied));
+    let end = tokio::time::timeout(Duration::from_secs(1), stream.read_u8()).await.expect("cut within a second");
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    let metrics = pair.mesh.nodes[1].metrics.encode();
+    assert!(metrics.contains("policy-revoked"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_endpoint_is_passed_over() {
+    let mesh = Mesh::start();
+    let (client, dead, alive) = (fresh_ip(), fresh_ip(), fresh_ip());
+    let yaml = [
+        pod_yaml("client", "node1", client),
+        pod_yaml("server", "node2", dead),
+        pod_yaml("server", "node2", alive).replace("name: server,", "name: server-2,"),
+        service_yaml("web", "server", "10.96.0.7", 80, 8080),
+    ];
+    mesh.apply("world.yaml", &yaml.concat());
+    let (client, alive) = (mesh.enrol(client).await, mesh.enrol(alive).await);
+    answering_app("alive", (alive.ip, 8080));
+    for attempt in 0..8 {
+        assert_eq!(client.ask(vip(), "hello").await.unwrap(), "alive:hello", "attempt {attempt}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_is_down_is_a_reset() {
+    let pair = Pair::start().await;
+    let refused = pair.client.ask(vip(), "hello").await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_destinations_pass_or_are_refused_by_mode() {
+    for (mode, passes) in [(OutboundMode::AllowAny, true), (OutboundMode::RegistryOnly, false)] {
+        let pair = Pair::start_with(mode).await;
+        let outside: SocketAddr = (fresh_ip(), 7070).into();
+        answering_app("outside", outside);
+        let asked = pair.client.ask(outside, "hello").await;
+        assert_eq!(asked.is_ok(), passes, "{mode:?}: {asked:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_reaches_itself_by_service_with_policy() {
+    let pair = Pair::start().await;
+    let yaml = service_yaml("own", "client", "10.96.0.8", 80, 8181);
+    pair.mesh.apply("own.yaml", &yaml);
+    answering_app("own", (pair.client.ip, 8181));
+    let own: SocketAddr = (Ipv4Addr::new(10, 96, 0, 8), 80).into();
+    assert_eq!(pair.client.ask(own, "me").await.unwrap(), "own:me");
+    let denied = "{type: ServiceAccount, serviceAccount: {name: client, namespace: shop}}";
+    pair.mesh.apply("policy.yaml", &policy("DENY", denied).replace("app: server", "app: client"));
+    assert!(pair.client.ask(own, "me").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rotation_under_traffic_is_not_noticed() {
+    let pair = Pair::start().await;
+    answering_app("web", (pair.server.ip, 8080));
+    for round in 0..60 {
+        if round % 10 == 5 {
+            pair.mesh.nodes.iter().for_each(|node| node.identities.force_rotate());
+        }
+        assert_eq!(pair.client.ask(vip(), "hello").await.unwrap(), "web:hello", "round {round}");
+    }
+    let generations = pair.mesh.nodes[0].identities.status();
+    assert!(generations.iter().all(|svid| svid.generation > 1), "{generations:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaving_the_mesh_cuts_what_the_agent_carries() {
+    let pair = Pair::start().await;
+    let _clients = echo_app((pair.server.ip, 8080));
+    let mut stream = pair.client.connect(vip()).await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    pair.mesh.unenrol(&pair.client).await;
+    let end = tokio::time::timeout(PATIENCE, stream.read_u8()).await.unwrap();
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    pair.mesh.nodes[1].until_live("nothing is left at the server", <[_]>::is_empty).await;
+}
+
+/// A peer with a certificate of this mesh that asks for what is not the pod's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_reaches_its_own_pod_only() {
+    let pair = Pair::start().await;
+    answering_app("other", (pair.client.ip, 8080));
+    answering_app("web", (pair.server.ip, 8080));
+    let server_id = SpiffeId::new(TRUST_DOMAIN, "shop", "server").unwrap();
+    let client_id = SpiffeId::new(TRUST_DOMAIN, "shop", "client").unwrap();
+    let svid = pair.mesh.nodes[0].identities.svid(&client_id).unwrap();
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            let pool = Pool::new(hbone::Limits::default());
+            let key =
+                TunnelKey { source_uid: "liar".into(), destination: server_id, address: pair.server.ip.into() };
+            for (authority, expected) in [
+                (SocketAddr::from((pair.server.ip, 8080)), None),
+                (SocketAddr::from((pair.client.ip, 8080)), Some(400)),
+                (SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)), Some(400)),
+                (SocketAddr::from((pair.server.ip, hbone::PORT)), Some(503)),
+                (SocketAddr::from((pair.server.ip, 1)), Some(503)),
+            ] {
+                let request = ConnectRequest {
+                    authority,
+                    forwarded: ClientAddr::new(([127, 0, 0, 1], 1).into()),
+                    host: None,
+                    baggage: String::new(),
+                    traceparent: String::new(),
+                };
+                let connect = async || tokio::net::TcpStream::connect((pair.server.ip, hbone::PORT)).await;
+                let status = match pool.open(&key, &svid, connect, &request).await {
+                    Ok(_) => None,
+                    Err(OpenError::Refused(status)) => Some(status.as_u16()),
+                    Err(error) => panic!("{authority}: {error}"),
+                };
+                assert_eq!(status, expected, "{authority}");
+            }
+        })
+        .await;
+}
+
+/// The world says that an address is `server`'s, but another pod answers there.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_identity_at_the_address_gets_nothing() {
+    let pair = Pair::start().await;
+    answering_app("web", (pair.server.ip, 8080));
+    let lie = pod_yaml("server", "node2", pair.server.ip).replace("serviceAccountName: server", "serviceAccountName: mallory");
+    pair.mesh.apply("world.yaml", &[pod_yaml("client", "node1", pair.client.ip), lie].concat());
+    let refused = pair.client.ask((pair.server.ip, 8080), "secret").await;
+    assert!(refused.is_err(), "{refused:?}");
+    let metrics = pair.mesh.nodes[0].metrics.encode();
+    assert!(metrics.contains("tunnel-wrong-identity"), "{metrics}");
+}

@@ -1,0 +1,328 @@
+//! Two agents in one process: real TLS, real HTTP/2, real sockets on loopback, no kernel programs.
+//!
+//! A pod is a loopback address. What eBPF does for a real pod is done by [`LoopbackNet`]: a client that dials
+//! `127.128.x.y` reaches the pod's outbound listener, and `x.y` is the key of what it "dialled". Plaintext steering needs
+//! the kernel and is tested there (ring 3).
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::num::NonZeroU16;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mesh_agent::addr::{ClientAddr, OrigDstAddr};
+use mesh_agent::discovery;
+use mesh_agent::drain::Drain;
+use mesh_agent::hbone;
+use mesh_agent::identity::local_ca::LocalCa;
+use mesh_agent::identity::{self, CertificateAuthority, Identities};
+use mesh_agent::podnet::{EnrolledPod, Family, PodEvent, PodListener, PodNet, RecordError, Role};
+use mesh_agent::proxy::{LiveConnection, Proxy, Shared};
+use mesh_agent::routing::OutboundMode;
+use mesh_agent::state::{StateReader, StateWriter};
+use mesh_agent::telemetry::Metrics;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+pub const TRUST_DOMAIN: &str = "cluster.local";
+/// Longer than anything here takes, shorter than a person's patience with a test that hangs.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Gives every pod of every test of this process an address of its own; processes differ in the second byte.
+pub fn fresh_ip() -> Ipv4Addr {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    let process = 2 + (std::process::id() % 60) as u8;
+    Ipv4Addr::new(127, process, high, low)
+}
+
+/// One agent without its kernel side.
+pub struct Node {
+    pub name: &'static str,
+    pub identities: Identities,
+    pub proxy: Proxy,
+    pub metrics: Metrics,
+    writer: StateWriter,
+    pub state: StateReader,
+    pods: mpsc::Sender<PodEvent>,
+    _drain: Drain,
+}
+
+/// Two nodes that trust one CA, and the YAML that both read.
+pub struct Mesh {
+    pub nodes: [Node; 2],
+    world: tempfile::TempDir,
+}
+
+impl Mesh {
+    /// Two agents with an empty world.
+    pub fn start() -> Self {
+        Self::start_with(OutboundMode::AllowAny)
+    }
+
+    pub fn start_with(mode: OutboundMode) -> Self {
+        let ca: Arc<dyn CertificateAuthority> = Arc::new(LocalCa::memory(TRUST_DOMAIN).unwrap());
+        let nodes = [Node::start("node1", ca.clone(), mode), Node::start("node2", ca, mode)];
+        Self { nodes, world: tempfile::tempdir().unwrap() }
+    }
+
+    /// Replaces one file of the world and publishes the whole to both nodes. Nothing in it may be refused.
+    pub fn apply(&self, file: &str, yaml: &str) {
+        std::fs::write(self.world.path().join(file), yaml).unwrap();
+        for node in &self.nodes {
+            let config = discovery::Config { node: node.name.into(), trust_domain: TRUST_DOMAIN.into() };
+            let (state, findings) = discovery::load(self.world.path(), &config).unwrap();
+            assert!(findings.is_empty(), "{findings:?}");
+            node.writer.publish(state);
+        }
+    }
+
+    /// Enrols the pod that holds `ip` on its node, once the world knows it.
+    pub async fn enrol(&self, ip: Ipv4Addr) -> Pod {
+        let state = self.nodes[0].state.current();
+        let workload = state.workload_by_ip(ip.into()).expect("a pod of the world").clone();
+        let node = self.nodes.iter().find(|node| *node.name == *workload.node).expect("a node of this mesh");
+        let (net, listeners, outbound_port) = LoopbackNet::open(ip);
+        let pod = EnrolledPod { workload: workload.clone(), net: net.clone(), listeners };
+        node.pods.send(PodEvent::Enrolled(pod)).await.unwrap();
+        // `want` happens when the proxy takes the event.
+        while node.identities.svid(&workload.identity).is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Pod { net, outbound_port, uid: workload.uid.clone(), ip }
+    }
+
+    /// Takes a pod out of the mesh.
+    pub async fn unenrol(&self, pod: &Pod) {
+        for node in &self.nodes {
+            node.pods.send(PodEvent::Left(pod.uid.clone())).await.unwrap();
+        }
+    }
+}
+
+impl Node {
+    fn start(name: &'static str, ca: Arc<dyn CertificateAuthority>, mode: OutboundMode) -> Self {
+        let config = identity::Config { trust_domain: TRUST_DOMAIN.into(), lifetime: Duration::from_secs(3600) };
+        let identities = Identities::new(ca, config);
+        let drain = Drain::new();
+        tokio::spawn(identities.clone().run(drain.token()));
+        let (writer, state) = StateWriter::new(name);
+        let metrics = Metrics::new();
+        let shared = Shared {
+            state: state.clone(),
+            identities: identities.clone(),
+            metrics: metrics.clone(),
+            mode,
+            drain: drain.token(),
+            limits: hbone::Limits::default(),
+        };
+        let proxy = Proxy::start(shared, 2).unwrap();
+        let (pods, enrolled) = mpsc::channel(8);
+        tokio::spawn(proxy.clone().run(enrolled));
+        Self { name, identities, proxy, metrics, writer, state, pods, _drain: drain }
+    }
+
+    /// Waits until the live connections of this node are as asked.
+    pub async fn until_live(&self, what: &str, is_so: impl Fn(&[LiveConnection]) -> bool) {
+        let waited = tokio::time::timeout(PATIENCE, async {
+            while !is_so(&self.proxy.connections().await) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        waited.await.unwrap_or_else(|_| panic!("{}: {what} never came true", self.name));
+    }
+}
+
+/// An enrolled pod.
+pub struct Pod {
+    net: Arc<LoopbackNet>,
+    outbound_port: NonZeroU16,
+    pub uid: Arc<str>,
+    pub ip: Ipv4Addr,
+}
+
+impl Pod {
+    /// Connects as an application of the pod would. A refusal can be quick enough to show here already.
+    pub async fn connect(&self, dialled: impl Into<SocketAddr>) -> io::Result<TcpStream> {
+        let capture = self.net.file_dial(dialled.into());
+        TcpStream::connect((capture, self.outbound_port.get())).await
+    }
+
+    /// Says `text` and reads until the other side closes; the error is the reset of a refusal.
+    pub async fn ask(&self, dialled: impl Into<SocketAddr>, text: &str) -> io::Result<String> {
+        let mut stream = self.connect(dialled).await?;
+        let exchange = async {
+            stream.write_all(text.as_bytes()).await?;
+            stream.shutdown().await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok(answer)
+        };
+        tokio::time::timeout(PATIENCE, exchange).await.expect("an answer or a refusal in time")
+    }
+
+    /// The real clients that the pod's application was told of, by the address it saw.
+    pub fn client_behind(&self, seen: SocketAddr) -> Option<SocketAddr> {
+        self.net.clients.lock().unwrap().get(&seen.ip()).copied()
+    }
+
+    /// Waits until the agent has given every record back.
+    pub async fn until_no_records(&self) {
+        let waited = tokio::time::timeout(PATIENCE, async {
+            while self.records() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        waited.await.unwrap_or_else(|_| panic!("{} records were not given back", self.records()));
+    }
+
+    fn records(&self) -> usize {
+        self.net.dials.lock().unwrap().len() + self.net.clients.lock().unwrap().len()
+    }
+}
+
+/// What eBPF and a network namespace do for a real pod.
+pub struct LoopbackNet {
+    dials: Mutex<HashMap<u64, OrigDstAddr>>,
+    clients: Mutex<HashMap<IpAddr, SocketAddr>>,
+}
+
+/// Keys of dials and addresses of agent sources; one sequence serves both.
+static NEXT_KEY: AtomicU32 = AtomicU32::new(1);
+
+fn in_range(second: u8) -> (u32, Ipv4Addr) {
+    let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed) & 0xffff;
+    let [_, _, high, low] = key.to_be_bytes();
+    (key, Ipv4Addr::new(127, second, high, low))
+}
+
+impl LoopbackNet {
+    fn open(ip: Ipv4Addr) -> (Arc<Self>, Vec<PodListener>, NonZeroU16) {
+        let net = Arc::new(Self { dials: Mutex::default(), clients: Mutex::default() });
+        let outbound = listener((Ipv4Addr::UNSPECIFIED, 0));
+        let port = NonZeroU16::new(outbound.local_addr().unwrap().port()).unwrap();
+        let listeners = vec![
+            PodListener { role: Role::Outbound, family: Family::V4, socket: outbound },
+            PodListener { role: Role::Tunnel, family: Family::V4, socket: listener((ip, hbone::PORT)) },
+        ];
+        (net, listeners, port)
+    }
+
+    fn file_dial(&self, dialled: SocketAddr) -> Ipv4Addr {
+        let (key, address) = in_range(128);
+        self.dials.lock().unwrap().insert(key.into(), OrigDstAddr::new(dialled));
+        address
+    }
+}
+
+fn listener(address: impl Into<SocketAddr>) -> TcpListener {
+    let listener = TcpListener::bind(address.into()).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
+}
+
+impl PodNet for LoopbackNet {
+    fn lookup_dial(&self, local: SocketAddr) -> Result<(u64, OrigDstAddr), RecordError> {
+        let IpAddr::V4(ip) = local.ip() else { return Err(RecordError::NoKey) };
+        let [127, 128, high, low] = ip.octets() else { return Err(RecordError::NoKey) };
+        let key = u64::from(u16::from_be_bytes([high, low]));
+        let dialled = self.dials.lock().unwrap().get(&key).copied();
+        dialled.map(|dialled| (key, dialled)).ok_or(RecordError::NoRecord)
+    }
+
+    fn forget_dial(&self, key: u64) {
+        self.dials.lock().unwrap().remove(&key);
+    }
+
+    fn file_client(&self, client: ClientAddr, _family: Family) -> io::Result<IpAddr> {
+        let (_, address) = in_range(64);
+        self.clients.lock().unwrap().insert(address.into(), client.socket());
+        Ok(address.into())
+    }
+
+    fn forget_client(&self, source: IpAddr) {
+        self.clients.lock().unwrap().remove(&source);
+    }
+
+    fn stocked_socket(&self, _family: Family) -> Option<Socket> {
+        None
+    }
+
+    fn make_socket(&self, _family: Family) -> Pin<Box<dyn Future<Output = io::Result<Socket>> + Send + '_>> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP));
+        Box::pin(std::future::ready(socket))
+    }
+}
+
+/// An application that answers each connection with what it read, prefixed by its name, once the client has finished.
+pub fn answering_app(name: &'static str, address: impl Into<SocketAddr>) {
+    let listener = tokio::net::TcpListener::from_std(listener(address)).unwrap();
+    tokio::spawn(async move {
+        loop {
+            let Ok((mut stream, _)) = listener.accept().await else { return };
+            tokio::spawn(async move {
+                let mut text = Vec::new();
+                if stream.read_to_end(&mut text).await.is_ok() {
+                    let _ = stream.write_all(format!("{name}:{}", String::from_utf8_lossy(&text)).as_bytes()).await;
+                }
+            });
+        }
+    });
+}
+
+/// An application that sends back each byte as it comes, and reports who connected.
+pub fn echo_app(address: impl Into<SocketAddr>) -> mpsc::UnboundedReceiver<SocketAddr> {
+    let listener = tokio::net::TcpListener::from_std(listener(address)).unwrap();
+    let (seen, clients) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, client)) = listener.accept().await {
+            let _ = seen.send(client);
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            });
+        }
+    });
+    clients
+}
+
+/// The YAML of an enrolled pod.
+pub fn pod_yaml(name: &str, node: &str, ip: Ipv4Addr) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Pod
+metadata:
+  {{name: {name}, namespace: shop, uid: uid-{name}-{ip}, labels: {{app: {name}, nodemesh.dev/mesh: enabled}}}}
+spec: {{nodeName: {node}, serviceAccountName: {name}, containers: [{{name: main, image: none}}]}}
+status:
+  phase: Running
+  podIP: {ip}
+  podIPs: [{{ip: {ip}}}]
+  conditions: [{{type: Ready, status: 'True'}}]
+"
+    )
+}
+
+/// The YAML of a Service that selects the pods called `app`.
+pub fn service_yaml(name: &str, app: &str, vip: &str, port: u16, target: u16) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  clusterIP: {vip}
+  clusterIPs: [{vip}]
+  selector: {{app: {app}}}
+  ports: [{{port: {port}, targetPort: {target}, protocol: TCP}}]
+"
+    )
+}

@@ -1,0 +1,52 @@
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use serde_json::Value;
+
+use crate::demo::stage::Stage;
+use crate::demo::steps::Tell;
+use crate::testbed::{eventually, greeter_client};
+
+/// Caller, server, what they speak.
+const PAIRS: [(&str, &str, &str); 3] =
+    [("shop", "web", "HTTP/1.1 by curl"), ("ledger", "cache", "Redis"), ("shop", "greeter", "gRPC")];
+
+pub fn run(stage: &mut Stage, _tell: Tell) -> Result<String> {
+    let answer = stage.curl("shop", &["http://web.demo/"])?.expect_ok("curl http://web.demo/")?;
+    ensure!(answer == "hello from web\n", "curl got {answer:?}");
+    let cache = stage.service("cache", 6379).to_string();
+    stage.probe("ledger", &["redis", &cache, "--rounds=3"])?.expect_ok("a Redis session")?;
+    let greeter = stage.service("greeter", 50051);
+    let said = greeter_client(stage.bed.pod("shop"), greeter, "mesh")?.expect_ok("a gRPC call")?;
+    ensure!(said.contains("hello mesh") && said.contains("counted 100"), "gRPC got {said:?}");
+
+    let mut seen = Vec::new();
+    for (caller, server, protocol) in PAIRS {
+        for (node, direction) in [("n1", "outbound"), ("n2", "inbound")] {
+            let what = format!("the {direction} access log record of {caller} → {server}");
+            eventually(Duration::from_secs(5), &what, || {
+                let records = stage.bed.agent(node).access_log();
+                Ok(records.iter().any(|record| is_of(stage, record, direction, caller, server)).then_some(()))
+            })
+            .or_else(|error| bail!("{error:#}; {node} logged: {}", records_of(stage, node)))?;
+        }
+        let (from, to) = (stage.bed.pod(caller).identity(), stage.bed.pod(server).identity());
+        seen.push(format!("{from} → {to}  ({protocol})"));
+    }
+    Ok(seen.join("\n"))
+}
+
+fn is_of(stage: &Stage, record: &Value, direction: &str, caller: &str, server: &str) -> bool {
+    let identity = |name| Value::from(stage.bed.pod(name).identity());
+    record["direction"] == direction
+        && record["transport"] == "tunnel"
+        && record["result"] == "ok"
+        && record["source_identity"] == identity(caller)
+        && record["destination_identity"] == identity(server)
+}
+
+fn records_of(stage: &Stage, node: &str) -> String {
+    let records = stage.bed.agent(node).access_log();
+    let lines: Vec<String> = records.iter().rev().take(5).map(Value::to_string).collect();
+    if lines.is_empty() { "nothing".to_string() } else { lines.join("\n") }
+}

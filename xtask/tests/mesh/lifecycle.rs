@@ -1,0 +1,86 @@
+//! Agents and pods that come and go.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use xtask::testbed::{AgentOptions, Family, PodSpec, eventually, start_nginx};
+
+use crate::pair::{Pair, meshed};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_restarted_agent_serves_again() -> Result<()> {
+    let Some(mut pair) = meshed("restart")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    start_nginx(pair.bed.pod("server"))?;
+    for node in ["n1", "n2"] {
+        pair.bed.agent_mut(node).stop()?;
+        pair.bed.start_agent(node, &AgentOptions::default())?;
+        served(&pair)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_starts_later_is_enrolled() -> Result<()> {
+    let Some(mut pair) = meshed("a later pod")? else { return Ok(()) };
+    start_nginx(pair.bed.pod("server"))?;
+    pair.bed.add_pod(PodSpec::new("pair", "late", "n1"))?;
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    for family in Family::BOTH {
+        let url = format!("http://{}/", pair.server(family, 80));
+        // Only the mesh knows the way to a cluster IP.
+        eventually(PATIENCE, "the new pod to be served by Service", || {
+            let answer = pair.bed.pod("late").run(&["curl", "-sS", "--max-time", "2", &url], PATIENCE)?;
+            answer.expect_ok("curl").map(Some)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_ends_leaves_nothing_in_the_agent() -> Result<()> {
+    let Some(mut pair) = meshed("a pod's end")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    let uid = pair.bed.pod("client").uid.clone();
+    let file = pair.bed.pod("client").netns.path();
+    let namespace = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(file)?);
+    pair.bed.remove_pod("client")?;
+    eventually(PATIENCE, "the agent to let go of the pod's network namespace", || {
+        let pid = pair.bed.agent("n1").pid();
+        let held = format!("/proc/{pid}/fd");
+        let wanted = format!("net:[{namespace}]");
+        let holds = std::fs::read_dir(held)?
+            .flatten()
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .any(|target| target.to_string_lossy() == wanted);
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task"))?
+            .flatten()
+            .filter_map(|entry| std::fs::read_link(entry.path().join("ns/net")).ok())
+            .any(|target| target.to_string_lossy() == wanted);
+        Ok((!holds && !threads).then_some(()))
+    })?;
+    let (status, body) = pair.bed.agent("n1").get("/readyz")?;
+    ensure!(status == 200, "a pod that is gone keeps the agent from being ready: {body}");
+    let connections = pair.bed.agent("n1").get_json("/connections")?.to_string();
+    ensure!(!connections.contains(&uid), "{connections}");
+    Ok(())
+}
+
+fn served(pair: &Pair) -> Result<()> {
+    for family in Family::BOTH {
+        let url = format!("http://{}/", pair.server(family, 80));
+        eventually(PATIENCE, "requests to be served", || {
+            let answer = pair.bed.pod("client").run(&["curl", "-sS", "--max-time", "2", &url], PATIENCE)?;
+            answer.expect_ok("curl").map(Some)
+        })?;
+    }
+    Ok(())
+}

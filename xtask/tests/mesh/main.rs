@@ -1,0 +1,9 @@
+//! Ring 3: real programs in simulated nodes, eBPF in the kernel, an agent per node.
+//!
+//! Each test has a testbed of its own, so they run beside each other.
+
+mod connections;
+mod lifecycle;
+mod pair;
+mod steps;
+mod wire;
