@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::cli::{CheckArgs, DetachArgs, ValidateArgs};
 use crate::capture::{self, Feature, Needed, State};
+use crate::cli::{CheckArgs, DetachArgs, ValidateArgs};
 use crate::config::{self, Surroundings};
 use crate::discovery;
 
