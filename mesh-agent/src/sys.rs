@@ -129,16 +129,14 @@ pub fn bpf_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 
 /// Attaches a program: `target` is a cgroup's or namespace's descriptor, or an interface's index.
 pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
-    let mut attributes =
-        Attributes::new().word(0, program.as_raw_fd() as u32).word(1, target).word(2, attach_type);
+    let mut attributes = Attributes::new().word(0, program.as_raw_fd() as u32).word(1, target).word(2, attach_type);
     // SAFETY: no pointers.
     unsafe { bpf_descriptor(BPF_LINK_CREATE, &mut attributes) }
 }
 
 /// Puts another program behind a link, without a gap.
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attributes =
-        Attributes::new().word(0, link.as_raw_fd() as u32).word(1, program.as_raw_fd() as u32);
+    let mut attributes = Attributes::new().word(0, link.as_raw_fd() as u32).word(1, program.as_raw_fd() as u32);
     // SAFETY: no pointers.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }.map(drop)
 }

@@ -38,77 +38,75 @@ const EXTENSIONS: u32 = 8;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// Where TCP starts, between which addresses.
+/// Where TCP starts, between which addresses. Filled in place from zero: a value that is set on some paths only ends as a
+/// register that the verifier calls unreadable.
 struct Segment {
     source: Ip,
     destination: Ip,
     offset: usize,
 }
 
-enum Parsed {
-    Tcp(Segment),
-    Done(Outcome),
-}
-
 #[inline(always)]
 pub fn judge(packet: &PacketContext<'_>, direction: Direction) -> Judged {
     let none = Endpoint::new(Ip::UNSPECIFIED, 0);
-    let nobody = |outcome| Judged { outcome, source: none, destination: none };
-    match parse(packet) {
-        Err(Short) => nobody(Outcome::GuardMalformed),
-        Ok(Parsed::Done(outcome)) => nobody(outcome),
-        Ok(Parsed::Tcp(segment)) => match judge_tcp(packet, &segment, direction) {
-            Ok(judged) => judged,
-            Err(Short) => nobody(Outcome::GuardMalformed),
-        },
+    let mut judged = Judged { outcome: Outcome::GuardMalformed, source: none, destination: none };
+    let mut segment = Segment { source: Ip::UNSPECIFIED, destination: Ip::UNSPECIFIED, offset: 0 };
+    match parse(packet, &mut segment) {
+        Err(Short) => {}
+        Ok(Some(outcome)) => judged.outcome = outcome,
+        Ok(None) => {
+            if let Ok(outcome) = judge_tcp(packet, &segment, direction, &mut judged) {
+                judged.outcome = outcome;
+            }
+        }
     }
+    judged
 }
 
+/// Finds TCP; an outcome where the packet is something else.
 #[inline(always)]
-fn parse(packet: &PacketContext<'_>) -> Result<Parsed, Short> {
+fn parse(packet: &PacketContext<'_>, segment: &mut Segment) -> Result<Option<Outcome>, Short> {
     match packet.half(12)? {
-        IPV4 => parse_v4(packet),
-        IPV6 => parse_v6(packet),
-        VLAN | QINQ => Ok(Parsed::Done(Outcome::GuardMalformed)),
-        _ => Ok(Parsed::Done(Outcome::GuardOther)),
+        IPV4 => parse_v4(packet, segment),
+        IPV6 => parse_v6(packet, segment),
+        VLAN | QINQ => Ok(Some(Outcome::GuardMalformed)),
+        _ => Ok(Some(Outcome::GuardOther)),
     }
 }
 
 #[inline(always)]
-fn not_tcp(protocol: u8) -> Parsed {
-    Parsed::Done(if protocol == UDP { Outcome::GuardUdp } else { Outcome::GuardOther })
+fn not_tcp(protocol: u8) -> Outcome {
+    if protocol == UDP { Outcome::GuardUdp } else { Outcome::GuardOther }
 }
 
 #[inline(always)]
-fn parse_v4(packet: &PacketContext<'_>) -> Result<Parsed, Short> {
+fn parse_v4(packet: &PacketContext<'_>, segment: &mut Segment) -> Result<Option<Outcome>, Short> {
     let protocol = packet.byte(ETHERNET + 9)?;
     if protocol != TCP {
-        return Ok(not_tcp(protocol));
+        return Ok(Some(not_tcp(protocol)));
     }
     if packet.half(ETHERNET + 6)? & V4_FRAGMENT != 0 {
-        return Ok(Parsed::Done(Outcome::GuardFragment));
+        return Ok(Some(Outcome::GuardFragment));
     }
     let header = ((packet.byte(ETHERNET)? & 0x0f) as usize) * 4;
-    Ok(Parsed::Tcp(Segment {
-        source: packet.ip4(ETHERNET + 12)?,
-        destination: packet.ip4(ETHERNET + 16)?,
-        offset: ETHERNET + header,
-    }))
+    segment.source = packet.ip4(ETHERNET + 12)?;
+    segment.destination = packet.ip4(ETHERNET + 16)?;
+    segment.offset = ETHERNET + header;
+    Ok(None)
 }
 
 #[inline(always)]
-fn parse_v6(packet: &PacketContext<'_>) -> Result<Parsed, Short> {
+fn parse_v6(packet: &PacketContext<'_>, segment: &mut Segment) -> Result<Option<Outcome>, Short> {
+    segment.source = packet.ip6(ETHERNET + 8)?;
+    segment.destination = packet.ip6(ETHERNET + 24)?;
     let mut next = packet.byte(ETHERNET + 6)?;
     let mut offset = ETHERNET + 40;
     let mut walked = 0;
     while walked < EXTENSIONS {
         match next {
             TCP => {
-                return Ok(Parsed::Tcp(Segment {
-                    source: packet.ip6(ETHERNET + 8)?,
-                    destination: packet.ip6(ETHERNET + 24)?,
-                    offset,
-                }));
+                segment.offset = offset;
+                return Ok(None);
             }
             // Hop-by-hop, routing, destination options, mobility, HIP, shim6: length in units of 8 bytes, without the
             // first.
@@ -125,38 +123,42 @@ fn parse_v6(packet: &PacketContext<'_>) -> Result<Parsed, Short> {
                 let inner = packet.byte(offset)?;
                 if packet.half(offset + 2)? & V6_FRAGMENT != 0 {
                     // Other extension headers behind a fragment header may hide TCP in a later fragment.
-                    return Ok(match inner {
-                        TCP | 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140 => Parsed::Done(Outcome::GuardFragment),
+                    return Ok(Some(match inner {
+                        TCP | 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140 => Outcome::GuardFragment,
                         other => not_tcp(other),
-                    });
+                    }));
                 }
                 next = inner;
                 offset += 8;
             }
-            other => return Ok(not_tcp(other)),
+            other => return Ok(Some(not_tcp(other))),
         }
         walked += 1;
     }
-    Ok(Parsed::Done(Outcome::GuardMalformed))
+    Ok(Some(Outcome::GuardMalformed))
 }
 
 #[inline(always)]
-fn judge_tcp(packet: &PacketContext<'_>, segment: &Segment, direction: Direction) -> Result<Judged, Short> {
-    let source = Endpoint::new(segment.source, packet.half(segment.offset)?);
-    let destination = Endpoint::new(segment.destination, packet.half(segment.offset + 2)?);
+fn judge_tcp(
+    packet: &PacketContext<'_>,
+    segment: &Segment,
+    direction: Direction,
+    judged: &mut Judged,
+) -> Result<Outcome, Short> {
+    judged.source = Endpoint::new(segment.source, packet.half(segment.offset)?);
+    judged.destination = Endpoint::new(segment.destination, packet.half(segment.offset + 2)?);
     let syn = packet.byte(segment.offset + 13)? & (SYN | ACK) == SYN;
-    let outcome = match ctx::get(&GUARDED, &packet.interface()) {
-        None => Outcome::GuardUnknownPod,
-        Some(pod) => match direction {
-            Direction::ToPod => steer::tcp_to_pod(&pod, &segment.source, &segment.destination, syn),
-            Direction::FromPod if !syn => Outcome::GuardTcp,
-            Direction::FromPod => match steer::syn_from_pod(&pod, &segment.destination) {
-                FromPod::Done(outcome) => outcome,
-                FromPod::Filed => filed(source, destination),
-            },
-        },
+    let Some(pod) = ctx::get(&GUARDED, &packet.interface()) else {
+        return Ok(Outcome::GuardUnknownPod);
     };
-    Ok(Judged { outcome, source, destination })
+    Ok(match direction {
+        Direction::ToPod => steer::tcp_to_pod(&pod, &segment.source, &segment.destination, syn),
+        Direction::FromPod if !syn => Outcome::GuardTcp,
+        Direction::FromPod => match steer::syn_from_pod(&pod, &segment.destination) {
+            FromPod::Done(outcome) => outcome,
+            FromPod::Filed => filed(judged.source, judged.destination),
+        },
+    })
 }
 
 #[inline(always)]

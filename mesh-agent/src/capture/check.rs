@@ -84,7 +84,12 @@ pub fn check(cgroup_root: &Path) -> Vec<Feature> {
         feature("socket storage", Required, map(MapType::SkStorage), "remember what a socket dialled"),
         feature("SOCKHASH", Required, map(MapType::SockHash), "hold the agent's listeners"),
         feature("ring buffer", Required, map(MapType::RingBuf), "report refusals and drops"),
-        feature("BPF type information", Optional, btf(), "socket storage needs it; kernels without do not load the object"),
+        feature(
+            "BPF type information",
+            Optional,
+            btf(),
+            "socket storage needs it; kernels without do not load the object",
+        ),
         feature(
             "sk_lookup's ingress_ifindex (5.17)",
             Optional,

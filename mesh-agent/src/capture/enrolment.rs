@@ -49,6 +49,8 @@ pub(super) struct Enroller {
     pub events: Sender<PodEvent>,
     pub readiness: Readiness,
     pub enrolled: HashMap<Arc<str>, Enrolled>,
+    /// Pods whose enrolment has not succeeded yet, with their readiness gate.
+    pub waiting: HashMap<Arc<str>, String>,
     pub refused_vips: HashSet<SocketAddr>,
 }
 
@@ -88,7 +90,7 @@ impl Enroller {
             if current.version == 0 {
                 continue;
             }
-            if ticks % VERIFY_EVERY == 0 {
+            if ticks.is_multiple_of(VERIFY_EVERY) {
                 self.verify().await;
             }
             if ticks % (VERIFY_EVERY * SWEEP_EVERY) == 1 {
@@ -112,14 +114,26 @@ impl Enroller {
         for uid in leaving {
             self.leave(&uid).await;
         }
+        let readiness = &self.readiness;
+        self.waiting.retain(|uid, gate| {
+            let stays = wanted.contains_key(uid);
+            if !stays {
+                readiness.remove(gate);
+            }
+            stays
+        });
         self.forget_strangers(&wanted).await;
         for (uid, workload) in wanted {
             if self.enrolled.contains_key(&uid) {
                 continue;
             }
             match self.enrol(&workload).await {
-                Ok(()) => self.readiness.ready(&gate(&workload)),
+                Ok(()) => {
+                    self.waiting.remove(&uid);
+                    self.readiness.ready(&gate(&workload));
+                }
                 Err(reason) => {
+                    self.waiting.insert(uid, gate(&workload));
                     tracing::debug!(pod = %workload.name, namespace = %workload.namespace, reason, "not enrolled yet");
                     self.readiness.waiting(&gate(&workload), reason);
                 }
@@ -142,7 +156,7 @@ impl Enroller {
 
     async fn enrol(&mut self, workload: &Arc<Workload>) -> Result<(), String> {
         let first = *workload.ips.first().ok_or("it has no IP yet")?;
-        let found = namespace::find(&self.loaded.kubepods, &workload.uid, first).await?;
+        let found = namespace::find(&self.loaded.kubepods, &workload.uid, Some(first)).await?;
         let cookie = found.thread.run(|| {
             let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
             sys::netns_cookie(socket.as_fd())
@@ -238,6 +252,10 @@ impl Enroller {
                 guard::detach(&self.tables, &pins, index);
             }
             remove_pins(&pins);
+            // The pod may still run, without the mesh now.
+            if let Ok(found) = namespace::find(&self.loaded.kubepods, &uid, None).await {
+                let _ = found.thread.run(remove_routes).await;
+            }
             tracing::info!(uid, "collected what an earlier agent left of a pod that is not in the mesh");
         }
     }
@@ -285,6 +303,12 @@ fn routes(ips: &[IpAddr]) -> Vec<LocalRoute> {
         routes.extend(prefixes.map(|(prefix, length)| LocalRoute { prefix, length, source: *ip }));
     }
     routes
+}
+
+/// Removes every capture route of the calling thread's namespace, whatever source it has.
+fn remove_routes() -> std::io::Result<()> {
+    let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    routes(&any).iter().try_for_each(netlink::remove_route)
 }
 
 fn v6_prefix(prefix: [u8; 8]) -> IpAddr {

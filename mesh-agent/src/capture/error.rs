@@ -38,7 +38,9 @@ pub enum Error {
     #[error("neither kubepods nor kubepods.slice below {0}: --cgroup-root names the directory that holds one of them")]
     NoKubepods(PathBuf),
     /// Pins need bpffs.
-    #[error("{0} is not on a BPF file system: mount one with `mount -t bpf bpf DIR`, and name a path in it with --bpf-pins")]
+    #[error(
+        "{0} is not on a BPF file system: mount one with `mount -t bpf bpf DIR`, and name a path in it with --bpf-pins"
+    )]
     NotBpffs(PathBuf),
 }
 

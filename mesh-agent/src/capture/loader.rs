@@ -62,13 +62,13 @@ impl Pins {
 
 /// Refuses before anything is made where the nearest directory that exists is on another file system.
 fn check_bpffs(path: &Path) -> Result<(), Error> {
-    const BPFFS_MAGIC: i64 = 0xcafe_4a11;
+    const BPFFS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;
     let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     let statfs = rustix::fs::statfs(existing).map_err(|error| Error::Io {
         step: format!("asking for the file system of {}", existing.display()),
         source: error.into(),
     })?;
-    if i64::from(statfs.f_type) == BPFFS_MAGIC { Ok(()) } else { Err(Error::NotBpffs(path.to_path_buf())) }
+    if statfs.f_type == BPFFS_MAGIC { Ok(()) } else { Err(Error::NotBpffs(path.to_path_buf())) }
 }
 
 const CGROUP_SOCK_OPS: u32 = 3;

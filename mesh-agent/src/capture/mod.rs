@@ -18,6 +18,7 @@ mod netlink;
 mod outcomes;
 mod pod;
 mod pod_thread;
+mod program_log;
 mod sweep;
 mod table;
 mod tables;
@@ -45,6 +46,7 @@ use enrolment::Enroller;
 use events::Events;
 use loader::Loaded;
 use pod::Live;
+use program_log::ProgramLog;
 use tables::Tables;
 
 /// What capture is told.
@@ -92,16 +94,18 @@ pub struct Capture {
     loaded: Loaded,
     tables: Arc<Tables>,
     tc: TcMode,
+    log: ProgramLog,
 }
 
 impl Capture {
     /// Loads, pins or re-opens, and attaches to the pods' parent cgroup. Nothing is captured until a pod is enrolled.
     pub fn start(config: Config) -> Result<Self, Error> {
-        let loaded = Loaded::start(&config)?;
+        let mut loaded = Loaded::start(&config)?;
         let tables = Tables::open(&loaded.pins.maps()).map_err(Error::io("opening the pinned maps"))?;
         loaded.file_agent(&tables)?;
+        let log = ProgramLog::open(&mut loaded, config.bpf_log)?;
         tracing::info!(node = config.node, kubepods = %loaded.kubepods.display(), "capture is loaded");
-        Ok(Self { loaded, tables: Arc::new(tables), tc: config.tc })
+        Ok(Self { loaded, tables: Arc::new(tables), tc: config.tc, log })
     }
 
     /// The kernel's counters.
@@ -127,11 +131,13 @@ impl Capture {
             events,
             readiness,
             enrolled: HashMap::new(),
+            waiting: HashMap::new(),
             refused_vips: HashSet::new(),
         };
         tokio::select! {
             () = enroller.run(state, shutdown) => Ok(()),
             () = ring.run() => Ok(()),
+            () = self.log.run() => Ok(()),
         }
     }
 }

@@ -21,8 +21,8 @@ pub(super) struct Found {
 }
 
 /// Opens the namespace of the pod `uid` that holds `ip`. A pod may have several, as docker in docker does: the sandbox's
-/// is the one with the pod's address.
-pub(super) async fn find(kubepods: &Path, uid: &str, ip: IpAddr) -> Result<Found, String> {
+/// is the one with the pod's address. Without an address it is the first.
+pub(super) async fn find(kubepods: &Path, uid: &str, ip: Option<IpAddr>) -> Result<Found, String> {
     let cgroup = cgroups::pod(kubepods, uid).ok_or("its cgroup is not there yet")?;
     let mut seen = Vec::new();
     let mut trouble = "it has no process yet".to_string();
@@ -41,17 +41,17 @@ pub(super) async fn find(kubepods: &Path, uid: &str, ip: IpAddr) -> Result<Found
         seen.push(inode);
         match enter(opened, inode, ip).await {
             Ok(Some(found)) => return Ok(found),
-            Ok(None) => trouble = format!("no network namespace of its processes holds {ip} yet"),
+            Ok(None) => trouble = "no network namespace of its processes holds its IP yet".into(),
             Err(error) => trouble = format!("entering its network namespace: {error}"),
         }
     }
     Err(trouble)
 }
 
-async fn enter(namespace: File, inode: u64, ip: IpAddr) -> io::Result<Option<Found>> {
+async fn enter(namespace: File, inode: u64, ip: Option<IpAddr>) -> io::Result<Option<Found>> {
     let thread = PodThread::start(namespace.try_clone()?).await?;
     let addresses = thread.run(netlink::addresses).await?;
-    Ok(addresses.contains(&ip).then_some(Found { namespace, inode, thread }))
+    Ok(ip.is_none_or(|ip| addresses.contains(&ip)).then_some(Found { namespace, inode, thread }))
 }
 
 /// Opens the namespace of `pid`, and makes sure that it was that process's all along: a process id may be reused between

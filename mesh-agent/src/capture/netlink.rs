@@ -87,7 +87,10 @@ impl LocalRoute {
         let mut body = vec![family, self.length, 0, 0, TABLE_LOCAL, PROTOCOL_STATIC, scope, LOCAL, 0, 0, 0, 0];
         attribute(&mut body, DESTINATION, &octets(self.prefix));
         attribute(&mut body, INTERFACE, &LO.to_ne_bytes());
-        attribute(&mut body, PREFERRED_SOURCE, &octets(self.source));
+        // To remove a route its source need not be known.
+        if !self.source.is_unspecified() {
+            attribute(&mut body, PREFERRED_SOURCE, &octets(self.source));
+        }
         body
     }
 }
@@ -130,9 +133,9 @@ fn address(body: &[u8]) -> Option<IpAddr> {
     let attributes = attributes(body.get(8..)?);
     let find = |wanted| attributes.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| *value);
     let bytes = find(LOCAL).or_else(|| find(ADDRESS))?;
-    match body.first()? {
-        &AF_INET => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
-        &AF_INET6 => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
+    match *body.first()? {
+        AF_INET => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        AF_INET6 => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
         _ => None,
     }
 }

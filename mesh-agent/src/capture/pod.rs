@@ -243,6 +243,9 @@ fn listener(family: Family) -> io::Result<TcpListener> {
     };
     socket.bind(&SocketAddr::new(address, 0).into())?;
     socket.listen(BACKLOG)?;
+    // For the accepted sockets, which inherit it: they stand on the application's own port, and it must be able to bind
+    // that again beside them. After bind, so that the listener itself never shares its port.
+    socket.set_reuse_address(true)?;
     Ok(socket.into())
 }
 

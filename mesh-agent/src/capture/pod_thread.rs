@@ -40,10 +40,7 @@ impl PodThread {
     }
 
     /// Runs `job` in the namespace and returns its result.
-    pub async fn run<T: Send + 'static>(
-        &self,
-        job: impl FnOnce() -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
+    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
         let (answer, answered) = oneshot::channel();
         self.post(move || drop(answer.send(job())))?;
         answered.await.map_err(|_| stopped())?

@@ -60,4 +60,3 @@ impl<K: Pod, V: Pod> Table<K, V> {
         keys
     }
 }
-

@@ -227,8 +227,7 @@ async fn a_tunnel_reaches_its_own_pod_only() {
     local
         .run_until(async {
             let pool = Pool::new(hbone::Limits::default());
-            let key =
-                TunnelKey { source_uid: "liar".into(), destination: server_id, address: pair.server.ip.into() };
+            let key = TunnelKey { source_uid: "liar".into(), destination: server_id, address: pair.server.ip.into() };
             for (authority, expected) in [
                 (SocketAddr::from((pair.server.ip, 8080)), None),
                 (SocketAddr::from((pair.client.ip, 8080)), Some(400)),
@@ -260,7 +259,8 @@ async fn a_tunnel_reaches_its_own_pod_only() {
 async fn another_identity_at_the_address_gets_nothing() {
     let pair = Pair::start().await;
     answering_app("web", (pair.server.ip, 8080));
-    let lie = pod_yaml("server", "node2", pair.server.ip).replace("serviceAccountName: server", "serviceAccountName: mallory");
+    let lie = pod_yaml("server", "node2", pair.server.ip)
+        .replace("serviceAccountName: server", "serviceAccountName: mallory");
     pair.mesh.apply("world.yaml", &[pod_yaml("client", "node1", pair.client.ip), lie].concat());
     let refused = pair.client.ask((pair.server.ip, 8080), "secret").await;
     assert!(refused.is_err(), "{refused:?}");
