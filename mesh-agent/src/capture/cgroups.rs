@@ -71,7 +71,7 @@ pub(super) fn own() -> Result<PathBuf, Error> {
     let own = if holds_self(&direct) { direct } else { search(&mount).ok_or(Error::NoCgroup2)? };
     let is_pod = |path: &Path| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.starts_with("pod") || name.contains("-pod")
+        name.starts_with("pod") || (name.contains("-pod") && name.ends_with(".slice"))
     };
     Ok(own.ancestors().take_while(|path| *path != mount).find(|path| is_pod(path)).unwrap_or(&own).to_path_buf())
 }
