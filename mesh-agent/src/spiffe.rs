@@ -15,12 +15,18 @@ const MAX_NAMESPACE_BYTES: usize = 63;
 /// Longest service account, in bytes: a DNS subdomain.
 const MAX_SERVICE_ACCOUNT_BYTES: usize = 253;
 
+const SCHEME: &str = "spiffe://";
+const NAMESPACE: &str = "/ns/";
+const SERVICE_ACCOUNT: &str = "/sa/";
+
 /// A workload identity. Cheap to clone; two ids are equal when their text is.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
-    trust_domain: Arc<str>,
-    namespace: Arc<str>,
-    service_account: Arc<str>,
+    text: Arc<str>,
+    /// Where the trust domain ends in `text`.
+    trust_domain_end: u16,
+    /// Where the namespace ends in `text`.
+    namespace_end: u16,
 }
 
 /// Why a text is no SPIFFE id of ours.
@@ -36,17 +42,17 @@ impl SpiffeId {
         check_trust_domain(trust_domain)?;
         check(is_dns_label(namespace, MAX_NAMESPACE_BYTES), "the namespace is not a DNS label")?;
         check(is_dns_subdomain(service_account), "the service account is not a DNS subdomain")?;
-        Ok(Self {
-            trust_domain: trust_domain.into(),
-            namespace: namespace.into(),
-            service_account: service_account.into(),
-        })
+        // The bounds above keep both far below what the field can hold.
+        let trust_domain_end = (SCHEME.len() + trust_domain.len()) as u16;
+        let namespace_end = trust_domain_end + (NAMESPACE.len() + namespace.len()) as u16;
+        let text = format!("{SCHEME}{trust_domain}{NAMESPACE}{namespace}{SERVICE_ACCOUNT}{service_account}");
+        Ok(Self { text: text.into(), trust_domain_end, namespace_end })
     }
 
     /// Parses the URI form.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         check(text.len() <= MAX_ID_BYTES, "longer than 2048 bytes")?;
-        let rest = text.strip_prefix("spiffe://").ok_or(ParseError { reason: "scheme is not spiffe" })?;
+        let rest = text.strip_prefix(SCHEME).ok_or(ParseError { reason: "scheme is not spiffe" })?;
         let mut pieces = rest.split('/');
         let mut next = || pieces.next();
         match (next(), next(), next(), next(), next(), next()) {
@@ -59,17 +65,27 @@ impl SpiffeId {
 
     /// The trust domain, such as `cluster.local`.
     pub fn trust_domain(&self) -> &str {
-        &self.trust_domain
+        self.piece(SCHEME.len(), self.trust_domain_end.into())
     }
 
     /// The Kubernetes namespace.
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        self.piece(usize::from(self.trust_domain_end) + NAMESPACE.len(), self.namespace_end.into())
     }
 
     /// The Kubernetes service account.
     pub fn service_account(&self) -> &str {
-        &self.service_account
+        self.piece(usize::from(self.namespace_end) + SERVICE_ACCOUNT.len(), self.text.len())
+    }
+
+    /// The whole URI.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    fn piece(&self, from: usize, to: usize) -> &str {
+        // Both lie on the borders that `new` laid.
+        self.text.get(from..to).unwrap_or_default()
     }
 }
 
@@ -101,7 +117,7 @@ fn check(holds: bool, reason: &'static str) -> Result<(), ParseError> {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        f.write_str(&self.text)
     }
 }
 
@@ -183,6 +199,7 @@ mod tests {
             account in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?){0,3}",
         ) {
             let id = SpiffeId::new(&domain, &namespace, &account).unwrap();
+            prop_assert_eq!((id.trust_domain(), id.namespace(), id.service_account()), (&*domain, &*namespace, &*account));
             prop_assert_eq!(SpiffeId::parse(&id.to_string()).unwrap(), id);
         }
 

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use mesh_agent::hbone::{Limits, OpenError, Status, StreamError};
+use mesh_agent::hbone::{Limits, OpenError, ServeError, Status, StreamError};
 use mesh_agent::proxy::copy;
 use socket2::SockRef;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 #[test]
 fn echoes_and_closes() {
@@ -321,14 +321,60 @@ fn a_storm_of_resets_leaves_the_neighbours_alone() {
 }
 
 #[test]
+fn tiny_frames_to_a_deaf_application_do_not_cost_the_tunnel() {
+    local(async {
+        // Small socket buffers, so that the bytes wait in the agent.
+        let handler: Handler = Rc::new(|incoming| {
+            Box::pin(async move {
+                let socket = TcpSocket::new_v4().unwrap();
+                socket.set_send_buffer_size(4096).unwrap();
+                let app = socket.connect(incoming.authority).await.unwrap();
+                let stream = incoming.accept("").unwrap();
+                copy::tunnel(app, stream, &copy::Counters::default(), std::future::pending()).await;
+            })
+        });
+        let identities = identities(TestCa::new(), &["client", "server"]).await;
+        let server = Server::start(&identities, "server", Limits::default(), handler).await;
+        let client = Client::new(&identities, "client", "server", server.address, Limits::default());
+        let deaf = app(async |tcp: TcpStream| {
+            SockRef::from(&tcp).set_recv_buffer_size(4096).unwrap();
+            std::future::pending::<()>().await;
+            drop(tcp);
+        })
+        .await;
+        let mut neighbour = client.dial(app(echo).await).await;
+        exchange(&mut neighbour).await;
+        let mut talkers = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let client = client.clone();
+            talkers.spawn_local(async move {
+                let mut stream = client.open(deaf).await.unwrap();
+                stream.send_all(Bytes::from_static(&[0; 500_000])).await.unwrap();
+                for _ in 0..10_000 {
+                    stream.send_all(Bytes::from_static(b"x")).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+                stream
+            });
+        }
+        let mut held = Vec::new();
+        while let Some(stream) = talkers.join_next().await {
+            held.push(stream.unwrap());
+        }
+        exchange(&mut neighbour).await;
+        assert_eq!(client.dials.get(), 1);
+        assert!(server.ended.borrow().is_empty());
+    });
+}
+
+#[test]
 fn a_drain_sends_new_streams_elsewhere_and_lets_the_old_ones_finish() {
     local(async {
         let (client, server) = pair().await;
         let app = app(echo).await;
         let mut old = client.dial(app).await;
         exchange(&mut old).await;
-        let Server { drain, ended, .. } = server;
-        let drained = tokio::task::spawn_local(drain.run(Duration::from_secs(30)));
+        server.drain.start();
         tokio::time::sleep(Duration::from_millis(100)).await;
         exchange(&mut old).await;
         // The listener is gone too, so a new stream has nowhere to go; it is told so at once and does not hang.
@@ -336,8 +382,7 @@ fn a_drain_sends_new_streams_elsewhere_and_lets_the_old_ones_finish() {
         assert!(matches!(refused, OpenError::Connect { .. }), "{refused:?}");
         exchange(&mut old).await;
         drop(old);
-        assert!(drained.await.unwrap(), "the tunnel was still there at the end of the window");
-        assert!(ended.borrow().iter().all(Result::is_ok));
+        assert!(server.first_end().await.is_ok(), "the tunnel does not end with its last stream");
     });
 }
 
@@ -348,9 +393,9 @@ fn what_outlives_the_drain_window_is_cut() {
         let (client, server) = pair_with(limits).await;
         let mut old = client.dial(app(echo).await).await;
         exchange(&mut old).await;
-        let drained = tokio::task::spawn_local(server.drain.run(Duration::from_secs(30)));
+        server.drain.start();
         assert_eq!(old.read(&mut [0; 8]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-        drained.await.unwrap();
+        assert!(matches!(server.first_end().await, Err(ServeError::Drained)));
     });
 }
 

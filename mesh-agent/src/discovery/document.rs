@@ -75,6 +75,15 @@ impl Document<'_> {
         self.line_of_file(line)
     }
 
+    /// The metadata of a document that cannot be parsed as a whole, if that part of it can: `{"metadata": …}`.
+    pub fn metadata(&self) -> Option<Value> {
+        let mut lines = self.text.split_inclusive('\n').skip_while(|line| !line.starts_with("metadata:"));
+        let first = lines.next()?;
+        let below = lines.take_while(|line| line.starts_with([' ', '#']) || line.trim().is_empty());
+        let section: String = std::iter::once(first).chain(below).collect();
+        serde_saphyr::from_str_with_options(&section, options()).ok()
+    }
+
     fn first_line(&self) -> u64 {
         let blank = |line: &&str| line.trim().is_empty() || line.trim_start().starts_with('#');
         1 + self.text.lines().take_while(blank).count() as u64

@@ -113,18 +113,26 @@ struct Current {
 impl Publisher {
     /// Reads the source and publishes if it says something else than before.
     fn refresh(mut self) -> Self {
+        let emptied = |files: &Vec<_>| files.is_empty() && !self.current.store.entries.is_empty();
         match file::read(&self.directory) {
+            // Nothing left of what was there is a volume that went away, not a wish to leave the mesh.
+            Ok(files) if emptied(&files) => self.keep("no files any more".to_string()),
             Ok(files) => self.take(&files),
-            Err(error) => {
-                let reason = format!("{}: {error}", self.directory.display());
-                tracing::warn!(reason, "the source cannot be read; the last good state stays in force");
-                if self.current.fingerprint.is_none() {
-                    self.readiness.waiting(GATE, reason.clone());
-                }
-                self.health.unreachable(reason);
-            }
+            Err(error) => self.keep(error.to_string()),
         }
         self
+    }
+
+    /// The source cannot be had.
+    fn keep(&mut self, reason: String) {
+        let reason = format!("{}: {reason}", self.directory.display());
+        if self.health.report().unreachable.as_ref() != Some(&reason) {
+            tracing::warn!(reason, "the source cannot be read; the last good state stays in force");
+        }
+        if self.current.fingerprint.is_none() {
+            self.readiness.waiting(GATE, reason.clone());
+        }
+        self.health.unreachable(reason);
     }
 
     fn take(&mut self, files: &[file::SourceFile]) {

@@ -136,7 +136,8 @@ const METADATA: [&str; 15] = [
     "uid",
 ];
 
-fn key(kind: Kind, object: &Value) -> Result<Key, Problem> {
+/// namespace and name of an object of a kind.
+pub fn key(kind: Kind, object: &Value) -> Result<Key, Problem> {
     let metadata = object.get("metadata").and_then(Value::as_object);
     let unknown = metadata.and_then(|metadata| metadata.keys().find(|key| !METADATA.contains(&key.as_str())));
     if let Some(field) = unknown.filter(|_| kind.is_policy()) {

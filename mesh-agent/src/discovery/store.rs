@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::crd::GROUP;
 use super::document::{self, Document, SyntaxError};
 use super::file::SourceFile;
 use super::finding::{Effect, FieldPath, Finding, Problem};
@@ -62,6 +63,15 @@ struct Reading<'a> {
     trust_domain: &'a str,
 }
 
+/// Which objects of a file are looked at.
+#[derive(Clone, Copy)]
+enum Pass {
+    /// Those of known kind and name.
+    Named,
+    /// The others.
+    Nameless,
+}
+
 /// Where an object stands.
 struct Place<'a> {
     file: &'a Path,
@@ -72,14 +82,26 @@ struct Place<'a> {
 
 impl<'a> Reading<'a> {
     fn file(&mut self, file: &'a SourceFile) {
-        match &file.content {
-            Ok(text) => {
-                self.next.known_files.insert(file.path.clone());
-                for document in document::split(text) {
-                    self.document(&file.path, &document);
-                }
+        let text = match &file.content {
+            Ok(text) => text,
+            Err(reason) => return self.unreadable_file(&file.path, reason),
+        };
+        self.next.known_files.insert(file.path.clone());
+        let (mut parsed, mut broken) = (Vec::new(), Vec::new());
+        for document in document::split(text) {
+            match document.parse() {
+                Ok(value) => parsed.push((document, value)),
+                Err(error) => broken.push((document, error)),
             }
-            Err(reason) => self.unreadable_file(&file.path, reason),
+        }
+        // What tells no name comes last: only then it shows which objects of the file are missing.
+        for pass in [Pass::Named, Pass::Nameless] {
+            for (document, value) in &parsed {
+                self.document(&file.path, document, value, pass);
+            }
+        }
+        for (document, error) in broken {
+            self.broken_document(&file.path, &document, error);
         }
     }
 
@@ -103,43 +125,49 @@ impl<'a> Reading<'a> {
         });
     }
 
-    fn document(&mut self, file: &'a Path, document: &Document<'_>) {
-        let value = match document.parse() {
-            Ok(value) => value,
-            Err(error) => return self.broken_document(file, document, error),
-        };
-        for (path, value) in object::objects(&value) {
-            self.object(&Place { file, document, path: &path }, value);
+    fn document(&mut self, file: &'a Path, document: &Document<'_>, value: &Value, pass: Pass) {
+        for (path, value) in object::objects(value) {
+            let place = Place { file, document, path: &path };
+            match (pass, object::meaning(value)) {
+                (Pass::Named, Meaning::Known { kind: _, key: Ok(key) }) => self.object(&place, key, value),
+                (Pass::Nameless, Meaning::Known { kind, key: Err(problem) }) => {
+                    self.nameless(&place, kind, problem, value);
+                }
+                (Pass::Nameless, Meaning::Mistaken(problem)) => self.mistaken(&place, problem, value),
+                (Pass::Nameless, Meaning::Foreign) => {
+                    let kind = object::text(value, &["kind"]).unwrap_or_default();
+                    tracing::debug!(file = %file.display(), kind, "not a kind that the mesh reads");
+                }
+                (Pass::Named, _) | (Pass::Nameless, Meaning::Known { kind: _, key: Ok(_) }) => {}
+            }
         }
     }
 
-    fn object(&mut self, place: &Place<'_>, value: &Value) {
-        let (kind, key) = match object::meaning(value) {
-            Meaning::Known { kind, key } => (kind, key),
-            Meaning::Mistaken(problem) => {
-                let kind = object::text(value, &["kind"]).unwrap_or_default();
-                let name = object::text(value, &["metadata", "name"]).unwrap_or_default();
-                return self.find(place, kind, name, problem, Effect::Skipped);
-            }
-            Meaning::Foreign => {
-                let kind = object::text(value, &["kind"]).unwrap_or_default();
-                return tracing::debug!(file = %place.file.display(), kind, "not a kind that the mesh reads");
-            }
-        };
-        let key = match key {
-            Ok(key) => key,
-            Err(problem) => {
-                let effect = self.refuse_unless_known(kind, None, value);
-                return self.find(place, &kind.to_string(), "", problem, effect);
-            }
-        };
+    fn object(&mut self, place: &Place<'_>, key: Key, value: &Value) {
         match self.admit(&key, value) {
             Ok(item) => self.insert(place, key, item),
             Err(problem) => {
-                let effect = self.refuse_unless_known(kind, Some(&key), value);
-                self.find(place, &kind.to_string(), &key.object(), problem, effect);
+                let effect = self.refuse_unless_known(key.kind, Some(&key), value);
+                self.find(place, &key.kind.to_string(), &key.object(), problem, effect);
             }
         }
+    }
+
+    fn nameless(&mut self, place: &Place<'_>, kind: Kind, problem: Problem, value: &Value) {
+        let key = self.missing(place.file, kind);
+        let effect = self.refuse_unless_known(kind, key.as_ref(), value);
+        self.find(place, &kind.to_string(), &key.map(|key| key.object()).unwrap_or_default(), problem, effect);
+    }
+
+    /// A kind that there is not. A policy that the file held under this name is taken to be meant.
+    fn mistaken(&mut self, place: &Place<'_>, problem: Problem, value: &Value) {
+        let name = object::text(value, &["metadata", "name"]).unwrap_or_default();
+        let namespace = object::namespace(value).unwrap_or_default();
+        let meant = |key: &&Key| key.kind.is_policy() && key.name == name && key.namespace == namespace;
+        let key = self.missing_of(place.file).find(meant).cloned();
+        let effect = key.map_or(Effect::Skipped, |key| self.refuse_unless_known(key.kind, Some(&key), value));
+        let kind = object::text(value, &["kind"]).unwrap_or_default();
+        self.find(place, kind, name, problem, effect);
     }
 
     /// What an API server checks by the schema before an object is stored, then the reading proper.
@@ -182,16 +210,19 @@ impl<'a> Reading<'a> {
     /// Text that is no YAML: what its file held before stays, and if it reads like a policy that is new, that refuses.
     fn broken_document(&mut self, file: &'a Path, document: &Document<'_>, error: SyntaxError) {
         self.broken.push(file);
-        let mut effect = Effect::PreviousStays;
+        let held = self.previous.entries.values().any(|entry| entry.file == file);
+        let mut effect = if held { Effect::PreviousStays } else { Effect::Skipped };
         let mut object = String::new();
-        let kinds = [Kind::AuthorizationPolicy, Kind::PeerAuthentication];
-        for kind in kinds.into_iter().filter(|kind| document.text.contains(&kind.to_string())) {
-            let guess = guess_key(kind, document.text);
-            if guess.as_ref().is_some_and(|key| self.previous.entries.contains_key(key)) {
-                continue;
-            }
-            object = guess.as_ref().map(Key::object).unwrap_or_default();
-            effect = self.refuse_unless_known(kind, guess.as_ref(), &Value::Null);
+        let metadata = document.metadata();
+        let named = |kind| metadata.as_ref().and_then(|metadata| object::key(kind, metadata).ok());
+        let guesses = kinds_of(document.text);
+        let keys = guesses.iter().map(|kind| (*kind, named(*kind).or_else(|| self.missing(file, *kind))));
+        let keys: Vec<(Kind, Option<Key>)> = keys.collect();
+        let known = |key: &Key| self.previous.entries.contains_key(key);
+        let best = keys.iter().find(|(_, key)| key.as_ref().is_some_and(known)).or(keys.first());
+        if let Some((kind, key)) = best {
+            object = key.as_ref().map(Key::object).unwrap_or_default();
+            effect = self.refuse_unless_known(*kind, key.as_ref(), &Value::Null);
         }
         self.next.findings.push(Finding {
             file: file.to_path_buf(),
@@ -202,6 +233,17 @@ impl<'a> Reading<'a> {
             reason: format!("not YAML: {}", error.reason),
             effect,
         });
+    }
+
+    /// An object that the file held before and is not read from it now. What tells no name can only be taken for such
+    /// a one.
+    fn missing(&self, file: &Path, kind: Kind) -> Option<Key> {
+        self.missing_of(file).find(|key| key.kind == kind).cloned()
+    }
+
+    fn missing_of(&self, file: &Path) -> impl Iterator<Item = &Key> {
+        let of_file = self.previous.entries.iter().filter(move |(_, entry)| entry.file == file);
+        of_file.map(|(key, _)| key).filter(|key| !self.next.entries.contains_key(key))
     }
 
     /// In a file with a part that could not be told apart, an object that is missing may be that part.
@@ -227,21 +269,18 @@ impl<'a> Reading<'a> {
     }
 }
 
+/// The kinds of policy that a text which is no YAML may be, the strictest first.
+fn kinds_of(text: &str) -> Vec<Kind> {
+    let kinds = [Kind::AuthorizationPolicy, Kind::PeerAuthentication];
+    let mentioned: Vec<Kind> = kinds.into_iter().filter(|kind| text.contains(&kind.to_string())).collect();
+    // The word for the kind may be the very one that is broken.
+    let of_our_group = text.contains(&format!("{GROUP}/v"));
+    if mentioned.is_empty() && of_our_group { kinds.to_vec() } else { mentioned }
+}
+
 fn effect_of(weight: Weight) -> Effect {
     match weight {
         Weight::DenyAll => Effect::TargetDeniesAll,
         Weight::Strict => Effect::TargetStrict,
     }
-}
-
-/// Whose policy a text that is no YAML might be: by the first lines that look like its name and namespace. None, which
-/// means the whole mesh, unless both are there: the lines may be the very ones that are broken.
-fn guess_key(kind: Kind, text: &str) -> Option<Key> {
-    let value = |field: &str| {
-        let line = text.lines().find_map(|line| line.trim_start().strip_prefix(field)?.strip_prefix(':'))?;
-        let value = line.trim().trim_matches(['"', '\'']);
-        let legal = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-.".contains(letter);
-        (!value.is_empty() && value.chars().all(legal)).then(|| value.to_string())
-    };
-    Some(Key { kind, namespace: value("namespace")?, name: value("name")? })
 }

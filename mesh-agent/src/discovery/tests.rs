@@ -1,1 +1,525 @@
-//! Scripts.
+//! Scripts: a directory changes, and this is what comes of it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::store::Store;
+use super::{Config, Effect, Finding, GATE, Health, Source, crd, load, run, validate};
+use crate::drain::Drain;
+use crate::policy::{DenyReason, Facts, Mode, authorize};
+use crate::readiness::Readiness;
+use crate::routing::{OutboundMode, Refusal, Route, Transport, resolve};
+use crate::spiffe::SpiffeId;
+use crate::state::{MeshState, StateReader, StateWriter, Workload};
+
+const NAMESPACE: &str =
+    "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {nodemesh.dev/mesh: enabled}}}";
+const DENY: &str = "
+apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {namespace: shop, name: no-web}
+spec:
+  targetRefs: [{kind: Pod, selector: {matchLabels: {app: api}}}]
+  action: DENY
+  rules: [{sources: [{type: ServiceAccount, serviceAccount: {name: web}}]}]
+";
+
+#[test]
+fn the_samples_are_sound_and_mean_what_they_say() {
+    let config = config("node-2");
+    let (state, findings) = load(&repository().join("manifests/samples"), &config).unwrap();
+    assert_eq!(findings, []);
+    let web = state.workload_by_ip("10.1.1.1".parse().unwrap()).unwrap().clone();
+    let api = state.workload_by_ip("fd00:2::1".parse().unwrap()).unwrap().clone();
+    let store = state.workload_by_ip("10.1.2.2".parse().unwrap()).unwrap().clone();
+    assert!(web.enrolled && api.enrolled);
+    assert!(!state.workload_by_ip("10.1.1.9".parse().unwrap()).unwrap().enrolled);
+
+    // Through the Service: both pods, each at the port that it gives the name.
+    let mut places = upstreams(&state, &web, "10.96.0.10:80");
+    places.sort();
+    assert_eq!(places, [("10.1.1.2:8081".into(), true), ("10.1.2.1:8080".into(), true)]);
+    assert_eq!(upstreams(&state, &web, "10.96.0.11:6379"), [("10.1.2.2:6379".into(), true)]);
+
+    let judged = |workload: &Workload, source: Option<&str>, ip: &str, port| {
+        let policy = state.inbound_policy(&workload.uid).unwrap();
+        let source = source.map(|id| SpiffeId::parse(id).unwrap());
+        let facts =
+            Facts { source, source_ip: ip.parse().unwrap(), destination_ip: workload.ips[0], destination_port: port };
+        authorize(policy, &facts).map(|permit| permit.rule().map(ToString::to_string)).map_err(|denial| denial.reason)
+    };
+    let id = |name: &str| format!("spiffe://cluster.local/{name}");
+    let web_id = id("ns/shop/sa/web");
+    assert_eq!(judged(&api, Some(&web_id), "10.1.1.1", 8080), Ok(Some("shop/api-callers".into())));
+    assert_eq!(judged(&api, Some(&id("ns/shop/sa/store")), "10.1.2.2", 8080), Err(DenyReason::NoAllowRule));
+    assert_eq!(judged(&api, Some(&id("ns/outside/sa/x")), "10.1.1.9", 9090), Err(DenyReason::DenyRule));
+    assert_eq!(judged(&api, None, "10.1.1.9", 8080), Err(DenyReason::StrictPlaintext));
+    assert_eq!(judged(&api, None, "10.1.1.9", 9090), Ok(None));
+    assert_eq!(judged(&store, Some(&web_id), "10.1.1.1", 6379), Ok(Some("shop/store-callers".into())));
+    assert_eq!(judged(&store, Some(&web_id), "10.1.1.1", 22), Err(DenyReason::NoAllowRule));
+}
+
+#[test]
+fn crds_are_the_committed_ones() {
+    let directory = repository().join("manifests/crds");
+    for (name, generated) in crd::manifests().unwrap() {
+        let path = directory.join(name);
+        if std::env::var_os("NODEMESH_WRITE_CRDS").is_some() {
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(&path, &generated).unwrap();
+        }
+        let committed = fs::read_to_string(&path).unwrap_or_default();
+        assert!(committed == generated, "{} is stale: run this test with NODEMESH_WRITE_CRDS=1", path.display());
+    }
+}
+
+/// What is wrong, where, and what follows: `(document, line, field, part of the reason, effect)`.
+#[test]
+fn what_cannot_be_read_is_named() {
+    let policy = |spec: &str| {
+        format!(
+            "# a comment\n---\napiVersion: nodemesh.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{namespace: shop, name: p}}\n{spec}"
+        )
+    };
+    let authz = |rest: &str| policy(&format!("spec:\n  targetRefs: [{{kind: Namespace}}]\n{rest}"));
+    let peer = |spec: &str| {
+        format!(
+            "apiVersion: nodemesh.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {{namespace: shop, name: p}}\n{spec}"
+        )
+    };
+    let table: Vec<(String, u64, &str, &str, Effect)> = vec![
+        (authz("  action: ALOW\n"), 8, "spec.action", "unknown variant `ALOW`", Effect::TargetDeniesAll),
+        (authz("  action: ALLOW\n  rulez: []\n"), 9, "spec.rulez", "unknown field `rulez`", Effect::TargetDeniesAll),
+        (
+            authz("  action: ALLOW\n  rules:\n    - sources:\n        - type: SPIFFE\n          spiffe: 'spiffe://a*b'\n"),
+            12,
+            "spec.rules[0].sources[0].spiffe",
+            "`*`",
+            Effect::TargetDeniesAll,
+        ),
+        (
+            authz("  action: ALLOW\n  rules:\n    - sources: []\n"),
+            10,
+            "spec.rules[0].sources",
+            "empty",
+            Effect::TargetDeniesAll,
+        ),
+        (authz("  action: DENY\n  rules: [{}]\n"), 9, "spec.rules[0]", "missing field `sources`", Effect::TargetDeniesAll),
+        (
+            authz("  action: ALLOW\n  rules:\n    - sources: [{type: Any}]\n      ports: [0]\n"),
+            11,
+            "spec.rules[0].ports[0]",
+            "not a port",
+            Effect::TargetDeniesAll,
+        ),
+        (
+            authz("  action: ALLOW\n  rules:\n    - sources:\n        - {type: IPBlock, ipBlock: {cidr: 10.0.0.0/33}}\n"),
+            11,
+            "spec.rules[0].sources[0].ipBlock.cidr",
+            "not a range",
+            Effect::TargetDeniesAll,
+        ),
+        (
+            authz("  action: DENY\n  rules:\n    - sources: [{type: ServiceAccount, serviceAccount: {name: 'web*'}}]\n"),
+            10,
+            "spec.rules[0].sources[0].serviceAccount.name",
+            "wildcards",
+            Effect::TargetDeniesAll,
+        ),
+        (
+            authz("  action: DENY\n  rules:\n    - sources: [{type: Any, namespace: x}]\n"),
+            10,
+            "spec.rules[0].sources[0].namespace",
+            "does not go with",
+            Effect::TargetDeniesAll,
+        ),
+        (policy("spec: {targetRefs: [], action: DENY}\n"), 6, "spec.targetRefs", "empty", Effect::TargetDeniesAll),
+        (policy("spec: {action: AUDIT}\n"), 6, "spec", "missing field `targetRefs`", Effect::Skipped),
+        (policy("spce: {}\n"), 6, "spce", "unknown field", Effect::TargetDeniesAll),
+        (
+            peer("spec: {targetRefs: [{kind: Service, name: x}], mode: STRICT}\n"),
+            4,
+            "spec.targetRefs[0].kind",
+            "Pod or Namespace",
+            Effect::TargetStrict,
+        ),
+        (
+            peer("spec: {targetRefs: [{kind: Namespace}], portOverrides: [{port: 1, mode: STRICT}]}\n"),
+            4,
+            "spec.portOverrides[0].port",
+            "kind Pod with a selector",
+            Effect::TargetStrict,
+        ),
+        (
+            "{apiVersion: nodemesh.dev/v1, kind: PeerAuthentication, metadata: {name: p}, spec: {}}".into(),
+            1,
+            "apiVersion",
+            "not a version",
+            Effect::TargetStrict,
+        ),
+        ("{apiVersion: nodemesh.dev/v1alpha1, kind: Polcy, metadata: {name: p}}".into(), 1, "kind", "no kind", Effect::Skipped),
+        (
+            "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: p}}".into(),
+            1,
+            "apiVersion",
+            "not read",
+            Effect::Skipped,
+        ),
+        (
+            "kind: List\napiVersion: v1\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n- apiVersion: v1\n  kind: Service\n  metadata: {name: s}\n  spec:\n    clusterIP: 10.0.0\n".into(),
+            9,
+            "spec.clusterIP",
+            "not an IP",
+            Effect::Skipped,
+        ),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: x\n  labels:\n    nodemesh.dev/mesh: 'true'\n".into(),
+            6,
+            "metadata.labels[\"nodemesh.dev/mesh\"]",
+            "neither",
+            Effect::Skipped,
+        ),
+        ("a: [\n".into(), 1, "", "not YAML", Effect::Skipped),
+    ];
+    for (text, line, field, reason, effect) in table {
+        let directory = directory(&[("a.yaml", &text)]);
+        let findings = validate(directory.path(), "cluster.local").unwrap();
+        let [finding] = &findings[..] else { panic!("{text}\n{findings:#?}") };
+        assert_eq!((&*finding.field, finding.effect), (field, effect), "{text}\n{finding}");
+        assert!(finding.reason.contains(reason), "{text}\n{finding}");
+        assert_eq!(finding.line, Some(line), "{text}\n{finding}");
+    }
+}
+
+#[test]
+fn a_finding_reads_as_one_line() {
+    let text = DENY.replace("DENY", "DENI");
+    let directory = directory(&[("a.yaml", &text)]);
+    let finding = validate(directory.path(), "cluster.local").unwrap().remove(0);
+    let expected = "a.yaml:7: AuthorizationPolicy shop/no-web spec.action: unknown variant `DENI`, expected one of \
+                    `ALLOW`, `DENY`, `AUDIT` (there is no previous version, so its target refuses every connection)";
+    assert_eq!(format!("{}", Finding { file: "a.yaml".into(), ..finding }), expected);
+}
+
+#[test]
+fn an_unreadable_policy_refuses_at_its_target_and_only_there() {
+    let unreadable_target = DENY.replace("kind: Pod", "kind: Pods");
+    let unreadable_action = DENY.replace("DENY", "DENI");
+    let no_yaml = format!("{DENY}  }}: [\n");
+    let no_name = DENY.replace("namespace: shop, name", "namespce: shop, name");
+    // (policy, api refuses, web refuses)
+    let table = [
+        (&unreadable_action, true, false),
+        (&unreadable_target, true, true),
+        (&no_yaml, true, true),
+        (&no_name, true, true),
+    ];
+    for (text, api_refuses, web_refuses) in table {
+        let directory = directory(&[("a.yaml", &world()), ("p.yaml", text)]);
+        let (state, findings) = load(directory.path(), &config("node-1")).unwrap();
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        let refuses = |uid: &str| {
+            let denial = authorize(state.inbound_policy(uid).unwrap(), &facts(None)).err();
+            denial.is_some_and(|denial| denial.reason == DenyReason::UnreadablePolicy)
+        };
+        assert_eq!((refuses("uid-api"), refuses("uid-web")), (api_refuses, web_refuses), "{text}");
+    }
+}
+
+#[test]
+fn an_unreadable_peer_authentication_is_strict() {
+    let text = "{apiVersion: nodemesh.dev/v1alpha1, kind: PeerAuthentication, metadata: {namespace: shop, name: p}, spec: {mode: OPEN}}";
+    let directory = directory(&[("a.yaml", &world()), ("p.yaml", text)]);
+    let (state, _) = load(directory.path(), &config("node-1")).unwrap();
+    let denial = authorize(state.inbound_policy("uid-api").unwrap(), &facts(None)).unwrap_err();
+    assert_eq!((denial.reason, denial.rule.as_deref()), (DenyReason::StrictPlaintext, Some("shop/p")));
+    assert!(authorize(state.inbound_policy("uid-api").unwrap(), &facts(Some("web"))).is_ok());
+}
+
+#[tokio::test]
+async fn a_change_is_published_and_what_breaks_keeps_its_last_good_version() {
+    let directory = directory(&[("a.yaml", &world()), ("p.yaml", DENY)]);
+    let mut mesh = Running::start(directory.path()).await;
+    assert_eq!(mesh.judge("web"), Err(DenyReason::DenyRule));
+    assert!(mesh.readiness.missing().is_empty());
+
+    let broken = [
+        DENY.replace("action", "actoin"),
+        DENY.replace("rules: [{", "rules: [}"),
+        DENY.replace("metadata: {", "metadata: {}"),
+        DENY.replace("name: no-web", "nmae: no-web"),
+        DENY.replace("AuthorizationPolicy", "AuthorisationPolicy"),
+        "---\n{".to_string(),
+    ];
+    for broken in broken {
+        mesh.write("p.yaml", &broken).await;
+        assert_eq!(mesh.judge("web"), Err(DenyReason::DenyRule), "{broken}");
+        assert_eq!(mesh.health.report().findings.len(), 1, "{broken}");
+        assert_eq!(mesh.health.report().findings[0].effect, Effect::PreviousStays, "{broken}");
+    }
+    mesh.write("p.yaml", &DENY.replace("name: web", "name: other")).await;
+    assert_eq!(mesh.judge("web"), Ok(()));
+    assert!(mesh.health.report().findings.is_empty());
+
+    mesh.write("p.yaml", DENY).await;
+    fs::remove_file(directory.path().join("p.yaml")).unwrap();
+    mesh.published().await;
+    assert_eq!(mesh.judge("web"), Ok(()));
+
+    // The directory goes: the last good state stays, and health says so.
+    mesh.write("p.yaml", DENY).await;
+    fs::remove_dir_all(directory.path()).unwrap();
+    while mesh.health.report().unreachable.is_none() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(mesh.judge("web"), Err(DenyReason::DenyRule));
+    assert_eq!(mesh.health.report().objects, 4);
+
+    // It comes back with another content.
+    fs::create_dir_all(directory.path()).unwrap();
+    mesh.write("a.yaml", &world()).await;
+    assert_eq!(mesh.judge("web"), Ok(()));
+    assert_eq!(mesh.health.report().unreachable, None);
+    mesh.stop().await;
+}
+
+/// A text that somebody broke in any one place never opens what it closed: either it is named and the last good
+/// version stays, or it is a sound text that says something else.
+#[test]
+fn no_typo_opens_silently() {
+    let file = |text: String| super::file::SourceFile { path: "p.yaml".into(), content: Ok(text) };
+    let objects = super::file::SourceFile { path: "a.yaml".into(), content: Ok(world()) };
+    let before = Store::default().apply(&[objects.clone(), file(DENY.into())], "cluster.local");
+    let opened = |store: &Store| {
+        let state = MeshState::build(1, "node-1", &super::join::world(store));
+        authorize(state.inbound_policy("uid-api").unwrap(), &facts(Some("web"))).is_ok()
+    };
+    assert!(!opened(&before));
+    let mut silent = Vec::new();
+    for (index, letter) in DENY.char_indices() {
+        let (left, right) = (&DENY[..index], &DENY[index + letter.len_utf8()..]);
+        for text in [format!("{left}{right}"), format!("{left}{letter}x{right}"), format!("{left}{{{right}")] {
+            let after = before.apply(&[objects.clone(), file(text.clone())], "cluster.local");
+            if opened(&after) {
+                assert!(after.findings.is_empty(), "{text}\n{:#?}", after.findings);
+                silent.push(text.clone());
+            }
+            let fresh = Store::default().apply(&[objects.clone(), file(text.clone())], "cluster.local");
+            let named = fresh.findings.iter().all(|finding| finding.effect == Effect::Skipped);
+            assert!(!opened(&fresh) || named, "{text}\n{:#?}", fresh.findings);
+        }
+    }
+    // What is sound and opens: another namespace or service account, another label, a comment, another word for a kind
+    // that is not ours.
+    for text in silent {
+        let sound = ["no-web}", "app: api", "kind: AuthorizationPolicy", "account", "shop"];
+        let touched =
+            sound.iter().filter(|word| !text.contains(*word)).count() + usize::from(!text.contains("name: web}"));
+        assert!(touched > 0, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn unchanged_content_publishes_nothing() {
+    let directory = directory(&[("a.yaml", &world())]);
+    let mut mesh = Running::start(directory.path()).await;
+    fs::write(directory.path().join("a.yaml"), world()).unwrap();
+    fs::write(directory.path().join("README.md"), "not ours").unwrap();
+    let changed = tokio::time::timeout(Duration::from_millis(800), mesh.reader.changed()).await;
+    assert!(changed.is_err());
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn a_directory_that_comes_later_is_waited_for() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("later");
+    let (writer, mut reader) = StateWriter::new("node-1");
+    let (readiness, health, drain) = (Readiness::default(), Health::default(), Drain::new());
+    let source = Source::Directory(path.clone());
+    let task = tokio::spawn(run(source, config("node-1"), writer, health, readiness.clone(), drain.token()));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(readiness.missing()[0].0, GATE);
+    let staging = parent.path().join("staging");
+    fs::create_dir(&staging).unwrap();
+    fs::write(staging.join("a.yaml"), world()).unwrap();
+    fs::rename(&staging, &path).unwrap();
+    assert!(reader.changed().await);
+    assert_eq!(reader.current().local_workloads().count(), 2);
+    drain.start();
+    task.await.unwrap().unwrap();
+}
+
+#[test]
+fn modes_reach_the_callers() {
+    let disable = "
+apiVersion: nodemesh.dev/v1alpha1
+kind: PeerAuthentication
+metadata: {namespace: shop, name: plain}
+spec:
+  targetRefs: [{kind: Pod, selector: {matchLabels: {app: api}}}]
+  portOverrides: [{port: 9090, mode: DISABLE}]
+";
+    let directory = directory(&[("a.yaml", &world()), ("p.yaml", disable)]);
+    let (state, findings) = load(directory.path(), &config("node-9")).unwrap();
+    assert_eq!(findings, []);
+    let (web, api) = (workload(&state, "10.0.0.1"), workload(&state, "10.0.0.2"));
+    assert_eq!((state.peer_mode(&api, 9090), state.peer_mode(&api, 80)), (Mode::Disable, Mode::Permissive));
+    assert_eq!(upstreams(&state, &web, "10.0.0.2:9090"), [("10.0.0.2:9090".into(), false)]);
+    assert_eq!(upstreams(&state, &web, "10.0.0.2:80"), [("10.0.0.2:80".into(), true)]);
+    let unknown = resolve(&state, &web, dialled("192.0.2.1:80"), OutboundMode::RegistryOnly, 1);
+    assert_eq!(unknown, Route::Refused(Refusal::NotInRegistry));
+}
+
+/// How long a snapshot of a large cluster takes; prints, asserts nothing about time.
+#[test]
+fn a_large_world() {
+    let mut list = String::from("kind: List\napiVersion: v1\nitems:\n");
+    for index in 0..10_000 {
+        let (high, low) = (index / 250, index % 250);
+        let pod = pod(&format!("pod-{index}"), &format!("app-{}", index % 1000), &format!("10.1.{high}.{low}"));
+        list.push_str(&pod.replace("---", "").replace("\n", "\n  ").trim().replacen("apiVersion", "- apiVersion", 1));
+        list.push('\n');
+    }
+    let mut services = String::new();
+    for index in 0..1000 {
+        let ip = format!("10.96.{}.{}", index / 250, index % 250);
+        services.push_str(&format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{namespace: shop, name: s-{index}}}, spec: {{clusterIP: {ip}, selector: {{app: app-{index}}}, ports: [{{port: 80, targetPort: http}}]}}}}\n"
+        ));
+    }
+    let directory =
+        directory(&[("pods.yaml", &list), ("services.yaml", &services), ("p.yaml", DENY), ("n.yaml", NAMESPACE)]);
+    let started = std::time::Instant::now();
+    let files = super::file::read(directory.path()).unwrap();
+    let store = Store::default().apply(&files, "cluster.local");
+    let read = started.elapsed();
+    let started = std::time::Instant::now();
+    let world = super::join::world(&store);
+    let joined = started.elapsed();
+    let started = std::time::Instant::now();
+    let state = MeshState::build(1, "node-1", &world);
+    let built = started.elapsed();
+    assert_eq!(store.findings, []);
+    assert_eq!((state.workloads().count(), state.services().count()), (10_000, 1000));
+    assert!(state.services().all(|service| service.ports[0].endpoints.len() == 10));
+    println!("10 000 pods, 1 000 services: YAML to objects {read:?}, join {joined:?}, snapshot {built:?}");
+}
+
+// — helpers —
+
+struct Running {
+    directory: PathBuf,
+    reader: StateReader,
+    health: Health,
+    readiness: Readiness,
+    drain: Drain,
+    task: tokio::task::JoinHandle<Result<(), super::Error>>,
+}
+
+impl Running {
+    async fn start(directory: &Path) -> Self {
+        let (writer, mut reader) = StateWriter::new("node-1");
+        let (readiness, health, drain) = (Readiness::default(), Health::default(), Drain::new());
+        let source = Source::Directory(directory.to_path_buf());
+        let task =
+            tokio::spawn(run(source, config("node-1"), writer, health.clone(), readiness.clone(), drain.token()));
+        assert!(reader.changed().await);
+        // Health follows the publication.
+        while health.report().seen.is_none() {
+            tokio::task::yield_now().await;
+        }
+        Self { directory: directory.to_path_buf(), reader, health, readiness, drain, task }
+    }
+
+    /// Writes as an operator should: elsewhere, then into place.
+    async fn write(&mut self, name: &str, text: &str) {
+        let staged = self.directory.join(format!(".{name}"));
+        fs::write(&staged, text).unwrap();
+        fs::rename(&staged, self.directory.join(name)).unwrap();
+        self.published().await;
+    }
+
+    async fn published(&mut self) {
+        let changed = tokio::time::timeout(Duration::from_secs(20), self.reader.changed()).await;
+        assert!(changed.expect("a snapshot within the poll interval"));
+        let version = self.reader.current().version;
+        while self.health.report().version < version {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn judge(&self, account: &str) -> Result<(), DenyReason> {
+        let state = self.reader.current();
+        let Some(policy) = state.inbound_policy("uid-api") else { return Err(DenyReason::UnreadablePolicy) };
+        authorize(policy, &facts(Some(account))).map(drop).map_err(|denial| denial.reason)
+    }
+
+    async fn stop(self) {
+        self.drain.start();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+fn facts(account: Option<&str>) -> Facts {
+    Facts {
+        source: account.map(|name| SpiffeId::new("cluster.local", "shop", name).unwrap()),
+        source_ip: "10.0.0.1".parse().unwrap(),
+        destination_ip: "10.0.0.2".parse().unwrap(),
+        destination_port: 80,
+    }
+}
+
+fn world() -> String {
+    format!("{NAMESPACE}\n{}{}", pod("web", "web", "10.0.0.1"), pod("api", "api", "10.0.0.2"))
+}
+
+fn pod(name: &str, app: &str, ip: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Pod
+metadata: {{namespace: shop, name: {name}, uid: uid-{name}, labels: {{app: {app}}}}}
+spec: {{nodeName: node-1, serviceAccountName: {name}, containers: [{{name: c, ports: [{{name: http, containerPort: 8080}}]}}]}}
+status: {{phase: Running, podIPs: [{{ip: {ip}}}]}}
+"
+    )
+}
+
+fn directory(files: &[(&str, &str)]) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(directory.path().join(name), text).unwrap();
+    }
+    directory
+}
+
+fn config(node: &str) -> Config {
+    Config { node: node.into(), trust_domain: "cluster.local".into() }
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+fn workload(state: &MeshState, ip: &str) -> Workload {
+    (**state.workload_by_ip(ip.parse().unwrap()).unwrap()).clone()
+}
+
+fn dialled(address: &str) -> crate::addr::OrigDstAddr {
+    crate::addr::OrigDstAddr::new(address.parse().unwrap())
+}
+
+/// Where a connection may go, and whether by tunnel.
+fn upstreams(state: &MeshState, source: &Workload, address: &str) -> Vec<(String, bool)> {
+    match resolve(state, source, dialled(address), OutboundMode::AllowAny, 7) {
+        Route::Upstreams { upstreams, .. } => {
+            let tunnel = |transport: &Transport| matches!(transport, Transport::Tunnel(_));
+            upstreams.iter().map(|upstream| (upstream.address.to_string(), tunnel(&upstream.transport))).collect()
+        }
+        other => panic!("{other:?}"),
+    }
+}

@@ -45,7 +45,7 @@ limits! {
     SEND_BUFFER_BYTES = 256 << 10, "bytes per stream",
         "What is read from an application ahead of the tunnel: enough to fill a pipe, small enough for thousands.";
     DATA_FRAME_BUDGET = 16 << 20, "bytes of framing overhead per tunnel",
-        "64 Ki unread tiny frames; beyond it the peer is told to calm down, since their overhead is not in any window.";
+        "64 Ki tiny frames in one go; we take frames as they come, so only a flood gets there. The peer is then told to calm down, since their overhead is not in any window.";
     MAX_RESET_STREAMS = 1024, "streams per tunnel",
         "Remembered after we reset them, so that late frames are ignored rather than answered; a few hundred bytes each.";
     RESET_STREAM_SECONDS = 5, "seconds",
@@ -76,8 +76,8 @@ limits! {
         "A longer baggage header is ignored.";
     COPY_CHUNK_BYTES = 64 << 10, "bytes",
         "Read from an application at once when data is plentiful.";
-    COPY_QUEUE_BYTES = 256 << 10, "bytes per connection",
-        "Taken out of the tunnel ahead of an application that reads slowly; the rest waits in the stream's window.";
+    COPY_JOIN_BYTES = 16 << 10, "bytes",
+        "Received blocks below this are joined while the application does not keep up, so that small ones do not each hold on to a large read. What waits for one application is bounded by STREAM_WINDOW.";
     COPY_ROUND_BYTES = 512 << 10, "bytes per wake-up and direction",
         "A bulk connection lets the others of its worker go ahead after this much.";
 }
@@ -128,9 +128,8 @@ mod tests {
     #[test]
     fn the_windows_cannot_starve_a_stream_and_http2_can_carry_the_rest() {
         assert_eq!(CONNECTION_WINDOW, STREAM_WINDOW * MAX_STREAMS);
-        assert!(CONNECTION_WINDOW < 1 << 31);
         assert!((16 << 10..1 << 24).contains(&MAX_FRAME_BYTES));
-        assert!(MAX_HANDLERS >= MAX_STREAMS);
+        const { assert!(CONNECTION_WINDOW < 1 << 31 && MAX_HANDLERS >= MAX_STREAMS) };
         assert!(all().iter().all(|limit| limit.value > 0 && limit.reason.ends_with('.')));
     }
 }

@@ -23,11 +23,11 @@ use socket2::SockRef;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use crate::hbone::limits::{COPY_CHUNK_BYTES, COPY_QUEUE_BYTES, COPY_ROUND_BYTES};
+use crate::hbone::limits::{COPY_CHUNK_BYTES, COPY_JOIN_BYTES, COPY_ROUND_BYTES};
 use crate::hbone::{Stream, StreamError};
 
 const CHUNK: usize = COPY_CHUNK_BYTES as usize;
-const QUEUE: usize = COPY_QUEUE_BYTES as usize;
+const JOIN: usize = COPY_JOIN_BYTES as usize;
 const ROUND: usize = COPY_ROUND_BYTES as usize;
 /// Up to this many bytes are copied into a block of their own size rather than holding on to a shared one.
 const SMALL: usize = 4 << 10;
@@ -273,9 +273,10 @@ impl TunnelPump<'_> {
         }
     }
 
-    /// Takes what has come; true once the far side has ended its half.
+    /// Takes what has come; true once the far side has ended its half. All of it: the stream's window bounds it here as
+    /// well as there, and what stays in the HTTP/2 layer as small frames counts against the whole tunnel.
     fn fill_queue(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        while self.queue.bytes < QUEUE {
+        loop {
             match self.stream.poll_recv(cx) {
                 Poll::Ready(Some(Ok(bytes))) => self.queue.push(bytes),
                 Poll::Ready(Some(Err(error))) => return Err(error.into()),
@@ -283,35 +284,48 @@ impl TunnelPump<'_> {
                 Poll::Pending => return Ok(false),
             }
         }
-        Ok(false)
     }
 }
 
-/// Bytes on their way to a socket.
+/// Bytes on their way to a socket, in order: blocks as they came, then small ones joined.
 #[derive(Default)]
 struct Queue {
     blocks: VecDeque<Bytes>,
-    bytes: usize,
+    /// Small blocks behind a backlog are copied here. Each would otherwise hold on to the whole read that it came in.
+    joined: BytesMut,
 }
 
 impl Queue {
     fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
+        self.blocks.is_empty() && self.joined.is_empty()
     }
 
     fn push(&mut self, bytes: Bytes) {
-        if !bytes.is_empty() {
-            self.bytes += bytes.len();
+        if !self.is_empty() && bytes.len() < JOIN {
+            if self.joined.capacity() - self.joined.len() < bytes.len() {
+                self.seal();
+                self.joined = BytesMut::with_capacity(2 * JOIN);
+            }
+            self.joined.extend_from_slice(&bytes);
+        } else if !bytes.is_empty() {
+            self.seal();
             self.blocks.push_back(bytes);
+        }
+    }
+
+    fn seal(&mut self) {
+        if !self.joined.is_empty() {
+            self.blocks.push_back(std::mem::take(&mut self.joined).freeze());
         }
     }
 
     fn write_to(&mut self, tcp: &TcpStream) -> io::Result<usize> {
         let written = match self.blocks.front() {
-            Some(only) if self.blocks.len() == 1 => tcp.try_write(only)?,
+            Some(only) if self.blocks.len() == 1 && self.joined.is_empty() => tcp.try_write(only)?,
             _ => {
                 let mut slices = [IoSlice::new(&[]); SLICES];
-                for (slice, block) in slices.iter_mut().zip(&self.blocks) {
+                let blocks = self.blocks.iter().map(|block| &block[..]).chain([&self.joined[..]]);
+                for (slice, block) in slices.iter_mut().zip(blocks) {
                     *slice = IoSlice::new(block);
                 }
                 tcp.try_write_vectored(&slices)?
@@ -322,18 +336,17 @@ impl Queue {
     }
 
     fn advance(&mut self, mut written: usize) {
-        self.bytes = self.bytes.saturating_sub(written);
         while let Some(front) = self.blocks.front_mut() {
             if written < front.len() {
-                front.advance(written);
-                break;
+                return front.advance(written);
             }
             written -= front.len();
             self.blocks.pop_front();
         }
-        if self.blocks.is_empty() {
-            // The deque's own memory goes too: most connections are idle most of the time.
-            self.blocks = VecDeque::new();
+        self.joined.advance(written.min(self.joined.len()));
+        if self.joined.is_empty() {
+            // The queue's own memory goes too: most connections are idle most of the time.
+            *self = Self::default();
         }
     }
 }

@@ -34,7 +34,7 @@ impl MeshState {
     }
 
     /// Compiles the policies of this node's pods, and for all enrolled pods whether they take plaintext.
-    fn judge(&mut self, policies: &PolicySet, pods: &Pods, services: &ServicesOfWorkload) {
+    fn judge(&mut self, policies: &PolicySet, pods: &Pods<'_>, services: &ServicesOfWorkload) {
         let none = BTreeMap::new();
         let open = PeerModes::default();
         for workload in &pods.all {
@@ -57,19 +57,24 @@ impl MeshState {
 }
 
 /// The pods with the ways to find them.
-struct Pods {
+struct Pods<'a> {
     all: Vec<Arc<Workload>>,
     by_ip: HashMap<IpAddr, Arc<Workload>>,
-    by_namespace: HashMap<Arc<str>, Vec<Arc<Workload>>>,
+    /// By namespace, label and its value: indexes into `all`.
+    by_label: HashMap<(&'a str, &'a str, &'a str), Vec<usize>>,
 }
 
-impl Pods {
-    fn index(workloads: &[Workload]) -> Self {
+impl<'a> Pods<'a> {
+    fn index(workloads: &'a [Workload]) -> Self {
         let all: Vec<Arc<Workload>> = workloads.iter().cloned().map(Arc::new).collect();
         let mut by_ip: HashMap<IpAddr, Arc<Workload>> = HashMap::with_capacity(all.len());
-        let mut by_namespace: HashMap<Arc<str>, Vec<Arc<Workload>>> = HashMap::new();
+        let mut by_label: HashMap<_, Vec<usize>> = HashMap::new();
+        for (index, workload) in workloads.iter().enumerate() {
+            for (label, value) in &workload.labels {
+                by_label.entry((&*workload.namespace, &**label, &**value)).or_default().push(index);
+            }
+        }
         for workload in &all {
-            by_namespace.entry(workload.namespace.clone()).or_default().push(workload.clone());
             if workload.host_network {
                 continue;
             }
@@ -80,11 +85,23 @@ impl Pods {
                 }
             }
         }
-        Self { all, by_ip, by_namespace }
+        Self { all, by_ip, by_label }
     }
 
-    fn in_namespace(&self, namespace: &str) -> &[Arc<Workload>] {
-        self.by_namespace.get(namespace).map(Vec::as_slice).unwrap_or_default()
+    /// The pods of a namespace that have all these labels; none for an empty selector, as Kubernetes has it.
+    fn selected<'s>(
+        &'s self,
+        namespace: &'s str,
+        selector: &'s BTreeMap<String, String>,
+    ) -> impl Iterator<Item = &'s Arc<Workload>> {
+        let lists = selector.iter().map(|(label, value)| self.having(namespace, label, value));
+        let fewest = lists.min_by_key(|indexes| indexes.len()).unwrap_or_default();
+        let candidates = fewest.iter().filter_map(|index| self.all.get(*index));
+        candidates.filter(|pod| selector.iter().all(|(label, value)| pod.labels.get(label) == Some(value)))
+    }
+
+    fn having<'s>(&'s self, namespace: &'s str, label: &'s str, value: &'s str) -> &'s [usize] {
+        self.by_label.get(&(namespace, label, value)).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// The pods that hold at least one of the IPs they claim, and those of the host network.
@@ -97,7 +114,7 @@ impl Pods {
     }
 }
 
-fn service(spec: &ServiceSpec, pods: &Pods) -> Service {
+fn service(spec: &ServiceSpec, pods: &Pods<'_>) -> Service {
     let ports = spec.ports.iter().map(|port| ServicePort {
         name: port.name.clone(),
         port: port.port,
@@ -112,7 +129,7 @@ fn service(spec: &ServiceSpec, pods: &Pods) -> Service {
 }
 
 /// The ready endpoints of one port, each address once.
-fn endpoints(spec: &ServiceSpec, port: &PortSpec, pods: &Pods) -> Vec<Endpoint> {
+fn endpoints(spec: &ServiceSpec, port: &PortSpec, pods: &Pods<'_>) -> Vec<Endpoint> {
     let places: Vec<(IpAddr, u16)> = match &spec.backends {
         Backends::Listed(backends) => {
             let serving = backends.iter().filter(|backend| backend.ready && backend.port_name == port.name);
@@ -141,17 +158,13 @@ fn target_port(workload: &Workload, target: &TargetPort) -> Option<u16> {
 }
 
 /// The pods that a Service's selector selects; none without selector.
-fn selected<'a>(spec: &'a ServiceSpec, pods: &'a Pods) -> impl Iterator<Item = &'a Arc<Workload>> {
-    let selector = spec.selector.as_ref().filter(|selector| !selector.is_empty());
-    let candidates = selector.map(|_| pods.in_namespace(&spec.namespace)).unwrap_or_default();
-    candidates.iter().filter(move |workload| {
-        selector.is_some_and(|selector| selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value)))
-    })
+fn selected<'a>(spec: &'a ServiceSpec, pods: &'a Pods<'_>) -> impl Iterator<Item = &'a Arc<Workload>> {
+    spec.selector.iter().flat_map(|selector| pods.selected(&spec.namespace, selector))
 }
 
 /// Which pods a policy on a Service covers. Pods that are not ready count: they can be dialled by their IP. Only
 /// Services that a policy targets are looked at.
-fn services_of_workloads(world: &World, pods: &Pods) -> ServicesOfWorkload {
+fn services_of_workloads(world: &World, pods: &Pods<'_>) -> ServicesOfWorkload {
     let targeted = world.policies.targeted_services();
     let mut found = ServicesOfWorkload::new();
     let mut cover = |workload: &Workload, service: &ServiceSpec, port: u16| {

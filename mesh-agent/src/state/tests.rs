@@ -1,1 +1,197 @@
 //! Tables.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use super::*;
+use crate::policy::{Action, AuthorizationPolicy, Facts, PolicyMeta, PolicySet, Target, authorize};
+use crate::spiffe::SpiffeId;
+
+#[test]
+fn an_ip_that_two_pods_claim_is_the_newest_ones_that_stays() {
+    // (created, terminating) of two pods; which of them holds the IP
+    let table = [
+        ((Some(1), false), (Some(2), false), "b"),
+        ((Some(2), false), (Some(1), false), "a"),
+        ((Some(2), true), (Some(1), false), "b"),
+        ((Some(2), true), (Some(1), true), "a"),
+        ((None, false), (Some(1), false), "b"),
+        ((None, false), (None, false), "b"),
+    ];
+    for (a, b, holder) in table {
+        let claim = |name: &str, (created, terminating)| Workload { created, terminating, ..pod(name, &["10.0.0.1"]) };
+        for pods in [vec![claim("a", a), claim("b", b)], vec![claim("b", b), claim("a", a)]] {
+            let state = build(pods, vec![]);
+            assert_eq!(&*state.workload_by_ip(ip("10.0.0.1")).unwrap().name, holder, "{a:?} {b:?}");
+            assert_eq!(names(state.local_workloads()), [holder]);
+        }
+    }
+}
+
+#[test]
+fn local_pods_come_once_and_host_network_pods_are_not_found_by_ip() {
+    let host = Workload { host_network: true, ..pod("host", &["192.168.0.1"]) };
+    let away = Workload { node: "other".into(), ..pod("away", &["10.0.0.9"]) };
+    let unscheduled = Workload { node: "".into(), ..pod("unscheduled", &["10.0.0.8"]) };
+    let state = build(vec![pod("dual", &["10.0.0.1", "fd00::1"]), host, away, unscheduled], vec![]);
+    assert_eq!(names(state.local_workloads()), ["dual", "host"]);
+    assert!(state.workload_by_ip(ip("192.168.0.1")).is_none());
+    assert!(state.workload_by_ip(ip("10.0.0.9")).is_some());
+    assert!(state.inbound_policy("uid-dual").is_some());
+    assert!(state.inbound_policy("uid-away").is_none());
+}
+
+#[test]
+fn endpoints_by_selector_and_by_slice() {
+    let named = |name: &str, ip: &str, port| Workload {
+        named_ports: BTreeMap::from([("http".to_string(), port)]),
+        ..pod(name, &[ip])
+    };
+    let unready = Workload { ready: false, ..named("unready", "10.0.0.3", 8080) };
+    let terminating = Workload { terminating: true, ..named("terminating", "10.0.0.4", 8080) };
+    let nameless = pod("nameless", &["10.0.0.5"]);
+    let other = Workload { labels: BTreeMap::new(), ..named("other", "10.0.0.6", 8080) };
+    let foreign = Workload { namespace: "else".into(), ..named("foreign", "10.0.0.7", 8080) };
+    let pods = vec![
+        named("a", "10.0.0.1", 8080),
+        named("b", "10.0.0.2", 8081),
+        unready,
+        terminating,
+        nameless,
+        other,
+        foreign,
+    ];
+    let by_name = PortSpec { name: "".into(), port: 80, target: TargetPort::Name("http".into()) };
+    let by_number = PortSpec { name: "n".into(), port: 81, target: TargetPort::Number(9000) };
+    let selected = ServiceSpec { ports: vec![by_name.clone(), by_number], ..service("selected", "10.96.0.1") };
+    let backend = |ip_text: &str, port, ready| Backend { ip: ip(ip_text), port_name: "".into(), port, ready };
+    let listed = ServiceSpec {
+        ports: vec![by_name.clone()],
+        backends: Backends::Listed(vec![
+            backend("10.0.0.1", 1, true),
+            backend("10.0.0.1", 1, true),
+            backend("10.0.0.2", 2, false),
+            Backend { port_name: "else".into(), ..backend("10.0.0.3", 3, true) },
+            backend("203.0.113.1", 4, true),
+        ]),
+        ..service("listed", "10.96.0.2")
+    };
+    let unselected = ServiceSpec { ports: vec![by_name], selector: None, ..service("unselected", "10.96.0.3") };
+    let state = build(pods, vec![selected, listed, unselected]);
+    let places = |vip: &str, port| {
+        let service = state.service_by_ip(ip(vip)).unwrap();
+        let endpoints = &service.port(port).unwrap().endpoints;
+        endpoints.iter().map(|endpoint| SocketAddr::new(endpoint.ip, endpoint.port).to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(places("10.96.0.1", 80), ["10.0.0.1:8080", "10.0.0.2:8081"]);
+    assert_eq!(places("10.96.0.1", 81), ["10.0.0.1:9000", "10.0.0.2:9000", "10.0.0.5:9000"]);
+    assert_eq!(places("10.96.0.2", 80), ["10.0.0.1:1", "203.0.113.1:4"]);
+    assert_eq!(places("10.96.0.3", 80), [""; 0]);
+    let unserved: Vec<String> = state.vips_without_endpoint().map(|vip| vip.to_string()).collect();
+    assert_eq!(unserved, ["10.96.0.3:80"]);
+}
+
+#[test]
+fn a_cluster_ip_is_unserved_in_the_family_that_has_no_endpoint() {
+    let spec = ServiceSpec {
+        cluster_ips: vec![ip("10.96.0.1"), ip("fd00:96::1")],
+        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(80) }],
+        ..service("s", "10.96.0.1")
+    };
+    let state = build(vec![pod("a", &["10.0.0.1"])], vec![spec]);
+    assert_eq!(state.vips_without_endpoint().map(|vip| vip.to_string()).collect::<Vec<_>>(), ["[fd00:96::1]:80"]);
+}
+
+/// A policy on a Service holds at the pod's IP, at the target ports, ready or not, and nowhere else.
+#[test]
+fn a_policy_on_a_service_holds_at_its_pods() {
+    let unready = Workload { ready: false, ..pod("unready", &["10.0.0.1"]) };
+    let listed_only = Workload { labels: BTreeMap::new(), ..pod("listed", &["10.0.0.2"]) };
+    let spec = ServiceSpec {
+        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(8080) }],
+        backends: Backends::Listed(vec![Backend {
+            ip: ip("10.0.0.2"),
+            port_name: "".into(),
+            port: 8081,
+            ready: false,
+        }]),
+        ..service("s", "10.96.0.1")
+    };
+    let policy = AuthorizationPolicy {
+        meta: PolicyMeta { id: "shop/p".into(), created: None },
+        targets: vec![Target::Service { namespace: "shop".into(), name: "s".into() }],
+        action: Action::Allow,
+        rules: vec![],
+    };
+    let policies = PolicySet::new(vec![], vec![policy], vec![]);
+    let state =
+        MeshState::build(1, "node", &World { workloads: vec![unready, listed_only], services: vec![spec], policies });
+    let refused = |uid: &str| -> BTreeSet<u16> {
+        let policy = state.inbound_policy(uid).unwrap();
+        let facts = |port| Facts {
+            source: None,
+            source_ip: ip("10.0.0.9"),
+            destination_ip: ip("10.0.0.1"),
+            destination_port: port,
+        };
+        (8079..8083).filter(|port| authorize(policy, &facts(*port)).is_err()).collect()
+    };
+    assert_eq!(refused("uid-unready"), BTreeSet::from([8080]));
+    assert_eq!(refused("uid-listed"), BTreeSet::from([8081]));
+}
+
+#[test]
+fn readers_see_what_was_published() {
+    let (writer, mut reader) = StateWriter::new("node");
+    assert_eq!(reader.current().version, 0);
+    writer.publish(build(vec![pod("a", &["10.0.0.1"])], vec![]));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert!(runtime.block_on(reader.changed()));
+    assert_eq!(reader.current().version, 1);
+    drop(writer);
+    assert!(!runtime.block_on(reader.changed()));
+}
+
+// — helpers —
+
+fn build(workloads: Vec<Workload>, services: Vec<ServiceSpec>) -> MeshState {
+    MeshState::build(1, "node", &World { workloads, services, policies: PolicySet::default() })
+}
+
+fn names<'a>(workloads: impl Iterator<Item = &'a std::sync::Arc<Workload>>) -> Vec<String> {
+    workloads.map(|workload| workload.name.to_string()).collect()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn pod(name: &str, ips: &[&str]) -> Workload {
+    Workload {
+        uid: format!("uid-{name}").into(),
+        name: name.into(),
+        namespace: "shop".into(),
+        node: "node".into(),
+        identity: SpiffeId::new("cluster.local", "shop", name).unwrap(),
+        ips: ips.iter().map(|text| ip(text)).collect(),
+        labels: BTreeMap::from([("app".to_string(), "s".to_string())]),
+        named_ports: BTreeMap::new(),
+        enrolled: true,
+        refusal: None,
+        host_network: false,
+        ready: true,
+        terminating: false,
+        created: None,
+    }
+}
+
+fn service(name: &str, vip: &str) -> ServiceSpec {
+    ServiceSpec {
+        namespace: "shop".into(),
+        name: name.into(),
+        cluster_ips: vec![ip(vip)],
+        selector: Some(BTreeMap::from([("app".to_string(), "s".to_string())])),
+        ports: vec![],
+        backends: Backends::Selected,
+    }
+}
