@@ -14,11 +14,11 @@ pub fn cgroup2_mount() -> Option<PathBuf> {
 
 /// The last mount of type cgroup2: a later one covers an earlier.
 fn mount_point(mountinfo: &str) -> Option<PathBuf> {
-    let mounts = mountinfo.lines().filter_map(|line| {
+    let mut mounts = mountinfo.lines().filter_map(|line| {
         let (head, tail) = line.split_once(" - ")?;
         (tail.split(' ').next()? == "cgroup2").then(|| head.split(' ').nth(4)).flatten()
     });
-    mounts.last().map(|path| PathBuf::from(path.replace("\\040", " ")))
+    mounts.next_back().map(|path| PathBuf::from(path.replace("\\040", " ")))
 }
 
 /// The pods' parent below `root`: `kubepods` (cgroupfs driver) or `kubepods.slice` (systemd driver).
