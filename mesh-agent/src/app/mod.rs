@@ -153,6 +153,7 @@ impl Agent {
     async fn drain(&self, signals: &mut Signals) {
         let window = self.config.proxy.drain_window;
         self.drain.start();
+        self.readiness.waiting("drain", "the agent is draining");
         self.proxy.stop_listening();
         tracing::info!(window = ?window, live = self.proxy.live(), "draining; a second signal ends at once");
         tokio::select! {

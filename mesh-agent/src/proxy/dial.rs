@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use super::limits::CONNECT_TIMEOUT;
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::podnet::{ClientRecord, Family, PodNet};
+use crate::policy::Permit;
 
 /// Dials `address` from the pod, with the pod's own IP as the source.
 pub async fn from_pod(net: &Arc<dyn PodNet>, address: SocketAddr) -> io::Result<TcpStream> {
@@ -25,8 +26,13 @@ pub struct AppConnection {
     pub record: ClientRecord,
 }
 
-/// Dials the pod's application at `server` on behalf of `client`.
-pub async fn application(net: &Arc<dyn PodNet>, client: ClientAddr, server: ServerAddr) -> io::Result<AppConnection> {
+/// Dials the pod's application at `server` on behalf of `client`. The permit is the proof that policy was asked.
+pub async fn application(
+    net: &Arc<dyn PodNet>,
+    _permit: &Permit,
+    client: ClientAddr,
+    server: ServerAddr,
+) -> io::Result<AppConnection> {
     let family = Family::of(server.ip());
     let socket = socket(net, family).await?;
     let record = ClientRecord::file(net, client, family)?;

@@ -44,6 +44,9 @@ pub enum Failure {
     /// A socket of the agent's own failed.
     #[error("socket: {0}")]
     Socket(io::Error),
+    /// The peer took its request back while the application was dialled.
+    #[error("the peer took its request back")]
+    Abandoned,
     /// The connection was cut while it was being set up.
     #[error("cut while connecting: {}", .0.reason())]
     Cut(super::connection::Cut),
@@ -63,6 +66,7 @@ impl Failure {
             Failure::Tunnel { error, .. } => tunnel_reason(error),
             Failure::Connect { .. } => "connect-failed",
             Failure::Socket(_) => "socket-failed",
+            Failure::Abandoned => "abandoned",
             Failure::Cut(cut) => cut.reason(),
         }
     }
@@ -80,6 +84,7 @@ impl Failure {
             | Failure::Tunnel { .. }
             | Failure::Connect { .. }
             | Failure::Socket(_)
+            | Failure::Abandoned
             | Failure::Cut(_) => Status::Unavailable,
         }
     }

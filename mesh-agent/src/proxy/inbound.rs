@@ -40,28 +40,41 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
 }
 
 /// Serves one CONNECT. `reached` is the pod address that the tunnel's TCP connection was made to.
-async fn serve_connect(worker: Rc<Worker>, pod: Arc<Pod>, reached: ServerAddr, tunnel: ClientAddr, incoming: Incoming) {
+async fn serve_connect(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    reached: ServerAddr,
+    tunnel: ClientAddr,
+    mut incoming: Incoming,
+) {
     let server = ServerAddr::new(incoming.authority);
     let judged = judged(&pod, Some(incoming.peer.clone()), tunnel.ip(), server);
     let client = real_client(tunnel, incoming.forwarded);
     let trace_id = incoming.traceparent.map(|trace| trace.trace_id().into());
     let record = record::inbound(&pod, client, Some(&incoming.peer), server, trace_id);
     let live = worker.live.register(pod.uid().clone(), Some(judged.clone()), record);
-    if let Err(failure) = check_authority(reached, server).and_then(|()| authorize(&worker, &judged).map(drop)) {
-        incoming.refuse(failure.status());
-        return worker.finish_failed(live, &failure);
-    }
-    let app = match reach_application(&pod, &live, client, server).await {
+    let permit = match check_authority(reached, server).and_then(|()| authorize(&worker, &judged)) {
+        Ok(permit) => permit,
+        Err(failure) => {
+            incoming.refuse(failure.status());
+            return worker.finish_failed(live, &failure);
+        }
+    };
+    let reached = tokio::select! {
+        biased;
+        () = incoming.abandoned() => Err(Failure::Abandoned),
+        reached = reach_application(&pod, &permit, &live, client, server) => reached,
+    };
+    let app = match reached {
         Ok(app) => app,
         Err(failure) => {
             incoming.refuse(failure.status());
             return worker.finish_failed(live, &failure);
         }
     };
-    let stream = match incoming.accept(&pod.baggage) {
-        Ok(stream) => stream,
-        // The peer reset the stream while we dialled: nobody is left to be told.
-        Err(_) => return copy::reset(app.tcp),
+    let Ok(stream) = incoming.accept(&pod.baggage) else {
+        copy::reset(app.tcp);
+        return worker.finish_failed(live, &Failure::Abandoned);
     };
     worker.opened(&live);
     let cancelled = async { drop(live.cancel.cancelled().await) };
@@ -97,8 +110,10 @@ fn real_client(tunnel: ClientAddr, forwarded: Option<SocketAddr>) -> ClientAddr 
     }
 }
 
-async fn reach_application(
+/// Dials the application, unless the connection is cut meanwhile.
+pub async fn reach_application(
     pod: &Pod,
+    permit: &Permit,
     live: &Registration,
     client: ClientAddr,
     server: ServerAddr,
@@ -106,7 +121,7 @@ async fn reach_application(
     tokio::select! {
         biased;
         cut = live.cancel.cancelled() => Err(Failure::Cut(cut)),
-        dialled = dial::application(&pod.net, client, server) => {
+        dialled = dial::application(&pod.net, permit, client, server) => {
             dialled.map_err(|error| Failure::Connect { address: server.socket(), error })
         }
     }

@@ -137,9 +137,9 @@ async fn reach(
             dialled.map(Reached::Direct).map_err(|error| Failure::Connect { address, error })
         }
         Transport::Itself => {
-            inbound::authorize(worker, &judged_itself(pod, upstream.address))?;
-            let dialled = dial::application(&pod.net, client, upstream.address).await;
-            dialled.map(Reached::Application).map_err(|error| Failure::Connect { address, error })
+            let permit = inbound::authorize(worker, &judged_itself(pod, upstream.address))?;
+            let reached = inbound::reach_application(pod, &permit, live, client, upstream.address).await;
+            reached.map(Reached::Application)
         }
         Transport::Tunnel(identity) => {
             let svid = worker.svid(&pod.workload.identity).await?;

@@ -5,10 +5,8 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::connection::{Judged, Registration};
-use super::error::Failure;
 use super::worker::{Pod, Worker};
-use super::{copy, dial, inbound, record};
+use super::{copy, inbound, record};
 use crate::addr::{ClientAddr, ServerAddr};
 
 /// Serves one connection accepted on the pod's plaintext listener.
@@ -18,7 +16,11 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
     let judged = inbound::judged(&pod, None, client.ip(), server);
     let record = record::inbound(&pod, client, None, server, None);
     let live = worker.live.register(pod.uid().clone(), Some(judged.clone()), record);
-    match reach(&worker, &pod, &live, &judged, client).await {
+    let reached = match inbound::authorize(&worker, &judged) {
+        Ok(permit) => inbound::reach_application(&pod, &permit, &live, client, server).await,
+        Err(failure) => Err(failure),
+    };
+    match reached {
         Ok(app) => {
             worker.opened(&live);
             let cancelled = async { drop(live.cancel.cancelled().await) };
@@ -29,24 +31,6 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
         Err(failure) => {
             worker.finish_failed(live, &failure);
             copy::reset(tcp);
-        }
-    }
-}
-
-async fn reach(
-    worker: &Worker,
-    pod: &Pod,
-    live: &Registration,
-    judged: &Judged,
-    client: ClientAddr,
-) -> Result<dial::AppConnection, Failure> {
-    inbound::authorize(worker, judged)?;
-    let server = ServerAddr::new((judged.facts.destination_ip, judged.facts.destination_port).into());
-    tokio::select! {
-        biased;
-        cut = live.cancel.cancelled() => Err(Failure::Cut(cut)),
-        dialled = dial::application(&pod.net, client, server) => {
-            dialled.map_err(|error| Failure::Connect { address: server.socket(), error })
         }
     }
 }

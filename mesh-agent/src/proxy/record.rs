@@ -131,6 +131,7 @@ pub fn result_of_failure(failure: &Failure) -> ConnectionResult {
         | Failure::NoCertificate(_)
         | Failure::Tunnel { .. }
         | Failure::Connect { .. }
-        | Failure::Socket(_) => ConnectionResult::Failed { reason },
+        | Failure::Socket(_)
+        | Failure::Abandoned => ConnectionResult::Failed { reason },
     }
 }
