@@ -29,6 +29,9 @@ pub fn target_dir() -> PathBuf {
 
 /// Builds the BPF object and the agent; returns the agent's path.
 pub fn agent() -> Result<PathBuf> {
+    if std::env::var_os(OTHER_AGENT).is_some() {
+        return agent_binary();
+    }
     let object = crate::ebpf::build()?;
     let status = cargo()
         .args(["build", "--release", "--package", "mesh-agent"])
@@ -39,8 +42,14 @@ pub fn agent() -> Result<PathBuf> {
     agent_binary()
 }
 
+/// Another agent to test than the one that is built here, with the BPF object inside.
+const OTHER_AGENT: &str = "MESH_TEST_AGENT";
+
 /// The agent that [`agent`] built.
 pub fn agent_binary() -> Result<PathBuf> {
+    if let Some(other) = std::env::var_os(OTHER_AGENT) {
+        return Ok(other.into());
+    }
     let binary = target_dir().join("release/mesh-agent");
     ensure!(binary.is_file(), "{} is missing: cargo xtask build", binary.display());
     Ok(binary)

@@ -14,11 +14,11 @@ pub fn cgroup2_mount() -> Option<PathBuf> {
 
 /// The last mount of type cgroup2: a later one covers an earlier.
 fn mount_point(mountinfo: &str) -> Option<PathBuf> {
-    let mounts = mountinfo.lines().filter_map(|line| {
+    let mut mounts = mountinfo.lines().filter_map(|line| {
         let (head, tail) = line.split_once(" - ")?;
         (tail.split(' ').next()? == "cgroup2").then(|| head.split(' ').nth(4)).flatten()
     });
-    mounts.last().map(|path| PathBuf::from(path.replace("\\040", " ")))
+    mounts.next_back().map(|path| PathBuf::from(path.replace("\\040", " ")))
 }
 
 /// The pods' parent below `root`: `kubepods` (cgroupfs driver) or `kubepods.slice` (systemd driver).
@@ -71,7 +71,7 @@ pub(super) fn own() -> Result<PathBuf, Error> {
     let own = if holds_self(&direct) { direct } else { search(&mount).ok_or(Error::NoCgroup2)? };
     let is_pod = |path: &Path| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.starts_with("pod") || name.contains("-pod")
+        name.starts_with("pod") || (name.contains("-pod") && name.ends_with(".slice"))
     };
     Ok(own.ancestors().take_while(|path| *path != mount).find(|path| is_pod(path)).unwrap_or(&own).to_path_buf())
 }

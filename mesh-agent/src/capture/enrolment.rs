@@ -188,7 +188,10 @@ impl Enroller {
         let pod = EnrolledPod { workload: workload.clone(), net: net.clone() as Arc<dyn PodNet>, listeners };
         self.events.send(PodEvent::Enrolled(pod)).await.map_err(|_| "the proxy is gone")?;
         let open = PodConfig::new(addresses, Gate::Open);
-        self.tables.pods.set(&cookie, &open).map_err(step("opening its gate"))?;
+        if let Err(error) = self.tables.pods.set(&cookie, &open) {
+            let _ = self.events.send(PodEvent::Left(workload.uid.clone())).await;
+            return Err(step("opening its gate")(error));
+        }
         tracing::info!(pod = %workload.name, namespace = %workload.namespace, "enrolled");
         let guarded = interfaces.iter().map(|interface| interface.index).collect();
         let enrolled = Enrolled { workload: workload.clone(), net, inode: found.inode, cookie, guarded, routes };

@@ -384,7 +384,7 @@ impl Agent {
         });
         writer.publish(MeshState::build(1, "node", &world(true)));
         let start = Instant::now();
-        while gates.missing() != [] || !rig.pins.path().join("nodemesh/v1/pods").join(POD_UID).exists() {
+        while !gates.missing().is_empty() || !rig.pins.path().join("nodemesh/v1/pods").join(POD_UID).exists() {
             assert!(start.elapsed() < Duration::from_secs(10), "not ready: {:?}", gates.missing());
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -96,7 +96,7 @@ impl Report {
         for (command, what) in [
             (format!("cargo xtask exec --run {run} shop -- curl -s http://web.demo/"), "a request from a pod"),
             (format!("cargo xtask exec --run {run} outsider -- bash"), "a shell in a pod"),
-            (format!("curl -s --unix-socket {dir}/n1-admin.sock http://agent/config_dump"), "what an agent knows"),
+            (format!("curl -s --unix-socket {dir}/n1-admin.sock http://localhost/config_dump"), "what an agent knows"),
             (format!("ls {dir}/world"), "the cluster; edit a file and see"),
             (format!("tail -f {dir}/logs/n2-agent.log"), "an agent's log"),
             (format!("cargo xtask clean {run}"), "the end of it"),

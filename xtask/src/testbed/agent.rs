@@ -140,7 +140,7 @@ fn request(socket: &Path, method: &str, path: &str) -> Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     // HTTP/1.0: the answer ends with the connection and is never chunked.
-    write!(stream, "{method} {path} HTTP/1.0\r\nhost: admin\r\ncontent-length: 0\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.0\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).with_context(|| format!("reading the answer to {method} {path}"))?;
     let answer = String::from_utf8_lossy(&answer);
