@@ -128,7 +128,7 @@ impl PodNamespace {
         let (sockets, filling) = (stock.sockets.clone(), stock.filling.clone());
         let posted = self.thread.post(move || {
             while !sockets.is_full()
-                && let Ok(socket) = new_socket(family)
+                && let Ok(socket) = dial_socket(family)
                 && sockets.push(socket).is_ok()
             {}
             filling.store(false, Ordering::Release);
@@ -191,7 +191,7 @@ impl PodNet for PodNamespace {
     }
 
     fn make_socket(&self, family: Family) -> Pin<Box<dyn Future<Output = io::Result<Socket>> + Send + '_>> {
-        Box::pin(self.thread.run(move || new_socket(family)))
+        Box::pin(self.thread.run(move || dial_socket(family)))
     }
 }
 
@@ -227,6 +227,17 @@ fn new_socket(family: Family) -> io::Result<Socket> {
     let socket = Socket::new(domain(family), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
+    match family {
+        Family::V4 => {}
+        Family::V6 => allow_any_address(&socket)?,
+    }
+    Ok(socket)
+}
+
+/// For the stock: as [`PodNet::make_socket`] promises.
+fn dial_socket(family: Family) -> io::Result<Socket> {
+    let socket = new_socket(family)?;
+    choose_port_at_connect(&socket)?;
     Ok(socket)
 }
 
@@ -236,7 +247,6 @@ fn listener(family: Family) -> io::Result<TcpListener> {
     let address: IpAddr = match family {
         Family::V4 => Ipv4Addr::new(127, 128, 0, 1).into(),
         Family::V6 => {
-            allow_any_address(&socket)?;
             let prefix = u128::from(u64::from_be_bytes(mesh_common::addr::CAPTURE_V6)) << 64;
             Ipv6Addr::from(prefix | 1).into()
         }
@@ -247,6 +257,13 @@ fn listener(family: Family) -> io::Result<TcpListener> {
     // that again beside them. After bind, so that the listener itself never shares its port.
     socket.set_reuse_address(true)?;
     Ok(socket.into())
+}
+
+/// IP_BIND_ADDRESS_NO_PORT: bind() takes the address alone and connect() the port, when the other end is known; the two
+/// families share the option.
+fn choose_port_at_connect(socket: &Socket) -> io::Result<()> {
+    const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
+    sys::set_socket_option(socket.as_fd(), libc::IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
 /// IPV6_FREEBIND: the range's addresses are local by route, not by assignment.
