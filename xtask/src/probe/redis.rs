@@ -31,13 +31,15 @@ impl Session {
             .with_context(|| format!("connecting to {address}"))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         stream.set_nodelay(true)?;
+        // Other sessions write to the same server.
+        let key = stream.local_addr()?.to_string();
         say(&json!({"connected": address.to_string()}))?;
         let mut said = Instant::now();
         for done in 0.. {
             if rounds > 0 && done == rounds {
                 break;
             }
-            if let Err(error) = round(&mut stream, done) {
+            if let Err(error) = round(&mut stream, key.as_bytes(), done) {
                 say(&json!({"broken": error_name(&error), "rounds": done, "at_ms": now_ms()}))?;
                 return Err(error).context("the session broke");
             }
@@ -56,11 +58,11 @@ pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-fn round(stream: &mut TcpStream, number: u64) -> io::Result<()> {
+fn round(stream: &mut TcpStream, key: &[u8], number: u64) -> io::Result<()> {
     let value: Vec<u8> = (0..=255u8).map(|byte| byte.wrapping_add(number as u8)).collect();
-    stream.write_all(&command(&[b"SET", b"session", &value]))?;
+    stream.write_all(&command(&[b"SET", key, &value]))?;
     expect(stream, b"+OK\r\n")?;
-    stream.write_all(&command(&[b"GET", b"session"]))?;
+    stream.write_all(&command(&[b"GET", key]))?;
     let mut answer = format!("${}\r\n", value.len()).into_bytes();
     answer.extend(&value);
     answer.extend(b"\r\n");

@@ -201,6 +201,11 @@ impl Testbed {
         process::log_tails(&self.run.dir().join("logs"), lines)
     }
 
+    /// A test's error with the end of every log below it.
+    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        anyhow::anyhow!("{error:#}\n\n{}", self.log_tails(30))
+    }
+
     /// Leaves everything running when this is dropped; `cargo xtask clean` ends it.
     pub fn keep(mut self) -> PathBuf {
         for agent in self.agents.values_mut() {

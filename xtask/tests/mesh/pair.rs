@@ -82,7 +82,7 @@ impl Pair {
 pub fn in_both_families(test: &str, run: impl Fn(&Pair, Family) -> Result<()>) -> Result<()> {
     let Some(pair) = meshed(test)? else { return Ok(()) };
     for family in Family::BOTH {
-        run(&pair, family).with_context(|| format!("over {family}")).with_context(|| pair.bed.log_tails(30))?;
+        run(&pair, family).with_context(|| format!("over {family}")).map_err(|error| pair.bed.explain(error))?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Each step of the demo as a test of its own, in both families.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use xtask::demo::stage::Stage;
 use xtask::demo::steps::by_id;
 use xtask::rings::can_use_kernel;
@@ -18,7 +18,7 @@ fn step(id: &str, family: Family) -> Result<()> {
         stage.measure_plain()?;
     }
     stage.start_mesh()?;
-    let seen = (by_id(id)?.run)(&mut stage, &|_| ()).with_context(|| stage.bed.log_tails(30))?;
+    let seen = (by_id(id)?.run)(&mut stage, &|_| ()).map_err(|error| stage.bed.explain(error))?;
     println!("{seen}");
     Ok(())
 }
