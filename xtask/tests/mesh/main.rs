@@ -3,6 +3,7 @@
 //! Each test has a testbed of its own, so they run beside each other.
 
 mod connections;
+mod dishonest_peer;
 mod lifecycle;
 mod pair;
 mod steps;
