@@ -40,7 +40,7 @@ fn a_tunnel_leads_to_its_own_pod_only() -> Result<()> {
             SocketAddr::new(server, 15008),
         ] {
             let status = connect(pair, family, elsewhere)?;
-            ensure!((400..500).contains(&status), "CONNECT {elsewhere} was answered with {status}");
+            ensure!(status >= 400, "CONNECT {elsewhere} was answered with {status}");
         }
         Ok(())
     })
