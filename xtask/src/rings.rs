@@ -9,6 +9,7 @@
 //! A ring that cannot run says so in capitals; with MESH_REQUIRE_KERNEL set, as in CI, that is a failure.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
@@ -111,12 +112,8 @@ fn prepare_kernel(output: &mut Output) -> Result<Option<Outcome>> {
     if let Some(reason) = kernel_obstacle() {
         obstacle = Some(reason);
     } else {
-        let agent = build::agent()?;
-        let check = Command::new(&agent).arg("check").output().context("running mesh-agent check")?;
-        // 1: something that is required is missing. 2 is about what is optional.
-        if check.status.code() == Some(1) {
-            obstacle = Some(format!("this kernel lacks something:\n{}", String::from_utf8_lossy(&check.stdout)));
-        }
+        let missing = what_the_kernel_lacks(&build::agent()?)?;
+        obstacle = missing.map(|missing| format!("this kernel lacks something:\n{missing}"));
     }
     let Some(reason) = obstacle else { return Ok(None) };
     let required = kernel_is_required();
@@ -124,6 +121,18 @@ fn prepare_kernel(output: &mut Output) -> Result<Option<Outcome>> {
         if required { "MESH_REQUIRE_KERNEL is set, so this is a failure" } else { "nothing was tested on it" };
     output.announce(&format!("RING 3 SKIPPED: {reason}; {verdict}"))?;
     Ok(Some(Outcome { skipped: !required, ..Outcome::default() }))
+}
+
+/// Asks `mesh-agent check`, about a cgroup that looks like a node's; None if all that is required is there.
+fn what_the_kernel_lacks(agent: &Path) -> Result<Option<String>> {
+    let node = cgroup::mount_point()?.join(format!("nodemesh-check-{}", std::process::id()));
+    std::fs::create_dir_all(node.join("kubepods")).with_context(|| format!("making {}", node.display()))?;
+    let check = Command::new(agent).arg("check").arg("--cgroup-root").arg(&node).output();
+    cgroup::destroy(&node)?;
+    let check = check.context("running mesh-agent check")?;
+    // 1: something that is required is missing. 2 is about what is optional.
+    let lacks = check.status.code() == Some(1);
+    Ok(lacks.then(|| String::from_utf8_lossy(&check.stdout).into_owned()))
 }
 
 /// Passes cargo's output on, counts, and keeps its last closing line for the very end.
