@@ -1,8 +1,10 @@
 //! Agents and pods that come and go.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use xtask::build;
 use xtask::testbed::{AgentOptions, Family, PodSpec, eventually, start_nginx};
 
 use crate::pair::{Pair, meshed};
@@ -21,6 +23,49 @@ fn a_restarted_agent_serves_again() -> Result<()> {
         pair.bed.start_agent(node, &AgentOptions::default())?;
         served(&pair)?;
     }
+    Ok(())
+}
+
+/// What a reboot leaves: no pins, no programs, and pods that are started before the agent is.
+#[test]
+fn a_node_without_its_pins_enrols_its_pods_again() -> Result<()> {
+    let Some(mut pair) = meshed("reboot")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    start_nginx(pair.bed.pod("server"))?;
+    pair.bed.agent_mut("n2").kill()?;
+    let pins = pair.bed.agent("n2").pins().to_path_buf();
+    let detached = Command::new(build::agent_binary()?).arg("detach").arg("--bpf-pins").arg(&pins).status()?;
+    ensure!(detached.success(), "mesh-agent detach: {detached}");
+    pair.bed.start_agent("n2", &AgentOptions::default())?;
+    served(&pair)?;
+    let connections = pair.bed.agent("n2").access_log();
+    ensure!(connections.iter().all(|line| line["transport"] == "tunnel"), "{connections:?}");
+    Ok(())
+}
+
+#[test]
+fn a_world_that_cannot_be_read_keeps_the_last_state() -> Result<()> {
+    let Some(mut pair) = meshed("vanished world")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    start_nginx(pair.bed.pod("server"))?;
+    let world = pair.bed.world.dir().to_path_buf();
+    let away = world.with_extension("away");
+    std::fs::rename(&world, &away)?;
+    let unreachable = eventually(PATIENCE, "the agent to notice", || {
+        let dump = pair.bed.agent("n1").get_json("/config_dump")?;
+        Ok(dump["discovery"]["health"]["unreachable"].as_str().map(str::to_string))
+    })?;
+    ensure!(unreachable.contains(&*world.to_string_lossy()), "{unreachable}");
+    served(&pair)?;
+    std::fs::rename(&away, &world)?;
+    pair.bed.add_pod(PodSpec::new("pair", "later", "n1"))?;
+    eventually(PATIENCE, "the world to be read again", || {
+        Ok(pair.bed.agent("n1").get_json("/config_dump")?.to_string().contains("pair/sa/later").then_some(()))
+    })?;
     Ok(())
 }
 
