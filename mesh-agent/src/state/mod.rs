@@ -5,6 +5,8 @@
 //! [`World`]) and cannot fail for outside reasons.
 
 mod build;
+mod endpoints;
+mod pods;
 mod service;
 mod snapshot;
 mod workload;

@@ -1,18 +1,14 @@
-//! Namespace, Pod, Service and EndpointSlice.
+//! Namespace and Pod.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, Namespace, Pod, PodSpec, PodStatus, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::api::core::v1::{Container, Namespace, Pod, PodSpec, PodStatus};
 
-use super::{FieldPath, Item, Problem, mesh_label};
+use super::{FieldPath, Item, Problem, is_tcp, mesh_label, parse_ip, port_number};
 use crate::discovery::object::Key;
 use crate::spiffe::SpiffeId;
-use crate::state::{Backend, Backends, PortSpec, ServiceSpec, TargetPort, Workload};
-
-const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+use crate::state::Workload;
 
 /// A namespace counts by its label.
 pub fn namespace(namespace: &Namespace) -> Result<Item, Problem> {
@@ -114,93 +110,4 @@ fn is_ready(status: &PodStatus) -> bool {
         Some(condition) => condition.status == "True",
         None => matches!(status.phase.as_deref(), None | Some("Running")),
     }
-}
-
-/// A Service counts by its TCP ports; ExternalName is a matter of DNS alone.
-pub fn service(service: &Service, key: &Key) -> Result<Item, Problem> {
-    let nothing = k8s_openapi::api::core::v1::ServiceSpec::default();
-    let spec = service.spec.as_ref().unwrap_or(&nothing);
-    let ports = spec.ports.as_deref().unwrap_or_default().iter().enumerate();
-    let tcp = ports.filter(|(_, port)| is_tcp(port.protocol.as_deref()));
-    let ports = tcp.map(|(index, port)| service_port(port, &FieldPath::of("spec.ports").index(index)));
-    let external_name = spec.type_.as_deref() == Some("ExternalName");
-    Ok(Item::Service(ServiceSpec {
-        namespace: key.namespace.as_str().into(),
-        name: key.name.as_str().into(),
-        cluster_ips: if external_name { Vec::new() } else { cluster_ips(spec)? },
-        selector: spec.selector.clone().filter(|_| !external_name),
-        ports: ports.collect::<Result<_, _>>()?,
-        backends: Backends::Selected,
-    }))
-}
-
-fn cluster_ips(spec: &k8s_openapi::api::core::v1::ServiceSpec) -> Result<Vec<IpAddr>, Problem> {
-    let list = spec.cluster_ips.as_deref().unwrap_or_default();
-    if list.is_empty() {
-        let one = spec.cluster_ip.iter().filter(|ip| is_address(ip));
-        return one.map(|ip| parse_ip(ip, || FieldPath::of("spec.clusterIP"))).collect();
-    }
-    let addresses = list.iter().enumerate().filter(|(_, ip)| is_address(ip));
-    addresses.map(|(index, ip)| parse_ip(ip, || FieldPath::of("spec.clusterIPs").index(index))).collect()
-}
-
-/// "None" is a headless Service; an empty text is one that has no address yet.
-fn is_address(cluster_ip: &str) -> bool {
-    !cluster_ip.is_empty() && cluster_ip != "None"
-}
-
-fn service_port(port: &ServicePort, path: &FieldPath) -> Result<PortSpec, Problem> {
-    let number = port_number(port.port, || path.key("port"))?;
-    let target = match &port.target_port {
-        None => TargetPort::Number(number),
-        // An API server stores 0 for "the same as port".
-        Some(IntOrString::Int(0)) => TargetPort::Number(number),
-        Some(IntOrString::Int(target)) => TargetPort::Number(port_number(*target, || path.key("targetPort"))?),
-        Some(IntOrString::String(name)) => TargetPort::Name(name.clone()),
-    };
-    Ok(PortSpec { name: port.name.as_deref().unwrap_or_default().into(), port: number, target })
-}
-
-/// A slice counts when it belongs to a Service and holds IPs.
-pub fn endpoint_slice(slice: &EndpointSlice, key: &Key) -> Result<Option<Item>, Problem> {
-    let labels = slice.metadata.labels.as_ref();
-    let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME_LABEL)) else {
-        return Ok(None);
-    };
-    if slice.address_type == "FQDN" {
-        tracing::debug!(slice = %key.object(), "an EndpointSlice of names is not used");
-        return Ok(None);
-    }
-    let mut backends = Vec::new();
-    for (index, port) in slice.ports.as_deref().unwrap_or_default().iter().enumerate() {
-        let (true, Some(number)) = (is_tcp(port.protocol.as_deref()), port.port) else { continue };
-        let number = port_number(number, || FieldPath::of("ports").index(index).key("port"))?;
-        for (index, endpoint) in slice.endpoints.iter().flatten().enumerate() {
-            let name = port.name.as_deref().unwrap_or_default();
-            backends.extend(slice_backend(endpoint, index, name, number)?);
-        }
-    }
-    Ok(Some(Item::EndpointSlice { service: service.as_str().into(), backends }))
-}
-
-/// The addresses of one endpoint are all the same place: clients use the first.
-fn slice_backend(endpoint: &Endpoint, index: usize, name: &str, port: u16) -> Result<Option<Backend>, Problem> {
-    let Some(address) = endpoint.addresses.first() else { return Ok(None) };
-    let ip = parse_ip(address, || FieldPath::of("endpoints").index(index).key("addresses").index(0))?;
-    let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) != Some(false);
-    Ok(Some(Backend { ip, port_name: name.into(), port, ready }))
-}
-
-fn is_tcp(protocol: Option<&str>) -> bool {
-    matches!(protocol, None | Some("TCP" | ""))
-}
-
-fn parse_ip(text: &str, field: impl FnOnce() -> FieldPath) -> Result<IpAddr, Problem> {
-    let ip: Result<IpAddr, _> = text.parse();
-    ip.map(|ip| ip.to_canonical()).map_err(|_| Problem::new(field(), format!("{text:?} is not an IP address")))
-}
-
-fn port_number(number: i32, field: impl FnOnce() -> FieldPath) -> Result<u16, Problem> {
-    let port = u16::try_from(number).ok().filter(|port| *port != 0);
-    port.ok_or_else(|| Problem::new(field(), format!("{number} is not a port: 1 to 65535")))
 }

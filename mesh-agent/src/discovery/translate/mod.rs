@@ -5,15 +5,20 @@
 
 mod core;
 mod policy;
+mod service;
+mod slice;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-pub use self::core::{endpoint_slice, namespace, pod, service};
+pub use self::core::{namespace, pod};
 pub use self::policy::{authorization_policy, peer_authentication, unreadable};
+pub use self::service::service;
+pub use self::slice::endpoint_slice;
 
 use super::finding::{FieldPath, Problem};
 use crate::policy::{AuthorizationPolicy, PeerAuthentication};
@@ -65,4 +70,18 @@ fn mesh_label(labels: Option<&BTreeMap<String, String>>) -> Result<Option<bool>,
             Err(Problem::new(field, format!("{other:?} is neither \"enabled\" nor \"disabled\"")))
         }
     }
+}
+
+fn is_tcp(protocol: Option<&str>) -> bool {
+    matches!(protocol, None | Some("TCP" | ""))
+}
+
+fn parse_ip(text: &str, field: impl FnOnce() -> FieldPath) -> Result<IpAddr, Problem> {
+    let ip: Result<IpAddr, _> = text.parse();
+    ip.map(|ip| ip.to_canonical()).map_err(|_| Problem::new(field(), format!("{text:?} is not an IP address")))
+}
+
+fn port_number(number: i32, field: impl FnOnce() -> FieldPath) -> Result<u16, Problem> {
+    let port = u16::try_from(number).ok().filter(|port| *port != 0);
+    port.ok_or_else(|| Problem::new(field(), format!("{number} is not a port: 1 to 65535")))
 }
