@@ -7,7 +7,7 @@ use super::object::Key;
 use super::store::Store;
 use super::translate::Item;
 use crate::policy::PolicySet;
-use crate::state::{Backend, Backends, ServiceSpec, Workload, World};
+use crate::state::{Backend, Backends, Node, ServiceSpec, Workload, World};
 
 /// Joins pods with their namespace's label and EndpointSlices with their Service. Cannot fail.
 pub fn world(store: &Store) -> World {
@@ -20,6 +20,7 @@ pub fn world(store: &Store) -> World {
     World {
         workloads: loose.workloads(),
         services: loose.services,
+        nodes: loose.nodes,
         policies: PolicySet::new(loose.peers, loose.authorizations, store.unreadable.clone()),
     }
     .with_slices(loose.slices)
@@ -30,6 +31,7 @@ struct Loose<'a> {
     namespaces: BTreeMap<&'a str, Option<bool>>,
     pods: Vec<(&'a Workload, Option<bool>)>,
     services: Vec<ServiceSpec>,
+    nodes: Vec<Node>,
     slices: HashMap<(Arc<str>, Arc<str>), Vec<Backend>>,
     peers: Vec<crate::policy::PeerAuthentication>,
     authorizations: Vec<crate::policy::AuthorizationPolicy>,
@@ -41,6 +43,7 @@ impl<'a> Loose<'a> {
             Item::Namespace { mesh } => {
                 self.namespaces.insert(&key.name, *mesh);
             }
+            Item::Node(node) => self.nodes.push(node.clone()),
             Item::Pod { workload, mesh } => self.pods.push((workload, *mesh)),
             Item::Service(service) => self.services.push(service.clone()),
             Item::EndpointSlice { service, backends } => {

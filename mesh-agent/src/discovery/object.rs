@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -16,6 +16,8 @@ use super::translate::{self, Item};
 pub enum Kind {
     /// v1
     Namespace,
+    /// v1
+    Node,
     /// v1
     Pod,
     /// v1
@@ -39,7 +41,7 @@ impl Kind {
     pub fn is_policy(self) -> bool {
         match self {
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => true,
-            Kind::Namespace | Kind::Pod | Kind::Service | Kind::EndpointSlice => false,
+            Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice => false,
         }
     }
 }
@@ -49,7 +51,7 @@ impl Kind {
 pub struct Key {
     /// Its kind.
     pub kind: Kind,
-    /// metadata.namespace, `default` when absent; empty for Namespaces.
+    /// metadata.namespace, `default` when absent; empty for Namespaces and Nodes.
     pub namespace: String,
     /// metadata.name
     pub name: String,
@@ -99,6 +101,7 @@ pub fn meaning(object: &Value) -> Meaning {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     let kind = match (group, version, kind) {
         ("", "v1", "Namespace") => Kind::Namespace,
+        ("", "v1", "Node") => Kind::Node,
         ("", "v1", "Pod") => Kind::Pod,
         ("", "v1", "Service") => Kind::Service,
         ("discovery.k8s.io", "v1", "EndpointSlice") => Kind::EndpointSlice,
@@ -146,7 +149,7 @@ pub fn key(kind: Kind, object: &Value) -> Result<Key, Problem> {
     let name = text(object, &["metadata", "name"]).filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| Problem::new(FieldPath::of("metadata.name"), "missing, or not a text"))?;
     let namespace = match kind {
-        Kind::Namespace => "",
+        Kind::Namespace | Kind::Node => "",
         Kind::Pod | Kind::Service | Kind::EndpointSlice | Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
             namespace(object)?
         }
@@ -167,6 +170,7 @@ pub fn namespace(object: &Value) -> Result<&str, Problem> {
 pub fn read(key: &Key, object: &Value, trust_domain: &str) -> Result<Option<Item>, Problem> {
     match key.kind {
         Kind::Namespace => translate::namespace(&typed::<Namespace>(object)?).map(Some),
+        Kind::Node => translate::node(&typed::<Node>(object)?, key).map(Some),
         Kind::Pod => translate::pod(&typed::<Pod>(object)?, key, trust_domain),
         Kind::Service => translate::service(&typed::<Service>(object)?, key).map(Some),
         Kind::EndpointSlice => translate::endpoint_slice(&typed::<EndpointSlice>(object)?, key),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::addr::{OrigDstAddr, ServerAddr};
 use crate::spiffe::SpiffeId;
-use crate::state::{Endpoint, MeshState, Service, Workload};
+use crate::state::{Endpoint, Frontend, MeshState, Service, Workload};
 
 /// What happens to destinations that the mesh does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ fn to_service(state: &MeshState, source: &Workload, service: &Arc<Service>, dial
     let Some(port) = service.port(dialled.port()) else {
         return Route::Refused(Refusal::NoSuchPort);
     };
-    let candidates: Vec<&Endpoint> = port.endpoints_of_family(dialled.ip()).collect();
+    let candidates: Vec<&Endpoint> = port.behind(Frontend::ClusterIp, dialled.ip()).collect();
     let chosen = balance::pick(candidates.len(), MAX_TRIES, seed).into_iter().filter_map(|index| candidates.get(index));
     let upstreams: Vec<Upstream> = chosen
         .map(|endpoint| {

@@ -27,6 +27,7 @@ fn where_connections_go() {
             service("node", &["10.96.0.6"], &[("192.168.0.1", 6443)]),
         ],
         policies: PolicySet::new(vec![disable("shop/meshed", 9090)], vec![], vec![]),
+        ..World::default()
     };
     let state = MeshState::build(1, "node", &world);
     let client = state.workload_by_ip("10.0.0.1".parse().unwrap()).unwrap();
@@ -79,7 +80,7 @@ proptest! {
         let world = World {
             workloads: pods.collect(),
             services: vec![service("a", &["10.96.0.1"], &twice), service("b", &["10.96.0.2"], &others)],
-            policies: PolicySet::default(),
+            ..World::default()
         };
         let state = MeshState::build(1, "node", &world);
         let client = state.workload_by_ip("10.0.0.1".parse().unwrap()).unwrap();
@@ -159,6 +160,8 @@ fn pod(name: &str, ips: &[&str], enrolled: bool) -> Workload {
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         labels: BTreeMap::from([("name".to_string(), name.to_string())]),
         named_ports: BTreeMap::new(),
+        host_ips: vec![],
+        host_ports: vec![],
         enrolled,
         refusal: None,
         host_network: false,
@@ -169,15 +172,14 @@ fn pod(name: &str, ips: &[&str], enrolled: bool) -> Workload {
 }
 
 fn service(name: &str, cluster_ips: &[&str], backends: &[(&str, u16)]) -> ServiceSpec {
-    let backend =
-        |(ip, port): &(&str, u16)| Backend { ip: ip.parse().unwrap(), port_name: "".into(), port: *port, ready: true };
+    let backend = |(ip, port): &(&str, u16)| Backend::ready(ip.parse().unwrap(), *port);
     ServiceSpec {
         namespace: "shop".into(),
         name: name.into(),
         cluster_ips: cluster_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-        selector: None,
-        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(8080) }],
+        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(8080), node_port: None }],
         backends: Backends::Listed(backends.iter().map(backend).collect()),
+        ..ServiceSpec::default()
     }
 }
 

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::endpoints::{endpoints, selected, target_port};
+use super::endpoints::{selected, service_port, target_port};
+use super::nodes::Nodes;
 use super::pods::Pods;
-use super::{Backends, MeshState, Service, ServicePort, ServiceSpec, Workload, World};
+use super::topology::Here;
+use super::{Backends, MeshState, Service, ServiceSpec, Workload, World};
 use crate::policy::{PeerModes, PolicySet, Subject};
 
 /// By uid: the Services that lead to the workload, and at which of its ports.
@@ -15,9 +17,11 @@ impl MeshState {
     /// Builds the snapshot of a world as one node's agent sees it.
     pub fn build(version: u64, node: &str, world: &World) -> Self {
         let pods = Pods::index(&world.workloads);
+        let nodes = Nodes::index(world);
         let mut state = MeshState { version, node: node.into(), ..MeshState::default() };
+        let here = nodes.here(&state.node);
         for spec in &world.services {
-            state.add_service(Arc::new(service(spec, &pods)));
+            state.add_service(Arc::new(service(spec, &pods, &nodes, &here)));
         }
         let services = services_of_workloads(world, &pods);
         state.judge(&world.policies, &pods, &services);
@@ -57,16 +61,14 @@ impl MeshState {
     }
 }
 
-fn service(spec: &ServiceSpec, pods: &Pods<'_>) -> Service {
-    let ports = spec.ports.iter().map(|port| ServicePort {
-        name: port.name.clone(),
-        port: port.port,
-        endpoints: endpoints(spec, port, pods),
-    });
+fn service(spec: &ServiceSpec, pods: &Pods<'_>, nodes: &Nodes<'_>, here: &Here) -> Service {
+    let ports = spec.ports.iter().map(|port| service_port(spec, port, pods, nodes, here));
     Service {
         namespace: spec.namespace.clone(),
         name: spec.name.clone(),
         cluster_ips: spec.cluster_ips.clone(),
+        external: spec.external.clone(),
+        affinity: spec.traffic.affinity,
         ports: ports.collect(),
     }
 }

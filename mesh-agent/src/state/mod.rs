@@ -6,16 +6,21 @@
 
 mod build;
 mod endpoints;
+mod nodes;
 mod pods;
 mod service;
 mod snapshot;
+mod topology;
 mod workload;
 mod world;
 
 #[cfg(test)]
 mod tests;
 
-pub use service::{Endpoint, Service, ServicePort};
+pub use service::{Endpoint, Frontend, Service, ServicePort};
 pub use snapshot::{MeshState, StateReader, StateWriter};
-pub use workload::Workload;
-pub use world::{Backend, Backends, PortSpec, ServiceSpec, TargetPort, World};
+pub use workload::{HostPort, Workload};
+pub use world::{
+    Affinity, Backend, Backends, Distribution, ExternalAddresses, Hints, InternalTraffic, Node, PortSpec, ServiceSpec,
+    TargetPort, Traffic, World,
+};

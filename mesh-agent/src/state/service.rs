@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Workload;
+use super::{Affinity, ExternalAddresses, Workload};
 
 /// A Service with its ports; endpoints are per port, because readiness and target ports are.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +14,10 @@ pub struct Service {
     pub name: Arc<str>,
     /// spec.clusterIPs without "None", canonical.
     pub cluster_ips: Vec<IpAddr>,
+    /// Addresses that lead to it besides.
+    pub external: ExternalAddresses,
+    /// Whether a client comes to the same endpoint again.
+    pub affinity: Affinity,
     /// spec.ports, TCP only.
     pub ports: Vec<ServicePort>,
 }
@@ -25,8 +29,22 @@ pub struct ServicePort {
     pub name: Arc<str>,
     /// spec.ports[].port
     pub port: u16,
-    /// Endpoints that may be dialled now (ready), both families.
+    /// The port of every node that leads here too.
+    pub node_port: Option<u16>,
+    /// Endpoints that may be dialled now from this node, both families.
     pub endpoints: Vec<Endpoint>,
+    /// With internalTrafficPolicy Local: the endpoints of this node, which are all that the cluster IPs lead to.
+    pub node_local: Option<Vec<Endpoint>>,
+}
+
+/// By which of a Service's addresses a client comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frontend {
+    /// A cluster IP: internalTrafficPolicy holds.
+    ClusterIp,
+    /// An external IP, a load balancer's IP or a node port. externalTrafficPolicy is about clients outside the cluster;
+    /// a pod gets any endpoint.
+    External,
 }
 
 /// One place that serves a Service's port.
@@ -41,9 +59,13 @@ pub struct Endpoint {
 }
 
 impl ServicePort {
-    /// The endpoints that a client of this address's family can reach.
-    pub fn endpoints_of_family(&self, ip: IpAddr) -> impl Iterator<Item = &Endpoint> {
-        self.endpoints.iter().filter(move |endpoint| endpoint.ip.is_ipv4() == ip.is_ipv4())
+    /// The endpoints that a client who dialled this address of the frontend can reach: those of its family.
+    pub fn behind(&self, frontend: Frontend, dialled: IpAddr) -> impl Iterator<Item = &Endpoint> {
+        let endpoints = match (frontend, &self.node_local) {
+            (Frontend::ClusterIp, Some(node_local)) => node_local,
+            (Frontend::ClusterIp, None) | (Frontend::External, _) => &self.endpoints,
+        };
+        endpoints.iter().filter(move |endpoint| endpoint.ip.is_ipv4() == dialled.is_ipv4())
     }
 }
 
@@ -51,5 +73,12 @@ impl Service {
     /// The port that clients dial, if the Service has it.
     pub fn port(&self, port: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|candidate| candidate.port == port)
+    }
+
+    /// Whether a client may use the load balancer's IPs. Like kube-proxy: a family without any range is open.
+    pub fn admits(&self, client: IpAddr) -> bool {
+        let ranges = self.external.source_ranges.iter();
+        let mut of_family = ranges.filter(|range| range.addr().is_ipv4() == client.is_ipv4()).peekable();
+        of_family.peek().is_none() || of_family.any(|range| range.contains(&client))
     }
 }

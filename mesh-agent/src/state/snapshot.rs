@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use super::{Service, Workload};
+use super::{Frontend, Service, Workload};
 use crate::policy::{Mode, PeerModes, WorkloadPolicy};
 
 /// Everything that a decision may read, frozen. Made by [`MeshState::build`].
@@ -74,7 +74,7 @@ impl MeshState {
     /// ECONNREFUSED there.
     pub fn vips_without_endpoint(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.services_by_ip.iter().flat_map(|(ip, service)| {
-            let unserved = service.ports.iter().filter(|port| port.endpoints_of_family(*ip).next().is_none());
+            let unserved = service.ports.iter().filter(|port| port.behind(Frontend::ClusterIp, *ip).next().is_none());
             unserved.map(move |port| SocketAddr::new(*ip, port.port))
         })
     }

@@ -61,10 +61,10 @@ fn endpoints_by_selector_and_by_slice() {
         other,
         foreign,
     ];
-    let by_name = PortSpec { name: "".into(), port: 80, target: TargetPort::Name("http".into()) };
-    let by_number = PortSpec { name: "n".into(), port: 81, target: TargetPort::Number(9000) };
+    let by_name = PortSpec { name: "".into(), port: 80, target: TargetPort::Name("http".into()), node_port: None };
+    let by_number = PortSpec { name: "n".into(), port: 81, target: TargetPort::Number(9000), node_port: None };
     let selected = ServiceSpec { ports: vec![by_name.clone(), by_number], ..service("selected", "10.96.0.1") };
-    let backend = |ip_text: &str, port, ready| Backend { ip: ip(ip_text), port_name: "".into(), port, ready };
+    let backend = |ip_text: &str, port, ready| Backend { ready, ..Backend::ready(ip(ip_text), port) };
     let listed = ServiceSpec {
         ports: vec![by_name.clone()],
         backends: Backends::Listed(vec![
@@ -91,11 +91,67 @@ fn endpoints_by_selector_and_by_slice() {
     assert_eq!(unserved, ["10.96.0.3:80"]);
 }
 
+/// Without slices the pods tell what the EndpointSlice controller would: readiness, draining, node and zone.
+#[test]
+fn selected_pods_serve_as_their_slices_would() {
+    let placed = |name: &str, ip: &str, node: &str| Workload { node: node.into(), ..pod(name, &[ip]) };
+    let here = placed("here", "10.0.0.1", "node");
+    let near = placed("near", "10.0.0.2", "near");
+    let far = placed("far", "10.0.0.3", "far");
+    let unready = |pod: &Workload| Workload { ready: false, ..pod.clone() };
+    let ending = |pod: &Workload| Workload { terminating: true, ..pod.clone() };
+    let traffic = |distribution| Traffic { distribution, ..Traffic::default() };
+    let (even, zone, same_node) =
+        (traffic(Distribution::Even), traffic(Distribution::SameZone), traffic(Distribution::SameNode));
+    let publish = Traffic { publish_not_ready: true, ..even };
+    let all = || vec![here.clone(), near.clone(), far.clone()];
+    let table = [
+        ("even", all(), even, ".1 .2 .3"),
+        ("zone", all(), zone, ".1 .2"),
+        ("node", all(), same_node, ".1"),
+        ("node, then zone", vec![near.clone(), far.clone()], same_node, ".2"),
+        ("node, then zone, then all", vec![far.clone()], same_node, ".3"),
+        ("ready first", vec![unready(&here), near.clone(), ending(&far)], even, ".2"),
+        ("what ends, when nothing is ready", vec![unready(&here), ending(&near), ending(&far)], even, ".2 .3"),
+        ("what ends and does not serve", vec![ending(&unready(&here))], even, ""),
+        ("published unready", vec![unready(&here), ending(&unready(&near))], publish, ".1 .2"),
+    ];
+    for (what, workloads, traffic, expected) in table {
+        let services = vec![ServiceSpec { traffic, ports: vec![port(80, None)], ..service("s", "10.96.0.1") }];
+        let node = |name: &str, zone: &str| Node { name: name.into(), zone: zone.into(), ips: vec![] };
+        let nodes = vec![node("node", "z1"), node("near", "z1"), node("far", "z2")];
+        let state = MeshState::build(1, "node", &World { workloads, services, nodes, ..World::default() });
+        let endpoints = &state.service_by_ip(ip("10.96.0.1")).unwrap().port(80).unwrap().endpoints;
+        let seen: Vec<String> = endpoints.iter().map(|e| e.ip.to_string().replace("10.0.0", "")).collect();
+        assert_eq!(seen.join(" "), expected, "{what}");
+    }
+}
+
+/// Each family falls back by itself, as kube-proxy has a proxy for each.
+#[test]
+fn families_are_judged_apart() {
+    let backend = |text: &str, ready| Backend { ready, terminating: !ready, ..Backend::ready(ip(text), 1) };
+    let spec = ServiceSpec {
+        cluster_ips: vec![ip("10.96.0.1"), ip("fd00:96::1")],
+        ports: vec![port(80, None)],
+        backends: Backends::Listed(vec![
+            backend("10.0.0.1", true),
+            backend("10.0.0.2", false),
+            backend("fd00::2", false),
+        ]),
+        ..service("s", "10.96.0.1")
+    };
+    let state = build(vec![], vec![spec]);
+    let endpoints = &state.service_by_ip(ip("10.96.0.1")).unwrap().port(80).unwrap().endpoints;
+    assert_eq!(endpoints.iter().map(|e| e.ip).collect::<Vec<_>>(), [ip("10.0.0.1"), ip("fd00::2")]);
+    assert_eq!(state.vips_without_endpoint().count(), 0);
+}
+
 #[test]
 fn a_cluster_ip_is_unserved_in_the_family_that_has_no_endpoint() {
     let spec = ServiceSpec {
         cluster_ips: vec![ip("10.96.0.1"), ip("fd00:96::1")],
-        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(80) }],
+        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(80), node_port: None }],
         ..service("s", "10.96.0.1")
     };
     let state = build(vec![pod("a", &["10.0.0.1"])], vec![spec]);
@@ -108,13 +164,8 @@ fn a_policy_on_a_service_holds_at_its_pods() {
     let unready = Workload { ready: false, ..pod("unready", &["10.0.0.1"]) };
     let listed_only = Workload { labels: BTreeMap::new(), ..pod("listed", &["10.0.0.2"]) };
     let spec = ServiceSpec {
-        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(8080) }],
-        backends: Backends::Listed(vec![Backend {
-            ip: ip("10.0.0.2"),
-            port_name: "".into(),
-            port: 8081,
-            ready: false,
-        }]),
+        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(8080), node_port: None }],
+        backends: Backends::Listed(vec![Backend { ready: false, ..Backend::ready(ip("10.0.0.2"), 8081) }]),
         ..service("s", "10.96.0.1")
     };
     let policy = AuthorizationPolicy {
@@ -124,8 +175,11 @@ fn a_policy_on_a_service_holds_at_its_pods() {
         rules: vec![],
     };
     let policies = PolicySet::new(vec![], vec![policy], vec![]);
-    let state =
-        MeshState::build(1, "node", &World { workloads: vec![unready, listed_only], services: vec![spec], policies });
+    let state = MeshState::build(
+        1,
+        "node",
+        &World { workloads: vec![unready, listed_only], services: vec![spec], policies, ..World::default() },
+    );
     let refused = |uid: &str| -> BTreeSet<u16> {
         let policy = state.inbound_policy(uid).unwrap();
         let facts = |port| Facts {
@@ -155,7 +209,7 @@ fn readers_see_what_was_published() {
 // — helpers —
 
 fn build(workloads: Vec<Workload>, services: Vec<ServiceSpec>) -> MeshState {
-    MeshState::build(1, "node", &World { workloads, services, policies: PolicySet::default() })
+    MeshState::build(1, "node", &World { workloads, services, ..World::default() })
 }
 
 fn names<'a>(workloads: impl Iterator<Item = &'a std::sync::Arc<Workload>>) -> Vec<String> {
@@ -176,6 +230,8 @@ fn pod(name: &str, ips: &[&str]) -> Workload {
         ips: ips.iter().map(|text| ip(text)).collect(),
         labels: BTreeMap::from([("app".to_string(), "s".to_string())]),
         named_ports: BTreeMap::new(),
+        host_ips: vec![],
+        host_ports: vec![],
         enrolled: true,
         refusal: None,
         host_network: false,
@@ -191,7 +247,10 @@ fn service(name: &str, vip: &str) -> ServiceSpec {
         name: name.into(),
         cluster_ips: vec![ip(vip)],
         selector: Some(BTreeMap::from([("app".to_string(), "s".to_string())])),
-        ports: vec![],
-        backends: Backends::Selected,
+        ..ServiceSpec::default()
     }
+}
+
+fn port(port: u16, node_port: Option<u16>) -> PortSpec {
+    PortSpec { name: "".into(), port, target: TargetPort::Number(8080), node_port }
 }

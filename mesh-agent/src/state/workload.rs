@@ -25,6 +25,10 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Named container ports: name → port.
     pub named_ports: BTreeMap<String, u16>,
+    /// status.hostIPs: its node's addresses, canonical.
+    pub host_ips: Vec<IpAddr>,
+    /// Ports of the node that lead to it. None for hostNetwork pods, which hold the node's ports themselves.
+    pub host_ports: Vec<HostPort>,
     /// Whether label and kind put it into the mesh. False for pods that ask but cannot be (see `refusal`).
     pub enrolled: bool,
     /// Why a pod that asks for the mesh cannot be enrolled (hostNetwork, …).
@@ -37,6 +41,17 @@ pub struct Workload {
     pub terminating: bool,
     /// metadata.creationTimestamp in seconds since 1970.
     pub created: Option<i64>,
+}
+
+/// A TCP port of the node that leads to a container's port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// hostIP: the one address of the node where it holds; None for all of them.
+    pub ip: Option<IpAddr>,
+    /// hostPort
+    pub port: u16,
+    /// containerPort
+    pub target: u16,
 }
 
 impl Workload {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::Workload;
 use crate::policy::PolicySet;
 
@@ -14,12 +16,25 @@ pub struct World {
     pub workloads: Vec<Workload>,
     /// Services, with and without selector and cluster IP.
     pub services: Vec<ServiceSpec>,
+    /// Nodes, as far as their objects are to be had.
+    pub nodes: Vec<Node>,
     /// Policy objects, also those that could not be read.
     pub policies: PolicySet,
 }
 
+/// A machine that runs pods.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Node {
+    /// metadata.name
+    pub name: Arc<str>,
+    /// status.addresses of the types InternalIP and ExternalIP, canonical.
+    pub ips: Vec<IpAddr>,
+    /// The label topology.kubernetes.io/zone; empty without.
+    pub zone: Arc<str>,
+}
+
 /// A Service before its endpoints are known.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServiceSpec {
     /// metadata.namespace
     pub namespace: Arc<str>,
@@ -27,12 +42,72 @@ pub struct ServiceSpec {
     pub name: Arc<str>,
     /// spec.clusterIPs without "None", canonical.
     pub cluster_ips: Vec<IpAddr>,
+    /// Addresses that lead to it besides.
+    pub external: ExternalAddresses,
     /// spec.selector; None or empty when something else lists the endpoints.
     pub selector: Option<BTreeMap<String, String>>,
     /// spec.ports, TCP only.
     pub ports: Vec<PortSpec>,
+    /// Which of its endpoints a client gets.
+    pub traffic: Traffic,
     /// Where the endpoints come from.
     pub backends: Backends,
+}
+
+/// Where a Service is reached besides its cluster IPs, at the same ports. Node ports are with the ports.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExternalAddresses {
+    /// spec.externalIPs, canonical.
+    pub ips: Vec<IpAddr>,
+    /// status.loadBalancer.ingress[].ip, canonical, without those of ipMode Proxy: these stay the load balancer's.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// spec.loadBalancerSourceRanges: who may use the load balancer's IPs; a family that has none is open.
+    pub source_ranges: Vec<IpNet>,
+}
+
+/// Which of a Service's endpoints a client gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// spec.internalTrafficPolicy
+    pub internal: InternalTraffic,
+    /// spec.trafficDistribution. Looked at only where no EndpointSlice brings hints of its own.
+    pub distribution: Distribution,
+    /// spec.sessionAffinity
+    pub affinity: Affinity,
+    /// spec.publishNotReadyAddresses. Looked at only where no EndpointSlice says what is ready.
+    pub publish_not_ready: bool,
+}
+
+/// Where the endpoints behind a cluster IP may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InternalTraffic {
+    /// Anywhere.
+    #[default]
+    Cluster,
+    /// On the client's node, and nowhere else.
+    Local,
+}
+
+/// Which endpoints are preferred, as long as there are any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Distribution {
+    /// All alike.
+    #[default]
+    Even,
+    /// Those in the client's zone: PreferSameZone, and PreferClose, its old name.
+    SameZone,
+    /// Those on the client's node, then those in its zone.
+    SameNode,
+}
+
+/// Whether a client comes to the same endpoint again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Affinity {
+    /// Any endpoint.
+    #[default]
+    None,
+    /// The same one by the client's IP.
+    ClientIp,
 }
 
 /// One TCP port of a Service.
@@ -44,6 +119,8 @@ pub struct PortSpec {
     pub port: u16,
     /// What pods listen on.
     pub target: TargetPort,
+    /// The port of every node that leads here too.
+    pub node_port: Option<u16>,
 }
 
 /// A target port, by number or by the name that each pod gives it.
@@ -56,11 +133,12 @@ pub enum TargetPort {
 }
 
 /// Where a Service's endpoints come from.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Backends {
     /// EndpointSlices list them.
     Listed(Vec<Backend>),
     /// There are no EndpointSlices: the pods that the selector selects, by their own readiness.
+    #[default]
     Selected,
 }
 
@@ -75,4 +153,37 @@ pub struct Backend {
     pub port: u16,
     /// conditions.ready; absent means ready.
     pub ready: bool,
+    /// conditions.serving; absent means serving.
+    pub serving: bool,
+    /// conditions.terminating; absent means staying.
+    pub terminating: bool,
+    /// nodeName; empty when not told.
+    pub node: Arc<str>,
+    /// Who should prefer it.
+    pub hints: Hints,
+}
+
+/// Which clients an endpoint is meant for; nobody in particular when empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// hints.forZones[].name
+    pub zones: Vec<Arc<str>>,
+    /// hints.forNodes[].name
+    pub nodes: Vec<Arc<str>>,
+}
+
+impl Backend {
+    /// A ready endpoint of an unnamed port, on no node in particular.
+    pub fn ready(ip: IpAddr, port: u16) -> Self {
+        Self {
+            ip,
+            port_name: "".into(),
+            port,
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: "".into(),
+            hints: Hints::default(),
+        }
+    }
 }

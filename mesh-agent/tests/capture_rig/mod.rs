@@ -340,6 +340,8 @@ fn world(enrolled: bool) -> World {
         ips: vec!["10.177.1.2".parse().expect("an IP"), "fd77:1::2".parse().expect("an IP")],
         labels: BTreeMap::new(),
         named_ports: BTreeMap::new(),
+        host_ips: vec![],
+        host_ports: vec![],
         enrolled,
         refusal: None,
         host_network: false,

@@ -41,6 +41,8 @@ pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Option<Item>, Pro
         ips,
         labels: metadata.labels.clone().unwrap_or_default(),
         named_ports: named_ports(spec)?,
+        host_ips: host_ips(status)?,
+        host_ports: Vec::new(),
         enrolled: refusal.is_none(),
         refusal,
         host_network: spec.host_network == Some(true),
@@ -58,6 +60,15 @@ fn pod_ips(status: &PodStatus) -> Result<Vec<IpAddr>, Problem> {
     }
     let at = |index| FieldPath::of("status.podIPs").index(index).key("ip");
     list.iter().enumerate().map(|(index, ip)| parse_ip(&ip.ip, || at(index))).collect()
+}
+
+fn host_ips(status: &PodStatus) -> Result<Vec<IpAddr>, Problem> {
+    let list = status.host_ips.as_deref().unwrap_or_default();
+    if let (true, Some(ip)) = (list.is_empty(), &status.host_ip) {
+        return Ok(vec![parse_ip(ip, || FieldPath::of("status.hostIP"))?]);
+    }
+    let at = |index| FieldPath::of("status.hostIPs").index(index).key("ip");
+    list.iter().enumerate().map(|(index, host)| parse_ip(&host.ip, || at(index))).collect()
 }
 
 /// Why a pod cannot be in the mesh, whatever its labels say.

@@ -4,6 +4,7 @@
 //! the field; it is up to the caller what stays in force then.
 
 mod core;
+mod node;
 mod policy;
 mod service;
 mod slice;
@@ -16,13 +17,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use self::core::{namespace, pod};
+pub use self::node::node;
 pub use self::policy::{authorization_policy, peer_authentication, unreadable};
 pub use self::service::service;
 pub use self::slice::endpoint_slice;
 
 use super::finding::{FieldPath, Problem};
 use crate::policy::{AuthorizationPolicy, PeerAuthentication};
-use crate::state::{Backend, ServiceSpec, Workload};
+use crate::state::{Backend, Node, ServiceSpec, Workload};
 
 /// The label that puts a namespace or a pod into the mesh (`enabled`) or keeps a pod out of it (`disabled`).
 pub const MESH_LABEL: &str = "nodemesh.dev/mesh";
@@ -37,6 +39,8 @@ pub enum Item {
         /// None: nothing.
         mesh: Option<bool>,
     },
+    /// A node.
+    Node(Node),
     /// A pod; whether it is enrolled is settled with its namespace.
     Pod {
         /// `enrolled` and `refusal` say what would be if the pod were asked for.

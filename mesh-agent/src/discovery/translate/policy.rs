@@ -261,7 +261,7 @@ pub fn unreadable(kind: Kind, key: Option<&Key>, value: &Value) -> Option<Unread
     let weight = match kind {
         Kind::PeerAuthentication => Weight::Strict,
         Kind::AuthorizationPolicy => Weight::DenyAll,
-        Kind::Namespace | Kind::Pod | Kind::Service | Kind::EndpointSlice => return None,
+        Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice => return None,
     };
     if kind == Kind::AuthorizationPolicy && object::text(value, &["spec", "action"]) == Some("AUDIT") {
         return None;

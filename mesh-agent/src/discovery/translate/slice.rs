@@ -1,10 +1,10 @@
 //! EndpointSlice.
 
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointHints, EndpointSlice};
 
 use super::{FieldPath, Item, Problem, is_tcp, parse_ip, port_number};
 use crate::discovery::object::Key;
-use crate::state::Backend;
+use crate::state::{Backend, Hints};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -34,6 +34,21 @@ pub fn endpoint_slice(slice: &EndpointSlice, key: &Key) -> Result<Option<Item>, 
 fn slice_backend(endpoint: &Endpoint, index: usize, name: &str, port: u16) -> Result<Option<Backend>, Problem> {
     let Some(address) = endpoint.addresses.first() else { return Ok(None) };
     let ip = parse_ip(address, || FieldPath::of("endpoints").index(index).key("addresses").index(0))?;
-    let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) != Some(false);
-    Ok(Some(Backend { ip, port_name: name.into(), port, ready }))
+    let conditions = endpoint.conditions.clone().unwrap_or_default();
+    Ok(Some(Backend {
+        ip,
+        port_name: name.into(),
+        port,
+        ready: conditions.ready != Some(false),
+        serving: conditions.serving != Some(false),
+        terminating: conditions.terminating == Some(true),
+        node: endpoint.node_name.as_deref().unwrap_or_default().into(),
+        hints: endpoint.hints.as_ref().map(hints).unwrap_or_default(),
+    }))
+}
+
+fn hints(hints: &EndpointHints) -> Hints {
+    let zones = hints.for_zones.iter().flatten().map(|zone| zone.name.as_str().into());
+    let nodes = hints.for_nodes.iter().flatten().map(|node| node.name.as_str().into());
+    Hints { zones: zones.collect(), nodes: nodes.collect() }
 }

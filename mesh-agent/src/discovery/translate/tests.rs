@@ -107,7 +107,8 @@ fn services_and_slices() {
     let targets: Vec<_> = service.ports.iter().map(|port| (&*port.name, port.port, port.target.clone())).collect();
     use crate::state::TargetPort::{Name, Number};
     assert_eq!(targets, [("http", 80, Name("web".into())), ("same", 81, Number(81)), ("zero", 82, Number(82))]);
-    let backend = |ip: &str, ready| Backend { ip: ip.parse().unwrap(), port_name: "http".into(), port: 8080, ready };
+    let backend =
+        |ip: &str, ready| Backend { port_name: "http".into(), ready, ..Backend::ready(ip.parse().unwrap(), 8080) };
     let expected = vec![backend("10.0.0.1", true), backend("fd00::1", false)];
     assert_eq!(service.backends, crate::state::Backends::Listed(expected));
 }

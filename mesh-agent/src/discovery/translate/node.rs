@@ -1,0 +1,32 @@
+//! Node.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Node, NodeAddress};
+
+use super::{FieldPath, Item, Problem, parse_ip};
+use crate::discovery::object::Key;
+use crate::state;
+
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// A node counts by its addresses, where node ports are dialled, and by its zone.
+pub fn node(node: &Node, key: &Key) -> Result<Item, Problem> {
+    let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL));
+    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten()).enumerate();
+    let ips = addresses.filter(|(_, address)| is_ip(address)).map(|(index, address)| ip(address, index));
+    Ok(Item::Node(state::Node {
+        name: key.name.as_str().into(),
+        ips: ips.collect::<Result<_, _>>()?,
+        zone: zone.map(String::as_str).unwrap_or_default().into(),
+    }))
+}
+
+/// The other types are names.
+fn is_ip(address: &NodeAddress) -> bool {
+    matches!(address.type_.as_str(), "InternalIP" | "ExternalIP")
+}
+
+fn ip(address: &NodeAddress, index: usize) -> Result<IpAddr, Problem> {
+    parse_ip(&address.address, || FieldPath::of("status.addresses").index(index).key("address"))
+}
