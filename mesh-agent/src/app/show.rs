@@ -54,18 +54,30 @@ pub fn limits(_: &Agent) -> Value {
 pub fn services(agent: &Agent) -> Value {
     let state = agent.state.current();
     let port = |port: &crate::state::ServicePort| {
-        let endpoints = port.endpoints.iter().map(|e| std::net::SocketAddr::new(e.ip, e.port).to_string());
-        json!({ "name": port.name, "port": port.port, "endpoints": endpoints.collect::<Vec<_>>() })
+        json!({
+            "name": port.name,
+            "port": port.port,
+            "nodePort": port.node_port,
+            "endpoints": addresses(&port.endpoints),
+            "nodeLocal": port.node_local.as_deref().map(addresses),
+        })
     };
     let one = |service: &std::sync::Arc<crate::state::Service>| {
         json!({
             "namespace": service.namespace,
             "name": service.name,
             "clusterIPs": service.cluster_ips,
+            "externalIPs": service.external.ips,
+            "loadBalancerIPs": service.external.load_balancer_ips,
+            "sessionAffinity": format!("{:?}", service.affinity),
             "ports": service.ports.iter().map(port).collect::<Vec<_>>(),
         })
     };
     state.services().map(one).collect()
+}
+
+fn addresses(endpoints: &[crate::state::Endpoint]) -> Vec<String> {
+    endpoints.iter().map(|e| std::net::SocketAddr::new(e.ip, e.port).to_string()).collect()
 }
 
 /// The pods of this node, with the policy that stands before each.

@@ -1,16 +1,17 @@
 //! Where an outbound connection goes: a pure function of the snapshot and what was dialled.
 
+mod affinity;
 mod balance;
 
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::addr::{OrigDstAddr, ServerAddr};
 use crate::spiffe::SpiffeId;
-use crate::state::{Endpoint, Frontend, MeshState, Service, Workload};
+use crate::state::{Affinity, Destination, Endpoint, Frontend, MeshState, Service, ServicePort, Workload};
 
 /// What happens to destinations that the mesh does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +68,12 @@ pub enum Transport {
 pub enum Refusal {
     /// The Service port has no endpoint.
     NoEndpoint,
+    /// The Service port has endpoints, but none on this node, where internalTrafficPolicy Local wants them.
+    NoLocalEndpoint,
     /// The Service has no such port.
     NoSuchPort,
+    /// loadBalancerSourceRanges leave this pod out.
+    SourceRange,
     /// Unknown destination in registry-only mode.
     NotInRegistry,
 }
@@ -78,7 +83,9 @@ impl Refusal {
     pub fn label(self) -> &'static str {
         match self {
             Refusal::NoEndpoint => "no-endpoint",
+            Refusal::NoLocalEndpoint => "no-local-endpoint",
             Refusal::NoSuchPort => "no-such-port",
+            Refusal::SourceRange => "source-range",
             Refusal::NotInRegistry => "not-in-registry",
         }
     }
@@ -86,36 +93,58 @@ impl Refusal {
 
 /// Decides where `source`'s connection to `dialled` goes. `seed` picks among equal endpoints.
 pub fn resolve(state: &MeshState, source: &Workload, dialled: OrigDstAddr, mode: OutboundMode, seed: u64) -> Route {
-    if let Some(service) = state.service_by_ip(dialled.ip()) {
-        return to_service(state, source, service, dialled, seed);
-    }
-    if let Some(workload) = state.workload_by_ip(dialled.ip()) {
-        let address = ServerAddr::new(dialled.socket());
-        let upstream = upstream(state, source, address, Some(workload));
-        return Route::Upstreams { service: None, upstreams: vec![upstream] };
-    }
-    match mode {
-        OutboundMode::AllowAny => Route::PassThrough(ServerAddr::new(dialled.socket())),
-        OutboundMode::RegistryOnly => Route::Refused(Refusal::NotInRegistry),
+    let client = client_ip(source, dialled);
+    match state.destination(dialled.socket(), client) {
+        Destination::Service { service, port, frontend } => {
+            let candidates: Vec<&Endpoint> = port.behind(frontend, dialled.ip()).collect();
+            if candidates.is_empty() {
+                return Route::Refused(no_endpoint(port, dialled));
+            }
+            let chosen = choose(service.affinity, &candidates, client, seed);
+            let upstreams = chosen.into_iter().map(|endpoint| {
+                let address = ServerAddr::new(SocketAddr::new(endpoint.ip, endpoint.port));
+                upstream(state, source, address, endpoint.workload.as_ref())
+            });
+            Route::Upstreams { service: Some(service.clone()), upstreams: upstreams.collect() }
+        }
+        Destination::NoSuchPort => Route::Refused(Refusal::NoSuchPort),
+        Destination::NotAdmitted => Route::Refused(Refusal::SourceRange),
+        Destination::Pod { workload, address } => {
+            let upstream = upstream(state, source, ServerAddr::new(address), Some(workload));
+            Route::Upstreams { service: None, upstreams: vec![upstream] }
+        }
+        Destination::Endpoint(service) => {
+            let upstream = upstream(state, source, ServerAddr::new(dialled.socket()), None);
+            Route::Upstreams { service: Some(service.clone()), upstreams: vec![upstream] }
+        }
+        Destination::Unknown => match mode {
+            OutboundMode::AllowAny => Route::PassThrough(ServerAddr::new(dialled.socket())),
+            OutboundMode::RegistryOnly => Route::Refused(Refusal::NotInRegistry),
+        },
     }
 }
 
-fn to_service(state: &MeshState, source: &Workload, service: &Arc<Service>, dialled: OrigDstAddr, seed: u64) -> Route {
-    let Some(port) = service.port(dialled.port()) else {
-        return Route::Refused(Refusal::NoSuchPort);
-    };
-    let candidates: Vec<&Endpoint> = port.behind(Frontend::ClusterIp, dialled.ip()).collect();
-    let chosen = balance::pick(candidates.len(), MAX_TRIES, seed).into_iter().filter_map(|index| candidates.get(index));
-    let upstreams: Vec<Upstream> = chosen
-        .map(|endpoint| {
-            let address = ServerAddr::new(SocketAddr::new(endpoint.ip, endpoint.port));
-            upstream(state, source, address, endpoint.workload.as_ref())
-        })
-        .collect();
-    if upstreams.is_empty() {
-        return Route::Refused(Refusal::NoEndpoint);
+/// The address that the source dials from.
+fn client_ip(source: &Workload, dialled: OrigDstAddr) -> IpAddr {
+    let of_family = source.ips.iter().find(|ip| ip.is_ipv4() == dialled.ip().is_ipv4());
+    of_family.or(source.ips.first()).copied().unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+}
+
+fn no_endpoint(port: &ServicePort, dialled: OrigDstAddr) -> Refusal {
+    match port.behind(Frontend::External, dialled.ip()).next() {
+        Some(_) => Refusal::NoLocalEndpoint,
+        None => Refusal::NoEndpoint,
     }
-    Route::Upstreams { service: Some(service.clone()), upstreams }
+}
+
+fn choose<'a>(affinity: Affinity, candidates: &[&'a Endpoint], client: IpAddr, seed: u64) -> Vec<&'a Endpoint> {
+    match affinity {
+        Affinity::None => {
+            let picked = balance::pick(candidates.len(), MAX_TRIES, seed);
+            picked.into_iter().filter_map(|index| candidates.get(index).copied()).collect()
+        }
+        Affinity::ClientIp => affinity::favourites(candidates, client, MAX_TRIES),
+    }
 }
 
 fn upstream(state: &MeshState, source: &Workload, address: ServerAddr, workload: Option<&Arc<Workload>>) -> Upstream {

@@ -1,13 +1,16 @@
 //! Tables, then properties.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::policy::{Mode, PeerAuthentication, PolicyMeta, PolicySet, Target};
-use crate::state::{Backend, Backends, PortSpec, ServiceSpec, TargetPort, World};
+use crate::state::{
+    Backend, Backends, ExternalAddresses, HostPort, InternalTraffic, Node, PortSpec, ServiceSpec, TargetPort, Traffic,
+    World,
+};
 
 #[test]
 fn where_connections_go() {
@@ -60,6 +63,121 @@ fn where_connections_go() {
     }
 }
 
+/// One Service of every kind, dialled at every address that it has, in both families.
+#[test]
+fn every_address_of_every_kind_of_service() {
+    let state = MeshState::build(1, "node", &every_kind());
+    let client = state.workload_by_ip("10.0.0.1".parse().unwrap()).unwrap();
+    let table = [
+        // internalTrafficPolicy Local: the endpoint on this node only, at the cluster IP only.
+        ("10.96.0.1:80", "10.0.0.2:8080 T"),
+        ("[fd00:96::1]:80", "[fd00::2]:8080 T"),
+        ("192.168.0.1:30001", "10.0.0.9:8080 T"),
+        ("10.96.0.2:80", "! NoLocalEndpoint"),
+        ("192.168.0.1:30002", "10.0.0.9:8080 T"),
+        // Node ports at every address of every node, known by its object or by its pods.
+        ("10.96.0.3:80", "10.0.0.2:8080 T"),
+        ("192.168.0.1:30003", "10.0.0.2:8080 T"),
+        ("192.168.0.2:30003", "10.0.0.2:8080 T"),
+        ("192.168.0.3:30003", "10.0.0.2:8080 T"),
+        ("198.51.100.1:30003", "10.0.0.2:8080 T"),
+        ("[fd00:aaaa::1]:30003", "[fd00::2]:8080 T"),
+        ("[::ffff:192.168.0.1]:30003", "10.0.0.2:8080 T"),
+        ("192.168.0.1:30999", "+ 192.168.0.1:30999"),
+        ("10.0.0.9:30003", "10.0.0.9:30003 T"),
+        ("203.0.113.9:30003", "+ 203.0.113.9:30003"),
+        ("192.168.0.1:30004", "! NoEndpoint"),
+        // External and load balancer IPs; other ports of these are not the Service's.
+        ("198.51.100.5:80", "10.0.0.2:8080 T"),
+        ("[2001:db8::5]:80", "[fd00::2]:8080 T"),
+        ("198.51.100.6:80", "10.0.0.2:8080 T"),
+        ("198.51.100.6:81", "+ 198.51.100.6:81"),
+        ("198.51.100.7:80", "! SourceRange"),
+        ("[2001:db8::7]:80", "[fd00::2]:8080 T"),
+        ("198.51.100.8:80", "! NoEndpoint"),
+        // Nobody takes a pod's or a cluster IP by writing it into a Service.
+        ("10.0.0.9:80", "10.0.0.9:80 T"),
+        ("10.96.0.3:81", "! NoSuchPort"),
+        // Host ports, at the addresses where they hold.
+        ("192.168.0.1:8443", "10.0.0.2:443 T"),
+        ("[fd00:aaaa::1]:8443", "[fd00::2]:443 T"),
+        ("192.168.0.2:8443", "+ 192.168.0.2:8443"),
+        ("192.168.0.1:8444", "10.0.0.2:444 T"),
+        ("[fd00:aaaa::1]:8444", "+ [fd00:aaaa::1]:8444"),
+        ("203.0.113.66:8445", "+ 203.0.113.66:8445"),
+        ("192.168.0.2:9000", "10.0.0.1:9000 I"),
+        // A headless Service: its pods by their IPs, and what is listed outside the mesh.
+        ("10.0.0.2:5432", "10.0.0.2:5432 T"),
+        ("203.0.113.40:5432", "203.0.113.40:5432 P"),
+        ("203.0.113.40:5433", "+ 203.0.113.40:5433"),
+        // Manual slices behind a cluster IP.
+        ("10.96.0.8:80", "203.0.113.41:443 P"),
+    ];
+    for (dialled, expected) in table {
+        let dialled = OrigDstAddr::new(dialled.parse().unwrap());
+        let seen = words(&resolve(&state, client, dialled, OutboundMode::AllowAny, 3));
+        assert_eq!(seen, expected, "{dialled}");
+        let strict = words(&resolve(&state, client, dialled, OutboundMode::RegistryOnly, 3));
+        let expected = if expected.starts_with('+') { "! NotInRegistry" } else { expected };
+        assert_eq!(strict, expected, "{dialled}");
+    }
+    let unserved: BTreeSet<String> = state.vips_without_endpoint().map(|address| address.to_string()).collect();
+    let expected = [
+        "10.96.0.2:80",
+        "192.168.0.1:30004",
+        "192.168.0.2:30004",
+        "192.168.0.3:30004",
+        "198.51.100.1:30004",
+        "198.51.100.8:80",
+        "[fd00:aaaa::1]:30001",
+        "[fd00:aaaa::1]:30002",
+        "[fd00:aaaa::1]:30004",
+    ];
+    assert_eq!(unserved, expected.map(String::from).into());
+}
+
+/// sessionAffinity ClientIP: the seed has no say, clients spread, and an endpoint that goes moves its own clients only.
+#[test]
+fn affinity_moves_only_whom_it_must() {
+    let mut backends: Vec<(String, u16)> = (2..12).map(|last| (format!("10.0.1.{last}"), 8080)).collect();
+    let favourites = |backends: &[(String, u16)]| -> Vec<String> {
+        let backends: Vec<(&str, u16)> = backends.iter().map(|(ip, port)| (&**ip, *port)).collect();
+        let traffic = Traffic { affinity: Affinity::ClientIp, ..Traffic::default() };
+        let service = ServiceSpec { traffic, ..service("s", &["10.96.0.1"], &backends) };
+        let state = MeshState::build(1, "node", &World { services: vec![service], ..World::default() });
+        let client = |index: usize| {
+            let client = pod("client", &[&format!("10.0.{}.{}", 2 + index / 250, index % 250)], true);
+            let route = |seed| words(&resolve(&state, &client, dialled("10.96.0.1:80"), OutboundMode::AllowAny, seed));
+            assert_eq!(route(1), route(2));
+            route(1).split(' ').next().unwrap().to_string()
+        };
+        (0..1000).map(client).collect()
+    };
+    let before = favourites(&backends);
+    let mut counts = std::collections::HashMap::<&str, u32>::new();
+    before.iter().for_each(|endpoint| *counts.entry(endpoint).or_default() += 1);
+    assert!(counts.len() == 10 && counts.values().all(|count| (60..140).contains(count)), "{counts:?}");
+    let gone = backends.remove(4);
+    let after = favourites(&backends);
+    for (before, after) in before.iter().zip(&after) {
+        assert!(before == after || before.starts_with(&gone.0), "{before} became {after}");
+    }
+}
+
+/// Each family of a client has a favourite of its own, and the next in rank stand by.
+#[test]
+fn affinity_names_whom_to_try_next() {
+    let traffic = Traffic { affinity: Affinity::ClientIp, ..Traffic::default() };
+    let backends: Vec<String> = (1..9).map(|last| format!("fd00:1::{last}")).collect();
+    let backends: Vec<(&str, u16)> = backends.iter().map(|ip| (&**ip, 8080)).collect();
+    let service = ServiceSpec { traffic, ..service("s", &["fd00:96::1"], &backends) };
+    let state = MeshState::build(1, "node", &World { services: vec![service], ..World::default() });
+    let client = pod("client", &["10.0.0.1", "fd00::1"], true);
+    let route = resolve(&state, &client, dialled("[fd00:96::1]:80"), OutboundMode::AllowAny, 1);
+    let Route::Upstreams { upstreams, .. } = route else { panic!("{route:?}") };
+    assert_eq!(upstreams.iter().map(|upstream| upstream.address).collect::<HashSet<_>>().len(), MAX_TRIES);
+}
+
 proptest! {
     /// Only endpoints of the Service and family, each once, as many as there are up to the limit, and each tunnel to
     /// the identity of the pod that holds the address.
@@ -105,6 +223,24 @@ proptest! {
             }
             Route::Refused(refusal) => prop_assert!(mine.is_empty() && refusal == Refusal::NoEndpoint),
             Route::PassThrough(_) => prop_assert!(false, "a known Service passed through"),
+        }
+    }
+
+    /// What the kernel is told to refuse is what resolve() refuses for want of an endpoint, at every frontend.
+    #[test]
+    fn the_kernel_refuses_what_resolve_refuses(services in prop::collection::vec(a_service(), 0..5)) {
+        let nodes = vec![node("node", &["192.168.0.1", "fd00:aaaa::1"]), node("other", &["192.168.0.2"])];
+        let workloads = vec![pod("client", &["10.0.0.1", "fd00::1"], true), pod("meshed", &["10.0.0.2", "fd00::2"], true)];
+        let state = MeshState::build(1, "node", &World { workloads, services, nodes, ..World::default() });
+        let client = state.workload_by_ip("10.0.0.1".parse().unwrap()).unwrap();
+        let unserved: HashSet<SocketAddr> = state.vips_without_endpoint().collect();
+        for ip in ["10.96.0.1", "10.96.0.2", "fd00:96::1", "192.168.0.1", "192.168.0.2", "fd00:aaaa::1", "10.0.0.2"] {
+            for port in [80, 81, 30001, 30002] {
+                let address = SocketAddr::new(ip.parse().unwrap(), port);
+                let route = resolve(&state, client, OrigDstAddr::new(address), OutboundMode::AllowAny, 1);
+                let refused = matches!(route, Route::Refused(Refusal::NoEndpoint | Refusal::NoLocalEndpoint));
+                prop_assert_eq!(refused, unserved.contains(&address), "{} {:?}", address, route);
+            }
         }
     }
 
@@ -195,4 +331,121 @@ fn disable(id: &str, port: u16) -> PeerAuthentication {
         mode: None,
         ports: BTreeMap::from([(port, Mode::Disable)]),
     }
+}
+
+/// A world with a Service of every kind; `node` is 192.168.0.1.
+fn every_kind() -> World {
+    let host_port = |ip: Option<&str>, port, target| HostPort { ip: ip.map(|ip| ip.parse().unwrap()), port, target };
+    let meshed = Workload {
+        host_ips: ips(&["192.168.0.1", "fd00:aaaa::1"]),
+        host_ports: vec![
+            host_port(None, 8443, 443),
+            host_port(Some("0.0.0.0"), 8444, 444),
+            // A pod's word for an address that its node does not have.
+            host_port(Some("203.0.113.66"), 8445, 445),
+            // A node port of the same number comes first.
+            host_port(None, 30003, 3),
+        ],
+        ..pod("meshed", &["10.0.0.2", "fd00::2"], true)
+    };
+    // It lost its IP to `far`, so nothing leads to it.
+    let old = Workload {
+        terminating: true,
+        host_ips: ips(&["192.168.0.1"]),
+        host_ports: vec![host_port(None, 30999, 1)],
+        ..pod("old", &["10.0.0.9"], false)
+    };
+    let client = Workload {
+        host_ips: ips(&["192.168.0.2"]),
+        host_ports: vec![host_port(None, 9000, 9000)],
+        ..pod("client", &["10.0.0.1", "fd00::1"], true)
+    };
+    let workloads = vec![
+        client,
+        meshed,
+        old,
+        Workload {
+            identity: SpiffeId::new("cluster.local", "shop", "meshed").unwrap(),
+            ..pod("far", &["10.0.0.9"], true)
+        },
+        Workload { host_network: true, node: "third".into(), ..pod("host", &["192.168.0.3"], false) },
+    ];
+    let local = Traffic { internal: InternalTraffic::Local, ..Traffic::default() };
+    let on = |node: &str, ip: &str| Backend { node: node.into(), ..Backend::ready(ip.parse().unwrap(), 8080) };
+    let behind =
+        |backends: Vec<Backend>, spec: ServiceSpec| ServiceSpec { backends: Backends::Listed(backends), ..spec };
+    let node_port = |number, spec: ServiceSpec| {
+        let ports = spec.ports.into_iter().map(|port| PortSpec { node_port: Some(number), ..port }).collect();
+        ServiceSpec { ports, ..spec }
+    };
+    let external = |ips_: &[&str], balanced: &[&str], ranges: &[&str]| ExternalAddresses {
+        ips: ips(ips_),
+        load_balancer_ips: ips(balanced),
+        source_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+    };
+    let both = [("10.0.0.2", 8080), ("fd00::2", 8080)];
+    let services = vec![
+        ServiceSpec {
+            traffic: local,
+            ..behind(
+                vec![on("node", "10.0.0.2"), on("node", "fd00::2"), on("far", "10.0.0.9")],
+                service("local", &["10.96.0.1", "fd00:96::1"], &[]),
+            )
+        },
+        node_port(
+            30002,
+            ServiceSpec { traffic: local, ..behind(vec![on("far", "10.0.0.9")], service("away", &["10.96.0.2"], &[])) },
+        ),
+        node_port(30001, behind(vec![on("far", "10.0.0.9")], service("far", &["10.96.0.22"], &[]))),
+        node_port(30003, service("node-port", &["10.96.0.3"], &both)),
+        node_port(30004, service("unserved", &[], &[])),
+        ServiceSpec {
+            external: external(&["198.51.100.5", "2001:db8::5", "10.0.0.9", "10.96.0.3"], &[], &[]),
+            ..service("external", &[], &both)
+        },
+        ServiceSpec { external: external(&[], &["198.51.100.6"], &["10.0.0.0/8"]), ..service("balanced", &[], &both) },
+        ServiceSpec {
+            external: external(&[], &["198.51.100.7", "2001:db8::7"], &["172.16.0.0/12"]),
+            ..service("fenced", &[], &both)
+        },
+        ServiceSpec { external: external(&["198.51.100.8"], &[], &[]), ..service("unserved-external", &[], &[]) },
+        service("headless", &[], &[("10.0.0.2", 5432), ("203.0.113.40", 5432)]),
+        service("manual", &["10.96.0.8"], &[("203.0.113.41", 443)]),
+    ];
+    let nodes = vec![node("node", &["192.168.0.1", "198.51.100.1", "fd00:aaaa::1"])];
+    World { workloads, services, nodes, ..World::default() }
+}
+
+fn a_service() -> impl Strategy<Value = ServiceSpec> {
+    let some_of = |all: &[&'static str]| prop::sample::subsequence(all.to_vec(), 0..=all.len());
+    let cluster_ips = some_of(&["10.96.0.1", "10.96.0.2", "fd00:96::1"]);
+    let external = some_of(&["10.96.0.2", "192.168.0.1", "10.0.0.2"]);
+    let backends = some_of(&["10.0.0.2", "fd00::2"]);
+    let ports = prop::sample::subsequence(vec![80u16, 81, 30001], 0..3);
+    let node_port = prop::option::of(prop::sample::select(vec![30001u16, 30002]));
+    let internal = prop::sample::select(vec![InternalTraffic::Cluster, InternalTraffic::Local]);
+    (cluster_ips, external, backends, ports, node_port, internal).prop_map(
+        |(cluster_ips, external, backends, ports, node_port, internal)| {
+            let port = |port| PortSpec { name: "".into(), port, target: TargetPort::Number(1), node_port };
+            let backends: Vec<(&str, u16)> = backends.into_iter().map(|ip| (ip, 8080)).collect();
+            ServiceSpec {
+                external: ExternalAddresses { ips: ips(&external), ..ExternalAddresses::default() },
+                ports: ports.into_iter().map(port).collect(),
+                traffic: Traffic { internal, ..Traffic::default() },
+                ..service("any", &cluster_ips, &backends)
+            }
+        },
+    )
+}
+
+fn node(name: &str, addresses: &[&str]) -> Node {
+    Node { name: name.into(), ips: ips(addresses), zone: "".into() }
+}
+
+fn ips(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|ip| ip.parse().unwrap()).collect()
+}
+
+fn dialled(address: &str) -> OrigDstAddr {
+    OrigDstAddr::new(address.parse().unwrap())
 }

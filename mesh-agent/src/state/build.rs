@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::endpoints::{selected, service_port, target_port};
+use super::frontends::Frontends;
 use super::nodes::Nodes;
 use super::pods::Pods;
 use super::topology::Here;
@@ -23,6 +24,7 @@ impl MeshState {
         for spec in &world.services {
             state.add_service(Arc::new(service(spec, &pods, &nodes, &here)));
         }
+        state.frontends = Frontends::index(world, &state.services, &pods, &nodes);
         let services = services_of_workloads(world, &pods);
         state.judge(&world.policies, &pods, &services);
         state.workloads = pods.holding_ips();

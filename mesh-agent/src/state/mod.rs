@@ -6,6 +6,7 @@
 
 mod build;
 mod endpoints;
+mod frontends;
 mod nodes;
 mod pods;
 mod service;
@@ -17,6 +18,7 @@ mod world;
 #[cfg(test)]
 mod tests;
 
+pub use frontends::Destination;
 pub use service::{Endpoint, Frontend, Service, ServicePort};
 pub use snapshot::{MeshState, StateReader, StateWriter};
 pub use workload::{HostPort, Workload};

@@ -56,10 +56,13 @@ impl<'a> Pods<'a> {
 
     /// The pods that hold at least one of the IPs they claim, and those of the host network.
     pub(super) fn holding_ips(&self) -> Vec<Arc<Workload>> {
-        let holds = |workload: &Arc<Workload>| {
-            workload.host_network
-                || workload.ips.iter().any(|ip| self.by_ip.get(ip).is_some_and(|w| w.uid == workload.uid))
-        };
+        let holds =
+            |workload: &Arc<Workload>| workload.host_network || workload.ips.iter().any(|ip| self.holds(workload, *ip));
         self.all.iter().filter(|workload| holds(workload)).cloned().collect()
+    }
+
+    /// Whether a pod holds an IP that it claims.
+    pub(super) fn holds(&self, workload: &Workload, ip: IpAddr) -> bool {
+        self.by_ip.get(&ip).is_some_and(|holder| holder.uid == workload.uid)
     }
 }

@@ -1,13 +1,14 @@
 //! The snapshot and its one writer.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use super::{Frontend, Service, Workload};
+use super::frontends::Frontends;
+use super::{Service, Workload};
 use crate::policy::{Mode, PeerModes, WorkloadPolicy};
 
 /// Everything that a decision may read, frozen. Made by [`MeshState::build`].
@@ -23,6 +24,8 @@ pub struct MeshState {
     /// All Services, also those without cluster IP.
     pub(super) services: Vec<Arc<Service>>,
     pub(super) services_by_ip: HashMap<IpAddr, Arc<Service>>,
+    /// All addresses that lead to Services and pods besides their own.
+    pub(super) frontends: Frontends,
     /// By uid: enrolled pods of all nodes whose modes are not the default.
     pub(super) peer_modes: HashMap<Arc<str>, PeerModes>,
     /// By uid: pods of this node.
@@ -68,15 +71,6 @@ impl MeshState {
     /// Whether callers in the mesh reach a port of this pod by tunnel.
     pub fn tunnels_to(&self, workload: &Workload, port: u16) -> bool {
         workload.enrolled && self.peer_mode(workload, port) != Mode::Disable
-    }
-
-    /// Cluster IP and port of every Service port that has no endpoint of the IP's family: connect() answers
-    /// ECONNREFUSED there.
-    pub fn vips_without_endpoint(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.services_by_ip.iter().flat_map(|(ip, service)| {
-            let unserved = service.ports.iter().filter(|port| port.behind(Frontend::ClusterIp, *ip).next().is_none());
-            unserved.map(move |port| SocketAddr::new(*ip, port.port))
-        })
     }
 }
 

@@ -46,7 +46,7 @@ pub struct Workload {
 /// A TCP port of the node that leads to a container's port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {
-    /// hostIP: the one address of the node where it holds; None for all of them.
+    /// hostIP: the one address of the node where it holds; 0.0.0.0 or :: for all of that family; None for all.
     pub ip: Option<IpAddr>,
     /// hostPort
     pub port: u16,

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, Namespace, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerPort, Namespace, Pod, PodSpec, PodStatus};
 
 use super::{FieldPath, Item, Problem, is_tcp, mesh_label, parse_ip, port_number};
 use crate::discovery::object::Key;
 use crate::spiffe::SpiffeId;
-use crate::state::Workload;
+use crate::state::{HostPort, Workload};
 
 /// A namespace counts by its label.
 pub fn namespace(namespace: &Namespace) -> Result<Item, Problem> {
@@ -42,7 +42,7 @@ pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Option<Item>, Pro
         labels: metadata.labels.clone().unwrap_or_default(),
         named_ports: named_ports(spec)?,
         host_ips: host_ips(status)?,
-        host_ports: Vec::new(),
+        host_ports: host_ports(spec)?,
         enrolled: refusal.is_none(),
         refusal,
         host_network: spec.host_network == Some(true),
@@ -87,31 +87,48 @@ fn refusal(spec: &PodSpec) -> Option<&'static str> {
     }
 }
 
-/// Named TCP ports of containers, and of init containers that keep running.
+/// Named TCP ports; the first of a name counts.
 fn named_ports(spec: &PodSpec) -> Result<BTreeMap<String, u16>, Problem> {
-    let init = spec.init_containers.as_deref().unwrap_or_default().iter().enumerate();
-    let sidecars = init.filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"));
-    let sidecars = sidecars.map(|(index, container)| (FieldPath::of("spec.initContainers").index(index), container));
-    let containers = spec.containers.iter().enumerate();
-    let containers = containers.map(|(index, container)| (FieldPath::of("spec.containers").index(index), container));
     let mut named = BTreeMap::new();
-    for (path, container) in containers.chain(sidecars) {
-        for (name, port) in container_ports(container, &path)? {
-            named.entry(name).or_insert(port);
+    for (path, port) in container_ports(spec) {
+        let number = port_number(port.container_port, || path.key("containerPort"))?;
+        if let (true, Some(name)) = (is_tcp(port.protocol.as_deref()), &port.name) {
+            named.entry(name.clone()).or_insert(number);
         }
     }
     Ok(named)
 }
 
-fn container_ports(container: &Container, path: &FieldPath) -> Result<Vec<(String, u16)>, Problem> {
-    let mut named = Vec::new();
-    for (index, port) in container.ports.as_deref().unwrap_or_default().iter().enumerate() {
-        let number = port_number(port.container_port, || path.key("ports").index(index).key("containerPort"))?;
-        if let (true, Some(name)) = (is_tcp(port.protocol.as_deref()), &port.name) {
-            named.push((name.clone(), number));
+/// TCP ports of the node. A pod of the host network states them too, and holds them by itself.
+fn host_ports(spec: &PodSpec) -> Result<Vec<HostPort>, Problem> {
+    let mut host_ports = Vec::new();
+    for (path, port) in container_ports(spec) {
+        let Some(number) = port.host_port.filter(|number| *number != 0) else { continue };
+        if spec.host_network == Some(true) || !is_tcp(port.protocol.as_deref()) {
+            continue;
         }
+        let ip = port.host_ip.as_deref().filter(|ip| !ip.is_empty());
+        let ip = ip.map(|ip| parse_ip(ip, || path.key("hostIP"))).transpose()?;
+        host_ports.push(HostPort {
+            ip,
+            port: port_number(number, || path.key("hostPort"))?,
+            target: port_number(port.container_port, || path.key("containerPort"))?,
+        });
     }
-    Ok(named)
+    Ok(host_ports)
+}
+
+/// The ports of containers, and of init containers that keep running.
+fn container_ports(spec: &PodSpec) -> impl Iterator<Item = (FieldPath, &ContainerPort)> {
+    let init = spec.init_containers.as_deref().unwrap_or_default().iter().enumerate();
+    let sidecars = init.filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"));
+    let sidecars = sidecars.map(|(index, container)| (FieldPath::of("spec.initContainers").index(index), container));
+    let containers = spec.containers.iter().enumerate();
+    let containers = containers.map(|(index, container)| (FieldPath::of("spec.containers").index(index), container));
+    containers.chain(sidecars).flat_map(|(path, container)| {
+        let ports = container.ports.as_deref().unwrap_or_default().iter().enumerate();
+        ports.map(move |(index, port)| (path.key("ports").index(index), port))
+    })
 }
 
 /// The Ready condition; a pod that states none (written by hand) is ready while it runs.
