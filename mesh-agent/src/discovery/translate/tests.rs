@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::discovery::object::{self, Meaning};
+use crate::state::HostPort;
 
 /// (own label, namespace's label, spec) → enrolled, refused.
 #[test]
@@ -113,6 +114,154 @@ fn services_and_slices() {
     assert_eq!(service.backends, crate::state::Backends::Listed(expected));
 }
 
+/// (change to the Service, external IPs, load balancer IPs, source ranges, node port)
+#[test]
+fn addresses_of_a_service() {
+    let ingress = |ip: &str, mode: Value| json!({"loadBalancer": {"ingress": [{"ip": ip, "ipMode": mode}]}});
+    let node_port = json!({"ports": [{"port": 80, "nodePort": 30080}]});
+    let table = [
+        (json!({}), "", "", "", None),
+        (json!({"spec": {"ports": [{"port": 80, "nodePort": 0}]}}), "", "", "", None),
+        (json!({"spec": node_port}), "", "", "", Some(30080)),
+        (json!({"spec": {"externalIPs": ["198.51.100.1", "2001:db8::1"]}}), "198.51.100.1 2001:db8::1", "", "", None),
+        (json!({"status": ingress("198.51.100.2", json!(null))}), "", "198.51.100.2", "", None),
+        (json!({"status": ingress("198.51.100.2", json!("VIP"))}), "", "198.51.100.2", "", None),
+        (json!({"status": ingress("198.51.100.2", json!("Proxy"))}), "", "", "", None),
+        (json!({"status": {"loadBalancer": {"ingress": [{"hostname": "example.com"}]}}}), "", "", "", None),
+        (json!({"spec": {"loadBalancerSourceRanges": [" 10.0.0.0/8 "]}}), "", "", "10.0.0.0/8", None),
+        // It is about clients outside the cluster.
+        (
+            json!({"spec": {"externalTrafficPolicy": "Local", "externalIPs": ["198.51.100.1"]}}),
+            "198.51.100.1",
+            "",
+            "",
+            None,
+        ),
+        // Neither has an address of its own.
+        (
+            json!({"spec": {"clusterIP": "None", "externalIPs": ["198.51.100.1"], "ports": [{"port": 80, "nodePort": 30080}]}}),
+            "",
+            "",
+            "",
+            None,
+        ),
+        (json!({"spec": {"type": "ExternalName", "externalIPs": ["198.51.100.1"]}}), "", "", "", None),
+    ];
+    for (change, external, balanced, ranges, node_port) in table {
+        let service = one_service(&change);
+        assert_eq!(joined(&service.external.ips), external, "{change}");
+        assert_eq!(joined(&service.external.load_balancer_ips), balanced, "{change}");
+        assert_eq!(joined(&service.external.source_ranges), ranges, "{change}");
+        assert_eq!(service.ports[0].node_port, node_port, "{change}");
+    }
+}
+
+#[test]
+fn traffic_of_a_service() {
+    use crate::state::{Affinity, Distribution, InternalTraffic, Traffic};
+    let plain = Traffic::default();
+    let table = [
+        (json!({}), plain),
+        (json!({"internalTrafficPolicy": "Cluster", "sessionAffinity": "None"}), plain),
+        (json!({"internalTrafficPolicy": "Local"}), Traffic { internal: InternalTraffic::Local, ..plain }),
+        (
+            json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10}}}),
+            Traffic { affinity: Affinity::ClientIp, ..plain },
+        ),
+        (json!({"trafficDistribution": "PreferClose"}), Traffic { distribution: Distribution::SameZone, ..plain }),
+        (json!({"trafficDistribution": "PreferSameZone"}), Traffic { distribution: Distribution::SameZone, ..plain }),
+        (json!({"trafficDistribution": "PreferSameNode"}), Traffic { distribution: Distribution::SameNode, ..plain }),
+        (json!({"trafficDistribution": "PreferSomething"}), plain),
+        (json!({"publishNotReadyAddresses": true}), Traffic { publish_not_ready: true, ..plain }),
+    ];
+    for (spec, expected) in table {
+        assert_eq!(one_service(&json!({ "spec": spec })).traffic, expected, "{spec}");
+    }
+}
+
+/// What a Service cannot mean is named with its field.
+#[test]
+fn services_that_cannot_be_read() {
+    let table = [
+        (json!({"spec": {"internalTrafficPolicy": "local"}}), "spec.internalTrafficPolicy"),
+        (json!({"spec": {"sessionAffinity": "Cookie"}}), "spec.sessionAffinity"),
+        (json!({"spec": {"externalIPs": ["one"]}}), "spec.externalIPs[0]"),
+        (json!({"spec": {"loadBalancerSourceRanges": ["10.0.0.0/99"]}}), "spec.loadBalancerSourceRanges[0]"),
+        (json!({"spec": {"ports": [{"port": 80, "nodePort": 70000}]}}), "spec.ports[0].nodePort"),
+        (json!({"status": {"loadBalancer": {"ingress": [{"ip": "one"}]}}}), "status.loadBalancer.ingress[0].ip"),
+    ];
+    for (change, field) in table {
+        let object = service_object(&change);
+        let Meaning::Known { key: Ok(key), .. } = object::meaning(&object) else { panic!("a Service") };
+        let problem = object::read(&key, &object, "cluster.local").expect_err("a problem");
+        assert_eq!(problem.field.to_string(), field);
+    }
+}
+
+#[test]
+fn endpoints_of_a_slice() {
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv6",
+        "metadata": {"name": "s", "labels": {"kubernetes.io/service-name": "s"}},
+        "ports": [{"port": 8080}],
+        "endpoints": [
+            {"addresses": ["fd00::1"], "nodeName": "n", "hints": {"forZones": [{"name": "z"}], "forNodes": [{"name": "n"}]}},
+            {"addresses": ["fd00::2"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+            {"addresses": ["fd00::3"], "conditions": {"ready": false, "serving": false}},
+        ],
+    });
+    let world = world(&[service_object(&json!({})), slice]);
+    let backend = |ip: &str| Backend::ready(ip.parse().unwrap(), 8080);
+    let hints = crate::state::Hints { zones: vec!["z".into()], nodes: vec!["n".into()] };
+    let expected = vec![
+        Backend { node: "n".into(), hints, ..backend("fd00::1") },
+        Backend { ready: false, terminating: true, ..backend("fd00::2") },
+        Backend { ready: false, serving: false, ..backend("fd00::3") },
+    ];
+    assert_eq!(world.services[0].backends, crate::state::Backends::Listed(expected));
+}
+
+#[test]
+fn nodes() {
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z"}},
+        "status": {"addresses": [
+            {"type": "Hostname", "address": "n"},
+            {"type": "InternalIP", "address": "192.168.0.1"},
+            {"type": "InternalIP", "address": "fd00::1"},
+            {"type": "ExternalIP", "address": "198.51.100.1"},
+        ]},
+    });
+    let world = world(&[node, json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "bare"}})]);
+    let seen: Vec<_> = world.nodes.iter().map(|node| (&*node.name, joined(&node.ips), &*node.zone)).collect();
+    assert_eq!(seen, [("bare", String::new(), ""), ("n", "192.168.0.1 fd00::1 198.51.100.1".into(), "z")]);
+}
+
+#[test]
+fn ports_of_the_node() {
+    let pod = |spec: Value| {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "uid": "u"}, "spec": spec,
+            "status": {"podIP": "10.0.0.1", "hostIP": "192.168.0.1", "hostIPs": [{"ip": "192.168.0.1"}, {"ip": "fd00::1"}]},
+        });
+        world(&[pod]).workloads.remove(0)
+    };
+    let ports = json!([
+        {"containerPort": 80, "hostPort": 8080},
+        {"containerPort": 81},
+        {"containerPort": 82, "hostPort": 0},
+        {"containerPort": 53, "hostPort": 53, "protocol": "UDP"},
+        {"containerPort": 83, "hostPort": 8083, "hostIP": "192.168.0.1"},
+    ]);
+    let workload = pod(json!({"containers": [{"name": "c", "ports": ports}]}));
+    let host_port = |ip: Option<&str>, port, target| HostPort { ip: ip.map(|ip| ip.parse().unwrap()), port, target };
+    assert_eq!(workload.host_ports, [host_port(None, 8080, 80), host_port(Some("192.168.0.1"), 8083, 83)]);
+    assert_eq!(joined(&workload.host_ips), "192.168.0.1 fd00::1");
+    let on_host = pod(json!({"hostNetwork": true, "containers": [{"name": "c", "ports": ports}]}));
+    assert_eq!(on_host.host_ports, []);
+}
+
 #[test]
 fn an_external_name_is_no_destination() {
     let service = json!({
@@ -156,6 +305,7 @@ fn a_kind() -> impl Strategy<Value = (&'static str, &'static str)> {
     prop_oneof![
         Just(("v1", "Pod")),
         Just(("v1", "Service")),
+        Just(("v1", "Node")),
         Just(("v1", "Namespace")),
         Just(("discovery.k8s.io/v1", "EndpointSlice")),
         Just(("nodemesh.dev/v1alpha1", "PeerAuthentication")),
@@ -191,6 +341,13 @@ fn a_value() -> impl Strategy<Value = Value> {
             Just("containers"),
             Just("clusterIPs"),
             Just("targetPort"),
+            Just("nodePort"),
+            Just("hostPort"),
+            Just("externalIPs"),
+            Just("loadBalancer"),
+            Just("ingress"),
+            Just("addresses"),
+            Just("endpoints"),
             Just("10.0.0.1"),
             Just(""),
         ]
@@ -230,4 +387,21 @@ fn merge(into: &mut Value, change: Value) {
         }
         (into, change) => *into = change,
     }
+}
+
+fn one_service(change: &Value) -> crate::state::ServiceSpec {
+    world(&[service_object(change)]).services.remove(0)
+}
+
+fn service_object(change: &Value) -> Value {
+    let mut service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+    });
+    merge(&mut service, change.clone());
+    service
+}
+
+fn joined(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
