@@ -119,6 +119,8 @@ pub async fn connections(proxy: Proxy) -> Value {
             },
             "server": record.server,
             "traceId": record.trace_id,
+            "rule": record.rule,
+            "audited": record.audited,
             "bytesSent": record.bytes_sent,
             "bytesReceived": record.bytes_received,
             "ageSeconds": record.duration.as_secs_f64(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::connection::{self, Judged, Registration};
+use super::connection::{Judged, Registration};
 use super::error::Failure;
 use super::worker::{Pod, Worker};
 use super::{copy, dial, record};
@@ -48,12 +48,12 @@ async fn serve_connect(
     mut incoming: Incoming,
 ) {
     let server = ServerAddr::new(incoming.authority);
-    let judged = judged(&pod, Some(incoming.peer.clone()), tunnel.ip(), server);
     let client = real_client(tunnel, incoming.forwarded);
     let trace_id = incoming.traceparent.map(|trace| trace.trace_id().into());
     let record = record::inbound(&pod, client, Some(&incoming.peer), server, trace_id);
-    let live = worker.live.register(pod.uid().clone(), Some(judged.clone()), record);
-    let permit = match check_authority(reached, server).and_then(|()| authorize(&worker, &judged)) {
+    let live = worker.register(&pod, record);
+    let judged = judged(&pod, Some(incoming.peer.clone()), tunnel.ip(), server);
+    let permit = match check_authority(reached, server).and_then(|()| authorize(&worker, &live, judged)) {
         Ok(permit) => permit,
         Err(failure) => {
             incoming.refuse(failure.status());
@@ -90,8 +90,8 @@ pub fn judged(pod: &Pod, source: Option<SpiffeId>, source_ip: std::net::IpAddr, 
 }
 
 /// Asks policy, on the snapshot that is current now. This is where a denial is decided.
-pub fn authorize(worker: &Worker, judged: &Judged) -> Result<Permit, Failure> {
-    connection::authorize(&worker.shared.state.current(), judged).map_err(Failure::Denied)
+pub fn authorize(worker: &Worker, live: &Registration, judged: Judged) -> Result<Permit, Failure> {
+    live.judge(&worker.shared.state.current(), judged).map_err(Failure::Denied)
 }
 
 /// A tunnel to a pod reaches that pod's address only: not another pod's, not loopback, not the tunnel port again.

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
 
-use super::connection::{LiveTable, Registration};
+use super::connection::{Cut, LiveTable, Registration};
 use super::error::{Failure, serve_reason};
 use super::limits::{ACCEPT_BACKOFF, COUNT_INTERVAL, SPILL, SVID_TIMEOUT};
 use super::{copy, inbound, outbound, plaintext, record};
@@ -78,6 +78,11 @@ impl Pod {
     /// Says that the pod left the mesh or ended.
     pub fn leave(&self) {
         self.left.send_replace(true);
+    }
+
+    /// Whether the pod left the mesh or ended.
+    pub fn has_left(&self) -> bool {
+        *self.left.borrow()
     }
 
     /// Returns when the pod has left.
@@ -279,6 +284,16 @@ impl Worker {
         }
         let waited = tokio::time::timeout(SVID_TIMEOUT, self.shared.identities.ready(identity)).await;
         waited.map_err(|_| Failure::NoCertificate(identity.clone()))
+    }
+
+    /// Puts a connection into the table. What was accepted before its pod left, and comes here after the table was
+    /// cleared of that pod, is cut at once.
+    pub fn register(&self, pod: &Pod, record: ConnectionRecord) -> Registration {
+        let live = self.live.register(pod.uid().clone(), record);
+        if pod.has_left() {
+            live.cancel.cut(Cut::PodLeft);
+        }
+        live
     }
 
     /// A random number; seeds the choice of endpoints. Not for secrets.

@@ -76,8 +76,6 @@ pub enum ConnectionResult {
     Denied {
         /// Which kind of denial, such as `no-allow-rule`.
         reason: &'static str,
-        /// The policy that decided, as `<namespace>/<name>`, where there is one.
-        rule: Option<Arc<str>>,
     },
     /// Not served, by rule: no endpoint, unknown destination in registry-only mode, a pod that dials the ranges.
     Refused {
@@ -112,7 +110,7 @@ impl ConnectionResult {
     pub fn reason(&self) -> Option<&'static str> {
         match self {
             ConnectionResult::Ok => None,
-            ConnectionResult::Denied { reason, .. }
+            ConnectionResult::Denied { reason }
             | ConnectionResult::Refused { reason }
             | ConnectionResult::Failed { reason }
             | ConnectionResult::Cut { reason } => Some(reason),
@@ -158,6 +156,11 @@ pub struct ConnectionRecord {
     pub server: Option<SocketAddr>,
     /// The trace id of `traceparent`, 32 hex digits, when there was one.
     pub trace_id: Option<Arc<str>>,
+    /// The policy that decided last, as `<namespace>/<name>`: it allowed the connection, denied it, or had it cut. None
+    /// where this node decided nothing, or no policy had to be named.
+    pub rule: Option<Arc<str>>,
+    /// The AUDIT policies that match it. They decided nothing.
+    pub audited: Vec<Arc<str>>,
     /// How it ended.
     pub result: ConnectionResult,
     /// Bytes of the application from client to server.
