@@ -24,6 +24,7 @@ use crate::capture::{self, Capture};
 use crate::config::{self, Config};
 use crate::drain::Drain;
 use crate::identity::{self, CertificateAuthority, Identities};
+use crate::limit::{Limit, limits};
 use crate::proxy::{Proxy, Shared};
 use crate::readiness::Readiness;
 use crate::state::{StateReader, StateWriter};
@@ -41,6 +42,16 @@ const DRAIN_POLL: Duration = Duration::from_millis(100);
 
 /// After the drain window: time for resets and access log lines to leave.
 const FAREWELL: Duration = Duration::from_millis(300);
+
+/// The bounds of this room.
+fn limits() -> Vec<Limit> {
+    limits![
+        CONTROL_THREADS, "threads", "discovery may compile a large world while the admin endpoints answer";
+        POD_EVENTS, "pods", "that wait for the proxy; then enrolment waits";
+        DRAIN_POLL, "milliseconds", "how often the drain looks whether the last connection has ended";
+        FAREWELL, "milliseconds", "for resets and access log lines to leave after the drain window";
+    ]
+}
 
 /// Runs the agent until SIGTERM or SIGINT and the end of the drain, or until a part fails.
 pub fn run(config: Config) -> Result<()> {

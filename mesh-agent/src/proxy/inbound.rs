@@ -21,6 +21,10 @@ use crate::spiffe::SpiffeId;
 pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
     let (Ok(local), Ok(peer)) = (tcp.local_addr(), tcp.peer_addr()) else { return };
     let (reached, client) = (ServerAddr::new(local), ClientAddr::new(peer));
+    let Some(stranger) = pod.strangers.admit() else {
+        worker.report_failed(record::tunnel(&pod, client), &Failure::TooManyStrangers);
+        return copy::reset(tcp);
+    };
     let svid = match worker.svid(&pod.workload.identity).await {
         Ok(svid) => svid,
         Err(failure) => return worker.report_failed(record::tunnel(&pod, client), &failure),
@@ -29,10 +33,16 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
         let (worker, pod) = (worker.clone(), pod.clone());
         move |incoming: Incoming| serve_connect(worker.clone(), pod.clone(), reached, client, incoming)
     };
+    let limits = &worker.shared.limits;
+    let serve = async {
+        let tunnel = hbone::accept(tcp, &svid, limits).await?;
+        drop((stranger, svid));
+        tunnel.serve(limits, worker.shared.drain.clone(), on_connect).await
+    };
     let served = tokio::select! {
         biased;
         () = pod.left() => return,
-        served = hbone::serve(tcp, svid, worker.shared.limits.clone(), worker.shared.drain.clone(), on_connect) => served,
+        served = serve => served,
     };
     if let Err(error) = served {
         worker.report_tunnel_error(record::tunnel(&pod, client), &error);

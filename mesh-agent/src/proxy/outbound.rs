@@ -121,6 +121,7 @@ fn is_final(failure: &Failure) -> bool {
         | Failure::NotThisPod(_)
         | Failure::Record(_)
         | Failure::Connect { .. }
+        | Failure::TooManyStrangers
         | Failure::Socket(_)
         | Failure::Abandoned => false,
     }

@@ -128,7 +128,9 @@ pub fn result_of_failure(failure: &Failure) -> ConnectionResult {
     let reason = failure.reason();
     match failure {
         Failure::Denied(_) => ConnectionResult::Denied { reason },
-        Failure::Refused(_) | Failure::NotThisPod(_) => ConnectionResult::Refused { reason },
+        Failure::Refused(_) | Failure::NotThisPod(_) | Failure::TooManyStrangers => {
+            ConnectionResult::Refused { reason }
+        }
         Failure::Cut(_) => ConnectionResult::Cut { reason },
         Failure::Record(_)
         | Failure::NoCertificate(_)

@@ -16,9 +16,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::limit::{Limit, limits};
 use crate::spiffe::SpiffeId;
 
 pub use metrics::{Metrics, OpenConnection};
+
+/// The bounds of this room.
+pub fn limits() -> Vec<Limit> {
+    limits![
+        series::MAX_SERIES, "sets of labels", "2.5 MB of a scrape at most; the rest counts under _overflow";
+        series::IDLE, "milliseconds", "then a set of labels without open connections may make room";
+        series::SWEEP_INTERVAL, "milliseconds", "at least, between two searches of a full table";
+        logs::QUEUE_LINES, "lines", "that wait for a slow reader of the log; more are lost and counted";
+        logs::FLUSH_WAIT, "milliseconds", "for a slow reader of the log at the end of the process";
+        logs::FLUSH_POLL, "milliseconds", "how often the end looks whether a full queue has room";
+    ]
+}
 
 /// Which journey through the agent, seen from the pod on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
