@@ -71,6 +71,8 @@ pub(crate) struct Agent {
     readiness: Readiness,
     metrics: Metrics,
     drain: Drain,
+    /// The end of the drain: until then live connections are judged by the world as it is, and certificates renewed.
+    end: Drain,
     state: StateReader,
     health: discovery::Health,
     identities: Identities,
@@ -81,7 +83,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let mut signals = Signals::new()?;
     let readiness = Readiness::default();
     let metrics = Metrics::new();
-    let drain = Drain::new();
+    let (drain, end) = (Drain::new(), Drain::new());
     let (writer, state) = StateWriter::new(&config.node);
     let identities = identities(&config.identity)?;
     let capture = Capture::start(capture_config(&config)).context("cannot capture on this node")?;
@@ -96,7 +98,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let proxy = Proxy::start(shared, config.proxy.workers.get()).context("cannot start the worker threads")?;
     let health = discovery::Health::default();
     register_collectors(&metrics, &capture, &identities, &health);
-    let agent = Arc::new(Agent { config, readiness, metrics, drain, state, health, identities, proxy });
+    let agent = Arc::new(Agent { config, readiness, metrics, drain, end, state, health, identities, proxy });
 
     let mut parts = JoinSet::new();
     http::start(&mut parts, &agent, log_filter).await?;
@@ -138,7 +140,7 @@ impl Agent {
             async move { Ok(capture.run(state, pods, readiness, token).await?) }
         });
         part(parts, "identity", {
-            let (identities, token) = (self.identities.clone(), self.drain.token());
+            let (identities, token) = (self.identities.clone(), self.end.token());
             async move {
                 identities.run(token).await;
                 Ok(())
@@ -151,7 +153,7 @@ impl Agent {
                 node: self.config.node.clone(),
                 trust_domain: self.config.identity.trust_domain.clone(),
             };
-            let (health, readiness, token) = (self.health.clone(), self.readiness.clone(), self.drain.token());
+            let (health, readiness, token) = (self.health.clone(), self.readiness.clone(), self.end.token());
             async move { Ok(discovery::run(source, config, writer, health, readiness, token).await?) }
         });
     }
@@ -173,6 +175,7 @@ impl Agent {
             () = signals.any() => tracing::warn!(live = self.proxy.live(), "a second signal: not waiting any longer"),
         }
         self.proxy.cut_all();
+        self.end.start();
         tokio::time::sleep(FAREWELL).await;
     }
 

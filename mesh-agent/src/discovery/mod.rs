@@ -58,7 +58,8 @@ pub enum Error {
     Reader(#[from] tokio::task::JoinError),
 }
 
-/// Publishes a snapshot for what the source says, and one for every change, until the drain starts.
+/// Publishes a snapshot for what the source says, and one for every change, until `shutdown` starts. That is the end of
+/// the drain, not its beginning: live connections are judged again by what is published.
 ///
 /// The gate opens with the first snapshot. From then on a source that cannot be reached changes nothing: the last good
 /// state stays, and [`Health`] says since when.

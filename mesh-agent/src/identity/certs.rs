@@ -171,7 +171,7 @@ impl Identities {
         }
     }
 
-    /// Fetches and rotates until the drain starts.
+    /// Fetches and rotates until `shutdown` starts.
     pub async fn run(self, mut shutdown: drain::Token) {
         let mut requests = JoinSet::new();
         loop {
