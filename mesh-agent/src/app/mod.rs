@@ -82,6 +82,10 @@ pub(crate) struct Agent {
 async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let mut signals = Signals::new()?;
     let readiness = Readiness::default();
+    // Before anyone can ask: an agent with no gate yet would call itself ready.
+    for gate in ["capture", "discovery"] {
+        readiness.waiting(gate, "starting");
+    }
     let metrics = Metrics::new();
     let (drain, end) = (Drain::new(), Drain::new());
     let (writer, state) = StateWriter::new(&config.node);
