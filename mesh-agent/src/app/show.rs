@@ -81,6 +81,11 @@ pub fn services(agent: &Agent) -> Value {
     state.services().map(one).collect()
 }
 
+/// Every policy object as it was understood, and those that could not be read.
+pub fn policies(agent: &Agent) -> Value {
+    json!(agent.state.current().policies())
+}
+
 /// The pods of this node, with the policy that stands before each.
 pub fn workloads(agent: &Agent) -> Value {
     let state = agent.state.current();
@@ -93,7 +98,7 @@ pub fn workloads(agent: &Agent) -> Value {
             "ips": workload.ips,
             "enrolled": workload.enrolled,
             "refusal": workload.refusal,
-            "policy": state.inbound_policy(&workload.uid).map(|policy| format!("{policy:?}")),
+            "policy": state.inbound_policy(&workload.uid),
         })
     };
     state.local_workloads().map(one).collect()
