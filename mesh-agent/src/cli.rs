@@ -58,9 +58,9 @@ pub struct ValidateArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// The trust domain that principals may name
-    #[arg(long, value_name = "NAME", default_value = crate::config::default::TRUST_DOMAIN)]
-    pub trust_domain: String,
+    /// The trust domain that principals may name [default: cluster.local]
+    #[arg(long, value_name = "NAME")]
+    pub trust_domain: Option<String>,
 }
 
 /// `mesh-agent detach`

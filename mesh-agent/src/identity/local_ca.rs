@@ -182,7 +182,13 @@ fn create_root(directory: &Path, file: &Path, trust_domain: &str) -> Result<Stri
 fn write_atomically(file: &Path, text: &str, mode: u32) -> Result<(), Error> {
     let beside = file.with_extension("new");
     let write = || {
-        let mut new = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
+        // What an earlier try left behind may have another mode, which opening it again would keep.
+        if let Err(error) = fs::remove_file(&beside)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let mut new = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
         new.write_all(text.as_bytes())?;
         new.sync_all()?;
         fs::rename(&beside, file)
