@@ -6,5 +6,6 @@ mod connections;
 mod dishonest_peer;
 mod lifecycle;
 mod pair;
+mod policy;
 mod steps;
 mod wire;
