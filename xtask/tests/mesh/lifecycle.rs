@@ -1,10 +1,11 @@
 //! Agents and pods that come and go.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use xtask::build;
+use xtask::demo::stage::MESH_LABEL;
 use xtask::testbed::{AgentOptions, Family, PodSpec, eventually, start_nginx};
 
 use crate::pair::{Pair, meshed};
@@ -116,6 +117,37 @@ fn a_pod_that_ends_leaves_nothing_in_the_agent() -> Result<()> {
     ensure!(status == 200, "a pod that is gone keeps the agent from being ready: {body}");
     let connections = pair.bed.agent("n1").get_json("/connections")?.to_string();
     ensure!(!connections.contains(&uid), "{connections}");
+    Ok(())
+}
+
+/// What un-enrolment takes down with a delay must not take down what was set up since.
+#[test]
+fn a_pod_that_leaves_and_comes_back_at_once_stays_served() -> Result<()> {
+    let Some(mut pair) = meshed("leave and return")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    start_nginx(pair.bed.pod("server"))?;
+    for pod in ["client", "server"] {
+        let node = pair.bed.pod(pod).spec.node.clone();
+        let said = |pair: &Pair, what: &str| pair.bed.agent(&node).log().matches(what).count();
+        let enrolled = said(&pair, "\"enrolled\"");
+        pair.bed.label_pod(pod, MESH_LABEL, Some("disabled"))?;
+        eventually(PATIENCE, "the pod to leave", || Ok((said(&pair, "\"left the mesh\"") > 0).then_some(())))?;
+        pair.bed.label_pod(pod, MESH_LABEL, None)?;
+        eventually(PATIENCE, "the pod to be enrolled again", || {
+            Ok((said(&pair, "\"enrolled\"") > enrolled).then_some(()))
+        })?;
+        served(&pair)?;
+        let end = Instant::now() + Duration::from_millis(2500);
+        while Instant::now() < end {
+            for family in Family::BOTH {
+                let url = format!("http://{}/", pair.server(family, 80));
+                let answer = pair.bed.pod("client").run(&["curl", "-sS", "--max-time", "2", &url], PATIENCE)?;
+                answer.expect_ok(pod).map_err(|error| pair.bed.explain(error))?;
+            }
+        }
+    }
     Ok(())
 }
 
