@@ -8,6 +8,7 @@
 //! Control work runs on a runtime of its own; connections run on the proxy's workers. A part that ends early ends the
 //! process: the pins in the kernel go on refusing, and a new agent picks them up.
 
+mod descriptors;
 mod http;
 mod show;
 
@@ -107,7 +108,8 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let mut parts = JoinSet::new();
     http::start(&mut parts, &agent, log_filter).await?;
     agent.start_parts(&mut parts, writer, capture);
-    tracing::info!(node = %agent.config.node, version = env!("CARGO_PKG_VERSION"), "started");
+    let connections = descriptors::raise();
+    tracing::info!(node = %agent.config.node, version = env!("CARGO_PKG_VERSION"), connections, "started");
     let failed = tokio::select! {
         () = signals.any() => None,
         () = agent.drain_asked() => None,

@@ -226,9 +226,13 @@ impl Enroller {
         remove_pins(&pins);
         let _ = self.events.send(PodEvent::Left(uid.clone())).await;
         self.readiness.remove(&gate(&pod.workload));
-        let routes = pod.routes;
+        let (routes, tables, cookie) = (pod.routes, self.tables.clone(), pod.cookie);
         let _ = pod.net.thread().post(move || {
             std::thread::sleep(ROUTES_OUTLIVE);
+            // It may have been enrolled again meanwhile, and then the routes are the new enrolment's.
+            if tables.pods.get(&cookie).is_some() {
+                return;
+            }
             for route in &routes {
                 let _ = netlink::remove_route(route);
             }
