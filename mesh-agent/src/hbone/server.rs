@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
@@ -142,11 +142,12 @@ async fn handshake(
     tcp: TcpStream,
     svid: &Svid,
     limits: &Limits,
-) -> Result<(SpiffeId, Connection<TlsStream<TcpStream>, Bytes>), ServeError> {
+) -> Result<(Peer, Connection<TlsStream<TcpStream>, Bytes>), ServeError> {
     let _ = tcp.set_nodelay(true);
     let tls = TlsAcceptor::from(svid.server.clone()).accept(tcp).await.map_err(ServeError::Tls)?;
     let (_, session) = tls.get_ref();
-    let peer = identity::peer_id(session.peer_certificates())?;
+    let chain = session.peer_certificates();
+    let peer = Peer { id: identity::peer_id(chain)?, expiry: identity::peer_expiry(chain)? };
     if session.alpn_protocol() != Some(b"h2") {
         return Err(ServeError::NotHttp2);
     }
@@ -172,9 +173,17 @@ fn builder(limits: &Limits) -> Builder {
     builder
 }
 
+/// Who is at the other end.
+struct Peer {
+    id: SpiffeId,
+    /// When the certificate that proved it ends, and with it what this tunnel may be used for. A peer of ours has made a
+    /// new one long before.
+    expiry: SystemTime,
+}
+
 /// A tunnel that a peer has opened to one of our pods.
 pub struct Tunnel {
-    peer: SpiffeId,
+    peer: Peer,
     connection: Connection<TlsStream<TcpStream>, Bytes>,
     handlers: Handlers,
 }
@@ -221,7 +230,7 @@ impl Tunnel {
 
 /// Answers what is no CONNECT of ours, and hands over what is.
 fn handle<H, F>(
-    peer: &SpiffeId,
+    peer: &Peer,
     handlers: &Handlers,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
@@ -230,12 +239,15 @@ fn handle<H, F>(
     H: Fn(Incoming) -> F,
     F: Future<Output = ()> + 'static,
 {
+    if peer.expiry <= SystemTime::now() {
+        return refuse(respond, Status::Denied);
+    }
     let Some(authority) = authority(&request) else { return refuse(respond, Status::BadRequest) };
     let Some(handler) = handlers.enter() else { return refuse(respond, Status::Unavailable) };
     let Headers { forwarded, baggage, traceparent } = Headers::read(request.headers());
     let (client, host) = forwarded.map(|forwarded| (forwarded.client, forwarded.host)).unzip();
     let incoming = Incoming {
-        peer: peer.clone(),
+        peer: peer.id.clone(),
         authority,
         forwarded: client,
         host: host.flatten(),

@@ -14,7 +14,7 @@ mod tls;
 
 pub use ca::{BoxFuture, CaError, CertificateAuthority, CertificateRequest, IssuedCertificate};
 pub use certs::{Config, Identities, Svid, SvidStatus};
-pub use tls::{PeerError, peer_id};
+pub use tls::{PeerError, peer_expiry, peer_id};
 
 use crate::limit::{Limit, limits};
 
