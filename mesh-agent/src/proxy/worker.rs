@@ -214,8 +214,11 @@ impl Worker {
         tokio::task::spawn_local(worker.clone().rejudge_on_change());
         tokio::task::spawn_local(worker.clone().count_bytes());
         let mut acceptors: HashMap<Arc<str>, Vec<JoinHandle<()>>> = HashMap::new();
+        let mut is_draining = false;
         while let Some(job) = inbox.recv().await {
             match job {
+                // Enrolled when the drain had begun: its listeners close here, as those of all others did.
+                Job::Listen(..) if is_draining => {}
                 Job::Listen(pod, listeners) => {
                     let tasks = listeners.into_iter().filter_map(|listener| worker.clone().listen(&pod, listener));
                     acceptors.entry(pod.uid().clone()).or_default().extend(tasks);
@@ -228,7 +231,10 @@ impl Worker {
                 Job::Serve(pod, role, tcp) => worker.clone().adopt(pod, role, tcp),
                 Job::Connections(answer) => drop(answer.send(worker.connections())),
                 Job::Tunnels(answer) => drop(answer.send(worker.pool.status())),
-                Job::StopListening => acceptors.drain().flat_map(|(_, tasks)| tasks).for_each(|task| task.abort()),
+                Job::StopListening => {
+                    is_draining = true;
+                    acceptors.drain().flat_map(|(_, tasks)| tasks).for_each(|task| task.abort());
+                }
                 Job::CutAll => worker.live.cut_all(),
             }
         }

@@ -285,6 +285,30 @@ async fn leaving_the_mesh_cuts_what_the_agent_carries() {
     pair.mesh.nodes[1].until_live("nothing is left at the server", <[_]>::is_empty).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_takes_nothing_new_and_goes_on_judging() {
+    let pair = Pair::start().await;
+    let _clients = echo_app((pair.server.ip, 8080));
+    let mut stream = pair.client.connect(vip()).await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    let [client_node, server_node] = &pair.mesh.nodes;
+    client_node.proxy.stop_listening();
+    pair.client.until_refused(vip()).await;
+    let late = fresh_ip();
+    pair.mesh.apply("late.yaml", &pod_yaml("late", "node1", late));
+    let late = pair.mesh.enrol(late).await;
+    late.until_refused(vip()).await;
+    client_node.until_live("the old connection alone lives", |live| live.len() == 1).await;
+
+    stream.write_all(b"y").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'y', "what is open goes on");
+    server_node.proxy.stop_listening();
+    pair.mesh.apply("policy.yaml", &policy("DENY", "{type: Any}"));
+    let end = tokio::time::timeout(Duration::from_secs(1), stream.read_u8()).await.expect("cut within a second");
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
 /// A peer with a certificate of this mesh that asks for what is not the pod's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tunnel_reaches_its_own_pod_only() {
