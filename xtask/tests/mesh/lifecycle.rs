@@ -3,9 +3,11 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use xtask::build;
 use xtask::demo::stage::MESH_LABEL;
+use xtask::rings::can_use_kernel;
+use xtask::testbed::cgroup;
 use xtask::testbed::{AgentOptions, Family, PodSpec, eventually, start_nginx};
 
 use crate::pair::{Pair, meshed};
@@ -44,6 +46,28 @@ fn a_node_without_its_pins_enrols_its_pods_again() -> Result<()> {
     let connections = pair.bed.agent("n2").access_log();
     ensure!(connections.iter().all(|line| line["transport"] == "tunnel"), "{connections:?}");
     Ok(())
+}
+
+/// Where capture would be half a capture there is no agent at all.
+#[test]
+fn an_agent_that_cannot_capture_refuses_to_start() -> Result<()> {
+    if !can_use_kernel("refused start") {
+        return Ok(());
+    }
+    let dir = tempfile::Builder::new().prefix("nodemesh-refused-").tempdir()?;
+    let node = cgroup::mount_point()?.join(dir.path().file_name().context("a name")?);
+    for (kubepods, reason) in [(false, "neither kubepods nor kubepods.slice"), (true, "is not on a BPF file system")] {
+        std::fs::create_dir_all(if kubepods { node.join("kubepods") } else { node.clone() })?;
+        let within = |name: &str| dir.path().join(name).display().to_string();
+        let run = Command::new(build::agent_binary()?)
+            .args(["run", "--node=n1", "--ca=memory", "--metrics=127.0.0.1:0", "--readiness=127.0.0.1:0"])
+            .args([format!("--discovery=dir:{}", within("world")), format!("--admin=unix:{}", within("admin.sock"))])
+            .args([format!("--cgroup-root={}", node.display()), format!("--bpf-pins={}", within("nodemesh"))])
+            .output()?;
+        let said = String::from_utf8_lossy(&run.stderr);
+        ensure!(!run.status.success() && said.contains(reason), "{}: {said}", run.status);
+    }
+    cgroup::destroy(&node)
 }
 
 #[test]
