@@ -41,7 +41,8 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
     };
     let served = tokio::select! {
         biased;
-        () = pod.left() => return,
+        // Cut first, or its connections would be told as those of a tunnel that was lost.
+        () = pod.left() => return worker.live.cut_pod(pod.uid()),
         served = serve => served,
     };
     if let Err(error) = served {

@@ -286,6 +286,20 @@ async fn leaving_the_mesh_cuts_what_the_agent_carries() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_ends_with_its_pod_is_told_so() {
+    let pair = Pair::start().await;
+    let _clients = echo_app((pair.server.ip, 8080));
+    let mut stream = pair.client.connect(vip()).await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    pair.mesh.unenrol(&pair.server).await;
+    pair.mesh.nodes[1].until_live("nothing is left", <[_]>::is_empty).await;
+    pair.server.until_no_records().await;
+    let metrics = pair.mesh.nodes[1].metrics.encode();
+    assert!(metrics.contains("reason=\"pod-left\"") && !metrics.contains("tunnel-lost"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_drain_takes_nothing_new_and_goes_on_judging() {
     let pair = Pair::start().await;
     let _clients = echo_app((pair.server.ip, 8080));
