@@ -3,10 +3,10 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors that are not connections: maps, programs, pins, listeners, socket stocks, logs.
-const RESERVE: u64 = 1024;
+pub(super) const RESERVE: u64 = 1024;
 
 /// A connection takes one descriptor where it goes through a tunnel and two where it does not.
-const PER_CONNECTION: u64 = 2;
+pub(super) const PER_CONNECTION: u64 = 2;
 
 /// Raises the soft limit to the hard one, and returns how many connections fit at the least.
 pub fn raise() -> u64 {

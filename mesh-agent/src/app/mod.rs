@@ -51,6 +51,8 @@ fn limits() -> Vec<Limit> {
         POD_EVENTS, "pods", "that wait for the proxy; then enrolment waits";
         DRAIN_POLL, "milliseconds", "how often the drain looks whether the last connection has ended";
         FAREWELL, "milliseconds", "for resets and access log lines to leave after the drain window";
+        descriptors::RESERVE, "descriptors", "that are not connections: maps, pins, listeners, socket stocks, logs";
+        descriptors::PER_CONNECTION, "descriptors", "two where a connection does not go through a tunnel";
     ]
 }
 
