@@ -111,7 +111,7 @@ outcomes! {
     LookupOwnAddress = 33, "lookup_own_address", Pass;
     /// The agent's own dial to the application.
     LookupFiled = 34, "lookup_filed", Pass;
-    /// The capture range, but not over lo: forged.
+    /// The capture range or loopback, but not over lo: forged, or redirected there by rules inside the pod.
     LookupNotLo = 35, "lookup_not_lo", Refuse;
     /// From the agent's source range, but the agent did not dial it.
     LookupForged = 36, "lookup_forged", Refuse;
