@@ -169,7 +169,7 @@ impl Enroller {
         let lookup = self.loaded.program(programs::SK_LOOKUP).map_err(|error| error.to_string())?;
         let target = Target::Namespace { descriptor: found.namespace.as_raw_fd(), inode: found.inode };
         links::ensure(&pins.join("lookup"), &lookup, target, SK_LOOKUP).map_err(step("attaching its lookup"))?;
-        let interfaces = guard::host_side(&found.thread, &found.namespace).await?;
+        let interfaces = found.interfaces;
         for interface in &interfaces {
             guard::attach(&mut self.loaded, &self.tables, self.tc, &pins, interface, &addresses)
                 .map_err(step("guarding its interface"))?;
