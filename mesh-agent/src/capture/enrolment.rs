@@ -263,18 +263,22 @@ impl Enroller {
         }
     }
 
-    /// Puts back what a pod lost, such as routes when IPv6 was switched off and on, and lets go of a pod whose sandbox
-    /// was made anew.
+    /// Puts back what a pod lost, such as routes when IPv6 was switched off and on, guards interfaces that it was given
+    /// since, and lets go of a pod whose sandbox was made anew.
     async fn verify(&mut self) {
         let mut renewed = Vec::new();
-        for (uid, pod) in &self.enrolled {
+        for (uid, pod) in &mut self.enrolled {
             if namespace::is_current(&self.loaded.kubepods, uid, pod.inode) == Some(false) {
                 renewed.push(uid.clone());
                 continue;
             }
             let routes = pod.routes.clone();
-            let restored = pod.net.thread().run(move || routes.iter().try_for_each(netlink::add_route)).await;
-            match restored {
+            let restored = pod.net.thread().run(move || routes.iter().try_for_each(add_route)).await;
+            let whole = match restored.map_err(step("its capture routes")) {
+                Ok(()) => guard_new(&mut self.loaded, &self.tables, self.tc, uid, pod).await,
+                Err(reason) => Err(reason),
+            };
+            match whole {
                 Ok(()) => self.readiness.ready(&gate(&pod.workload)),
                 Err(error) => self.readiness.waiting(&gate(&pod.workload), format!("its capture routes: {error}")),
             }
@@ -309,6 +313,41 @@ fn routes(ips: &[IpAddr]) -> Vec<LocalRoute> {
 }
 
 /// Removes every capture route of the calling thread's namespace, whatever source it has.
+/// Guards interfaces that a pod was given after its enrolment, and forgets those that went.
+async fn guard_new(
+    loaded: &mut Loaded,
+    tables: &Tables,
+    tc: TcMode,
+    uid: &str,
+    pod: &mut Enrolled,
+) -> Result<(), String> {
+    let interfaces = guard::host_side(pod.net.thread()).await?;
+    let pins = loaded.pins.pod(uid);
+    pod.guarded.retain(|index| {
+        let stays = interfaces.iter().any(|interface| interface.index == *index);
+        if !stays {
+            guard::detach(tables, &pins, *index);
+        }
+        stays
+    });
+    for interface in interfaces {
+        if !pod.guarded.contains(&interface.index) {
+            guard::attach(loaded, tables, tc, &pins, &interface, &addresses(&pod.workload.ips))
+                .map_err(step("guarding its new interface"))?;
+            pod.guarded.push(interface.index);
+        }
+    }
+    Ok(())
+}
+
+/// A pod in which IPv6 was switched off is served over IPv4; what it dials over IPv6 finds no way, as without a mesh.
+fn add_route(route: &LocalRoute) -> std::io::Result<()> {
+    match netlink::add_route(route) {
+        Err(error) if route.prefix.is_ipv6() && error.raw_os_error() == Some(libc::EACCES) => Ok(()),
+        other => other,
+    }
+}
+
 fn remove_routes() -> std::io::Result<()> {
     let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     routes(&any).iter().try_for_each(netlink::remove_route)
