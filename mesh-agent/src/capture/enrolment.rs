@@ -265,6 +265,14 @@ impl Enroller {
 
     /// Puts back what a pod lost, such as routes when IPv6 was switched off and on, guards interfaces that it was given
     /// since, and lets go of a pod whose sandbox was made anew.
+        // clsact filters have no pins: the map tells whom they guard.
+        for index in self.tables.guarded.keys(65_536) {
+            let is_ours = self.enrolled.values().any(|pod| pod.guarded.contains(&index));
+            let addresses = self.tables.guarded.get(&index).filter(|_| !is_ours);
+            if addresses.is_some_and(|addresses| !kept.iter().any(|ip| addresses.contain(&Ip::from(*ip)))) {
+                guard::detach(&self.tables, &self.loaded.pins.pods(), index);
+            }
+        }
     async fn verify(&mut self) {
         let mut renewed = Vec::new();
         for (uid, pod) in &mut self.enrolled {
