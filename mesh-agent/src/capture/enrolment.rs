@@ -9,7 +9,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_common::addr::{CAPTURE_V6, Endpoint, Ip, SOURCE_V6};
 use mesh_common::names::programs;
@@ -52,6 +52,15 @@ pub(super) struct Enroller {
     /// Pods whose enrolment has not succeeded yet, with their readiness gate.
     pub waiting: HashMap<Arc<str>, String>,
     pub refused_vips: HashSet<SocketAddr>,
+    pub departed: Vec<Departed>,
+}
+
+/// A pod that left, whose capture routes still are to go.
+pub(super) struct Departed {
+    net: Arc<PodNamespace>,
+    cookie: u64,
+    routes: Vec<LocalRoute>,
+    due: Instant,
 }
 
 /// A pod that is enrolled.
@@ -97,6 +106,7 @@ impl Enroller {
                 sweep::sweep(&self.tables, &self.live);
             }
             self.reconcile(&current).await;
+            self.remove_routes_of_departed().await;
             self.readiness.ready("capture");
         }
     }
@@ -176,7 +186,9 @@ impl Enroller {
         }
         let routes = routes(&workload.ips);
         let wanted = routes.clone();
-        let added = found.thread.run(move || wanted.iter().try_for_each(netlink::add_route));
+        // It may have left a moment ago: its routes stay now.
+        self.departed.retain(|departed| departed.cookie != cookie);
+        let added = found.thread.run(move || wanted.iter().try_for_each(add_route));
         added.await.map_err(step("adding its capture routes"))?;
         let net = Arc::new(PodNamespace::new(cookie, self.tables.clone(), self.live.clone(), found.thread));
         let listeners = net.listen(&workload.ips).await.map_err(step("listening inside it"))?;
@@ -220,15 +232,19 @@ impl Enroller {
         remove_pins(&pins);
         let _ = self.events.send(PodEvent::Left(uid.clone())).await;
         self.readiness.remove(&gate(&pod.workload));
-        let routes = pod.routes;
-        let _ = pod.net.thread().post(move || {
-            std::thread::sleep(ROUTES_OUTLIVE);
-            for route in &routes {
-                let _ = netlink::remove_route(route);
-            }
-        });
-        pod.net.close();
+        pod.net.empty_stock();
+        let due = Instant::now() + ROUTES_OUTLIVE;
+        self.departed.push(Departed { net: pod.net, cookie: pod.cookie, routes: pod.routes, due });
         tracing::info!(pod = %pod.workload.name, namespace = %pod.workload.namespace, "left the mesh");
+    }
+
+    /// Here and not on a timer of its own: a pod that comes back meanwhile keeps its routes.
+    async fn remove_routes_of_departed(&mut self) {
+        let now = Instant::now();
+        for Departed { net, routes, .. } in self.departed.extract_if(.., |departed| departed.due <= now) {
+            let _ = net.thread().run(move || routes.iter().try_for_each(netlink::remove_route)).await;
+            net.close();
+        }
     }
 
     /// Collects what earlier agents left for pods that are no longer to be enrolled.
@@ -249,6 +265,14 @@ impl Enroller {
                 self.tables.pods.remove(&cookie);
             }
         }
+        // clsact filters have no pins: the map tells whom they guard.
+        for index in self.tables.guarded.keys(65_536) {
+            let is_ours = self.enrolled.values().any(|pod| pod.guarded.contains(&index));
+            let addresses = self.tables.guarded.get(&index).filter(|_| !is_ours);
+            if addresses.is_some_and(|addresses| !kept.iter().any(|ip| addresses.contain(&Ip::from(*ip)))) {
+                guard::detach(&self.tables, &self.loaded.pins.pods(), index);
+            }
+        }
         for uid in strangers {
             let pins = self.loaded.pins.pod(&uid);
             for index in guarded_in(&pins) {
@@ -265,14 +289,6 @@ impl Enroller {
 
     /// Puts back what a pod lost, such as routes when IPv6 was switched off and on, guards interfaces that it was given
     /// since, and lets go of a pod whose sandbox was made anew.
-        // clsact filters have no pins: the map tells whom they guard.
-        for index in self.tables.guarded.keys(65_536) {
-            let is_ours = self.enrolled.values().any(|pod| pod.guarded.contains(&index));
-            let addresses = self.tables.guarded.get(&index).filter(|_| !is_ours);
-            if addresses.is_some_and(|addresses| !kept.iter().any(|ip| addresses.contain(&Ip::from(*ip)))) {
-                guard::detach(&self.tables, &self.loaded.pins.pods(), index);
-            }
-        }
     async fn verify(&mut self) {
         let mut renewed = Vec::new();
         for (uid, pod) in &mut self.enrolled {
@@ -288,7 +304,7 @@ impl Enroller {
             };
             match whole {
                 Ok(()) => self.readiness.ready(&gate(&pod.workload)),
-                Err(error) => self.readiness.waiting(&gate(&pod.workload), format!("its capture routes: {error}")),
+                Err(reason) => self.readiness.waiting(&gate(&pod.workload), reason),
             }
         }
         for uid in renewed {
@@ -297,30 +313,6 @@ impl Enroller {
     }
 }
 
-fn step(what: &'static str) -> impl FnOnce(std::io::Error) -> String {
-    move |error| format!("{what}: {error}")
-}
-
-fn addresses(ips: &[IpAddr]) -> PodAddresses {
-    let of = |family| ips.iter().find(|ip| Family::of(**ip) == family).map_or(Ip::UNSPECIFIED, |ip| Ip::from(*ip));
-    PodAddresses::new(of(Family::V4), of(Family::V6))
-}
-
-/// The capture range and the source range, per family that the pod has. With `source`, getsockname of a captured
-/// socket stays the pod's address with no bind in the hook.
-fn routes(ips: &[IpAddr]) -> Vec<LocalRoute> {
-    let mut routes = Vec::new();
-    for ip in ips {
-        let prefixes: [(IpAddr, u8); 2] = match ip {
-            IpAddr::V4(_) => [(Ipv4Addr::new(127, 128, 0, 0).into(), 9), (Ipv4Addr::new(127, 64, 0, 0).into(), 10)],
-            IpAddr::V6(_) => [(v6_prefix(CAPTURE_V6), 64), (v6_prefix(SOURCE_V6), 64)],
-        };
-        routes.extend(prefixes.map(|(prefix, length)| LocalRoute { prefix, length, source: *ip }));
-    }
-    routes
-}
-
-/// Removes every capture route of the calling thread's namespace, whatever source it has.
 /// Guards interfaces that a pod was given after its enrolment, and forgets those that went.
 async fn guard_new(
     loaded: &mut Loaded,
@@ -356,6 +348,30 @@ fn add_route(route: &LocalRoute) -> std::io::Result<()> {
     }
 }
 
+fn step(what: &'static str) -> impl FnOnce(std::io::Error) -> String {
+    move |error| format!("{what}: {error}")
+}
+
+fn addresses(ips: &[IpAddr]) -> PodAddresses {
+    let of = |family| ips.iter().find(|ip| Family::of(**ip) == family).map_or(Ip::UNSPECIFIED, |ip| Ip::from(*ip));
+    PodAddresses::new(of(Family::V4), of(Family::V6))
+}
+
+/// The capture range and the source range, per family that the pod has. With `source`, getsockname of a captured
+/// socket stays the pod's address with no bind in the hook.
+fn routes(ips: &[IpAddr]) -> Vec<LocalRoute> {
+    let mut routes = Vec::new();
+    for ip in ips {
+        let prefixes: [(IpAddr, u8); 2] = match ip {
+            IpAddr::V4(_) => [(Ipv4Addr::new(127, 128, 0, 0).into(), 9), (Ipv4Addr::new(127, 64, 0, 0).into(), 10)],
+            IpAddr::V6(_) => [(v6_prefix(CAPTURE_V6), 64), (v6_prefix(SOURCE_V6), 64)],
+        };
+        routes.extend(prefixes.map(|(prefix, length)| LocalRoute { prefix, length, source: *ip }));
+    }
+    routes
+}
+
+/// Removes every capture route of the calling thread's namespace, whatever source it has.
 fn remove_routes() -> std::io::Result<()> {
     let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     routes(&any).iter().try_for_each(netlink::remove_route)
