@@ -15,8 +15,6 @@ pub enum Steer {
     Done(Outcome),
     /// Pass if the agent filed this connection, else end with the outcome.
     FiledOr(Outcome),
-    /// Pass if the agent filed this connection, else to the listener.
-    FiledOrListener(ListenerKey),
     /// To the listener; where it is missing, drop.
     Listener(ListenerKey, Outcome),
 }
@@ -54,7 +52,8 @@ pub fn steer(local: Endpoint, remote: Ip, over_lo: bool) -> Steer {
     if local.port() == TUNNEL_PORT {
         return Steer::Listener(ListenerKey::new(ip, ListenerRole::Tunnel), Outcome::LookupTunnel);
     }
-    Steer::FiledOrListener(ListenerKey::new(ip, ListenerRole::Plaintext))
+    // On file or not: the agent files what it dials for its other pods too, and those dials meet this pod's policy.
+    Steer::Listener(ListenerKey::new(ip, ListenerRole::Plaintext), Outcome::LookupPlaintext)
 }
 
 /// The guard's decision on a SYN that leaves a pod.
@@ -104,7 +103,8 @@ mod tests {
         let outbound =
             |pod| Steer::Listener(ListenerKey::new(ip(pod), ListenerRole::Outbound), Outcome::LookupOutbound);
         let tunnel = |pod| Steer::Listener(ListenerKey::new(ip(pod), ListenerRole::Tunnel), Outcome::LookupTunnel);
-        let plaintext = |pod| Steer::FiledOrListener(ListenerKey::new(ip(pod), ListenerRole::Plaintext));
+        let plaintext =
+            |pod| Steer::Listener(ListenerKey::new(ip(pod), ListenerRole::Plaintext), Outcome::LookupPlaintext);
         let lo = true;
         let table = [
             ("127.128.0.9", 0x8001, "10.0.0.2", lo, outbound("10.0.0.2")),

@@ -25,12 +25,6 @@ pub fn steer(lookup: &LookupContext<'_>) -> Outcome {
             }
             otherwise
         }
-        Steer::FiledOrListener(key) => {
-            if is_filed(lookup) {
-                return Outcome::LookupFiled;
-            }
-            assign(lookup, &key, Outcome::LookupPlaintext)
-        }
         Steer::Listener(key, outcome) => assign(lookup, &key, outcome),
     }
 }

@@ -9,6 +9,7 @@
 //! A ring that cannot run says so in capitals; with MESH_REQUIRE_KERNEL set, as in CI, that is a failure.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
@@ -83,47 +84,75 @@ pub fn kernel_obstacle() -> Option<String> {
     packages::missing_for_testbed().into_iter().next().map(|missing| format!("missing: {missing}"))
 }
 
-fn run_ring(ring: u8, name: &str, output: &mut Output) -> Result<Outcome> {
-    let (title, arguments): (_, &[&str]) = match ring {
-        1 => ("ring 1: tables and properties", &["test", "--lib", "--bins"]),
-        2 => ("ring 2: two agents in one process", &["test", "--package", "mesh-agent", "--test", "*"]),
-        _ => ("ring 3: real programs on this kernel", &["test", "--package", "xtask", "--test", "*"]),
-    };
-    output.announce(title)?;
-    let mut command = build::cargo();
-    command.args(arguments).args(["--", name]);
-    if ring == 3 {
-        if let Some(outcome) = prepare_kernel(output)? {
-            return Ok(outcome);
-        }
-        command.arg(format!("--test-threads={KERNEL_TESTS_AT_ONCE}"));
+/// What a ring is called, and the cargo commands that run it.
+fn ring(number: u8) -> (&'static str, &'static [&'static [&'static str]]) {
+    match number {
+        1 => ("ring 1: tables and properties", &[&["test", "--lib", "--bins"]]),
+        2 => (
+            "ring 2: two agents in one process",
+            &[&["test", "--package", "mesh-agent", "--test", "identity", "--test", "journey", "--test", "mesh"]],
+        ),
+        _ => (
+            "ring 3: real programs on this kernel",
+            &[
+                &["test", "--package", "mesh-agent", "--test", "capture"],
+                &["test", "--package", "xtask", "--test", "*"],
+            ],
+        ),
     }
-    output.follow(command)
+}
+
+fn run_ring(number: u8, name: &str, output: &mut Output) -> Result<Outcome> {
+    let (title, commands) = ring(number);
+    output.announce(title)?;
+    if number == 3
+        && let Some(outcome) = prepare_kernel(output)?
+    {
+        return Ok(outcome);
+    }
+    let mut total = Outcome { ok: true, ..Outcome::default() };
+    for arguments in commands {
+        let mut command = build::cargo();
+        command.args(*arguments).args(["--", name]);
+        if number == 3 {
+            command.arg(format!("--test-threads={KERNEL_TESTS_AT_ONCE}"));
+        }
+        let Outcome { passed, failed, ok, skipped: _ } = output.follow(command)?;
+        total.passed += passed;
+        total.failed += failed;
+        total.ok &= ok;
+    }
+    Ok(total)
 }
 
 /// Gets ring 3 ready; an outcome if it cannot be.
 fn prepare_kernel(output: &mut Output) -> Result<Option<Outcome>> {
-    let mut obstacle = None;
     if rustix::process::geteuid().is_root() {
         packages::for_build()?;
         packages::for_testbed()?;
     }
-    if let Some(reason) = kernel_obstacle() {
-        obstacle = Some(reason);
-    } else {
-        let agent = build::agent()?;
-        let check = Command::new(&agent).arg("check").output().context("running mesh-agent check")?;
-        // 1: something that is required is missing. 2 is about what is optional.
-        if check.status.code() == Some(1) {
-            obstacle = Some(format!("this kernel lacks something:\n{}", String::from_utf8_lossy(&check.stdout)));
-        }
-    }
+    let obstacle = match kernel_obstacle() {
+        Some(reason) => Some(reason),
+        None => what_the_kernel_lacks(&build::agent()?)?.map(|lacks| format!("this kernel lacks something:\n{lacks}")),
+    };
     let Some(reason) = obstacle else { return Ok(None) };
     let required = kernel_is_required();
     let verdict =
         if required { "MESH_REQUIRE_KERNEL is set, so this is a failure" } else { "nothing was tested on it" };
     output.announce(&format!("RING 3 SKIPPED: {reason}; {verdict}"))?;
     Ok(Some(Outcome { skipped: !required, ..Outcome::default() }))
+}
+
+/// Asks `mesh-agent check`, about a cgroup that looks like a node's; None if all that is required is there.
+fn what_the_kernel_lacks(agent: &Path) -> Result<Option<String>> {
+    let node = cgroup::mount_point()?.join(format!("nodemesh-check-{}", std::process::id()));
+    std::fs::create_dir_all(node.join("kubepods")).with_context(|| format!("making {}", node.display()))?;
+    let check = Command::new(agent).arg("check").arg("--cgroup-root").arg(&node).output();
+    cgroup::destroy(&node)?;
+    let check = check.context("running mesh-agent check")?;
+    // 1: something that is required is missing. 2 is about what is optional.
+    let lacks = check.status.code() == Some(1);
+    Ok(lacks.then(|| String::from_utf8_lossy(&check.stdout).into_owned()))
 }
 
 /// Passes cargo's output on, counts, and keeps its last closing line for the very end.

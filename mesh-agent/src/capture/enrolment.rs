@@ -32,13 +32,13 @@ use crate::sys;
 
 const SK_LOOKUP: u32 = 36;
 /// How often what failed is tried again.
-const RETRY: Duration = Duration::from_millis(500);
+pub(super) const RETRY: Duration = Duration::from_millis(500);
 /// How many retries pass between two looks at whether enrolled pods still are as they were left.
-const VERIFY_EVERY: u32 = 10;
+pub(super) const VERIFY_EVERY: u32 = 10;
 /// How many of those pass between two sweeps of stale records.
-const SWEEP_EVERY: u32 = 12;
+pub(super) const SWEEP_EVERY: u32 = 12;
 /// How long captured connections of a pod that left have to meet their end before their routes go.
-const ROUTES_OUTLIVE: Duration = Duration::from_secs(1);
+pub(super) const ROUTES_OUTLIVE: Duration = Duration::from_secs(1);
 
 /// The one task that enrols.
 pub(super) struct Enroller {
@@ -73,6 +73,12 @@ pub(super) struct Enrolled {
     /// Indexes of its host-side interfaces.
     guarded: Vec<u32>,
     routes: Vec<LocalRoute>,
+}
+
+/// Whether a pod of the same uid must be enrolled anew. Kubernetes changes none of this in a pod's life; a directory of
+/// YAML can.
+fn is_another(wanted: &Workload, enrolled: &Workload) -> bool {
+    wanted.ips != enrolled.ips || wanted.identity != enrolled.identity
 }
 
 /// The readiness gate of a pod.
@@ -118,7 +124,7 @@ impl Enroller {
         let leaving: Vec<Arc<str>> = self
             .enrolled
             .iter()
-            .filter(|(uid, pod)| wanted.get(*uid).is_none_or(|wanted| wanted.ips != pod.workload.ips))
+            .filter(|(uid, pod)| wanted.get(*uid).is_none_or(|wanted| is_another(wanted, &pod.workload)))
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in leaving {

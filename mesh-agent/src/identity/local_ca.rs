@@ -22,9 +22,9 @@ use super::tls;
 use crate::spiffe::{self, SpiffeId};
 
 /// How long a new root is good for.
-const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+pub(super) const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How far back a certificate starts, so that a peer whose clock is behind takes it.
-const CLOCK_SKEW: Duration = Duration::from_secs(60);
+pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// The root's certificate and key together: one file, so that one rename creates both.
 const ROOT_FILE: &str = "root.pem";
 /// The root's certificate alone, for people and tools.

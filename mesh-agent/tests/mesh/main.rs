@@ -139,6 +139,43 @@ async fn a_policy_cuts_the_open_connection_that_it_forbids() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_audit_policy_matches_passes_and_is_counted() {
+    let pair = Pair::start().await;
+    answering_app("web", (pair.server.ip, 8080));
+    pair.mesh.apply("policy.yaml", &policy("AUDIT", "{type: Any}"));
+    assert_eq!(pair.client.ask(vip(), "hello").await.unwrap(), "web:hello");
+    pair.mesh.nodes[1].until_live("the connection is closed", <[_]>::is_empty).await;
+    let metrics = pair.mesh.nodes[1].metrics.encode();
+    assert!(metrics.contains("nodemesh_audit_matches_total{policy=\"shop/guard\"} 1"), "{metrics}");
+}
+
+/// Two endpoints, of which one refuses by policy: its word is final, or a caller could try its luck elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denial_is_not_asked_of_the_next_endpoint() {
+    let mesh = Mesh::start();
+    let (client, open, closed) = (fresh_ip(), fresh_ip(), fresh_ip());
+    let yaml = [
+        pod_yaml("client", "node1", client),
+        pod_yaml("server", "node2", open),
+        pod_yaml("server", "node2", closed)
+            .replace("name: server,", "name: server-2,")
+            .replace("app: server", "app: server, is: closed"),
+        service_yaml("web", "server", "10.96.0.7", 80, 8080),
+        policy("DENY", "{type: Any}").replace("app: server", "is: closed"),
+    ];
+    mesh.apply("world.yaml", &yaml.join("\n---\n"));
+    let (client, open, _closed) = (mesh.enrol(client).await, mesh.enrol(open).await, mesh.enrol(closed).await);
+    answering_app("open", (open.ip, 8080));
+    let mut refused = 0;
+    for _ in 0..24 {
+        refused += usize::from(client.ask(vip(), "hello").await.is_err());
+    }
+    assert!((1..24).contains(&refused), "{refused} of 24");
+    let metrics = mesh.nodes[0].metrics.encode();
+    assert!(metrics.contains("far-side-denied"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_endpoint_is_passed_over() {
     let mesh = Mesh::start();
     let (client, dead, alive) = (fresh_ip(), fresh_ip(), fresh_ip());
@@ -185,6 +222,40 @@ async fn a_pod_reaches_itself_by_service_with_policy() {
     let denied = "{type: ServiceAccount, serviceAccount: {name: client, namespace: shop}}";
     pair.mesh.apply("policy.yaml", &policy("DENY", denied).replace("app: server", "app: client"));
     assert!(pair.client.ask(own, "me").await.is_err());
+}
+
+/// A Service that leads to the caller itself and to another pod: what goes to the other is for its own node to judge.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_of_the_caller_cuts_what_it_sends_to_itself_alone() {
+    let mesh = Mesh::start();
+    let (caller, other) = (fresh_ip(), fresh_ip());
+    let yaml = [
+        pod_yaml("client", "node1", caller).replace("app: client", "app: web, is: caller"),
+        pod_yaml("server", "node2", other).replace("app: server", "app: web"),
+        service_yaml("web", "web", "10.96.0.7", 80, 8080),
+    ];
+    mesh.apply("world.yaml", &yaml.concat());
+    let (caller, other) = (mesh.enrol(caller).await, mesh.enrol(other).await);
+    let mut at_caller = echo_app((caller.ip, 8080));
+    let mut at_other = echo_app((other.ip, 8080));
+    let (mut to_itself, mut to_other) = (None, None);
+    while to_itself.is_none() || to_other.is_none() {
+        let mut stream = caller.connect(vip()).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'x');
+        if at_caller.try_recv().is_ok() {
+            to_itself = Some(stream);
+        } else {
+            at_other.try_recv().expect("one of the two was reached");
+            to_other = Some(stream);
+        }
+    }
+    mesh.apply("policy.yaml", &policy("DENY", "{type: Any}").replace("app: server", "is: caller"));
+    let cut = tokio::time::timeout(Duration::from_secs(1), to_itself.unwrap().read_u8()).await.expect("cut in time");
+    assert_eq!(cut.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    let mut to_other = to_other.unwrap();
+    to_other.write_all(b"y").await.unwrap();
+    assert_eq!(to_other.read_u8().await.unwrap(), b'y');
 }
 
 #[tokio::test(flavor = "multi_thread")]

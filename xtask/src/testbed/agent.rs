@@ -89,6 +89,16 @@ impl Agent {
         Ok(body)
     }
 
+    /// How the kernel programs ended and how often, such as `lookup_tunnel 3, guard_tcp 12`; for people.
+    pub fn kernel_outcomes(&self) -> String {
+        let metrics = self.get("/metrics").map_or_else(|error| format!("{error:#}"), |(_, body)| body);
+        let counted = metrics.lines().filter_map(|line| {
+            let (name, count) = line.strip_prefix("nodemesh_kernel_outcomes_total{outcome=\"")?.split_once("\"} ")?;
+            (count != "0").then(|| format!("{name} {count}"))
+        });
+        counted.collect::<Vec<_>>().join(", ")
+    }
+
     /// The access log's records so far, as they were logged.
     pub fn access_log(&self) -> Vec<Value> {
         let log = self.process.log();

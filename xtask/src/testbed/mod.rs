@@ -197,9 +197,13 @@ impl Testbed {
         self.agents.values()
     }
 
-    /// The last lines of every log, for a failure's message.
+    /// The last lines of every log and what the kernel programs counted, for a failure's message.
     pub fn log_tails(&self, lines: usize) -> String {
-        process::log_tails(&self.run.dir().join("logs"), lines)
+        let mut text = process::log_tails(&self.run.dir().join("logs"), lines);
+        for agent in self.agents.values() {
+            text.push_str(&format!("--- kernel outcomes on {}: {}\n", agent.node, agent.kernel_outcomes()));
+        }
+        text
     }
 
     /// A test's error with the end of every log below it.

@@ -7,5 +7,6 @@ mod dishonest_peer;
 mod kernel;
 mod lifecycle;
 mod pair;
+mod policy;
 mod steps;
 mod wire;
