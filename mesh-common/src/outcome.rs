@@ -81,7 +81,7 @@ outcomes! {
     /// An address of ours with no record: it is shown as it is.
     PeerMissing = 20, "peer_missing", Pass;
     // sock_release
-    /// A client socket died before it was established; its record went with it.
+    /// A client socket died before it was established or after the agent's end; its record went with it.
     ReleaseDial = 21, "release_dial", Pass;
     /// An application's socket went; its real-client record went with it.
     ReleaseClient = 22, "release_client", Pass;

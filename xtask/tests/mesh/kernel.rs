@@ -78,6 +78,41 @@ print('%d echoed,' % echoed, ', '.join('%d %s' % (n, e) for e, n in refused.item
 ";
 
 #[test]
+fn records_go_with_connections_that_outlive_their_agent() -> Result<()> {
+    let Some(mut pair) = meshed("records of a killed agent")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    let _listener = pair.listen(&["echo"])?;
+    let mut held = Vec::new();
+    for family in Family::BOTH {
+        let address = pair.server(family, PORT).to_string();
+        let steps = ["connect", &address, "send:word", "read:4", "sleep:3000"];
+        held.push(pair.bed.pod("client").spawn_probe(&format!("held-{family}"), &steps)?);
+    }
+    let records = |pair: &Pair, node: &str, map: &str| -> Result<usize> {
+        let pin = pair.bed.agent(node).pins().join("v1/maps").join(map);
+        let dump: serde_json::Value =
+            serde_json::from_str(&bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()])?)?;
+        dump.as_array().map(Vec::len).context("no list of records")
+    };
+    eventually(PATIENCE, "both to be on record", || {
+        let on_record = [records(&pair, "n1", "DIALS")?, records(&pair, "n2", "CLIENTS")?];
+        Ok((on_record == [2, 2]).then_some(()))
+    })?;
+    for node in ["n1", "n2"] {
+        pair.bed.agent_mut(node).kill()?;
+        pair.bed.start_agent(node, &AgentOptions::default())?;
+    }
+    // The sweep comes ten minutes later at the earliest.
+    eventually(PATIENCE, "their records to go", || {
+        let left = [records(&pair, "n1", "DIALS")?, records(&pair, "n2", "CLIENTS")?, records(&pair, "n2", "FILED")?];
+        ensure!(left == [0, 0, 0], "{left:?}");
+        Ok(Some(()))
+    })
+}
+
+#[test]
 fn raw_packets_do_not_leave_a_pod() -> Result<()> {
     let Some(pair) = meshed("raw packets")? else { return Ok(()) };
     if !pair.with_mesh {
