@@ -91,6 +91,11 @@ impl PodNamespace {
     /// Lets go of the namespace: sockets in stock and the thread keep it alive.
     pub fn close(&self) {
         self.thread.stop();
+        self.empty_stock();
+    }
+
+    /// Closes the sockets in stock.
+    pub fn empty_stock(&self) {
         for stock in [&self.v4, &self.v6] {
             while stock.sockets.pop().is_some() {}
         }
