@@ -47,7 +47,8 @@ pub fn validate(args: ValidateArgs) -> anyhow::Result<ExitCode> {
     let ValidateArgs { path, json, trust_domain } = args;
     // A typing mistake in the path must not look like YAML without fault.
     std::fs::metadata(&path).with_context(|| path.display().to_string())?;
-    let findings = discovery::validate(&path, &trust_domain)?;
+    let trust_domain = trust_domain.as_deref().unwrap_or(config::default::TRUST_DOMAIN);
+    let findings = discovery::validate(&path, trust_domain)?;
     if json {
         print_json(&findings)?
     } else {

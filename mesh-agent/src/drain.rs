@@ -43,9 +43,4 @@ impl Token {
         // An error means that the Drain is gone without having started, which is an end as well.
         let _ = self.started.wait_for(|started| *started).await;
     }
-
-    /// Whether the drain has started.
-    pub fn is_started(&self) -> bool {
-        *self.started.borrow()
-    }
 }

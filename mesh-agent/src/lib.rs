@@ -29,6 +29,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod drain;
+pub mod limit;
 pub mod readiness;
 pub mod spiffe;
 pub mod sys;

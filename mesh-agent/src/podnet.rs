@@ -69,7 +69,8 @@ pub struct EnrolledPod {
 pub enum PodEvent {
     /// A pod's traffic now reaches these listeners.
     Enrolled(EnrolledPod),
-    /// The pod left the mesh or ended, by uid: close its listeners and its tunnels, cut nothing that capture passes.
+    /// The pod left the mesh or ended, by uid: close its listeners and its tunnels, cut the connections that the agent
+    /// carries for it.
     Left(Arc<str>),
 }
 

@@ -144,21 +144,26 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 /// What a link is attached to: a namespace's inode or an interface's index, 0 when that is gone. Not for cgroup links,
 /// whose target is [`link_cgroup`].
 pub fn link_target(link: BorrowedFd<'_>) -> io::Result<u32> {
-    Ok(link_info(link)?.get(4).copied().unwrap_or(0))
+    Ok(object_info(link)?.get(4).copied().unwrap_or(0))
+}
+
+/// How many entries a map was made for.
+pub fn map_entries(map: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(object_info(map)?.get(4).copied().unwrap_or(0))
 }
 
 /// The id of the cgroup that a link is attached to.
 pub fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
-    let info = link_info(link)?;
+    let info = object_info(link)?;
     let [low, high] = [info.get(4), info.get(5)].map(|word| word.copied().unwrap_or(0).to_ne_bytes());
     let [[a, b, c, d], [e, f, g, h]] = [low, high];
     Ok(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
 }
 
-fn link_info(link: BorrowedFd<'_>) -> io::Result<[u32; 32]> {
+fn object_info(object: BorrowedFd<'_>) -> io::Result<[u32; 32]> {
     let mut info = [0u32; 32];
     let mut attributes = Attributes::new()
-        .word(0, link.as_raw_fd() as u32)
+        .word(0, object.as_raw_fd() as u32)
         .word(1, size_of_val(&info) as u32)
         .long(2, info.as_mut_ptr() as u64);
     // SAFETY: the kernel writes at most as much as the length says.

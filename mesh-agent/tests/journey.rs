@@ -236,6 +236,29 @@ fn pods_of_one_account_do_not_share_a_tunnel_and_a_pod_that_left_has_none() {
     });
 }
 
+/// Who has only an old tunnel left, and the certificate that made it has ended, gets nothing new through it.
+#[test]
+fn a_tunnel_takes_no_requests_after_its_certificate_has_ended() {
+    local(async {
+        let identities = identities_for(TestCa::new(), &["client", "server"], Duration::from_secs(3)).await;
+        let server = Server::start(&identities, "server", Limits::default(), relay()).await;
+        let client = Client::new(&identities, "client", "server", server.address, Limits::default());
+        let app = app(echo).await;
+        let svid = identities.svid(&id("client")).unwrap();
+        let key = key("pod-1", &id("server"));
+        let connect = async || TcpStream::connect(server.address).await;
+        let mut stream = client.pool.open(&key, &svid, connect, &request(app)).await.unwrap();
+        while !svid.is_expired() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let refused = client.pool.open(&key, &svid, connect, &request(app)).await.err();
+        assert!(refused.as_ref().is_some_and(OpenError::is_denied), "{refused:?}");
+        assert_eq!(client.pool.status().len(), 1, "it was the same tunnel");
+        stream.send_all(Bytes::from_static(b"still here")).await.unwrap();
+        assert!(stream.recv().await.unwrap().is_ok(), "what was open goes on");
+    });
+}
+
 #[test]
 fn applications_that_stop_reading_do_not_hold_up_their_neighbours() {
     local(async {

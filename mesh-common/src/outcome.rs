@@ -81,7 +81,7 @@ outcomes! {
     /// An address of ours with no record: it is shown as it is.
     PeerMissing = 20, "peer_missing", Pass;
     // sock_release
-    /// A client socket died before it was established; its record went with it.
+    /// A client socket died before it was established or after the agent's end; its record went with it.
     ReleaseDial = 21, "release_dial", Pass;
     /// An application's socket went; its real-client record went with it.
     ReleaseClient = 22, "release_client", Pass;
@@ -111,7 +111,7 @@ outcomes! {
     LookupOwnAddress = 33, "lookup_own_address", Pass;
     /// The agent's own dial to the application.
     LookupFiled = 34, "lookup_filed", Pass;
-    /// The capture range, but not over lo: forged.
+    /// The capture range or loopback, but not over lo: forged, or redirected there by rules inside the pod.
     LookupNotLo = 35, "lookup_not_lo", Refuse;
     /// From the agent's source range, but the agent did not dial it.
     LookupForged = 36, "lookup_forged", Refuse;

@@ -39,8 +39,12 @@ pub fn steer(local: Endpoint, remote: Ip, over_lo: bool) -> Steer {
     if remote.is_capture() {
         return Steer::Done(Outcome::LookupLate);
     }
-    if remote.is_loopback() || ip.is_loopback() {
+    if remote.is_loopback() {
         return Steer::Done(Outcome::LookupLoopback);
+    }
+    // What came over the wire and was given a loopback destination inside the pod, by its NAT rules, is no loopback.
+    if ip.is_loopback() {
+        return Steer::Done(if over_lo { Outcome::LookupLoopback } else { Outcome::LookupNotLo });
     }
     if remote.equals(&ip) {
         return Steer::Done(Outcome::LookupOwnAddress);
@@ -113,6 +117,8 @@ mod tests {
             ("127.64.0.1", 40000, "10.0.0.2", lo, Steer::Done(Outcome::LookupLate)),
             ("127.0.0.1", 80, "127.0.0.1", lo, Steer::Done(Outcome::LookupLoopback)),
             ("127.0.0.1", 80, "10.0.0.2", lo, Steer::Done(Outcome::LookupLoopback)),
+            ("127.0.0.1", 80, "10.0.0.3", !lo, Steer::Done(Outcome::LookupNotLo)),
+            ("::1", 80, "fd99::3", !lo, Steer::Done(Outcome::LookupNotLo)),
             ("10.0.0.2", 80, "10.0.0.2", !lo, Steer::Done(Outcome::LookupOwnAddress)),
             ("10.0.0.2", 15008, "10.0.0.3", !lo, tunnel("10.0.0.2")),
             ("10.0.0.2", 15006, "10.0.0.3", !lo, plaintext("10.0.0.2")),

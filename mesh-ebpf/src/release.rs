@@ -8,6 +8,7 @@ use crate::maps::{CLIENTS, DIALS};
 
 const SYN_SENT: u32 = 2;
 const CLOSE: u32 = 7;
+const CLOSE_WAIT: u32 = 8;
 
 #[inline(always)]
 pub fn release(socket: &ReleaseContext<'_>) -> Outcome {
@@ -17,8 +18,9 @@ pub fn release(socket: &ReleaseContext<'_>) -> Outcome {
         return if CLIENTS.remove(key).is_ok() { Outcome::ReleaseClient } else { Outcome::ReleaseOther };
     }
     let state = socket.state();
-    // An established connection's record stays for the agent: connect, write, close still resolves.
-    if state != SYN_SENT && state != CLOSE {
+    // An established connection's record stays for the agent: connect, write, close still resolves. After the agent's
+    // FIN it is of no use to it, whether it closed its end or died.
+    if state != SYN_SENT && state != CLOSE && state != CLOSE_WAIT {
         return Outcome::ReleaseOther;
     }
     let Some(key) = socket.dialled().and_then(|dialled| dialled.key()) else {

@@ -41,8 +41,8 @@ pub(super) enum Connection {
 }
 
 impl Listener {
-    /// Binds. The caller names the address when it tells an error. A unix socket left by a process that is gone is replaced; one that somebody answers on is not. `[::]` on
-    /// a machine without IPv6 means `0.0.0.0`.
+    /// Binds. The caller names the address when it tells an error. A unix socket left by a process that is gone is
+    /// replaced; one that somebody answers on is not. `[::]` on a machine without IPv6 means `0.0.0.0`.
     pub async fn bind(address: &Address) -> io::Result<Self> {
         let socket = match address {
             Address::Tcp(address) => Socket::Tcp(bind_tcp(*address).await?),

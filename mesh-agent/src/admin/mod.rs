@@ -28,6 +28,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
 use crate::telemetry::{Metrics, logs};
 
@@ -71,6 +72,21 @@ pub enum Surface {
     Metrics,
     /// /readyz alone.
     Readiness,
+}
+
+/// The bounds of this room.
+pub fn limits() -> Vec<Limit> {
+    limits![
+        serve::MAX_CONNECTIONS, "connections per surface", "more wait in the kernel's queue";
+        serve::HEADER_TIMEOUT, "milliseconds", "for a request's line and headers, and for an idle connection";
+        serve::REQUEST_TIMEOUT, "milliseconds", "for one answer to be made";
+        serve::CONNECTION_TIMEOUT, "milliseconds", "a client that reads a byte at a time ends here";
+        serve::MAX_HEADER_BYTES, "bytes", "a request's line and headers together";
+        serve::MAX_HEADERS, "headers", "of one request";
+        serve::ACCEPT_PAUSE, "milliseconds", "no spinning when descriptors run out";
+        respond::MAX_BODY_BYTES, "bytes", "a log filter is the longest body there is";
+        respond::SECTION_TIMEOUT, "milliseconds", "a part that hangs does not hold the rest of a dump";
+    ]
 }
 
 /// Wraps an async closure as a [`Provider`].

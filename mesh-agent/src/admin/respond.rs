@@ -18,10 +18,10 @@ use super::{Hook, Provider, Sources, Surface};
 use crate::telemetry::{logs, metrics};
 
 /// How large the body of a request may be, in bytes: a log filter.
-const MAX_BODY_BYTES: usize = 4096;
+pub(super) const MAX_BODY_BYTES: usize = 4096;
 
 /// How long one section of /config_dump may take; the rest of the dump does not wait for a part that hangs.
-const SECTION_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const SECTION_TIMEOUT: Duration = Duration::from_secs(3);
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";

@@ -16,25 +16,25 @@ use super::listener::{Connection, Listener};
 use super::{Sources, Surface, respond};
 
 /// How many connections one listener serves at once; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 64;
+pub(super) const MAX_CONNECTIONS: usize = 64;
 
 /// How long a request line and its headers may take to arrive; an idle keep-alive connection ends after it as well.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long one answer may take to be made.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long one connection may last, whatever it does: a client that reads its answer a byte at a time ends here.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How large a request's line and headers may be together, in bytes.
-const MAX_HEADER_BYTES: usize = 16 * 1024;
+pub(super) const MAX_HEADER_BYTES: usize = 16 * 1024;
 
 /// How many headers a request may have.
-const MAX_HEADERS: usize = 64;
+pub(super) const MAX_HEADERS: usize = 64;
 
 /// How long to wait after a failed accept: out of file descriptors, most likely, and trying at once would spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves `surface` on `listener` until the returned future is dropped, and every connection with it. It goes on while
 /// the process drains: that is when somebody wants to look.

@@ -43,6 +43,7 @@ fn sources(agent: &Arc<Agent>, log_filter: logs::Filter) -> Sources {
         ("discovery", show(show::discovery)),
         ("identities", show(show::identities)),
         ("limits", show(show::limits)),
+        ("policies", show(show::policies)),
         ("services", show(show::services)),
         ("workloads", show(show::workloads)),
         ("tunnels", {

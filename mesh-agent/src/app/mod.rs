@@ -8,6 +8,7 @@
 //! Control work runs on a runtime of its own; connections run on the proxy's workers. A part that ends early ends the
 //! process: the pins in the kernel go on refusing, and a new agent picks them up.
 
+mod descriptors;
 mod http;
 mod show;
 
@@ -24,6 +25,7 @@ use crate::capture::{self, Capture};
 use crate::config::{self, Config};
 use crate::drain::Drain;
 use crate::identity::{self, CertificateAuthority, Identities};
+use crate::limit::{Limit, limits};
 use crate::proxy::{Proxy, Shared};
 use crate::readiness::Readiness;
 use crate::state::{StateReader, StateWriter};
@@ -41,6 +43,18 @@ const DRAIN_POLL: Duration = Duration::from_millis(100);
 
 /// After the drain window: time for resets and access log lines to leave.
 const FAREWELL: Duration = Duration::from_millis(300);
+
+/// The bounds of this room.
+fn limits() -> Vec<Limit> {
+    limits![
+        CONTROL_THREADS, "threads", "discovery may compile a large world while the admin endpoints answer";
+        POD_EVENTS, "pods", "that wait for the proxy; then enrolment waits";
+        DRAIN_POLL, "milliseconds", "how often the drain looks whether the last connection has ended";
+        FAREWELL, "milliseconds", "for resets and access log lines to leave after the drain window";
+        descriptors::RESERVE, "descriptors", "that are not connections: maps, pins, listeners, socket stocks, logs";
+        descriptors::PER_CONNECTION, "descriptors", "two where a connection does not go through a tunnel";
+    ]
+}
 
 /// Runs the agent until SIGTERM or SIGINT and the end of the drain, or until a part fails.
 pub fn run(config: Config) -> Result<()> {
@@ -60,6 +74,8 @@ pub(crate) struct Agent {
     readiness: Readiness,
     metrics: Metrics,
     drain: Drain,
+    /// The end of the drain: until then live connections are judged by the world as it is, and certificates renewed.
+    end: Drain,
     state: StateReader,
     health: discovery::Health,
     identities: Identities,
@@ -74,7 +90,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         readiness.waiting(gate, "starting");
     }
     let metrics = Metrics::new();
-    let drain = Drain::new();
+    let (drain, end) = (Drain::new(), Drain::new());
     let (writer, state) = StateWriter::new(&config.node);
     let identities = identities(&config.identity)?;
     let capture = Capture::start(capture_config(&config)).context("cannot capture on this node")?;
@@ -89,12 +105,13 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let proxy = Proxy::start(shared, config.proxy.workers.get()).context("cannot start the worker threads")?;
     let health = discovery::Health::default();
     register_collectors(&metrics, &capture, &identities, &health);
-    let agent = Arc::new(Agent { config, readiness, metrics, drain, state, health, identities, proxy });
+    let agent = Arc::new(Agent { config, readiness, metrics, drain, end, state, health, identities, proxy });
 
     let mut parts = JoinSet::new();
     http::start(&mut parts, &agent, log_filter).await?;
     agent.start_parts(&mut parts, writer, capture);
-    tracing::info!(node = %agent.config.node, version = env!("CARGO_PKG_VERSION"), "started");
+    let connections = descriptors::raise();
+    tracing::info!(node = %agent.config.node, version = env!("CARGO_PKG_VERSION"), connections, "started");
     let failed = tokio::select! {
         () = signals.any() => None,
         () = agent.drain_asked() => None,
@@ -131,7 +148,7 @@ impl Agent {
             async move { Ok(capture.run(state, pods, readiness, token).await?) }
         });
         part(parts, "identity", {
-            let (identities, token) = (self.identities.clone(), self.drain.token());
+            let (identities, token) = (self.identities.clone(), self.end.token());
             async move {
                 identities.run(token).await;
                 Ok(())
@@ -144,7 +161,7 @@ impl Agent {
                 node: self.config.node.clone(),
                 trust_domain: self.config.identity.trust_domain.clone(),
             };
-            let (health, readiness, token) = (self.health.clone(), self.readiness.clone(), self.drain.token());
+            let (health, readiness, token) = (self.health.clone(), self.readiness.clone(), self.end.token());
             async move { Ok(discovery::run(source, config, writer, health, readiness, token).await?) }
         });
     }
@@ -166,6 +183,7 @@ impl Agent {
             () = signals.any() => tracing::warn!(live = self.proxy.live(), "a second signal: not waiting any longer"),
         }
         self.proxy.cut_all();
+        self.end.start();
         tokio::time::sleep(FAREWELL).await;
     }
 

@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 
 use super::Agent;
 use crate::identity::Identities;
+use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
 use crate::spiffe::SpiffeId;
-use crate::{hbone, proxy};
+use crate::{admin, capture, discovery, hbone, identity, proxy, routing, telemetry};
 
 /// Version, node and the configuration as it was understood.
 pub fn agent(agent: &Agent) -> Value {
@@ -44,10 +45,22 @@ pub fn identities(agent: &Agent) -> Value {
 
 /// Every limit with its unit and reason.
 pub fn limits(_: &Agent) -> Value {
-    let hbone = hbone::limits::all().into_iter().map(|limit| (limit.name, limit.value, limit.unit, limit.reason));
-    let all = hbone.chain(proxy::limits::all());
-    all.map(|(name, value, unit, reason)| json!({ "name": name, "value": value, "unit": unit, "reason": reason }))
-        .collect()
+    let show = |room: &'static str| move |Limit { name, value, unit, reason }: Limit| json!({ "room": room, "name": name, "value": value, "unit": unit, "reason": reason });
+    all_limits().into_iter().flat_map(|(room, limits)| limits.into_iter().map(show(room))).collect()
+}
+
+fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
+    vec![
+        ("capture", capture::limits()),
+        ("proxy", proxy::limits::all()),
+        ("routing", routing::limits()),
+        ("hbone", hbone::limits::all()),
+        ("identity", identity::limits()),
+        ("discovery", discovery::limits()),
+        ("telemetry", telemetry::limits()),
+        ("admin", admin::limits()),
+        ("app", super::limits()),
+    ]
 }
 
 /// Services and their endpoints.
@@ -80,6 +93,11 @@ fn addresses(endpoints: &[crate::state::Endpoint]) -> Vec<String> {
     endpoints.iter().map(|e| std::net::SocketAddr::new(e.ip, e.port).to_string()).collect()
 }
 
+/// Every policy object as it was understood, and those that could not be read.
+pub fn policies(agent: &Agent) -> Value {
+    json!(agent.state.current().policies())
+}
+
 /// The pods of this node, with the policy that stands before each.
 pub fn workloads(agent: &Agent) -> Value {
     let state = agent.state.current();
@@ -92,7 +110,7 @@ pub fn workloads(agent: &Agent) -> Value {
             "ips": workload.ips,
             "enrolled": workload.enrolled,
             "refusal": workload.refusal,
-            "policy": state.inbound_policy(&workload.uid).map(|policy| format!("{policy:?}")),
+            "policy": state.inbound_policy(&workload.uid),
         })
     };
     state.local_workloads().map(one).collect()
@@ -131,6 +149,8 @@ pub async fn connections(proxy: Proxy) -> Value {
             },
             "server": record.server,
             "traceId": record.trace_id,
+            "rule": record.rule,
+            "audited": record.audited,
             "bytesSent": record.bytes_sent,
             "bytesReceived": record.bytes_received,
             "ageSeconds": record.duration.as_secs_f64(),
@@ -147,4 +167,79 @@ pub fn expiries(identities: &Identities) -> Vec<(SpiffeId, f64)> {
 
 fn unix_seconds(time: std::time::SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    /// What bounds nothing at run time: numbers of the kernel's interface, forms of names, ranges of settings, and what
+    /// another constant of the list is made of.
+    const NO_LIMITS: [&str; 23] = [
+        "CGROUP_SOCK_OPS",
+        "CHUNK",
+        "DRAIN_WINDOW_MAX",
+        "FIRST_V4",
+        "JOIN",
+        "LO",
+        "LOOPBACK",
+        "MAX_ID_BYTES",
+        "MAX_NAMESPACE_BYTES",
+        "MAX_SERVICE_ACCOUNT_BYTES",
+        "MAX_TRUST_DOMAIN_BYTES",
+        "ONLY_IF_ABSENT",
+        "PORT",
+        "RESULTS",
+        "ROUND",
+        "SK_LOOKUP",
+        "SVID_TTL_MAX",
+        "SVID_TTL_MIN",
+        "TCX_EGRESS",
+        "TCX_INGRESS",
+        "UP",
+        "V4_BITS",
+        "WORKERS_MAX",
+    ];
+
+    #[test]
+    fn every_bound_is_shown_once() {
+        let listed: Vec<(&str, &str)> = all_limits()
+            .into_iter()
+            .flat_map(|(room, limits)| limits.into_iter().map(move |l| (room, l.name)))
+            .collect();
+        let distinct: BTreeSet<_> = listed.iter().collect();
+        assert_eq!(distinct.len(), listed.len());
+        let names: BTreeSet<&str> = listed.iter().map(|(_, name)| *name).chain(NO_LIMITS).collect();
+        let mut unlisted = Vec::new();
+        constants(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut |name| {
+            if !names.contains(name) {
+                unlisted.push(name.to_string());
+            }
+        });
+        assert_eq!(unlisted, [""; 0], "neither shown in /config_dump nor known to be no bound");
+    }
+
+    /// The names of all numeric constants of the sources.
+    fn constants(directory: &Path, found: &mut impl FnMut(&str)) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                constants(&path, found);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                for line in std::fs::read_to_string(&path).unwrap().lines() {
+                    let Some((_, declared)) = line.split_once("const ") else { continue };
+                    let Some((name, rest)) = declared.split_once(": ") else { continue };
+                    let is_name = name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+                    let is_number =
+                        ["Duration =", "usize =", "u64 =", "u32 ="].iter().any(|kind| rest.starts_with(kind));
+                    if is_name && name.len() > 1 && is_number {
+                        found(name);
+                    }
+                }
+            }
+        }
+    }
 }

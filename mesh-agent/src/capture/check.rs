@@ -57,7 +57,12 @@ pub fn check(cgroup_root: &Path) -> Vec<Feature> {
     use Needed::{Optional, Required};
     let feature = |name, needed, state, matters| Feature { name, needed, state, matters };
     vec![
-        feature("CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN", Required, privileges(), "load programs and enter pods"),
+        feature(
+            "CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE",
+            Required,
+            privileges(),
+            "load programs, guard interfaces, find and enter pods",
+        ),
         feature("kernel 5.15", Required, version(5, 15), "the oldest kernel whose hooks are all that capture needs"),
         feature("cgroup2", Required, cgroup2(), "connect() hooks attach to cgroup2 directories"),
         feature("kubepods", Required, kubepods(cgroup_root), "the pods' parent cgroup, which the hooks attach to"),
@@ -112,11 +117,21 @@ pub fn check(cgroup_root: &Path) -> Vec<Feature> {
 }
 
 fn privileges() -> State {
-    if rustix::process::geteuid().is_root() {
-        State::Offered
-    } else {
-        State::Missing("this is not root; what follows may be wrong for that reason".into())
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    match missing_capabilities(&status).as_slice() {
+        [] => State::Offered,
+        missing => {
+            State::Missing(format!("not granted: {}; what follows may be wrong for that reason", missing.join(", ")))
+        }
     }
+}
+
+/// Those that the effective set in /proc/self/status lacks.
+fn missing_capabilities(status: &str) -> Vec<&'static str> {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
+    let needed = [("CAP_NET_ADMIN", 12), ("CAP_SYS_PTRACE", 19), ("CAP_SYS_ADMIN", 21)];
+    needed.iter().filter(|(_, bit)| effective & (1u64 << *bit) == 0).map(|(name, _)| *name).collect()
 }
 
 fn version(major: u8, minor: u8) -> State {
@@ -168,6 +183,14 @@ fn btf() -> State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn root_in_a_container_may_lack_capabilities() {
+        assert_eq!(missing_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"), Vec::<&str>::new());
+        // What containerd gives by default.
+        let container = missing_capabilities("CapEff:\t00000000a80425fb\n");
+        assert_eq!(container, ["CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN"]);
+    }
 
     #[test]
     fn status_for_scripts() {

@@ -9,7 +9,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_common::addr::{CAPTURE_V6, Endpoint, Ip, SOURCE_V6};
 use mesh_common::names::programs;
@@ -32,13 +32,13 @@ use crate::sys;
 
 const SK_LOOKUP: u32 = 36;
 /// How often what failed is tried again.
-const RETRY: Duration = Duration::from_millis(500);
+pub(super) const RETRY: Duration = Duration::from_millis(500);
 /// How many retries pass between two looks at whether enrolled pods still are as they were left.
-const VERIFY_EVERY: u32 = 10;
+pub(super) const VERIFY_EVERY: u32 = 10;
 /// How many of those pass between two sweeps of stale records.
-const SWEEP_EVERY: u32 = 12;
+pub(super) const SWEEP_EVERY: u32 = 12;
 /// How long captured connections of a pod that left have to meet their end before their routes go.
-const ROUTES_OUTLIVE: Duration = Duration::from_secs(1);
+pub(super) const ROUTES_OUTLIVE: Duration = Duration::from_secs(1);
 
 /// The one task that enrols.
 pub(super) struct Enroller {
@@ -52,6 +52,15 @@ pub(super) struct Enroller {
     /// Pods whose enrolment has not succeeded yet, with their readiness gate.
     pub waiting: HashMap<Arc<str>, String>,
     pub refused_vips: HashSet<SocketAddr>,
+    pub departed: Vec<Departed>,
+}
+
+/// A pod that left, whose capture routes still are to go.
+pub(super) struct Departed {
+    net: Arc<PodNamespace>,
+    cookie: u64,
+    routes: Vec<LocalRoute>,
+    due: Instant,
 }
 
 /// A pod that is enrolled.
@@ -64,6 +73,12 @@ pub(super) struct Enrolled {
     /// Indexes of its host-side interfaces.
     guarded: Vec<u32>,
     routes: Vec<LocalRoute>,
+}
+
+/// Whether a pod of the same uid must be enrolled anew. Kubernetes changes none of this in a pod's life; a directory of
+/// YAML can.
+fn is_another(wanted: &Workload, enrolled: &Workload) -> bool {
+    wanted.ips != enrolled.ips || wanted.identity != enrolled.identity
 }
 
 /// The readiness gate of a pod.
@@ -97,6 +112,7 @@ impl Enroller {
                 sweep::sweep(&self.tables, &self.live);
             }
             self.reconcile(&current).await;
+            self.remove_routes_of_departed().await;
             self.readiness.ready("capture");
         }
     }
@@ -108,7 +124,7 @@ impl Enroller {
         let leaving: Vec<Arc<str>> = self
             .enrolled
             .iter()
-            .filter(|(uid, pod)| wanted.get(*uid).is_none_or(|wanted| wanted.ips != pod.workload.ips))
+            .filter(|(uid, pod)| wanted.get(*uid).is_none_or(|wanted| is_another(wanted, &pod.workload)))
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in leaving {
@@ -169,14 +185,16 @@ impl Enroller {
         let lookup = self.loaded.program(programs::SK_LOOKUP).map_err(|error| error.to_string())?;
         let target = Target::Namespace { descriptor: found.namespace.as_raw_fd(), inode: found.inode };
         links::ensure(&pins.join("lookup"), &lookup, target, SK_LOOKUP).map_err(step("attaching its lookup"))?;
-        let interfaces = guard::host_side(&found.thread, &found.namespace).await?;
+        let interfaces = found.interfaces;
         for interface in &interfaces {
             guard::attach(&mut self.loaded, &self.tables, self.tc, &pins, interface, &addresses)
                 .map_err(step("guarding its interface"))?;
         }
         let routes = routes(&workload.ips);
         let wanted = routes.clone();
-        let added = found.thread.run(move || wanted.iter().try_for_each(netlink::add_route));
+        // It may have left a moment ago: its routes stay now.
+        self.departed.retain(|departed| departed.cookie != cookie);
+        let added = found.thread.run(move || wanted.iter().try_for_each(add_route));
         added.await.map_err(step("adding its capture routes"))?;
         let net = Arc::new(PodNamespace::new(cookie, self.tables.clone(), self.live.clone(), found.thread));
         let listeners = net.listen(&workload.ips).await.map_err(step("listening inside it"))?;
@@ -220,15 +238,19 @@ impl Enroller {
         remove_pins(&pins);
         let _ = self.events.send(PodEvent::Left(uid.clone())).await;
         self.readiness.remove(&gate(&pod.workload));
-        let routes = pod.routes;
-        let _ = pod.net.thread().post(move || {
-            std::thread::sleep(ROUTES_OUTLIVE);
-            for route in &routes {
-                let _ = netlink::remove_route(route);
-            }
-        });
-        pod.net.close();
+        pod.net.empty_stock();
+        let due = Instant::now() + ROUTES_OUTLIVE;
+        self.departed.push(Departed { net: pod.net, cookie: pod.cookie, routes: pod.routes, due });
         tracing::info!(pod = %pod.workload.name, namespace = %pod.workload.namespace, "left the mesh");
+    }
+
+    /// Here and not on a timer of its own: a pod that comes back meanwhile keeps its routes.
+    async fn remove_routes_of_departed(&mut self) {
+        let now = Instant::now();
+        for Departed { net, routes, .. } in self.departed.extract_if(.., |departed| departed.due <= now) {
+            let _ = net.thread().run(move || routes.iter().try_for_each(netlink::remove_route)).await;
+            net.close();
+        }
     }
 
     /// Collects what earlier agents left for pods that are no longer to be enrolled.
@@ -249,6 +271,14 @@ impl Enroller {
                 self.tables.pods.remove(&cookie);
             }
         }
+        // clsact filters have no pins: the map tells whom they guard.
+        for index in self.tables.guarded.keys(65_536) {
+            let is_ours = self.enrolled.values().any(|pod| pod.guarded.contains(&index));
+            let addresses = self.tables.guarded.get(&index).filter(|_| !is_ours);
+            if addresses.is_some_and(|addresses| !kept.iter().any(|ip| addresses.contain(&Ip::from(*ip)))) {
+                guard::detach(&self.tables, &self.loaded.pins.pods(), index);
+            }
+        }
         for uid in strangers {
             let pins = self.loaded.pins.pod(&uid);
             for index in guarded_in(&pins) {
@@ -263,25 +293,64 @@ impl Enroller {
         }
     }
 
-    /// Puts back what a pod lost, such as routes when IPv6 was switched off and on, and lets go of a pod whose sandbox
-    /// was made anew.
+    /// Puts back what a pod lost, such as routes when IPv6 was switched off and on, guards interfaces that it was given
+    /// since, and lets go of a pod whose sandbox was made anew.
     async fn verify(&mut self) {
         let mut renewed = Vec::new();
-        for (uid, pod) in &self.enrolled {
+        for (uid, pod) in &mut self.enrolled {
             if namespace::is_current(&self.loaded.kubepods, uid, pod.inode) == Some(false) {
                 renewed.push(uid.clone());
                 continue;
             }
             let routes = pod.routes.clone();
-            let restored = pod.net.thread().run(move || routes.iter().try_for_each(netlink::add_route)).await;
-            match restored {
+            let restored = pod.net.thread().run(move || routes.iter().try_for_each(add_route)).await;
+            let whole = match restored.map_err(step("its capture routes")) {
+                Ok(()) => guard_new(&mut self.loaded, &self.tables, self.tc, uid, pod).await,
+                Err(reason) => Err(reason),
+            };
+            match whole {
                 Ok(()) => self.readiness.ready(&gate(&pod.workload)),
-                Err(error) => self.readiness.waiting(&gate(&pod.workload), format!("its capture routes: {error}")),
+                Err(reason) => self.readiness.waiting(&gate(&pod.workload), reason),
             }
         }
         for uid in renewed {
             self.leave(&uid).await;
         }
+    }
+}
+
+/// Guards interfaces that a pod was given after its enrolment, and forgets those that went.
+async fn guard_new(
+    loaded: &mut Loaded,
+    tables: &Tables,
+    tc: TcMode,
+    uid: &str,
+    pod: &mut Enrolled,
+) -> Result<(), String> {
+    let interfaces = guard::host_side(pod.net.thread()).await?;
+    let pins = loaded.pins.pod(uid);
+    pod.guarded.retain(|index| {
+        let stays = interfaces.iter().any(|interface| interface.index == *index);
+        if !stays {
+            guard::detach(tables, &pins, *index);
+        }
+        stays
+    });
+    for interface in interfaces {
+        if !pod.guarded.contains(&interface.index) {
+            guard::attach(loaded, tables, tc, &pins, &interface, &addresses(&pod.workload.ips))
+                .map_err(step("guarding its new interface"))?;
+            pod.guarded.push(interface.index);
+        }
+    }
+    Ok(())
+}
+
+/// A pod in which IPv6 was switched off is served over IPv4; what it dials over IPv6 finds no way, as without a mesh.
+fn add_route(route: &LocalRoute) -> std::io::Result<()> {
+    match netlink::add_route(route) {
+        Err(error) if route.prefix.is_ipv6() && error.raw_os_error() == Some(libc::EACCES) => Ok(()),
+        other => other,
     }
 }
 

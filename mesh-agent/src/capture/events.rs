@@ -14,8 +14,8 @@ use super::error::Error;
 use crate::sys;
 
 /// How many events are read before the reader rests: a pod that provokes drops must not keep a core busy.
-const BATCH: usize = 256;
-const REST: Duration = Duration::from_millis(100);
+pub(super) const BATCH: usize = 256;
+pub(super) const REST: Duration = Duration::from_millis(100);
 
 /// The ring buffer's reader.
 pub(super) struct Events {

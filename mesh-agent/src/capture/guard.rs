@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -29,25 +29,37 @@ const WAYS: [(&str, TcAttachType, u32, &str); 2] = [
     (programs::GUARD_TO_POD, TcAttachType::Egress, TCX_EGRESS, "to"),
 ];
 
-/// The host-side peers of every interface of the pod but lo that is up.
-pub(super) async fn host_side(thread: &PodThread, namespace: &File) -> Result<Vec<Interface>, String> {
+/// The host-side peers of every interface of the pod but lo, also of those that are down: the pod may bring them up.
+pub(super) async fn host_side(thread: &PodThread) -> Result<Vec<Interface>, String> {
     let failed = |what: &str| {
         let what = what.to_string();
         move |error: io::Error| format!("{what}: {error}")
     };
     let inside = thread.run(netlink::interfaces).await.map_err(failed("listing the pod's interfaces"))?;
+    let namespace = thread.run(|| File::open("/proc/thread-self/ns/net")).await;
+    let namespace = namespace.map_err(failed("opening the pod's namespace"))?;
     // The dump also makes the kernel number the pod's namespace, which the next request asks for.
     let outside = netlink::interfaces().map_err(failed("listing the node's interfaces"))?;
     let id = netlink::namespace_id(namespace.as_fd()).map_err(failed("asking for the pod's namespace id"))?;
     let mut found = Vec::new();
-    for interface in inside.iter().filter(|interface| interface.up && !interface.loopback) {
+    let mut up = false;
+    for interface in inside.iter().filter(|interface| !interface.loopback) {
         let peer = outside.iter().find(|candidate| {
             id.is_some() && candidate.peer_namespace == id && candidate.peer == Some(interface.index)
         });
-        let missing = || format!("its interface {} has no host-side peer in this network namespace", interface.name);
-        found.push(peer.cloned().ok_or_else(missing)?);
+        match peer {
+            Some(peer) => {
+                found.push(peer.clone());
+                up |= interface.up;
+            }
+            None if !interface.up || interface.leads_through_others() => {}
+            None => {
+                let name = &interface.name;
+                return Err(format!("its interface {name} has no host-side peer in this network namespace"));
+            }
+        }
     }
-    if found.is_empty() { Err("it has no interface that is up yet".into()) } else { Ok(found) }
+    if up { Ok(found) } else { Err("it has no interface to this network namespace that is up".into()) }
 }
 
 /// Guards one host-side interface, both ways. The addresses are filed first: without them all TCP is dropped.
@@ -61,19 +73,29 @@ pub(super) fn attach(
 ) -> io::Result<()> {
     tables.guarded.set(&interface.index, pod)?;
     for (program, way, attach_type, name) in WAYS {
-        let pin = pins.join(format!("guard-{name}-{}", interface.index));
+        let pin = pin(pins, name, interface.index);
         if mode != TcMode::Clsact {
             let descriptor = loaded.program(program).map_err(io::Error::other)?;
             match links::ensure(&pin, &descriptor, Target::Interface(interface.index), attach_type) {
-                Ok(()) => continue,
+                Ok(()) => {
+                    // Left by an agent that was told to use clsact.
+                    detach_clsact(way, &interface.name);
+                    continue;
+                }
                 // Before 6.6 the kernel does not know the attach type.
                 Err(error) if mode == TcMode::Auto && error.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(error) => return Err(error),
             }
         }
         attach_clsact(loaded, program, way, &interface.name).map_err(io::Error::other)?;
+        // Left by an agent that used tcx.
+        let _ = std::fs::remove_file(&pin);
     }
     Ok(())
+}
+
+fn pin(pins: &Path, name: &str, index: u32) -> PathBuf {
+    pins.join(format!("guard-{name}-{index}"))
 }
 
 fn attach_clsact(
@@ -102,19 +124,20 @@ fn attach_clsact(
 
 /// Takes the guard off an interface. Its pins go with the pod's directory.
 pub(super) fn detach(tables: &Tables, pins: &Path, index: u32) {
+    let interfaces = netlink::interfaces().unwrap_or_default();
+    let interface = interfaces.iter().find(|interface| interface.index == index);
     for (_, way, _, name) in WAYS {
-        let pin = pins.join(format!("guard-{name}-{index}"));
-        if std::fs::remove_file(&pin).is_err() {
-            detach_clsact(way, index);
+        let _ = std::fs::remove_file(pin(pins, name, index));
+        if let Some(interface) = interface {
+            detach_clsact(way, &interface.name);
         }
     }
     tables.guarded.remove(&index);
 }
 
-fn detach_clsact(way: TcAttachType, index: u32) {
-    let interfaces = netlink::interfaces().unwrap_or_default();
-    let Some(interface) = interfaces.iter().find(|interface| interface.index == index) else { return };
-    if let Ok(link) = SchedClassifierLink::attached(&interface.name, way, CLSACT_PRIORITY, CLSACT_HANDLE, None) {
+/// Takes our clsact filter off, if there is one.
+fn detach_clsact(way: TcAttachType, interface: &str) {
+    if let Ok(link) = SchedClassifierLink::attached(interface, way, CLSACT_PRIORITY, CLSACT_HANDLE, None) {
         // Dropping the link detaches it.
         drop(link);
     }

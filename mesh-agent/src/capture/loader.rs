@@ -1,7 +1,7 @@
 //! Loads the object, makes or re-opens the pinned maps, and keeps the cgroup links.
 
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::Program;
@@ -13,6 +13,7 @@ use super::error::Error;
 use super::links::{self, Target};
 use super::tables::Tables;
 use super::{Config, ObjectSource, cgroups};
+use crate::sys;
 
 /// The kernel side of this agent: loaded programs, and where their maps and links are pinned.
 pub(super) struct Loaded {
@@ -89,6 +90,7 @@ impl Loaded {
         let pins = Pins::new(&config.pins);
         pins.make()?;
         let ebpf = load(config, &pins)?;
+        warn_of_other_sizes(config, &pins);
         let mut loaded = Self { ebpf, pins, kubepods };
         loaded.load_programs()?;
         loaded.attach_hooks()?;
@@ -99,7 +101,6 @@ impl Loaded {
     pub fn program(&self, name: &'static str) -> Result<OwnedFd, Error> {
         let program = self.ebpf.program(name).ok_or(Error::ProgramMissing(name))?;
         let descriptor = program.fd().map_err(|source| Error::Program { program: name, source })?;
-        use std::os::fd::AsFd;
         descriptor.as_fd().try_clone_to_owned().map_err(Error::io("duplicating a program's descriptor"))
     }
 
@@ -182,6 +183,24 @@ fn load(config: &Config, pins: &Pins) -> Result<Ebpf, Error> {
     match &config.object {
         ObjectSource::File(path) => Ok(loader.load_file(path)?),
         ObjectSource::Embedded => Ok(loader.load(embedded()?)?),
+    }
+}
+
+/// A pinned map keeps the size that it was made with.
+fn warn_of_other_sizes(config: &Config, pins: &Pins) {
+    for name in maps::PER_CONNECTION {
+        let entries = sys::bpf_open(&pins.maps().join(name)).and_then(|map| sys::map_entries(map.as_fd()));
+        if let Ok(entries) = entries
+            && entries != config.map_connections
+        {
+            let wanted = config.map_connections;
+            tracing::warn!(
+                map = name,
+                entries,
+                wanted,
+                "an earlier agent made this map with another size, which it keeps; `mesh-agent detach` removes it"
+            );
+        }
     }
 }
 

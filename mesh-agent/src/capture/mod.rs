@@ -39,6 +39,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc::Sender;
 
 use crate::drain;
+use crate::limit::{Limit, limits};
 use crate::podnet::PodEvent;
 use crate::readiness::Readiness;
 use crate::state::StateReader;
@@ -60,8 +61,8 @@ pub struct Config {
     pub pins: PathBuf,
     /// Where the kernel programs come from.
     pub object: ObjectSource,
-    /// How many connections the node may hold at once: the size of three maps. An entry costs about 100 bytes of kernel
-    /// memory while it is used.
+    /// How many connections the node may hold at once: the size of three maps. Together they take 48 bytes of kernel
+    /// memory for each from the start; in use a connection that a pod opens takes 104 more, one that it accepts 216.
     pub map_connections: u32,
     /// How the guard is attached.
     pub tc: TcMode,
@@ -95,6 +96,25 @@ pub struct Capture {
     tables: Arc<Tables>,
     tc: TcMode,
     log: ProgramLog,
+}
+
+/// The bounds of this room.
+pub fn limits() -> Vec<Limit> {
+    limits![
+        pod::STOCK, "sockets per pod and family", "a burst of connections this large meets no thread switch";
+        pod::LOW_WATER, "sockets per pod and family", "then the stock is filled up again";
+        pod::SOURCE_TRIES, "addresses", "that are tried before a dial to an application is refused";
+        pod_thread::STACK_BYTES, "bytes per pod", "its thread makes sockets and netlink requests, no more";
+        enrolment::RETRY, "milliseconds", "until what failed is tried again";
+        enrolment::VERIFY_EVERY, "retries", "between two looks at whether pods still are as they were left";
+        enrolment::SWEEP_EVERY, "such looks", "between two sweeps of stale records";
+        enrolment::ROUTES_OUTLIVE, "milliseconds", "for the connections of a pod that left to meet their end";
+        sweep::STALE, "milliseconds", "no connection stays so long between its record and its accept";
+        sweep::MAX_KEYS, "keys per map", "one sweep looks at no more";
+        events::BATCH, "events", "then the reader rests: a pod that provokes drops must not keep a core busy";
+        events::REST, "milliseconds", "of the reader of the kernel's events";
+        program_log::FLUSH_EVERY, "milliseconds", "between two looks at the programs' own log";
+    ]
 }
 
 impl Capture {
@@ -133,6 +153,7 @@ impl Capture {
             enrolled: HashMap::new(),
             waiting: HashMap::new(),
             refused_vips: HashSet::new(),
+            departed: Vec::new(),
         };
         tokio::select! {
             () = enroller.run(state, shutdown) => Ok(()),

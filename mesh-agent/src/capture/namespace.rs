@@ -10,7 +10,8 @@ use std::path::Path;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::cgroups;
-use super::netlink;
+use super::guard;
+use super::netlink::{self, Interface};
 use super::pod_thread::PodThread;
 
 /// A pod's namespace and the thread in it.
@@ -18,10 +19,13 @@ pub(super) struct Found {
     pub namespace: File,
     pub inode: u64,
     pub thread: PodThread,
+    /// The host-side peers of its interfaces.
+    pub interfaces: Vec<Interface>,
 }
 
-/// Opens the namespace of the pod `uid` that holds `ip`. A pod may have several, as docker in docker does: the sandbox's
-/// is the one with the pod's address. Without an address it is the first.
+/// Opens the namespace of the pod `uid` that holds `ip`, if one is given. A pod may have several, as docker in docker
+/// does, and any process of it may make one and give it the pod's address: the sandbox's is the one that hangs on this
+/// node, which nothing inside the pod can imitate.
 pub(super) async fn find(kubepods: &Path, uid: &str, ip: Option<IpAddr>) -> Result<Found, String> {
     let cgroup = cgroups::pod(kubepods, uid).ok_or("its cgroup is not there yet")?;
     let mut seen = Vec::new();
@@ -42,16 +46,21 @@ pub(super) async fn find(kubepods: &Path, uid: &str, ip: Option<IpAddr>) -> Resu
         match enter(opened, inode, ip).await {
             Ok(Some(found)) => return Ok(found),
             Ok(None) => trouble = "no network namespace of its processes holds its IP yet".into(),
-            Err(error) => trouble = format!("entering its network namespace: {error}"),
+            Err(error) => trouble = error,
         }
     }
     Err(trouble)
 }
 
-async fn enter(namespace: File, inode: u64, ip: Option<IpAddr>) -> io::Result<Option<Found>> {
-    let thread = PodThread::start(namespace.try_clone()?).await?;
-    let addresses = thread.run(netlink::addresses).await?;
-    Ok(ip.is_none_or(|ip| addresses.contains(&ip)).then_some(Found { namespace, inode, thread }))
+async fn enter(namespace: File, inode: u64, ip: Option<IpAddr>) -> Result<Option<Found>, String> {
+    let entering = |error: io::Error| format!("entering its network namespace: {error}");
+    let thread = PodThread::start(namespace.try_clone().map_err(entering)?).await.map_err(entering)?;
+    let addresses = thread.run(netlink::addresses).await.map_err(entering)?;
+    if ip.is_some_and(|ip| !addresses.contains(&ip)) {
+        return Ok(None);
+    }
+    let interfaces = guard::host_side(&thread).await?;
+    Ok(Some(Found { namespace, inode, thread, interfaces }))
 }
 
 /// Opens the namespace of `pid`, and makes sure that it was that process's all along: a process id may be reused between

@@ -44,6 +44,23 @@ pub(super) struct Interface {
     pub peer: Option<u32>,
     /// The namespace of that interface, as an id local to this namespace; none when it is this one.
     pub peer_namespace: Option<i32>,
+    /// What it is, such as veth or dummy; none for hardware.
+    pub kind: Option<String>,
+    /// Whether it is a port of a bridge or bond.
+    pub has_master: bool,
+}
+
+impl Interface {
+    /// Whether nothing leaves the namespace by this interface but through another one of it: bridges and what hangs on
+    /// them, as docker in docker makes them, and devices stacked on others.
+    pub fn leads_through_others(&self) -> bool {
+        match self.kind.as_deref() {
+            // Hardware leads out by itself; wireguard sends from the namespace that it was made in, wherever it is now.
+            None | Some("wireguard") => false,
+            Some("veth") => self.has_master,
+            Some(_) => self.peer_namespace.is_none(),
+        }
+    }
 }
 
 /// A local route of capture: `local PREFIX dev lo src SOURCE table local`.
@@ -105,12 +122,17 @@ fn interface(body: &[u8]) -> Option<Interface> {
     const NAME: u16 = 3;
     const LINK: u16 = 5;
     const LINK_NAMESPACE: u16 = 37;
+    const MASTER: u16 = 10;
+    const LINK_INFO: u16 = 18;
+    const INFO_KIND: u16 = 1;
     const UP: u32 = 1;
     const LOOPBACK: u32 = 8;
     let flags = word(body.get(8..12)?)?;
-    let attributes = attributes(body.get(16..)?);
-    let find = |wanted| attributes.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| *value);
-    let name = String::from_utf8_lossy(find(NAME)?).trim_end_matches('\0').to_string();
+    let link = attributes(body.get(16..)?);
+    let find = |wanted| link.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| *value);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_string();
+    let name = text(find(NAME)?);
+    let info = attributes(find(LINK_INFO).unwrap_or_default());
     Some(Interface {
         index: word(body.get(4..8)?)?,
         name,
@@ -118,6 +140,8 @@ fn interface(body: &[u8]) -> Option<Interface> {
         loopback: flags & LOOPBACK != 0,
         peer: find(LINK).and_then(word),
         peer_namespace: find(LINK_NAMESPACE).and_then(word).map(|id| id as i32),
+        kind: info.iter().find(|(kind, _)| *kind == INFO_KIND).map(|(_, value)| text(value)),
+        has_master: find(MASTER).is_some(),
     })
 }
 

@@ -22,13 +22,13 @@ use crate::podnet::{Family, PodListener, PodNet, RecordError, Role};
 use crate::sys;
 
 /// Sockets that lie ready per pod and family: a burst of connections this large meets no thread switch.
-const STOCK: usize = 32;
+pub(super) const STOCK: usize = 32;
 /// At or below this the stock is filled up again.
-const LOW_WATER: usize = 16;
+pub(super) const LOW_WATER: usize = 16;
 /// The kernel's own limit (net.core.somaxconn) cuts this.
 const BACKLOG: i32 = 65_535;
 /// How many source addresses are tried before the dial is refused.
-const SOURCE_TRIES: u32 = 16;
+pub(super) const SOURCE_TRIES: u32 = 16;
 
 /// The pod's namespace.
 pub(super) struct PodNamespace {
@@ -91,6 +91,11 @@ impl PodNamespace {
     /// Lets go of the namespace: sockets in stock and the thread keep it alive.
     pub fn close(&self) {
         self.thread.stop();
+        self.empty_stock();
+    }
+
+    /// Closes the sockets in stock.
+    pub fn empty_stock(&self) {
         for stock in [&self.v4, &self.v6] {
             while stock.sockets.pop().is_some() {}
         }

@@ -11,7 +11,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 
 /// It makes sockets and netlink requests, no more.
-const STACK_BYTES: usize = 128 * 1024;
+pub(super) const STACK_BYTES: usize = 128 * 1024;
 
 type Job = Box<dyn FnOnce() + Send>;
 

@@ -7,7 +7,7 @@ use aya_log::EbpfLogger;
 use super::error::Error;
 use super::loader::Loaded;
 
-const FLUSH_EVERY: Duration = Duration::from_millis(100);
+pub(super) const FLUSH_EVERY: Duration = Duration::from_millis(100);
 
 /// Passes the programs' log on to the agent's.
 pub(super) struct ProgramLog {

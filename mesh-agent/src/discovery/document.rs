@@ -8,6 +8,11 @@ use serde_saphyr::{Options, Spanned};
 
 use super::finding::{FieldPath, Step};
 
+/// Values in one document: a list of 10 000 pods has about a million.
+pub(super) const MAX_NODES: usize = 8_000_000;
+/// What the parser may meet in one document: two or so for each value.
+pub(super) const MAX_EVENTS: usize = 16_000_000;
+
 /// One YAML document of a file.
 pub struct Document<'a> {
     /// The line of the file on which `text` begins, counted from 1.
@@ -99,7 +104,7 @@ impl Document<'_> {
 fn options() -> Options {
     serde_saphyr::options! {
         with_snippet: false,
-        budget: serde_saphyr::budget! { max_nodes: 8_000_000, max_events: 16_000_000 },
+        budget: serde_saphyr::budget! { max_nodes: MAX_NODES, max_events: MAX_EVENTS },
     }
 }
 

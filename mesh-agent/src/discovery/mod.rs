@@ -26,6 +26,7 @@ pub use health::{Health, Report};
 pub use translate::{MESH_LABEL, MESH_NAMESPACE};
 
 use crate::drain::Token;
+use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
 use crate::state::{MeshState, StateWriter};
 use store::Store;
@@ -57,7 +58,8 @@ pub enum Error {
     Reader(#[from] tokio::task::JoinError),
 }
 
-/// Publishes a snapshot for what the source says, and one for every change, until the drain starts.
+/// Publishes a snapshot for what the source says, and one for every change, until `shutdown` starts. That is the end of
+/// the drain, not its beginning: live connections are judged again by what is published.
 ///
 /// The gate opens with the first snapshot. From then on a source that cannot be reached changes nothing: the last good
 /// state stays, and [`Health`] says since when.
@@ -91,6 +93,20 @@ pub fn validate(path: &Path, trust_domain: &str) -> std::io::Result<Vec<Finding>
 pub fn load(path: &Path, config: &Config) -> std::io::Result<(MeshState, Vec<Finding>)> {
     let store = Store::default().apply(&file::read(path)?, &config.trust_domain);
     Ok((MeshState::build(1, &config.node, &join::world(&store)), store.findings))
+}
+
+/// The bounds of this room.
+pub fn limits() -> Vec<Limit> {
+    limits![
+        file::MAX_FILE_BYTES, "bytes per file", "a list of 10 000 pods is about 30 MiB";
+        file::MAX_FILES, "files", "a directory with more is likely the wrong one";
+        document::MAX_NODES, "values per document", "a list of 10 000 pods has about a million";
+        document::MAX_EVENTS, "parser's events per document", "two or so for each value";
+        watch::QUIET, "milliseconds", "several files of one change come in one snapshot";
+        watch::PATIENCE, "milliseconds", "for a directory that never gets quiet";
+        watch::POLL_WATCHED, "milliseconds", "the directory is read although nothing was heard";
+        watch::POLL_UNWATCHED, "milliseconds", "the same, while inotify does not work";
+    ]
 }
 
 struct Publisher {

@@ -8,13 +8,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
 /// How long a directory must be quiet before it is read: several files of one change come in one snapshot.
-const QUIET: Duration = Duration::from_millis(100);
+pub(super) const QUIET: Duration = Duration::from_millis(100);
 /// How long a directory that never gets quiet is waited for.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const PATIENCE: Duration = Duration::from_millis(500);
 /// How often it is read although nothing was heard, while inotify works.
-const POLL_WATCHED: Duration = Duration::from_secs(10);
+pub(super) const POLL_WATCHED: Duration = Duration::from_secs(10);
 /// How often it is read while inotify does not work.
-const POLL_UNWATCHED: Duration = Duration::from_millis(500);
+pub(super) const POLL_UNWATCHED: Duration = Duration::from_millis(500);
 
 /// Changes of one directory.
 pub(super) struct Changes {

@@ -83,6 +83,11 @@ impl std::fmt::Display for Timeout {
 }
 
 impl OpenError {
+    /// Whether the far side's policy said no.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, OpenError::Refused(StatusCode::UNAUTHORIZED))
+    }
+
     /// Whether a tunnel from the pool was already on its way out, so that a new one is worth a try at once.
     pub(super) fn is_stale_tunnel(&self) -> bool {
         matches!(self, OpenError::Lost(_) | OpenError::Reset(Reason::REFUSED_STREAM))

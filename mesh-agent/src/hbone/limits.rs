@@ -2,21 +2,10 @@
 
 use std::time::Duration;
 
+use crate::limit::Limit;
+
 /// The port on which agents speak HBONE, in the pod's address space.
 pub const PORT: u16 = 15008;
-
-/// A bound as shown to operators.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit {
-    /// The constant's name.
-    pub name: &'static str,
-    /// Its value.
-    pub value: u64,
-    /// What it counts.
-    pub unit: &'static str,
-    /// Why it is what it is.
-    pub reason: &'static str,
-}
 
 macro_rules! limits {
     ($($name:ident = $value:expr, $unit:literal, $reason:literal;)*) => {
@@ -72,6 +61,8 @@ limits! {
         "As ztunnel: a tunnel without connections is closed by its client after this.";
     IDLE_SERVER_TUNNEL_MS = 900_000, "milliseconds",
         "Three times the client's: an agent that forgets to close its tunnels does not hold ours.";
+    FAREWELL_MS = 1_000, "milliseconds",
+        "How long the last words of a tunnel may take to leave.";
     MAX_BAGGAGE_BYTES = 4 << 10, "bytes",
         "A longer baggage header is ignored.";
     COPY_CHUNK_BYTES = 64 << 10, "bytes",

@@ -1,6 +1,6 @@
 //! HBONE: one HTTP/2 CONNECT per tunnelled connection, inside mutual TLS, on port 15008 of the destination pod.
 //!
-//! `proxy` opens streams through a [`Pool`] and takes them from [`serve`]; what crosses the wire is what Istio's ztunnel
+//! `proxy` opens streams through a [`Pool`] and takes them from a [`Tunnel`] that it accepted; what crosses the wire is what Istio's ztunnel
 //! speaks. Everything here lives on one current-thread runtime with a `LocalSet`: nothing is shared between workers.
 //!
 //! What is not here: no policy, no choice of endpoints, no dialling (the caller hands in how), no application sockets.
@@ -8,9 +8,9 @@
 pub mod limits;
 
 pub use client::{OpenError, Timeout};
-pub use limits::{Limit, Limits, PORT};
+pub use limits::{Limits, PORT};
 pub use pool::{Pool, TunnelKey, TunnelStatus};
-pub use server::{Incoming, ServeError, Status, serve};
+pub use server::{Incoming, ServeError, Status, Tunnel, accept};
 pub use stream::{Stream, StreamError};
 pub use words::{Baggage, ConnectRequest, Forwarded, TraceParent, parse_authority};
 

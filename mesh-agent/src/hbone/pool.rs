@@ -147,13 +147,6 @@ impl Pool {
         });
     }
 
-    /// Retires every tunnel: for the drain.
-    pub fn retire_all(&self) {
-        for slot in std::mem::take(&mut *self.inner.slots.borrow_mut()).into_values() {
-            slot.open.borrow_mut().clear();
-        }
-    }
-
     /// Every tunnel of this worker.
     pub fn status(&self) -> Vec<TunnelStatus> {
         let mut living = self.inner.living.borrow_mut();

@@ -5,8 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
@@ -24,9 +23,6 @@ use super::words::{self, Headers, TraceParent};
 use crate::drain;
 use crate::identity::{self, PeerError, Svid};
 use crate::spiffe::SpiffeId;
-
-/// How long the last words of a tunnel may take to leave.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why a tunnel ended other than by being closed.
 #[derive(Debug, thiserror::Error)]
@@ -135,36 +131,23 @@ fn refuse(mut respond: SendResponse<Bytes>, status: Status) {
     let _ = respond.send_response(response, true);
 }
 
-/// Serves one tunnel from the TCP connection to its end. `on_connect` runs as a local task per CONNECT.
-///
-/// When the drain starts the peer is told to open no more streams; those that are open go on until
-/// [`Limits::drain_window`] is over.
-pub async fn serve<H, F>(
-    tcp: TcpStream,
-    svid: Arc<Svid>,
-    limits: Limits,
-    drain: drain::Token,
-    on_connect: H,
-) -> Result<(), ServeError>
-where
-    H: Fn(Incoming) -> F,
-    F: Future<Output = ()> + 'static,
-{
-    let handshake = tokio::time::timeout(limits.handshake_timeout, handshake(tcp, &svid, &limits));
+/// Makes a tunnel of a TCP connection: until this has returned nobody knows who the peer is.
+pub async fn accept(tcp: TcpStream, svid: &Svid, limits: &Limits) -> Result<Tunnel, ServeError> {
+    let handshake = tokio::time::timeout(limits.handshake_timeout, handshake(tcp, svid, limits));
     let (peer, connection) = handshake.await.map_err(|_| ServeError::HandshakeTimeout)??;
-    let tunnel = Tunnel { peer, handlers: Handlers::new() };
-    tunnel.run(connection, &limits, drain, on_connect).await
+    Ok(Tunnel { peer, connection, handlers: Handlers::new() })
 }
 
 async fn handshake(
     tcp: TcpStream,
     svid: &Svid,
     limits: &Limits,
-) -> Result<(SpiffeId, Connection<TlsStream<TcpStream>, Bytes>), ServeError> {
+) -> Result<(Peer, Connection<TlsStream<TcpStream>, Bytes>), ServeError> {
     let _ = tcp.set_nodelay(true);
     let tls = TlsAcceptor::from(svid.server.clone()).accept(tcp).await.map_err(ServeError::Tls)?;
     let (_, session) = tls.get_ref();
-    let peer = identity::peer_id(session.peer_certificates())?;
+    let chain = session.peer_certificates();
+    let peer = Peer { id: identity::peer_id(chain)?, expiry: identity::peer_expiry(chain)? };
     if session.alpn_protocol() != Some(b"h2") {
         return Err(ServeError::NotHttp2);
     }
@@ -190,26 +173,35 @@ fn builder(limits: &Limits) -> Builder {
     builder
 }
 
-struct Tunnel {
-    peer: SpiffeId,
+/// Who is at the other end.
+struct Peer {
+    id: SpiffeId,
+    /// When the certificate that proved it ends, and with it what this tunnel may be used for. A peer of ours has made a
+    /// new one long before.
+    expiry: SystemTime,
+}
+
+/// A tunnel that a peer has opened to one of our pods.
+pub struct Tunnel {
+    peer: Peer,
+    connection: Connection<TlsStream<TcpStream>, Bytes>,
     handlers: Handlers,
 }
 
 impl Tunnel {
-    async fn run<H, F>(
-        self,
-        mut connection: Connection<TlsStream<TcpStream>, Bytes>,
-        limits: &Limits,
-        mut drain: drain::Token,
-        on_connect: H,
-    ) -> Result<(), ServeError>
+    /// Serves it to its end. `on_connect` runs as a local task per CONNECT.
+    ///
+    /// When the drain starts the peer is told to open no more streams; those that are open go on until
+    /// [`Limits::drain_window`] is over.
+    pub async fn serve<H, F>(self, limits: &Limits, mut drain: drain::Token, on_connect: H) -> Result<(), ServeError>
     where
         H: Fn(Incoming) -> F,
         F: Future<Output = ()> + 'static,
     {
+        let Self { peer, mut connection, handlers } = self;
         let ping_pong = connection.ping_pong();
         let mut lost = std::pin::pin!(keep_alive(ping_pong, limits));
-        let mut idle = std::pin::pin!(self.handlers.until_idle(limits.idle_server_tunnel));
+        let mut idle = std::pin::pin!(handlers.until_idle(limits.idle_server_tunnel));
         let mut is_idle = false;
         let mut cut_at = None;
         loop {
@@ -217,7 +209,7 @@ impl Tunnel {
                 request = connection.accept() => match request {
                     Some(request) => {
                         let (request, respond) = request?;
-                        self.handle(request, respond, &on_connect);
+                        handle(&peer, &handlers, request, respond, &on_connect);
                     }
                     None => return Ok(()),
                 },
@@ -234,32 +226,40 @@ impl Tunnel {
             }
         }
     }
+}
 
-    /// Answers what is no CONNECT of ours, and hands over what is.
-    fn handle<H, F>(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>, on_connect: &H)
-    where
-        H: Fn(Incoming) -> F,
-        F: Future<Output = ()> + 'static,
-    {
-        let Some(authority) = authority(&request) else { return refuse(respond, Status::BadRequest) };
-        let Some(handler) = self.handlers.enter() else { return refuse(respond, Status::Unavailable) };
-        let Headers { forwarded, baggage, traceparent } = Headers::read(request.headers());
-        let (client, host) = forwarded.map(|forwarded| (forwarded.client, forwarded.host)).unzip();
-        let incoming = Incoming {
-            peer: self.peer.clone(),
-            authority,
-            forwarded: client,
-            host: host.flatten(),
-            baggage,
-            traceparent,
-            answer: Some((respond, request.into_body())),
-        };
-        let work = on_connect(incoming);
-        tokio::task::spawn_local(async move {
-            work.await;
-            drop(handler);
-        });
+/// Answers what is no CONNECT of ours, and hands over what is.
+fn handle<H, F>(
+    peer: &Peer,
+    handlers: &Handlers,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    on_connect: &H,
+) where
+    H: Fn(Incoming) -> F,
+    F: Future<Output = ()> + 'static,
+{
+    if peer.expiry <= SystemTime::now() {
+        return refuse(respond, Status::Denied);
     }
+    let Some(authority) = authority(&request) else { return refuse(respond, Status::BadRequest) };
+    let Some(handler) = handlers.enter() else { return refuse(respond, Status::Unavailable) };
+    let Headers { forwarded, baggage, traceparent } = Headers::read(request.headers());
+    let (client, host) = forwarded.map(|forwarded| (forwarded.client, forwarded.host)).unzip();
+    let incoming = Incoming {
+        peer: peer.id.clone(),
+        authority,
+        forwarded: client,
+        host: host.flatten(),
+        baggage,
+        traceparent,
+        answer: Some((respond, request.into_body())),
+    };
+    let work = on_connect(incoming);
+    tokio::task::spawn_local(async move {
+        work.await;
+        drop(handler);
+    });
 }
 
 /// The address that a plain CONNECT asks for. Extended CONNECT (`:protocol`) is another thing, which we do not serve.
@@ -281,7 +281,11 @@ async fn at(time: Option<Instant>) {
 /// Says goodbye and closes, whatever streams there are.
 async fn farewell(mut connection: Connection<TlsStream<TcpStream>, Bytes>, why: ServeError) -> Result<(), ServeError> {
     connection.abrupt_shutdown(Reason::NO_ERROR);
-    let _ = tokio::time::timeout(FAREWELL, std::future::poll_fn(|cx| connection.poll_closed(cx))).await;
+    let _ = tokio::time::timeout(
+        Duration::from_millis(limits::FAREWELL_MS),
+        std::future::poll_fn(|cx| connection.poll_closed(cx)),
+    )
+    .await;
     Err(why)
 }
 

@@ -23,15 +23,15 @@ use crate::drain;
 use crate::spiffe::SpiffeId;
 
 /// Requests at the authority at once: a node that starts with a hundred service accounts does not flood it.
-const MAX_REQUESTS_IN_FLIGHT: usize = 16;
+pub(super) const MAX_REQUESTS_IN_FLIGHT: usize = 16;
 /// How long one request may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Wait after the first failure; doubled with each further one.
-const FIRST_RETRY: Duration = Duration::from_millis(500);
+pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// The longest wait between two tries.
-const LAST_RETRY: Duration = Duration::from_secs(60);
+pub(super) const LAST_RETRY: Duration = Duration::from_secs(60);
 /// Never sooner than this after the last issue, however short-lived what the authority gives.
-const SHORTEST_ROTATION: Duration = Duration::from_secs(1);
+pub(super) const SHORTEST_ROTATION: Duration = Duration::from_secs(1);
 
 /// How certificates are asked for.
 #[derive(Clone, Debug)]
@@ -171,7 +171,7 @@ impl Identities {
         }
     }
 
-    /// Fetches and rotates until the drain starts.
+    /// Fetches and rotates until `shutdown` starts.
     pub async fn run(self, mut shutdown: drain::Token) {
         let mut requests = JoinSet::new();
         loop {

@@ -22,9 +22,9 @@ use super::tls;
 use crate::spiffe::{self, SpiffeId};
 
 /// How long a new root is good for.
-const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+pub(super) const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How far back a certificate starts, so that a peer whose clock is behind takes it.
-const CLOCK_SKEW: Duration = Duration::from_secs(60);
+pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// The root's certificate and key together: one file, so that one rename creates both.
 const ROOT_FILE: &str = "root.pem";
 /// The root's certificate alone, for people and tools.
@@ -182,7 +182,13 @@ fn create_root(directory: &Path, file: &Path, trust_domain: &str) -> Result<Stri
 fn write_atomically(file: &Path, text: &str, mode: u32) -> Result<(), Error> {
     let beside = file.with_extension("new");
     let write = || {
-        let mut new = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
+        // What an earlier try left behind may have another mode, which opening it again would keep.
+        if let Err(error) = fs::remove_file(&beside)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let mut new = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
         new.write_all(text.as_bytes())?;
         new.sync_all()?;
         fs::rename(&beside, file)

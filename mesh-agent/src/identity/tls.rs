@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -73,6 +74,12 @@ pub enum PeerError {
 /// Reads the identity from a chain that the handshake has verified. Leaf first.
 pub fn peer_id(chain: Option<&[CertificateDer<'_>]>) -> Result<SpiffeId, PeerError> {
     leaf_id(chain.and_then(<[_]>::first).ok_or(PeerError::NoCertificate)?)
+}
+
+/// When the leaf of a verified chain ends.
+pub fn peer_expiry(chain: Option<&[CertificateDer<'_>]>) -> Result<SystemTime, PeerError> {
+    let (_, not_after, _) = leaf_facts(chain.and_then(<[_]>::first).ok_or(PeerError::NoCertificate)?)?;
+    Ok(not_after.into())
 }
 
 /// The client's and the server's configuration for one identity.
@@ -261,7 +268,7 @@ pub(super) fn root_facts(root: &CertificateDer<'_>) -> Result<(Option<String>, O
     Ok((name, root.validity().not_after.to_datetime()))
 }
 
-/// What is known of our own leaf: from when to when, and the serial number in hexadecimal.
+/// What is known of a leaf: from when to when, and the serial number in hexadecimal.
 pub(super) fn leaf_facts(leaf: &CertificateDer<'_>) -> Result<(OffsetDateTime, OffsetDateTime, String), PeerError> {
     let leaf = parse(leaf)?;
     let validity = leaf.validity();

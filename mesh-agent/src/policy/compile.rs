@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
+
 use super::object::{Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, Target, Unreadable, Weight};
 use super::{PortScope, Statement, Unread, WorkloadPolicy};
 
@@ -18,7 +20,8 @@ pub struct Subject<'a> {
 }
 
 /// The PeerAuthentication modes of a workload's ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PeerModes {
     /// Ports without an override.
     rest: Chosen,
@@ -27,7 +30,8 @@ pub struct PeerModes {
 }
 
 /// A mode and the object that chose it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Chosen {
     mode: Mode,
     rule: Option<Arc<str>>,
@@ -45,16 +49,15 @@ impl PeerModes {
         let chosen = self.ports.get(&port).unwrap_or(&self.rest);
         (chosen.mode, chosen.rule.as_ref())
     }
-
-    pub(super) fn rules(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.ports.values().chain([&self.rest]).filter_map(|chosen| chosen.rule.as_ref())
-    }
 }
 
 /// Every policy object, by where it may apply.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PolicySet {
+    #[serde(rename = "peerAuthentications")]
     peers: Shelf<PeerAuthentication>,
+    #[serde(rename = "authorizationPolicies")]
     authorizations: Shelf<AuthorizationPolicy>,
     unreadable: Shelf<Unreadable>,
 }
@@ -194,6 +197,12 @@ struct Shelf<T> {
 impl<T> Default for Shelf<T> {
     fn default() -> Self {
         Self { all: Vec::new(), everywhere: Vec::new(), by_namespace: HashMap::new() }
+    }
+}
+
+impl<T: Serialize> Serialize for Shelf<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.all.iter().map(|object| &**object))
     }
 }
 

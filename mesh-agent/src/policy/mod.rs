@@ -19,6 +19,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 pub use compile::{PeerModes, PolicySet, Subject};
 pub use object::{Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, Rule, Target, Unreadable, Weight};
 pub use selector::{Operator, Requirement, Selector};
@@ -41,7 +43,8 @@ pub struct Facts {
 
 /// Everything that decides about connections to one workload, compiled once per change. Two are equal when they decide
 /// alike, so a change of the world that leaves it equal needs no new judgement of live connections.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct WorkloadPolicy {
     /// Whether plaintext is acceptable, by port.
     modes: PeerModes,
@@ -56,24 +59,28 @@ pub struct WorkloadPolicy {
 }
 
 /// One AuthorizationPolicy, as far as it concerns one workload.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Statement {
     /// `namespace/name`
     id: Arc<str>,
     /// The ports of the workload that the policy's targets cover.
     ports: PortScope,
+    #[serde(skip)]
     policy: Arc<AuthorizationPolicy>,
 }
 
 /// One unreadable AuthorizationPolicy, as far as it concerns one workload.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Unread {
     id: Arc<str>,
     ports: PortScope,
 }
 
 /// Which ports of a workload a policy covers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 enum PortScope {
     /// The whole workload is the target.
     All,
@@ -151,15 +158,14 @@ pub fn authorize(policy: &WorkloadPolicy, facts: &Facts) -> Result<Permit, Denia
     if facts.source.is_none() && mode == Mode::Strict {
         return Err(Denial { reason: DenyReason::StrictPlaintext, rule: rule.cloned() });
     }
-    let caller = source::Caller::of(facts);
-    if let Some(statement) = policy.deny.iter().find(|statement| statement.matches(&caller, port)) {
+    if let Some(statement) = policy.deny.iter().find(|statement| statement.matches(facts)) {
         return Err(Denial { reason: DenyReason::DenyRule, rule: Some(statement.id.clone()) });
     }
     let mut applicable = policy.allow.iter().filter(|statement| statement.ports.covers(port)).peekable();
     let Some(oldest) = applicable.peek().map(|statement| statement.id.clone()) else {
         return Ok(Permit { rule: None });
     };
-    match applicable.find(|statement| statement.matches(&caller, port)) {
+    match applicable.find(|statement| statement.matches(facts)) {
         Some(statement) => Ok(Permit { rule: Some(statement.id.clone()) }),
         None => Err(Denial { reason: DenyReason::NoAllowRule, rule: Some(oldest) }),
     }
@@ -167,11 +173,7 @@ pub fn authorize(policy: &WorkloadPolicy, facts: &Facts) -> Result<Permit, Denia
 
 /// The AUDIT policies that match a connection, as `namespace/name`. They change no decision; record them.
 pub fn audited(policy: &WorkloadPolicy, facts: &Facts) -> Vec<Arc<str>> {
-    if policy.audit.is_empty() {
-        return Vec::new();
-    }
-    let caller = source::Caller::of(facts);
-    let matching = policy.audit.iter().filter(|statement| statement.matches(&caller, facts.destination_port));
+    let matching = policy.audit.iter().filter(|statement| statement.matches(facts));
     matching.map(|statement| statement.id.clone()).collect()
 }
 
@@ -180,28 +182,21 @@ impl WorkloadPolicy {
     pub fn mode(&self, port: u16) -> Mode {
         self.modes.at(port).0
     }
-
-    /// Every policy that has a say here, as `namespace/name`, for /config_dump.
-    pub fn rules(&self) -> Vec<Arc<str>> {
-        let statements = self.deny.iter().chain(&self.allow).chain(&self.audit).map(|statement| &statement.id);
-        statements.chain(self.unreadable.iter().map(|unread| &unread.id)).chain(self.modes.rules()).cloned().collect()
-    }
 }
 
 impl Statement {
-    fn matches(&self, caller: &source::Caller<'_>, port: u16) -> bool {
+    fn matches(&self, facts: &Facts) -> bool {
         let action = self.policy.action;
         let rules = &self.policy.rules;
-        self.ports.covers(port)
-            && (rules.iter().any(|rule| rule.matches(action, caller, port))
-                || rules.is_empty() && action.empty_list_matches())
+        self.ports.covers(facts.destination_port)
+            && (rules.iter().any(|rule| rule.matches(action, facts)) || rules.is_empty() && action.empty_list_matches())
     }
 }
 
 impl Rule {
-    fn matches(&self, action: Action, caller: &source::Caller<'_>, port: u16) -> bool {
-        let port_matches = self.ports.is_empty() || self.ports.contains(&port);
-        let source_matches = self.sources.iter().any(|source| source.matches(caller))
+    fn matches(&self, action: Action, facts: &Facts) -> bool {
+        let port_matches = self.ports.is_empty() || self.ports.contains(&facts.destination_port);
+        let source_matches = self.sources.iter().any(|source| source.matches(facts))
             || self.sources.is_empty() && action.empty_list_matches();
         port_matches && source_matches
     }

@@ -1,12 +1,16 @@
 //! The policy objects that users write, parsed and valid.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
 
 use super::{Selector, Source};
 
 /// What every policy object has.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PolicyMeta {
     /// `namespace/name`
     pub id: Arc<str>,
@@ -44,8 +48,27 @@ pub enum Target {
     },
 }
 
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Mesh => f.write_str("the mesh"),
+            Target::Namespace(namespace) => write!(f, "namespace {namespace}"),
+            Target::Pods { namespace: Some(namespace), selector } => write!(f, "pods of {namespace} with {selector}"),
+            Target::Pods { namespace: None, selector } => write!(f, "pods with {selector}"),
+            Target::Service { namespace, name } => write!(f, "service {namespace}/{name}"),
+        }
+    }
+}
+
+impl Serialize for Target {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// Whether a workload takes plaintext.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Mode {
     /// Only authenticated callers.
     Strict,
@@ -56,9 +79,11 @@ pub enum Mode {
 }
 
 /// Says whether plaintext is acceptable.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PeerAuthentication {
     /// Name and age.
+    #[serde(flatten)]
     pub meta: PolicyMeta,
     /// What it applies to; never a Service.
     pub targets: Vec<Target>,
@@ -69,7 +94,8 @@ pub struct PeerAuthentication {
 }
 
 /// What happens to a connection that a policy's rules match.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Action {
     /// It may pass; and where there is an ALLOW policy, nothing else may.
     Allow,
@@ -90,9 +116,11 @@ impl Action {
 }
 
 /// Says who may connect.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct AuthorizationPolicy {
     /// Name and age.
+    #[serde(flatten)]
     pub meta: PolicyMeta,
     /// What it applies to.
     pub targets: Vec<Target>,
@@ -103,7 +131,8 @@ pub struct AuthorizationPolicy {
 }
 
 /// Matches when one of the sources and one of the ports do.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Rule {
     /// Who calls.
     pub sources: Vec<Source>,
@@ -112,9 +141,11 @@ pub struct Rule {
 }
 
 /// A policy object that is there and cannot be read, with no earlier version to go by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Unreadable {
     /// Name and age.
+    #[serde(flatten)]
     pub meta: PolicyMeta,
     /// What it applies to, as far as that could be read; otherwise its namespace, or the mesh.
     pub targets: Vec<Target>,
@@ -123,7 +154,8 @@ pub struct Unreadable {
 }
 
 /// The strictest thing that an unreadable object could have said, which is what it then means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Weight {
     /// An AuthorizationPolicy could deny everything.
     DenyAll,

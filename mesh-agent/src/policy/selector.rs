@@ -1,6 +1,7 @@
 //! Label selectors, with Kubernetes' meaning.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Selects by labels; every requirement must hold. Without requirements it selects everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +41,29 @@ impl Selector {
     /// Whether these labels are selected.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.requirements.iter().all(|requirement| requirement.holds(labels))
+    }
+}
+
+impl fmt::Display for Selector {
+    /// As kubectl writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, requirement) in self.requirements.iter().enumerate() {
+            write!(f, "{}{requirement}", if index == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = &self.key;
+        match &self.operator {
+            Operator::In(values) if values.len() == 1 => write!(f, "{key}={}", values.concat()),
+            Operator::In(values) => write!(f, "{key} in ({})", values.join(",")),
+            Operator::NotIn(values) => write!(f, "{key} notin ({})", values.join(",")),
+            Operator::Exists => f.write_str(key),
+            Operator::DoesNotExist => write!(f, "!{key}"),
+        }
     }
 }
 

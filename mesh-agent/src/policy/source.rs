@@ -1,9 +1,11 @@
 //! Who a rule speaks of.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::{Serialize, Serializer};
 
 use super::Facts;
 use crate::spiffe::SpiffeId;
@@ -78,12 +80,12 @@ impl Principal {
         Ok(pattern)
     }
 
-    fn matches(&self, id: &SpiffeId, text: &str) -> bool {
+    fn matches(&self, id: &SpiffeId) -> bool {
         match self {
             Principal::Any => true,
             Principal::Exact(exact) => exact == id,
-            Principal::Prefix(prefix) => text.starts_with(&**prefix),
-            Principal::Suffix(suffix) => text.ends_with(&**suffix),
+            Principal::Prefix(prefix) => id.as_str().starts_with(&**prefix),
+            Principal::Suffix(suffix) => id.as_str().ends_with(&**suffix),
         }
     }
 }
@@ -100,28 +102,47 @@ impl IpBlock {
     }
 }
 
-/// A caller, with its id spelt out once for all patterns.
-pub(super) struct Caller<'a> {
-    id: Option<(&'a SpiffeId, String)>,
-    ip: IpAddr,
-}
-
-impl<'a> Caller<'a> {
-    pub(super) fn of(facts: &'a Facts) -> Self {
-        Self { id: facts.source.as_ref().map(|id| (id, id.to_string())), ip: facts.source_ip }
+impl Source {
+    pub(super) fn matches(&self, facts: &Facts) -> bool {
+        let id = facts.source.as_ref();
+        match self {
+            Source::Principal(principal) => id.is_some_and(|id| principal.matches(id)),
+            Source::Namespace { trust_domain, namespace } => {
+                id.is_some_and(|id| id.trust_domain() == &**trust_domain && id.namespace() == &**namespace)
+            }
+            Source::IpBlock(block) => block.contains(facts.source_ip),
+            Source::Any => true,
+        }
     }
 }
 
-impl Source {
-    pub(super) fn matches(&self, caller: &Caller<'_>) -> bool {
-        let id = caller.id.as_ref();
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Source::Principal(principal) => id.is_some_and(|(id, text)| principal.matches(id, text)),
-            Source::Namespace { trust_domain, namespace } => {
-                id.is_some_and(|(id, _)| id.trust_domain() == &**trust_domain && id.namespace() == &**namespace)
-            }
-            Source::IpBlock(block) => block.contains(caller.ip),
-            Source::Any => true,
+            Principal::Any => f.write_str("*"),
+            Principal::Exact(id) => id.fmt(f),
+            Principal::Prefix(prefix) => write!(f, "{prefix}*"),
+            Principal::Suffix(suffix) => write!(f, "*{suffix}"),
         }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Principal(principal) => write!(f, "identity {principal}"),
+            Source::Namespace { trust_domain, namespace } => write!(f, "namespace {namespace} of {trust_domain}"),
+            Source::IpBlock(IpBlock { cidr, except }) => {
+                write!(f, "ip {cidr}")?;
+                except.iter().try_for_each(|hole| write!(f, " except {hole}"))
+            }
+            Source::Any => f.write_str("anyone"),
+        }
+    }
+}
+
+impl Serialize for Source {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }

@@ -65,6 +65,46 @@ fn audit_records_and_decides_nothing() {
 }
 
 #[test]
+fn what_is_in_force_can_be_read() {
+    let targets = vec![
+        Target::Mesh,
+        Target::Pods { namespace: Some("shop".into()), selector: equal("app", "api") },
+        Target::Service { namespace: "shop".into(), name: "api".into() },
+    ];
+    let rules = vec![rule(vec![account("web"), block("10.9.0.0/16", &["10.9.1.0/24"]), Source::Any], vec![80])];
+    let deny = AuthorizationPolicy { targets, ..policy("guard", Action::Deny, rules) };
+    let peer = PeerAuthentication {
+        meta: PolicyMeta { id: "shop/strict".into(), created: None },
+        targets: vec![Target::Namespace("shop".into())],
+        mode: Some(Mode::Strict),
+        ports: BTreeMap::from([(9090, Mode::Permissive)]),
+    };
+    let set = PolicySet::new(vec![peer], vec![deny], vec![]);
+    let guard = serde_json::json!({
+        "id": "shop/guard",
+        "created": null,
+        "targets": ["the mesh", "pods of shop with app=api", "service shop/api"],
+        "action": "deny",
+        "rules": [{
+            "sources": [
+                "identity spiffe://cluster.local/ns/shop/sa/web",
+                "ip 10.9.0.0/16 except 10.9.1.0/24",
+                "anyone",
+            ],
+            "ports": [80],
+        }],
+    });
+    let shown = serde_json::to_value(&set).unwrap();
+    assert_eq!(shown["authorizationPolicies"], serde_json::json!([guard]));
+    assert_eq!(shown["peerAuthentications"][0]["targets"][0], "namespace shop");
+    assert_eq!(shown["peerAuthentications"][0]["ports"]["9090"], "permissive");
+    assert_eq!(shown["unreadable"], serde_json::json!([]));
+    let one = serde_json::to_value(set.compile(&subject(&BTreeMap::new(), &BTreeMap::new()))).unwrap();
+    assert_eq!(one["modes"]["rest"], serde_json::json!({"mode": "strict", "rule": "shop/strict"}));
+    assert_eq!(one["deny"], serde_json::json!([{"id": "shop/guard", "ports": "all"}]));
+}
+
+#[test]
 fn a_service_covers_its_target_ports_and_no_others() {
     let target = Target::Service { namespace: "shop".into(), name: "api".into() };
     let policy = AuthorizationPolicy { targets: vec![target], ..policy("p", Action::Allow, vec![]) };
@@ -147,9 +187,7 @@ fn principals_in_all_their_forms() {
     ];
     for (pattern, expected) in table {
         let parsed = Principal::parse(pattern).ok();
-        let seen = parsed.map(|principal| {
-            Source::Principal(principal).matches(&source::Caller::of(&facts((Some("web"), "10.0.0.1", 80))))
-        });
+        let seen = parsed.map(|principal| Source::Principal(principal).matches(&facts((Some("web"), "10.0.0.1", 80))));
         assert_eq!(seen, expected, "{pattern}");
     }
 }

@@ -13,7 +13,7 @@ use slab::Slab;
 use tokio::sync::Notify;
 
 use super::copy::Counters;
-use crate::policy::{self, Denial, Facts};
+use crate::policy::{self, Denial, Facts, Permit};
 use crate::state::MeshState;
 use crate::telemetry::{ConnectionRecord, Direction, Metrics, OpenConnection, Transport};
 
@@ -47,7 +47,8 @@ pub struct Cancel {
 }
 
 impl Cancel {
-    fn cut(&self, cut: Cut) {
+    /// Ends the connection; its own task sees to it.
+    pub fn cut(&self, cut: Cut) {
         // The first reason stands.
         self.cut.borrow_mut().get_or_insert(cut);
         self.notify.notify_one();
@@ -82,8 +83,8 @@ pub struct Judged {
 pub struct Live {
     /// The pod whose listener it came in by, by uid.
     pub pod_uid: Arc<str>,
-    /// Present where this node authorised it.
-    pub judged: Option<Judged>,
+    /// Present while it leads, or is about to lead, to an application of this node. Set by [`Live::judge`].
+    judged: RefCell<Option<Judged>>,
     /// What is known of it so far; completed when it closes.
     pub record: RefCell<ConnectionRecord>,
     /// Bytes carried, updated while it runs.
@@ -97,6 +98,34 @@ pub struct Live {
 }
 
 impl Live {
+    /// Asks policy whether this connection may reach an application of this node. From now on it is asked again
+    /// whenever the world changes.
+    pub fn judge(&self, state: &MeshState, judged: Judged) -> Result<Permit, Denial> {
+        let decision = authorize(state, &judged);
+        let mut record = self.record.borrow_mut();
+        record.rule = match &decision {
+            Ok(permit) => permit.rule().cloned(),
+            Err(denial) => denial.rule.clone(),
+        };
+        record.audited = match state.inbound_policy(&judged.destination_uid) {
+            Some(policy) => policy::audited(policy, &judged.facts),
+            None => Vec::new(),
+        };
+        self.judged.replace(Some(judged));
+        decision
+    }
+
+    /// The connection leads elsewhere after all: what this node decided about it no longer matters.
+    pub fn forget_judgement(&self) {
+        self.judged.take();
+    }
+
+    fn rejudge(&self, state: &MeshState) {
+        let Some(Err(denial)) = self.judged.borrow().as_ref().map(|judged| authorize(state, judged)) else { return };
+        self.record.borrow_mut().rule = denial.rule.clone();
+        self.cancel.cut(Cut::Revoked(denial));
+    }
+
     /// Counts it as open: it carries bytes from now on.
     pub fn count_open(&self, metrics: &Metrics) {
         self.open.replace(Some(metrics.opened(&self.record.borrow().key())));
@@ -150,15 +179,10 @@ impl LiveTable {
     }
 
     /// Puts a connection into the table until the returned guard is dropped.
-    pub fn register(
-        self: &Rc<Self>,
-        pod_uid: Arc<str>,
-        judged: Option<Judged>,
-        record: ConnectionRecord,
-    ) -> Registration {
+    pub fn register(self: &Rc<Self>, pod_uid: Arc<str>, record: ConnectionRecord) -> Registration {
         let live = Rc::new(Live {
             pod_uid,
-            judged,
+            judged: RefCell::default(),
             record: RefCell::new(record),
             counters: Arc::default(),
             started: Instant::now(),
@@ -173,11 +197,7 @@ impl LiveTable {
     /// Decides again about every connection that this node authorised, and cuts those that are no longer allowed. A
     /// destination that the snapshot does not know is not allowed.
     pub fn rejudge(&self, state: &MeshState) {
-        for live in self.snapshot() {
-            let Some(judged) = &live.judged else { continue };
-            let Err(denial) = authorize(state, judged) else { continue };
-            live.cancel.cut(Cut::Revoked(denial));
-        }
+        self.snapshot().iter().for_each(|live| live.rejudge(state));
     }
 
     /// Cuts every connection that came in by a pod's listeners.
@@ -197,7 +217,7 @@ impl LiveTable {
 }
 
 /// Decides about a connection to a pod of this node. A pod that the snapshot does not know is refused.
-pub fn authorize(state: &MeshState, judged: &Judged) -> Result<policy::Permit, Denial> {
+fn authorize(state: &MeshState, judged: &Judged) -> Result<Permit, Denial> {
     match state.inbound_policy(&judged.destination_uid) {
         Some(policy) => policy::authorize(policy, &judged.facts),
         None => Err(Denial { reason: policy::DenyReason::UnknownWorkload, rule: None }),

@@ -30,11 +30,11 @@ const CHUNK: usize = COPY_CHUNK_BYTES as usize;
 const JOIN: usize = COPY_JOIN_BYTES as usize;
 const ROUND: usize = COPY_ROUND_BYTES as usize;
 /// Up to this many bytes are copied into a block of their own size rather than holding on to a shared one.
-const SMALL: usize = 4 << 10;
+pub(super) const SMALL: usize = 4 << 10;
 /// The shared block that reads are cut from.
-const BLOCK: usize = 4 * CHUNK;
+pub(super) const BLOCK: usize = 4 * CHUNK;
 /// Blocks of the queue that one write takes.
-const SLICES: usize = 16;
+pub(super) const SLICES: usize = 16;
 
 thread_local! {
     /// Where reads land; one per worker, whatever the number of connections.

@@ -41,6 +41,9 @@ pub enum Failure {
         /// What the kernel said.
         error: io::Error,
     },
+    /// Too many peers of a pod have not said who they are yet.
+    #[error("too many tunnels to this pod are in their handshake; is somebody flooding it?")]
+    TooManyStrangers,
     /// A socket of the agent's own failed.
     #[error("socket: {0}")]
     Socket(io::Error),
@@ -65,6 +68,7 @@ impl Failure {
             Failure::NoCertificate(_) => "no-certificate",
             Failure::Tunnel { error, .. } => tunnel_reason(error),
             Failure::Connect { .. } => "connect-failed",
+            Failure::TooManyStrangers => "too-many-handshakes",
             Failure::Socket(_) => "socket-failed",
             Failure::Abandoned => "abandoned",
             Failure::Cut(cut) => cut.reason(),
@@ -83,6 +87,7 @@ impl Failure {
             | Failure::NoCertificate(_)
             | Failure::Tunnel { .. }
             | Failure::Connect { .. }
+            | Failure::TooManyStrangers
             | Failure::Socket(_)
             | Failure::Abandoned
             | Failure::Cut(_) => Status::Unavailable,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::connection::{self, Judged, Registration};
+use super::connection::{Judged, Registration};
 use super::error::Failure;
 use super::worker::{Pod, Worker};
 use super::{copy, dial, record};
@@ -21,6 +21,10 @@ use crate::spiffe::SpiffeId;
 pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
     let (Ok(local), Ok(peer)) = (tcp.local_addr(), tcp.peer_addr()) else { return };
     let (reached, client) = (ServerAddr::new(local), ClientAddr::new(peer));
+    let Some(stranger) = pod.strangers.admit() else {
+        worker.report_failed(record::tunnel(&pod, client), &Failure::TooManyStrangers);
+        return copy::reset(tcp);
+    };
     let svid = match worker.svid(&pod.workload.identity).await {
         Ok(svid) => svid,
         Err(failure) => return worker.report_failed(record::tunnel(&pod, client), &failure),
@@ -29,10 +33,17 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
         let (worker, pod) = (worker.clone(), pod.clone());
         move |incoming: Incoming| serve_connect(worker.clone(), pod.clone(), reached, client, incoming)
     };
+    let limits = &worker.shared.limits;
+    let serve = async {
+        let tunnel = hbone::accept(tcp, &svid, limits).await?;
+        drop((stranger, svid));
+        tunnel.serve(limits, worker.shared.drain.clone(), on_connect).await
+    };
     let served = tokio::select! {
         biased;
-        () = pod.left() => return,
-        served = hbone::serve(tcp, svid, worker.shared.limits.clone(), worker.shared.drain.clone(), on_connect) => served,
+        // Cut first, or its connections would be told as those of a tunnel that was lost.
+        () = pod.left() => return worker.live.cut_pod(pod.uid()),
+        served = serve => served,
     };
     if let Err(error) = served {
         worker.report_tunnel_error(record::tunnel(&pod, client), &error);
@@ -48,12 +59,12 @@ async fn serve_connect(
     mut incoming: Incoming,
 ) {
     let server = ServerAddr::new(incoming.authority);
-    let judged = judged(&pod, Some(incoming.peer.clone()), tunnel.ip(), server);
     let client = real_client(tunnel, incoming.forwarded);
     let trace_id = incoming.traceparent.map(|trace| trace.trace_id().into());
     let record = record::inbound(&pod, client, Some(&incoming.peer), server, trace_id);
-    let live = worker.live.register(pod.uid().clone(), Some(judged.clone()), record);
-    let permit = match check_authority(reached, server).and_then(|()| authorize(&worker, &judged)) {
+    let live = worker.register(&pod, record);
+    let judged = judged(&pod, Some(incoming.peer.clone()), tunnel.ip(), server);
+    let permit = match check_authority(reached, server).and_then(|()| authorize(&worker, &live, judged)) {
         Ok(permit) => permit,
         Err(failure) => {
             incoming.refuse(failure.status());
@@ -90,8 +101,8 @@ pub fn judged(pod: &Pod, source: Option<SpiffeId>, source_ip: std::net::IpAddr, 
 }
 
 /// Asks policy, on the snapshot that is current now. This is where a denial is decided.
-pub fn authorize(worker: &Worker, judged: &Judged) -> Result<Permit, Failure> {
-    connection::authorize(&worker.shared.state.current(), judged).map_err(Failure::Denied)
+pub fn authorize(worker: &Worker, live: &Registration, judged: Judged) -> Result<Permit, Failure> {
+    live.judge(&worker.shared.state.current(), judged).map_err(Failure::Denied)
 }
 
 /// A tunnel to a pod reaches that pod's address only: not another pod's, not loopback, not the tunnel port again.

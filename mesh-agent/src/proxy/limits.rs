@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use super::copy;
+use crate::limit::{Limit, limits};
+
 /// How long one TCP connect may take before the next endpoint is tried. Three SYNs: at 0, 1 and 3 seconds.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -19,13 +22,34 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// How often the byte counters of live connections are brought up to date: below a common scrape interval (15 s).
 pub const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Sizes and times for `/config_dump`: name, value, unit, reason.
-pub fn all() -> [(&'static str, u64, &'static str, &'static str); 5] {
-    [
-        ("proxy.connect_timeout", CONNECT_TIMEOUT.as_secs(), "s", "three SYNs, then the next endpoint"),
-        ("proxy.svid_timeout", SVID_TIMEOUT.as_secs(), "s", "longer than a CA round trip"),
-        ("proxy.spill", SPILL as u64, "connections", "before a connection leaves its pod's home worker"),
-        ("proxy.accept_backoff", ACCEPT_BACKOFF.as_millis() as u64, "ms", "no spinning when descriptors run out"),
-        ("proxy.count_interval", COUNT_INTERVAL.as_secs(), "s", "byte counters move while a connection lives"),
+/// How many peers of one pod's tunnel port may be in their handshake at once; more are refused. A stalled one holds a
+/// descriptor for `hbone`'s HANDSHAKE_TIMEOUT_MS, and descriptors are the whole node's.
+pub const MAX_STRANGERS: usize = 1024;
+
+/// How long a connection on the wire outside a tunnel may be silent before its other end is asked whether it lives. As
+/// ztunnel.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(180);
+
+/// How long to wait for each answer.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+
+/// How often to ask before the connection is given up: a lost packet or eight are no death.
+pub const KEEPALIVE_PROBES: u32 = 9;
+
+/// The bounds of this room.
+pub fn all() -> Vec<Limit> {
+    limits![
+        CONNECT_TIMEOUT, "milliseconds", "three SYNs, then the next endpoint";
+        SVID_TIMEOUT, "milliseconds", "longer than a CA round trip, shorter than a client's patience";
+        SPILL, "connections", "before a connection leaves its pod's home worker";
+        ACCEPT_BACKOFF, "milliseconds", "no spinning when descriptors run out";
+        COUNT_INTERVAL, "milliseconds", "byte counters move while a connection lives";
+        MAX_STRANGERS, "handshakes per pod", "a flood of one pod's tunnel port does not take the node's descriptors";
+        KEEPALIVE_IDLE, "milliseconds", "then a silent end of a plaintext connection is asked whether it lives";
+        KEEPALIVE_INTERVAL, "milliseconds", "between two such questions";
+        KEEPALIVE_PROBES, "questions", "before the connection is given up";
+        copy::SMALL, "bytes", "up to this a read is copied rather than holding on to a shared block";
+        copy::BLOCK, "bytes per worker", "the shared block that reads are cut from";
+        copy::SLICES, "blocks", "of a queue, in one write";
     ]
 }

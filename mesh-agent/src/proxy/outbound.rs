@@ -45,24 +45,17 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
         }
     };
     let Decision { dial, client, route } = decision;
-    let registered = |judged| {
-        let record = record::outbound(&pod, client, dial.dialled(), &route);
-        worker.live.register(pod.uid().clone(), judged, record)
-    };
+    let live = worker.register(&pod, record::outbound(&pod, client, dial.dialled(), &route));
     match &route {
         Route::Refused(refusal) => {
-            let live = registered(None);
             worker.finish_failed(live, &Failure::Refused(*refusal));
             copy::reset(tcp);
         }
         Route::PassThrough(address) => {
-            let live = registered(None);
             let upstream = Upstream { address: *address, workload: None, transport: Transport::Plaintext };
             try_upstreams(&worker, &pod, tcp, live, client, None, std::slice::from_ref(&upstream)).await;
         }
         Route::Upstreams { service, upstreams } => {
-            let itself = upstreams.iter().find(|upstream| upstream.transport == Transport::Itself);
-            let live = registered(itself.map(|upstream| judged_itself(&pod, upstream.address)));
             try_upstreams(&worker, &pod, tcp, live, client, service.as_ref(), upstreams).await;
         }
     }
@@ -93,6 +86,7 @@ async fn try_upstreams(
 ) {
     let mut last = None;
     for upstream in upstreams {
+        live.forget_judgement();
         record::aim(&mut live.record.borrow_mut(), upstream);
         let reached = tokio::select! {
             biased;
@@ -119,7 +113,18 @@ async fn try_upstreams(
 
 /// Whether another endpoint would answer the same.
 fn is_final(failure: &Failure) -> bool {
-    matches!(failure, Failure::Cut(_) | Failure::Denied(_) | Failure::NoCertificate(_))
+    match failure {
+        Failure::Cut(_) | Failure::Denied(_) | Failure::NoCertificate(_) => true,
+        // Policy stands before the Service as a whole: asking every endpoint in turn would only be more refusals.
+        Failure::Tunnel { error, .. } => error.is_denied(),
+        Failure::Refused(_)
+        | Failure::NotThisPod(_)
+        | Failure::Record(_)
+        | Failure::Connect { .. }
+        | Failure::TooManyStrangers
+        | Failure::Socket(_)
+        | Failure::Abandoned => false,
+    }
 }
 
 async fn reach(
@@ -137,7 +142,7 @@ async fn reach(
             dialled.map(Reached::Direct).map_err(|error| Failure::Connect { address, error })
         }
         Transport::Itself => {
-            let permit = inbound::authorize(worker, &judged_itself(pod, upstream.address))?;
+            let permit = inbound::authorize(worker, live, judged_itself(pod, upstream.address))?;
             let reached = inbound::reach_application(pod, &permit, live, client, upstream.address).await;
             reached.map(Reached::Application)
         }

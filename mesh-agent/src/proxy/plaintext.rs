@@ -13,10 +13,9 @@ use crate::addr::{ClientAddr, ServerAddr};
 pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
     let (Ok(local), Ok(peer)) = (tcp.local_addr(), tcp.peer_addr()) else { return copy::reset(tcp) };
     let (server, client) = (ServerAddr::new(local), ClientAddr::new(peer));
+    let live = worker.register(&pod, record::inbound(&pod, client, None, server, None));
     let judged = inbound::judged(&pod, None, client.ip(), server);
-    let record = record::inbound(&pod, client, None, server, None);
-    let live = worker.live.register(pod.uid().clone(), Some(judged.clone()), record);
-    let reached = match inbound::authorize(&worker, &judged) {
+    let reached = match inbound::authorize(&worker, &live, judged) {
         Ok(permit) => inbound::reach_application(&pod, &permit, &live, client, server).await,
         Err(failure) => Err(failure),
     };

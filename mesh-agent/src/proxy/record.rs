@@ -50,6 +50,7 @@ pub fn aim(record: &mut ConnectionRecord, upstream: &Upstream) {
             routing::Transport::Plaintext => Transport::Plaintext,
         };
     }
+    (record.rule, record.audited) = (None, Vec::new());
     record.server = Some(upstream.address.socket());
     record.destination_pod = upstream.workload.as_deref().map(name);
     record.destination_identity = upstream.workload.as_ref().map(|workload| workload.identity.clone());
@@ -98,6 +99,8 @@ fn blank(direction: Direction, client: ClientAddr) -> ConnectionRecord {
         destination_identity: None,
         server: None,
         trace_id: None,
+        rule: None,
+        audited: Vec::new(),
         result: ConnectionResult::Ok,
         bytes_sent: 0,
         bytes_received: 0,
@@ -124,8 +127,10 @@ pub fn result_of(end: &copy::End) -> ConnectionResult {
 pub fn result_of_failure(failure: &Failure) -> ConnectionResult {
     let reason = failure.reason();
     match failure {
-        Failure::Denied(denial) => ConnectionResult::Denied { reason, rule: denial.rule.clone() },
-        Failure::Refused(_) | Failure::NotThisPod(_) => ConnectionResult::Refused { reason },
+        Failure::Denied(_) => ConnectionResult::Denied { reason },
+        Failure::Refused(_) | Failure::NotThisPod(_) | Failure::TooManyStrangers => {
+            ConnectionResult::Refused { reason }
+        }
         Failure::Cut(_) => ConnectionResult::Cut { reason },
         Failure::Record(_)
         | Failure::NoCertificate(_)

@@ -13,10 +13,10 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
 
-use super::connection::{LiveTable, Registration};
+use super::connection::{Cut, LiveTable, Registration};
 use super::error::{Failure, serve_reason};
-use super::limits::{ACCEPT_BACKOFF, COUNT_INTERVAL, SPILL, SVID_TIMEOUT};
-use super::{copy, inbound, outbound, plaintext, record};
+use super::limits::{ACCEPT_BACKOFF, COUNT_INTERVAL, MAX_STRANGERS, SPILL, SVID_TIMEOUT};
+use super::{copy, dial, inbound, outbound, plaintext, record};
 use crate::drain;
 use crate::hbone::{self, Pool, TunnelStatus};
 use crate::identity::{Identities, Svid};
@@ -50,19 +50,44 @@ pub struct Pod {
     pub net: Arc<dyn PodNet>,
     /// The `baggage` header that describes it, written once.
     pub baggage: String,
+    /// Peers of its tunnel port that have not proved who they are yet.
+    pub strangers: Strangers,
     left: watch::Sender<bool>,
+}
+
+/// Counts peers that have not proved who they are.
+#[derive(Default)]
+pub struct Strangers(Arc<AtomicUsize>);
+
+/// One such peer.
+pub struct Stranger(Arc<AtomicUsize>);
+
+impl Strangers {
+    /// Takes in one more until the result is dropped; none when there are too many.
+    pub fn admit(&self) -> Option<Stranger> {
+        let stranger = Stranger(self.0.clone());
+        (self.0.fetch_add(1, Ordering::Relaxed) < MAX_STRANGERS).then_some(stranger)
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pod {
     /// A pod that has just been enrolled.
     pub fn new(workload: Arc<Workload>, net: Arc<dyn PodNet>) -> Self {
-        let baggage = format!(
-            "k8s.namespace.name={},k8s.pod.name={},service.name={}",
-            workload.namespace,
-            workload.name,
-            workload.identity.service_account()
-        );
-        Self { workload, net, baggage, left: watch::Sender::new(false) }
+        let baggage = hbone::Baggage {
+            namespace: workload.namespace.to_string(),
+            workload_kind: "pod".to_string(),
+            workload: workload.name.to_string(),
+            service: workload.identity.service_account().to_string(),
+            ..hbone::Baggage::default()
+        };
+        let (strangers, left) = (Strangers::default(), watch::Sender::new(false));
+        Self { workload, net, baggage: baggage.to_string(), strangers, left }
     }
 
     /// metadata.uid
@@ -78,6 +103,11 @@ impl Pod {
     /// Says that the pod left the mesh or ended.
     pub fn leave(&self) {
         self.left.send_replace(true);
+    }
+
+    /// Whether the pod left the mesh or ended.
+    pub fn has_left(&self) -> bool {
+        *self.left.borrow()
     }
 
     /// Returns when the pod has left.
@@ -184,8 +214,11 @@ impl Worker {
         tokio::task::spawn_local(worker.clone().rejudge_on_change());
         tokio::task::spawn_local(worker.clone().count_bytes());
         let mut acceptors: HashMap<Arc<str>, Vec<JoinHandle<()>>> = HashMap::new();
+        let mut is_draining = false;
         while let Some(job) = inbox.recv().await {
             match job {
+                // Enrolled when the drain had begun: its listeners close here, as those of all others did.
+                Job::Listen(..) if is_draining => {}
                 Job::Listen(pod, listeners) => {
                     let tasks = listeners.into_iter().filter_map(|listener| worker.clone().listen(&pod, listener));
                     acceptors.entry(pod.uid().clone()).or_default().extend(tasks);
@@ -198,7 +231,10 @@ impl Worker {
                 Job::Serve(pod, role, tcp) => worker.clone().adopt(pod, role, tcp),
                 Job::Connections(answer) => drop(answer.send(worker.connections())),
                 Job::Tunnels(answer) => drop(answer.send(worker.pool.status())),
-                Job::StopListening => acceptors.drain().flat_map(|(_, tasks)| tasks).for_each(|task| task.abort()),
+                Job::StopListening => {
+                    is_draining = true;
+                    acceptors.drain().flat_map(|(_, tasks)| tasks).for_each(|task| task.abort());
+                }
                 Job::CutAll => worker.live.cut_all(),
             }
         }
@@ -268,7 +304,10 @@ impl Worker {
         match role {
             Role::Outbound => drop(tokio::task::spawn_local(outbound::serve(self, pod, tcp))),
             Role::Tunnel => drop(tokio::task::spawn_local(inbound::serve_tunnel(self, pod, tcp))),
-            Role::Plaintext => drop(tokio::task::spawn_local(plaintext::serve(self, pod, tcp))),
+            Role::Plaintext => {
+                dial::keep_alive(&tcp);
+                drop(tokio::task::spawn_local(plaintext::serve(self, pod, tcp)));
+            }
         }
     }
 
@@ -279,6 +318,16 @@ impl Worker {
         }
         let waited = tokio::time::timeout(SVID_TIMEOUT, self.shared.identities.ready(identity)).await;
         waited.map_err(|_| Failure::NoCertificate(identity.clone()))
+    }
+
+    /// Puts a connection into the table. What was accepted before its pod left, and comes here after the table was
+    /// cleared of that pod, is cut at once.
+    pub fn register(&self, pod: &Pod, record: ConnectionRecord) -> Registration {
+        let live = self.live.register(pod.uid().clone(), record);
+        if pod.has_left() {
+            live.cancel.cut(Cut::PodLeft);
+        }
+        live
     }
 
     /// A random number; seeds the choice of endpoints. Not for secrets.
@@ -337,5 +386,22 @@ impl Worker {
     fn connections(&self) -> Vec<LiveConnection> {
         let lines = self.live.snapshot();
         lines.iter().map(|live| LiveConnection { worker: self.index, record: live.so_far() }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_have_an_end_and_make_room() {
+        let strangers = Strangers::default();
+        let mut admitted: Vec<Stranger> = (0..MAX_STRANGERS).map_while(|_| strangers.admit()).collect();
+        assert_eq!(admitted.len(), MAX_STRANGERS);
+        assert!(strangers.admit().is_none() && strangers.admit().is_none());
+        admitted.pop();
+        admitted.extend(strangers.admit());
+        assert_eq!(admitted.len(), MAX_STRANGERS);
+        assert!(strangers.admit().is_none());
     }
 }

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::addr::{OrigDstAddr, ServerAddr};
+use crate::limit::{Limit, limits};
 use crate::spiffe::SpiffeId;
 use crate::state::{Affinity, Destination, Endpoint, Frontend, MeshState, Service, ServicePort, Workload};
 
@@ -40,6 +41,11 @@ pub enum Route {
 
 /// How many endpoints one connection tries before it gives up.
 pub const MAX_TRIES: usize = 3;
+
+/// The bounds of this room.
+pub fn limits() -> Vec<Limit> {
+    limits![MAX_TRIES, "endpoints", "that one connection tries before it gives up";]
+}
 
 /// One place to try.
 #[derive(Clone, Debug, PartialEq)]

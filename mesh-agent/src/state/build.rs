@@ -27,6 +27,7 @@ impl MeshState {
         state.frontends = Frontends::index(world, &state.services, &pods, &nodes);
         let services = services_of_workloads(world, &pods);
         state.judge(&world.policies, &pods, &services);
+        state.policies = world.policies.clone();
         state.workloads = pods.holding_ips();
         state.workloads_by_ip = pods.by_ip;
         state

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::frontends::Frontends;
 use super::{Service, Workload};
-use crate::policy::{Mode, PeerModes, WorkloadPolicy};
+use crate::policy::{Mode, PeerModes, PolicySet, WorkloadPolicy};
 
 /// Everything that a decision may read, frozen. Made by [`MeshState::build`].
 #[derive(Default)]
@@ -26,6 +26,8 @@ pub struct MeshState {
     pub(super) services_by_ip: HashMap<IpAddr, Arc<Service>>,
     /// All addresses that lead to Services and pods besides their own.
     pub(super) frontends: Frontends,
+    /// Every policy object, as it was read.
+    pub(super) policies: PolicySet,
     /// By uid: enrolled pods of all nodes whose modes are not the default.
     pub(super) peer_modes: HashMap<Arc<str>, PeerModes>,
     /// By uid: pods of this node.
@@ -51,6 +53,11 @@ impl MeshState {
     /// Every Service of the cluster.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.iter()
+    }
+
+    /// Every policy object of the cluster, for people to read.
+    pub fn policies(&self) -> &PolicySet {
+        &self.policies
     }
 
     /// The pods of this node, each once, enrolled or not.

@@ -12,7 +12,7 @@
 
 use tracing::info;
 
-use super::{ConnectionRecord, ConnectionResult};
+use super::ConnectionRecord;
 
 /// The target of access log lines.
 pub const TARGET: &str = "access";
@@ -34,18 +34,14 @@ pub fn write(record: &ConnectionRecord) {
         destination_identity,
         server,
         trace_id,
+        rule,
+        audited,
         result,
         bytes_sent,
         bytes_received,
         duration,
     } = record;
-    let rule = match result {
-        ConnectionResult::Denied { rule, .. } => rule.as_deref(),
-        ConnectionResult::Ok
-        | ConnectionResult::Refused { .. }
-        | ConnectionResult::Failed { .. }
-        | ConnectionResult::Cut { .. } => None,
-    };
+    let audited = (!audited.is_empty()).then(|| audited.join(","));
     let source_identity = source_identity.as_ref().map(ToString::to_string);
     let destination_identity = destination_identity.as_ref().map(ToString::to_string);
     let dialled = dialled.map(|address| address.to_string());
@@ -56,7 +52,8 @@ pub fn write(record: &ConnectionRecord) {
         transport = transport.name(),
         result = result.name(),
         reason = result.reason(),
-        rule,
+        rule = rule.as_deref(),
+        audited = audited.as_deref(),
         source_pod = source_pod.as_deref(),
         source_identity = source_identity.as_deref(),
         client = client.to_string().as_str(),

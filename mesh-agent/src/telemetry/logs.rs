@@ -29,7 +29,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, reload};
 
 /// How many lines may wait for the writing thread: about 2 MB of access log.
-const QUEUE_LINES: usize = 8192;
+pub(super) const QUEUE_LINES: usize = 8192;
 
 /// How many lines were dropped since the process began.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -185,10 +185,10 @@ struct FlushOnDrop {
 }
 
 /// How long the end of the process waits for a slow reader of its log.
-const FLUSH_WAIT: Duration = Duration::from_secs(2);
+pub(super) const FLUSH_WAIT: Duration = Duration::from_secs(2);
 
 /// How often it looks, in that time, whether a full queue has room.
-const FLUSH_POLL: Duration = Duration::from_millis(10);
+pub(super) const FLUSH_POLL: Duration = Duration::from_millis(10);
 
 fn spawn_writer(mut out: impl Write + Send + 'static, capacity: usize) -> io::Result<(QueueWriter, FlushOnDrop)> {
     let (lines, queue) = mpsc::sync_channel(capacity);

@@ -10,6 +10,7 @@
 //! | `nodemesh_connection_duration_seconds` | histogram | `direction`, `transport` |
 //! | `nodemesh_denials_total` | counter | `direction`, `reason`, `destination_namespace`, `destination_service_account` |
 //! | `nodemesh_connection_faults_total` | counter | `direction`, `result` (refused, failed, cut), `reason` |
+//! | `nodemesh_audit_matches_total` | counter | `policy` (`<namespace>/<name>`); connections that an AUDIT policy matched |
 //! | `nodemesh_metrics_overflow_total` | counter | – ; connections counted under `_overflow` |
 //! | `nodemesh_kernel_outcomes_total` | counter | `outcome` |
 //! | `nodemesh_certificate_expiry_timestamp_seconds` | gauge | `identity`; Unix time |
@@ -22,7 +23,8 @@
 //! `nodemesh_connection_duration_seconds`, whose buckets may change.
 //!
 //! Cardinality is bounded: *connection* by [`MAX_SERIES`], reasons by the words in
-//! the code, denials by the service accounts of this node, certificates likewise.
+//! the code, denials by the service accounts of this node, certificates likewise, audit matches by the policies that
+//! there were.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -68,6 +70,7 @@ struct Inner {
     registry: Mutex<Registry>,
     connections: Arc<SeriesTable>,
     denials: Family<DenialLabels, Counter>,
+    audits: Family<AuditLabels, Counter>,
     faults: Family<FaultLabels, Counter>,
     durations: Family<DurationLabels, Histogram>,
 }
@@ -89,6 +92,11 @@ struct DenialLabels {
     reason: &'static str,
     destination_namespace: String,
     destination_service_account: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AuditLabels {
+    policy: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -116,6 +124,7 @@ impl Metrics {
             registry: Mutex::new(Registry::with_prefix("nodemesh")),
             connections: Arc::new(SeriesTable::new(max_series)),
             denials: Family::default(),
+            audits: Family::default(),
             faults: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
         };
@@ -217,6 +226,11 @@ impl Inner {
         registry.register("build", "The running agent", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("denials", "Connections that policy denied", self.denials.clone());
         registry.register(
+            "audit_matches",
+            "Connections that an AUDIT policy matched; it decided nothing",
+            self.audits.clone(),
+        );
+        registry.register(
             "connection_faults",
             "Connections that were refused by rule, failed, or were cut by the agent, by reason",
             self.faults.clone(),
@@ -235,6 +249,9 @@ impl Inner {
 
     fn count_result(&self, record: &ConnectionRecord) {
         let direction = record.direction.name();
+        for policy in &record.audited {
+            self.audits.get_or_create(&AuditLabels { policy: policy.to_string() }).inc();
+        }
         match &record.result {
             ConnectionResult::Ok | ConnectionResult::Cut { .. } => {
                 let labels = DurationLabels { direction, transport: record.transport.name() };
@@ -244,7 +261,7 @@ impl Inner {
         }
         match &record.result {
             ConnectionResult::Ok => {}
-            ConnectionResult::Denied { reason, rule: _ } => {
+            ConnectionResult::Denied { reason } => {
                 let (namespace, service_account) = names(record.destination_identity.as_ref());
                 self.denials
                     .get_or_create(&DenialLabels {

@@ -16,9 +16,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::limit::{Limit, limits};
 use crate::spiffe::SpiffeId;
 
 pub use metrics::{Metrics, OpenConnection};
+
+/// The bounds of this room.
+pub fn limits() -> Vec<Limit> {
+    limits![
+        series::MAX_SERIES, "sets of labels", "2.5 MB of a scrape at most; the rest counts under _overflow";
+        series::IDLE, "milliseconds", "then a set of labels without open connections may make room";
+        series::SWEEP_INTERVAL, "milliseconds", "at least, between two searches of a full table";
+        logs::QUEUE_LINES, "lines", "that wait for a slow reader of the log; more are lost and counted";
+        logs::FLUSH_WAIT, "milliseconds", "for a slow reader of the log at the end of the process";
+        logs::FLUSH_POLL, "milliseconds", "how often the end looks whether a full queue has room";
+    ]
+}
 
 /// Which journey through the agent, seen from the pod on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,8 +89,6 @@ pub enum ConnectionResult {
     Denied {
         /// Which kind of denial, such as `no-allow-rule`.
         reason: &'static str,
-        /// The policy that decided, as `<namespace>/<name>`, where there is one.
-        rule: Option<Arc<str>>,
     },
     /// Not served, by rule: no endpoint, unknown destination in registry-only mode, a pod that dials the ranges.
     Refused {
@@ -112,7 +123,7 @@ impl ConnectionResult {
     pub fn reason(&self) -> Option<&'static str> {
         match self {
             ConnectionResult::Ok => None,
-            ConnectionResult::Denied { reason, .. }
+            ConnectionResult::Denied { reason }
             | ConnectionResult::Refused { reason }
             | ConnectionResult::Failed { reason }
             | ConnectionResult::Cut { reason } => Some(reason),
@@ -158,6 +169,11 @@ pub struct ConnectionRecord {
     pub server: Option<SocketAddr>,
     /// The trace id of `traceparent`, 32 hex digits, when there was one.
     pub trace_id: Option<Arc<str>>,
+    /// The policy that decided last, as `<namespace>/<name>`: it allowed the connection, denied it, or had it cut. None
+    /// where this node decided nothing, or no policy had to be named.
+    pub rule: Option<Arc<str>>,
+    /// The AUDIT policies that match it. They decided nothing.
+    pub audited: Vec<Arc<str>>,
     /// How it ended.
     pub result: ConnectionResult,
     /// Bytes of the application from client to server.

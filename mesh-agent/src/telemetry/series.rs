@@ -19,7 +19,7 @@ pub const MAX_SERIES: usize = 1024;
 pub const IDLE: Duration = Duration::from_secs(15 * 60);
 
 /// How often, at most, a full table is searched for idle keys.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The namespace and service account of the overflow key. Not a valid Kubernetes name, so no workload can have it.
 pub const OVERFLOW_NAME: &str = "_overflow";

@@ -26,6 +26,8 @@ fn record(result: ConnectionResult) -> ConnectionRecord {
         destination_identity: identity("db"),
         server: Some("[fd00::7]:5432".parse().unwrap()),
         trace_id: None,
+        rule: None,
+        audited: Vec::new(),
         result,
         bytes_sent: 100,
         bytes_received: 2000,
@@ -74,7 +76,7 @@ fn a_connection_is_counted_while_open_and_at_its_end() {
 #[test]
 fn every_result_is_counted_with_its_reason() {
     let metrics = Metrics::new();
-    metrics.closed(&record(ConnectionResult::Denied { reason: "no-allow-rule", rule: Some("shop/db".into()) }));
+    metrics.closed(&record(ConnectionResult::Denied { reason: "no-allow-rule" }));
     metrics.closed(&record(ConnectionResult::Refused { reason: "no-endpoint" }));
     metrics.closed(&record(ConnectionResult::Failed { reason: "connect" }));
     metrics.closed(&record(ConnectionResult::Cut { reason: "policy-changed" }));
@@ -91,6 +93,20 @@ fn every_result_is_counted_with_its_reason() {
     assert_eq!(value(&scrape, "nodemesh_connections_closed_total", &["result=\"failed\""]), Some(2.0), "one abandoned");
     assert_eq!(value(&scrape, "nodemesh_connections_open", &["source_service_account=\"web\""]), Some(0.0));
     assert_eq!(value(&scrape, "nodemesh_connections_opened_total", &["source_service_account=\"web\""]), Some(5.0));
+}
+
+#[test]
+fn what_audit_policies_match_is_counted_and_logged() {
+    let metrics = Metrics::new();
+    let audited =
+        ConnectionRecord { audited: vec!["shop/dry-run".into(), "shop/other".into()], ..record(ConnectionResult::Ok) };
+    metrics.closed(&audited);
+    let scrape = metrics.encode();
+    for policy in ["policy=\"shop/dry-run\"", "policy=\"shop/other\""] {
+        assert_eq!(value(&scrape, "nodemesh_audit_matches_total", &[policy]), Some(1.0), "{scrape}");
+    }
+    let text = logged(Format::Text, "info", |_| access_log::write(&audited));
+    assert!(text.contains("audited=\"shop/dry-run,shop/other\""), "{text}");
 }
 
 #[test]
@@ -177,7 +193,9 @@ fn logged(format: Format, filter: &str, events: impl FnOnce(&logs::Filter)) -> S
 /// A record in which everything that could come from outside tries to end the line.
 fn forging_record() -> ConnectionRecord {
     let evil = "x\"}\n2026-01-01T00:00:00Z  INFO access: connection result=\"ok\"\r\u{1b}[2J\u{85}\u{2028}";
-    let mut record = record(ConnectionResult::Denied { reason: "deny-rule", rule: Some(evil.into()) });
+    let mut record = record(ConnectionResult::Denied { reason: "deny-rule" });
+    record.rule = Some(evil.into());
+    record.audited = vec![evil.into()];
     record.source_pod = Some(evil.into());
     record.service = Some(evil.into());
     record.trace_id = Some(evil.into());

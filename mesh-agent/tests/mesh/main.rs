@@ -139,6 +139,43 @@ async fn a_policy_cuts_the_open_connection_that_it_forbids() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_audit_policy_matches_passes_and_is_counted() {
+    let pair = Pair::start().await;
+    answering_app("web", (pair.server.ip, 8080));
+    pair.mesh.apply("policy.yaml", &policy("AUDIT", "{type: Any}"));
+    assert_eq!(pair.client.ask(vip(), "hello").await.unwrap(), "web:hello");
+    pair.mesh.nodes[1].until_live("the connection is closed", <[_]>::is_empty).await;
+    let metrics = pair.mesh.nodes[1].metrics.encode();
+    assert!(metrics.contains("nodemesh_audit_matches_total{policy=\"shop/guard\"} 1"), "{metrics}");
+}
+
+/// Two endpoints, of which one refuses by policy: its word is final, or a caller could try its luck elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denial_is_not_asked_of_the_next_endpoint() {
+    let mesh = Mesh::start();
+    let (client, open, closed) = (fresh_ip(), fresh_ip(), fresh_ip());
+    let yaml = [
+        pod_yaml("client", "node1", client),
+        pod_yaml("server", "node2", open),
+        pod_yaml("server", "node2", closed)
+            .replace("name: server,", "name: server-2,")
+            .replace("app: server", "app: server, is: closed"),
+        service_yaml("web", "server", "10.96.0.7", 80, 8080),
+        policy("DENY", "{type: Any}").replace("app: server", "is: closed"),
+    ];
+    mesh.apply("world.yaml", &yaml.join("\n---\n"));
+    let (client, open, _closed) = (mesh.enrol(client).await, mesh.enrol(open).await, mesh.enrol(closed).await);
+    answering_app("open", (open.ip, 8080));
+    let mut refused = 0;
+    for _ in 0..24 {
+        refused += usize::from(client.ask(vip(), "hello").await.is_err());
+    }
+    assert!((1..24).contains(&refused), "{refused} of 24");
+    let metrics = mesh.nodes[0].metrics.encode();
+    assert!(metrics.contains("far-side-denied"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_endpoint_is_passed_over() {
     let mesh = Mesh::start();
     let (client, dead, alive) = (fresh_ip(), fresh_ip(), fresh_ip());
@@ -187,6 +224,40 @@ async fn a_pod_reaches_itself_by_service_with_policy() {
     assert!(pair.client.ask(own, "me").await.is_err());
 }
 
+/// A Service that leads to the caller itself and to another pod: what goes to the other is for its own node to judge.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_of_the_caller_cuts_what_it_sends_to_itself_alone() {
+    let mesh = Mesh::start();
+    let (caller, other) = (fresh_ip(), fresh_ip());
+    let yaml = [
+        pod_yaml("client", "node1", caller).replace("app: client", "app: web, is: caller"),
+        pod_yaml("server", "node2", other).replace("app: server", "app: web"),
+        service_yaml("web", "web", "10.96.0.7", 80, 8080),
+    ];
+    mesh.apply("world.yaml", &yaml.concat());
+    let (caller, other) = (mesh.enrol(caller).await, mesh.enrol(other).await);
+    let mut at_caller = echo_app((caller.ip, 8080));
+    let mut at_other = echo_app((other.ip, 8080));
+    let (mut to_itself, mut to_other) = (None, None);
+    while to_itself.is_none() || to_other.is_none() {
+        let mut stream = caller.connect(vip()).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'x');
+        if at_caller.try_recv().is_ok() {
+            to_itself = Some(stream);
+        } else {
+            at_other.try_recv().expect("one of the two was reached");
+            to_other = Some(stream);
+        }
+    }
+    mesh.apply("policy.yaml", &policy("DENY", "{type: Any}").replace("app: server", "is: caller"));
+    let cut = tokio::time::timeout(Duration::from_secs(1), to_itself.unwrap().read_u8()).await.expect("cut in time");
+    assert_eq!(cut.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    let mut to_other = to_other.unwrap();
+    to_other.write_all(b"y").await.unwrap();
+    assert_eq!(to_other.read_u8().await.unwrap(), b'y');
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_under_traffic_is_not_noticed() {
     let pair = Pair::start().await;
@@ -212,6 +283,44 @@ async fn leaving_the_mesh_cuts_what_the_agent_carries() {
     let end = tokio::time::timeout(PATIENCE, stream.read_u8()).await.unwrap();
     assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     pair.mesh.nodes[1].until_live("nothing is left at the server", <[_]>::is_empty).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_with_its_pod_is_told_so() {
+    let pair = Pair::start().await;
+    let _clients = echo_app((pair.server.ip, 8080));
+    let mut stream = pair.client.connect(vip()).await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    pair.mesh.unenrol(&pair.server).await;
+    pair.mesh.nodes[1].until_live("nothing is left", <[_]>::is_empty).await;
+    pair.server.until_no_records().await;
+    let metrics = pair.mesh.nodes[1].metrics.encode();
+    assert!(metrics.contains("reason=\"pod-left\"") && !metrics.contains("tunnel-lost"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_takes_nothing_new_and_goes_on_judging() {
+    let pair = Pair::start().await;
+    let _clients = echo_app((pair.server.ip, 8080));
+    let mut stream = pair.client.connect(vip()).await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    let [client_node, server_node] = &pair.mesh.nodes;
+    client_node.proxy.stop_listening();
+    pair.client.until_refused(vip()).await;
+    let late = fresh_ip();
+    pair.mesh.apply("late.yaml", &pod_yaml("late", "node1", late));
+    let late = pair.mesh.enrol(late).await;
+    late.until_refused(vip()).await;
+    client_node.until_live("the old connection alone lives", |live| live.len() == 1).await;
+
+    stream.write_all(b"y").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'y', "what is open goes on");
+    server_node.proxy.stop_listening();
+    pair.mesh.apply("policy.yaml", &policy("DENY", "{type: Any}"));
+    let end = tokio::time::timeout(Duration::from_secs(1), stream.read_u8()).await.expect("cut within a second");
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 /// A peer with a certificate of this mesh that asks for what is not the pod's.

@@ -167,6 +167,16 @@ impl Pod {
         tokio::time::timeout(PATIENCE, exchange).await.expect("an answer or a refusal in time")
     }
 
+    /// Waits until nobody listens for the pod's connections any more.
+    pub async fn until_refused(&self, dialled: SocketAddr) {
+        let waited = tokio::time::timeout(PATIENCE, async {
+            while self.connect(dialled).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        waited.await.expect("a listener that is closed");
+    }
+
     /// The real clients that the pod's application was told of, by the address it saw.
     pub fn client_behind(&self, seen: SocketAddr) -> Option<SocketAddr> {
         self.net.clients.lock().unwrap().get(&seen.ip()).copied()

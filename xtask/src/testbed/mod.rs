@@ -38,6 +38,7 @@ mod yaml;
 
 pub use address::{Family, ServiceAddress};
 pub use agent::{Agent, AgentOptions};
+pub use net::Netns;
 pub use node::Node;
 pub use pod::{Pod, PodSpec};
 pub use process::{Finished, Place, Process};

@@ -1,10 +1,13 @@
 //! Agents and pods that come and go.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use xtask::build;
+use xtask::demo::stage::MESH_LABEL;
+use xtask::rings::can_use_kernel;
+use xtask::testbed::cgroup;
 use xtask::testbed::{AgentOptions, Family, PodSpec, eventually, start_nginx};
 
 use crate::pair::{Pair, meshed};
@@ -43,6 +46,28 @@ fn a_node_without_its_pins_enrols_its_pods_again() -> Result<()> {
     let connections = pair.bed.agent("n2").access_log();
     ensure!(connections.iter().all(|line| line["transport"] == "tunnel"), "{connections:?}");
     Ok(())
+}
+
+/// Where capture would be half a capture there is no agent at all.
+#[test]
+fn an_agent_that_cannot_capture_refuses_to_start() -> Result<()> {
+    if !can_use_kernel("refused start") {
+        return Ok(());
+    }
+    let dir = tempfile::Builder::new().prefix("nodemesh-refused-").tempdir()?;
+    let node = cgroup::mount_point()?.join(dir.path().file_name().context("a name")?);
+    for (kubepods, reason) in [(false, "neither kubepods nor kubepods.slice"), (true, "is not on a BPF file system")] {
+        std::fs::create_dir_all(if kubepods { node.join("kubepods") } else { node.clone() })?;
+        let within = |name: &str| dir.path().join(name).display().to_string();
+        let run = Command::new(build::agent_binary()?)
+            .args(["run", "--node=n1", "--ca=memory", "--metrics=127.0.0.1:0", "--readiness=127.0.0.1:0"])
+            .args([format!("--discovery=dir:{}", within("world")), format!("--admin=unix:{}", within("admin.sock"))])
+            .args([format!("--cgroup-root={}", node.display()), format!("--bpf-pins={}", within("nodemesh"))])
+            .output()?;
+        let said = String::from_utf8_lossy(&run.stderr);
+        ensure!(!run.status.success() && said.contains(reason), "{}: {said}", run.status);
+    }
+    cgroup::destroy(&node)
 }
 
 #[test]
@@ -116,6 +141,37 @@ fn a_pod_that_ends_leaves_nothing_in_the_agent() -> Result<()> {
     ensure!(status == 200, "a pod that is gone keeps the agent from being ready: {body}");
     let connections = pair.bed.agent("n1").get_json("/connections")?.to_string();
     ensure!(!connections.contains(&uid), "{connections}");
+    Ok(())
+}
+
+/// What un-enrolment takes down with a delay must not take down what was set up since.
+#[test]
+fn a_pod_that_leaves_and_comes_back_at_once_stays_served() -> Result<()> {
+    let Some(mut pair) = meshed("leave and return")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    start_nginx(pair.bed.pod("server"))?;
+    for pod in ["client", "server"] {
+        let node = pair.bed.pod(pod).spec.node.clone();
+        let said = |pair: &Pair, what: &str| pair.bed.agent(&node).log().matches(what).count();
+        let enrolled = said(&pair, "\"enrolled\"");
+        pair.bed.label_pod(pod, MESH_LABEL, Some("disabled"))?;
+        eventually(PATIENCE, "the pod to leave", || Ok((said(&pair, "\"left the mesh\"") > 0).then_some(())))?;
+        pair.bed.label_pod(pod, MESH_LABEL, None)?;
+        eventually(PATIENCE, "the pod to be enrolled again", || {
+            Ok((said(&pair, "\"enrolled\"") > enrolled).then_some(()))
+        })?;
+        served(&pair)?;
+        let end = Instant::now() + Duration::from_millis(2500);
+        while Instant::now() < end {
+            for family in Family::BOTH {
+                let url = format!("http://{}/", pair.server(family, 80));
+                let answer = pair.bed.pod("client").run(&["curl", "-sS", "--max-time", "2", &url], PATIENCE)?;
+                answer.expect_ok(pod).map_err(|error| pair.bed.explain(error))?;
+            }
+        }
+    }
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 
 mod connections;
 mod dishonest_peer;
+mod kernel;
 mod lifecycle;
 mod pair;
 mod policy;

@@ -1,0 +1,402 @@
+//! The kernel side under strain: programs and maps over restarts, maps that are full, pods that lie or come and go.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use xtask::demo::stage::{MESH_LABEL, marker};
+use xtask::testbed::{AgentOptions, Family, Finished, Netns, Recording, Testbed, eventually, start_nginx};
+
+use crate::pair::{PORT, Pair, meshed};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Debian's interpreter: raw sockets and many sockets at once are its part.
+const PYTHON: &str = "/usr/bin/python3";
+
+#[test]
+fn agents_that_are_killed_leave_one_set_of_programs() -> Result<()> {
+    let Some(mut pair) = meshed("kill -9 again and again")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    start_nginx(pair.bed.pod("server"))?;
+    let before = attached(&pair.bed)?;
+    for _ in 0..5 {
+        pair.bed.agent_mut("n1").kill()?;
+        pair.bed.start_agent("n1", &AgentOptions::default())?;
+    }
+    let after = attached(&pair.bed)?;
+    ensure!(before == after, "before: {before:#?}\nafter: {after:#?}");
+    served(&pair)
+}
+
+#[test]
+fn a_map_that_is_full_refuses_and_counts() -> Result<()> {
+    // The smallest size that the agent takes.
+    let Some(mut pair) = started_with("a full map", &["--map-connections=1024"])? else { return Ok(()) };
+    let _listener = pair.listen(&["echo"])?;
+    for family in Family::BOTH {
+        let before = outcome(&pair.bed, "n1", "connect_map_full")?;
+        let address = pair.server(family, PORT);
+        let (ip, port) = (address.ip().to_string(), address.port().to_string());
+        let said = pair.bed.pod("client").run(&[PYTHON, "-c", MANY, &ip, &port, "1100"], 2 * PATIENCE)?;
+        let said = said.expect_ok("many connections at once")?;
+        let refused = outcome(&pair.bed, "n1", "connect_map_full")? - before;
+        ensure!(
+            refused > 0 && said.trim() == format!("{} echoed, {refused} ConnectionRefusedError", 1100 - refused),
+            "{family}: {said}, {refused} counted"
+        );
+        // They are gone, and so are their records.
+        eventually(PATIENCE, "room for a connection", || {
+            let answer = pair.connect_to(address, &["send:a", "read:1"])?;
+            answer.expect_ok("a connection").map(Some)
+        })?;
+    }
+    pair.bed.agent_mut("n1").stop()?;
+    pair.bed.start_agent("n1", &AgentOptions::default())?;
+    let log = pair.bed.agent("n1").log();
+    ensure!(log.contains("another size"), "the agent does not say that a pinned map keeps its size: {log}");
+    Ok(())
+}
+
+/// Opens connections, exchanges a word on each, and says how many did.
+const MANY: &str = "
+import resource, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+host, port, wanted = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+held, echoed, refused = [], 0, {}
+for _ in range(wanted):
+    try: held.append(socket.create_connection((host, port), 5))
+    except Exception as e: refused[type(e).__name__] = refused.get(type(e).__name__, 0) + 1
+for s in held:
+    s.sendall(b'word'); echoed += s.recv(4) == b'word'
+print('%d echoed,' % echoed, ', '.join('%d %s' % (n, e) for e, n in refused.items()))
+";
+
+#[test]
+fn records_go_with_connections_that_outlive_their_agent() -> Result<()> {
+    let Some(mut pair) = meshed("records of a killed agent")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    let _listener = pair.listen(&["echo"])?;
+    let mut held = Vec::new();
+    for family in Family::BOTH {
+        let address = pair.server(family, PORT).to_string();
+        let steps = ["connect", &address, "send:word", "read:4", "sleep:3000"];
+        held.push(pair.bed.pod("client").spawn_probe(&format!("held-{family}"), &steps)?);
+    }
+    let records = |pair: &Pair, node: &str, map: &str| -> Result<usize> {
+        let pin = pair.bed.agent(node).pins().join("v1/maps").join(map);
+        let dump: serde_json::Value =
+            serde_json::from_str(&bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()])?)?;
+        dump.as_array().map(Vec::len).context("no list of records")
+    };
+    eventually(PATIENCE, "both to be on record", || {
+        let on_record = [records(&pair, "n1", "DIALS")?, records(&pair, "n2", "CLIENTS")?];
+        Ok((on_record == [2, 2]).then_some(()))
+    })?;
+    for node in ["n1", "n2"] {
+        pair.bed.agent_mut(node).kill()?;
+        pair.bed.start_agent(node, &AgentOptions::default())?;
+    }
+    // The sweep comes ten minutes later at the earliest.
+    eventually(PATIENCE, "their records to go", || {
+        let left = [records(&pair, "n1", "DIALS")?, records(&pair, "n2", "CLIENTS")?, records(&pair, "n2", "FILED")?];
+        ensure!(left == [0, 0, 0], "{left:?}");
+        Ok(Some(()))
+    })
+}
+
+#[test]
+fn raw_packets_do_not_leave_a_pod() -> Result<()> {
+    let Some(pair) = meshed("raw packets")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    let marker = marker("raw")?;
+    let node = pair.bed.node("n1");
+    let recording = Recording::start(&node.tool_place(), &node.link_to("n2"), &pair.bed.dir().join("raw.pcap"))?;
+    let refused = || -> Result<u64> {
+        let names = ["guard_syn_unfiled", "guard_fragment", "guard_malformed", "guard_to_itself"];
+        names.iter().map(|name| outcome(&pair.bed, "n1", name)).sum()
+    };
+    let before = refused()?;
+    let (client, server) = (pair.bed.pod("client"), pair.bed.pod("server"));
+    let gateway = hardware_address(&node.netns, &client.host_end)?;
+    let own = hardware_address(&client.netns, "eth0")?;
+    let ips =
+        [client.ips.v4.to_string(), client.ips.v6.to_string(), server.ips.v4.to_string(), server.ips.v6.to_string()];
+    let [own4, own6, other4, other6] = &ips;
+    let sent = client.run(&[PYTHON, "-c", RAW, own4, own6, other4, other6, &gateway, &own, &marker], PATIENCE)?;
+    let sent: u64 = sent.expect_ok("sending raw packets")?.trim().parse()?;
+    let packets = recording.stop()?;
+    ensure!(packets.containing(&marker) == 0, "{} raw packets left the node", packets.containing(&marker));
+    ensure!(refused()? == before + sent, "{} of {sent} were counted", refused()? - before);
+    Ok(())
+}
+
+/// Past the pod's own stack and past any tc program inside it: SYNs, with options, behind extension headers, in
+/// fragments, cut short, from another's address, to the pod itself. Prints how many it sent.
+const RAW: &str = r"
+import socket, struct, sys
+own4, own6, dst4, dst6, gateway, own, marker = sys.argv[1:8]
+A, M = lambda a: socket.inet_pton(socket.AF_INET6 if ':' in a else socket.AF_INET, a), lambda m: bytes.fromhex(m.replace(':', ''))
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); wire.bind(('eth0', 0)); wire.setsockopt(263, 20, 1)
+def tcp(port, flags=2): return struct.pack('!HHIIBBHHH', port, 80, 1, 0, 5 << 4, flags, 65535, 0, 0)
+def frame(kind, packet): wire.send(M(gateway) + M(own) + struct.pack('!H', kind) + packet); frame.sent += 1
+frame.sent = 0
+def check(h):
+    s = sum(struct.unpack('!%dH' % (len(h) // 2), h)); s = (s >> 16) + (s & 0xffff); return ~(s + (s >> 16)) & 0xffff
+def v4(payload, source=own4, to=dst4, fragment=0, options=b''):
+    h = struct.pack('!BBHHHBBH', 0x45 + len(options) // 4, 0, 20 + len(options) + len(payload), 7, fragment, 64, 6, 0) + A(source) + A(to) + options
+    frame(0x0800, h[:10] + struct.pack('!H', check(h)) + h[12:] + payload)
+def v6(next, payload, source=own6, to=dst6): frame(0x86dd, struct.pack('!IHBB', 6 << 28, len(payload), next, 64) + A(source) + A(to) + payload)
+m = marker.encode()
+pad = lambda next: bytes([next, 0, 1, 4, 0, 0, 0, 0])
+v4(tcp(1001) + m); v4(tcp(1002) + m, options=b'\x01' * 8); v4(tcp(1003, 0xc3) + m); v4(tcp(1004) + m, source='10.77.7.7')
+v4(tcp(1005)[:8] + m, fragment=0x2000); v4(tcp(1005)[8:] + m, fragment=1); v4(tcp(1006)[:12]); v4(tcp(1007) + m, to=own4)
+v6(6, tcp(1011) + m); v6(0, pad(6) + tcp(1012) + m); v6(60, pad(60) * 2 + pad(6) + tcp(1013) + m)
+v6(60, pad(60) * 11 + pad(6) + tcp(1014) + m); v6(44, bytes([6, 0, 0, 0, 0, 0, 0, 9]) + tcp(1015) + m)
+v6(44, bytes([6, 0, 0, 1, 0, 0, 0, 8]) + tcp(1016) + m); v6(44, bytes([60, 0, 0, 8, 0, 0, 0, 7]) + tcp(1017) + m)
+v6(51, bytes([6, 4, 0, 0]) + bytes(20) + tcp(1018) + m); v6(6, tcp(1019) + m, source='fd6e:6f64:656d:6572::1', to=own6)
+print(frame.sent)
+";
+
+#[test]
+fn clsact_guards_as_well_and_leaves_with_the_pod() -> Result<()> {
+    let Some(mut pair) = started_with("clsact", &["--tc=clsact"])? else { return Ok(()) };
+    start_nginx(pair.bed.pod("server"))?;
+    served(&pair)?;
+    for way in ["ingress", "egress"] {
+        let shown = filters(&pair.bed, way)?;
+        ensure!(shown.contains("nm_guard_") && shown.contains("direct-action"), "{way}: {shown}");
+    }
+    // A process that no hook on the pods' cgroup sees.
+    let (client, server) = (pair.bed.pod("client"), pair.bed.pod("server"));
+    for family in Family::BOTH {
+        let address = server.ips.socket(family, 80);
+        let past = client.netns.within(|| TcpStream::connect_timeout(&address, Duration::from_millis(500)))?;
+        ensure!(past.is_err(), "{family}: a connection went past the guard");
+    }
+    ensure!(outcome(&pair.bed, "n1", "guard_syn_unfiled")? > 0);
+    // It leaves while no agent is there to take the filters off; they have no pins to be found by.
+    pair.bed.agent_mut("n1").kill()?;
+    pair.bed.label_pod("client", MESH_LABEL, Some("disabled"))?;
+    pair.bed.start_agent("n1", &options(&["--tc=clsact"]))?;
+    eventually(PATIENCE, "the filters to go", || {
+        let left = ["ingress", "egress"].map(|way| filters(&pair.bed, way));
+        let [ingress, egress] = left;
+        Ok((!ingress?.contains("nm_guard_") && !egress?.contains("nm_guard_")).then_some(()))
+    })?;
+    request(&pair, pair.bed.pod("server").ips.socket(Family::V4, 80)).context("plain networking")
+}
+
+#[test]
+fn a_pod_that_returns_at_once_stays_reachable() -> Result<()> {
+    let Some(mut pair) = meshed("a pod that leaves and returns")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    start_nginx(pair.bed.pod("server"))?;
+    served(&pair)?;
+    pair.bed.label_pod("client", MESH_LABEL, Some("disabled"))?;
+    let left = |pair: &Pair| Ok(pair.bed.agent("n1").log().contains("left the mesh").then_some(()));
+    eventually(PATIENCE, "the pod to leave", || left(&pair))?;
+    pair.bed.label_pod("client", MESH_LABEL, None)?;
+    eventually(PATIENCE, "the pod to return", || served(&pair).map(Some))?;
+    // What its leaving had put off must not happen any more.
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(150));
+        served(&pair)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_namespace_with_the_pods_address_is_not_taken_for_the_pods() -> Result<()> {
+    let Some(mut pair) = meshed("an impostor namespace")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    start_nginx(pair.bed.pod("server"))?;
+    let server = pair.bed.pod("server");
+    // Any process can make one in a user namespace of its own. Several, because the order of the search is not ours.
+    let script = format!("ip link set lo up && ip address add {}/32 dev lo && exec sleep infinity", server.ips.v4);
+    for number in 0..6 {
+        server.start(&format!("impostor-{number}"), &["unshare", "--net", "sh", "-c", &script])?;
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    pair.bed.agent_mut("n2").kill()?;
+    pair.bed.start_agent("n2", &AgentOptions::default())?;
+    // Past an agent that took the wrong namespace this would reach nginx as well, and nobody would have judged it.
+    let address = pair.bed.pod("server").ips.socket(Family::V4, 80);
+    curl(|argv| pair.bed.node("n1").tool_place().run(argv, PATIENCE), address)?;
+    ensure!(outcome(&pair.bed, "n2", "lookup_plaintext")? > 0, "the request did not come through the agent");
+    served(&pair)
+}
+
+#[test]
+fn an_interface_that_comes_later_is_guarded() -> Result<()> {
+    let Some(pair) = meshed("a second interface")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    let (node, client) = (&pair.bed.node("n1").netns, pair.bed.pod("client"));
+    node.batch(&format!("link add second type veth peer name eth1 netns {}\nlink set second up", client.netns.name))?;
+    client.netns.batch("link set eth1 up\naddress add 10.99.0.2/24 dev eth1")?;
+    let pins = pair.bed.agent("n1").pins().join("v1/pods").join(&client.uid);
+    eventually(PATIENCE, "both interfaces to be guarded", || {
+        let guards = std::fs::read_dir(&pins)?.flatten().filter(|pin| is_guard(&pin.path())).count();
+        Ok((guards == 4).then_some(()))
+    })?;
+    let past = client
+        .netns
+        .within(|| TcpStream::connect_timeout(&SocketAddr::from(([10, 99, 0, 1], 80)), Duration::from_millis(300)))?;
+    ensure!(past.is_err());
+    let (status, body) = pair.bed.agent("n1").get("/readyz")?;
+    ensure!(status == 200, "{body}");
+    Ok(())
+}
+
+#[test]
+fn a_pod_without_ipv6_is_served_over_ipv4() -> Result<()> {
+    let Some(mut pair) = built("a pod without IPv6")? else { return Ok(()) };
+    start_nginx(pair.bed.pod("server"))?;
+    let off = || std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
+    pair.bed.pod("client").netns.within(off)??;
+    start(&mut pair, &[])?;
+    request(&pair, pair.server(Family::V4, 80))
+}
+
+#[test]
+fn connections_older_than_enrolment_pass_until_they_close() -> Result<()> {
+    let Some(mut pair) = built("an old connection")? else { return Ok(()) };
+    let _listener = pair.listen(&["echo"])?;
+    let mut old = Vec::new();
+    for family in Family::BOTH {
+        let address = pair.server(family, PORT).to_string();
+        let steps =
+            ["connect", &address, "send:old", "read:3", "sleep:5000", "send:still", "read:5", "fin", "read-end"];
+        old.push(pair.bed.pod("client").spawn_probe(&format!("old-{family}"), &steps)?);
+    }
+    eventually(PATIENCE, "both to be connected", || {
+        Ok(old.iter().all(|probe| probe.log().contains("\"read\"")).then_some(()))
+    })?;
+    start(&mut pair, &[])?;
+    for probe in &mut old {
+        let status = probe.wait(PATIENCE)?;
+        ensure!(status.success(), "{}", probe.log());
+    }
+    Ok(())
+}
+
+/// A pair whose agents are started with more arguments.
+fn started_with(test: &str, arguments: &[&str]) -> Result<Option<Pair>> {
+    let Some(mut pair) = built(test)? else { return Ok(None) };
+    start(&mut pair, arguments)?;
+    Ok(Some(pair))
+}
+
+/// A pair without agents yet; None if this machine cannot run them.
+fn built(test: &str) -> Result<Option<Pair>> {
+    if !xtask::rings::can_use_kernel(test) {
+        return Ok(None);
+    }
+    Pair::build().map(Some)
+}
+
+/// The first node's agent gets the arguments.
+fn start(pair: &mut Pair, arguments: &[&str]) -> Result<()> {
+    pair.bed.start_agent("n1", &options(arguments))?;
+    pair.bed.start_agent("n2", &AgentOptions::default())?;
+    pair.with_mesh = true;
+    Ok(())
+}
+
+fn options(arguments: &[&str]) -> AgentOptions {
+    AgentOptions { arguments: arguments.iter().map(|argument| argument.to_string()).collect() }
+}
+
+/// A request from a place.
+fn curl(run: impl Fn(&[&str]) -> Result<Finished>, address: SocketAddr) -> Result<()> {
+    let url = format!("http://{address}/");
+    run(&["curl", "-sS", "--fail", "--max-time", "3", &url])?.expect_ok(&url).map(drop)
+}
+
+/// A request from the client pod.
+fn request(pair: &Pair, address: SocketAddr) -> Result<()> {
+    curl(|argv| pair.bed.pod("client").run(argv, PATIENCE), address)
+}
+
+/// Requests by Service, which only the mesh can lead anywhere.
+fn served(pair: &Pair) -> Result<()> {
+    for family in Family::BOTH {
+        request(pair, pair.server(family, 80))?;
+    }
+    Ok(())
+}
+
+fn outcome(bed: &Testbed, node: &str, name: &str) -> Result<u64> {
+    let (_, metrics) = bed.agent(node).get("/metrics")?;
+    let line = metrics.lines().find(|line| line.contains(&format!("outcome=\"{name}\"")));
+    let value = line.and_then(|line| line.rsplit(' ').next()).with_context(|| format!("no outcome {name}"))?;
+    Ok(value.parse()?)
+}
+
+/// The client's clsact filters, as tc shows them.
+fn filters(bed: &Testbed, way: &str) -> Result<String> {
+    let argv = ["tc", "filter", "show", "dev", &bed.pod("client").host_end, way];
+    bed.node("n1").tool_place().run(&argv, PATIENCE)?.expect_ok("tc")
+}
+
+fn is_guard(pin: &Path) -> bool {
+    pin.file_name().is_some_and(|name| name.to_string_lossy().starts_with("guard-"))
+}
+
+/// What the first node has attached and pinned: names without ids.
+fn attached(bed: &Testbed) -> Result<BTreeSet<String>> {
+    let mut seen = BTreeSet::new();
+    let pins = bed.agent("n1").pins();
+    let mut directories = vec![pins.to_path_buf()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory)?.flatten() {
+            seen.insert(format!("pin {}", entry.path().display()));
+            if entry.file_type()?.is_dir() {
+                directories.push(entry.path());
+            }
+        }
+    }
+    let node = bed.node("n1");
+    for cgroup in ["kubepods", "agent"].map(|part| node.cgroup.join(part)) {
+        let shown = bpftool(&["cgroup", "show", &cgroup.to_string_lossy()])?;
+        seen.insert(format!("{}: {} programs", cgroup.display(), count(&shown, "\"id\"")));
+    }
+    let shown = node.tool_place().run(&["bpftool", "-j", "net", "show"], PATIENCE)?.expect_ok("bpftool")?;
+    seen.insert(format!("{} programs on interfaces", count(&shown, "nm_guard_")));
+    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(bed.pod("client").netns.path())?);
+    let shown = bpftool(&["link", "show"])?;
+    seen.insert(format!("{} programs in the client's namespace", count(&shown, &format!("\"netns_ino\":{inode},"))));
+    Ok(seen)
+}
+
+fn bpftool(arguments: &[&str]) -> Result<String> {
+    let output = Command::new("bpftool").arg("-j").args(arguments).output().context("starting bpftool")?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn count(text: &str, part: &str) -> usize {
+    text.matches(part).count()
+}
+
+/// An interface's hardware address.
+fn hardware_address(netns: &Netns, interface: &str) -> Result<String> {
+    let shown = Command::new("ip").args(["-n", &netns.name, "-oneline", "link", "show", "dev", interface]).output()?;
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let address = shown.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
+    address.map(str::to_string).with_context(|| format!("{interface} has no hardware address: {shown}"))
+}
