@@ -6,12 +6,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_common::addr::{CAPTURE_V6, Endpoint, Ip, SOURCE_V6};
+use mesh_common::addr::{CAPTURE_V6, Ip, SOURCE_V6};
 use mesh_common::names::programs;
 use mesh_common::record::{Gate, PodAddresses, PodConfig};
 use tokio::sync::mpsc::Sender;
@@ -22,6 +22,7 @@ use super::loader::Loaded;
 use super::namespace;
 use super::netlink::{self, LocalRoute};
 use super::pod::{Live, PodNamespace};
+use super::refused::Refused;
 use super::tables::Tables;
 use super::{guard, sweep};
 use crate::drain;
@@ -51,7 +52,7 @@ pub(super) struct Enroller {
     pub enrolled: HashMap<Arc<str>, Enrolled>,
     /// Pods whose enrolment has not succeeded yet, with their readiness gate.
     pub waiting: HashMap<Arc<str>, String>,
-    pub refused_vips: HashSet<SocketAddr>,
+    pub refused: Refused,
     pub departed: Vec<Departed>,
 }
 
@@ -118,7 +119,7 @@ impl Enroller {
     }
 
     async fn reconcile(&mut self, state: &MeshState) {
-        self.publish_refused_vips(state);
+        self.refused.publish(state, &self.tables);
         let wanted: HashMap<Arc<str>, Arc<Workload>> =
             state.local_workloads().filter(|w| w.enrolled).map(|w| (w.uid.clone(), w.clone())).collect();
         let leaving: Vec<Arc<str>> = self
@@ -155,19 +156,6 @@ impl Enroller {
                 }
             }
         }
-    }
-
-    fn publish_refused_vips(&mut self, state: &MeshState) {
-        let wanted: HashSet<SocketAddr> = state.vips_without_endpoint().collect();
-        for gone in self.refused_vips.difference(&wanted) {
-            self.tables.no_endpoint.remove(&Endpoint::from(*gone));
-        }
-        for new in wanted.difference(&self.refused_vips) {
-            if let Err(error) = self.tables.no_endpoint.set(&Endpoint::from(*new), &0) {
-                tracing::warn!(%error, "a Service port without endpoint could not be published");
-            }
-        }
-        self.refused_vips = wanted;
     }
 
     async fn enrol(&mut self, workload: &Arc<Workload>) -> Result<(), String> {

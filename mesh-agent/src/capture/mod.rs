@@ -19,6 +19,7 @@ mod outcomes;
 mod pod;
 mod pod_thread;
 mod program_log;
+mod refused;
 mod sweep;
 mod table;
 mod tables;
@@ -32,7 +33,7 @@ pub use error::Error;
 pub use mesh_common::outcome::Outcome;
 pub use outcomes::OutcomeReader;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -48,6 +49,7 @@ use events::Events;
 use loader::Loaded;
 use pod::Live;
 use program_log::ProgramLog;
+use refused::Refused;
 use tables::Tables;
 
 /// What capture is told.
@@ -113,6 +115,7 @@ pub fn limits() -> Vec<Limit> {
         sweep::MAX_KEYS, "keys per map", "one sweep looks at no more";
         events::BATCH, "events", "then the reader rests: a pod that provokes drops must not keep a core busy";
         events::REST, "milliseconds", "of the reader of the kernel's events";
+        refused::MAX_ADDRESSES, "addresses", "of Services without endpoint get ECONNREFUSED; more of them a reset";
         program_log::FLUSH_EVERY, "milliseconds", "between two looks at the programs' own log";
     ]
 }
@@ -152,7 +155,7 @@ impl Capture {
             readiness,
             enrolled: HashMap::new(),
             waiting: HashMap::new(),
-            refused_vips: HashSet::new(),
+            refused: Refused::default(),
             departed: Vec::new(),
         };
         tokio::select! {
