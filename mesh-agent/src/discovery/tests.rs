@@ -62,6 +62,43 @@ fn the_samples_are_sound_and_mean_what_they_say() {
     assert_eq!(judged(&store, Some(&web_id), "10.1.1.1", 22), Err(DenyReason::NoAllowRule));
 }
 
+/// The sample of every kind of Service, dialled from a pod of each node.
+#[test]
+fn the_sample_services_lead_where_they_say() {
+    const ONE: &str = "10.1.1.2:8081";
+    const TWO: &str = "10.1.2.1:8080";
+    let table: [(&str, &[&str], &[&str]); 12] = [
+        ("10.96.0.20:80", &[ONE], &[TWO]),
+        ("10.96.0.21:80", &[ONE], &[TWO]),
+        ("10.96.0.23:80", &[ONE, TWO], &[ONE, TWO]),
+        ("192.168.0.1:30080", &[ONE, TWO], &[ONE, TWO]),
+        ("192.168.0.2:30080", &[ONE, TWO], &[ONE, TWO]),
+        ("[fd00:aaaa::2]:30080", &["[fd00:1::2]:8081", "[fd00:2::1]:8080"], &["[fd00:1::2]:8081", "[fd00:2::1]:8080"]),
+        ("198.51.100.23:80", &[ONE, TWO], &[ONE, TWO]),
+        ("198.51.100.24:80", &[ONE, TWO], &[ONE, TWO]),
+        ("10.1.2.1:8080", &[TWO], &[TWO]),
+        ("10.96.0.26:80", &["203.0.113.26:8080"], &["203.0.113.26:8080"]),
+        ("192.168.0.1:8443", &["10.1.1.10:443"], &["10.1.1.10:443"]),
+        ("[fd00:aaaa::1]:8443", &["[fd00:1::10]:443"], &["[fd00:1::10]:443"]),
+    ];
+    for (node, client, column) in [("node-1", "10.1.1.1", 0), ("node-2", "10.1.2.2", 1)] {
+        let (state, findings) = load(&repository().join("manifests/samples"), &config(node)).unwrap();
+        assert_eq!(findings, []);
+        let client = workload(&state, client);
+        for (address, from_one, from_two) in table {
+            let mut seen = upstreams(&state, &client, address);
+            seen.sort();
+            let tunnelled = !address.starts_with("10.96.0.26:");
+            let expected = if column == 0 { from_one } else { from_two };
+            let expected: Vec<(String, bool)> = expected.iter().map(|place| (place.to_string(), tunnelled)).collect();
+            assert_eq!(seen, expected, "{address} from {node}");
+        }
+        let left_alone = resolve(&state, &client, dialled("198.51.100.25:80"), OutboundMode::AllowAny, 1);
+        assert!(matches!(left_alone, Route::PassThrough(_)), "{left_alone:?}");
+        assert_eq!(state.vips_without_endpoint().count(), 0);
+    }
+}
+
 #[test]
 fn crds_are_the_committed_ones() {
     let directory = repository().join("manifests/crds");

@@ -136,6 +136,32 @@ fn every_address_of_every_kind_of_service() {
     assert_eq!(unserved, expected.map(String::from).into());
 }
 
+/// What a decision costs among few and among many Services of every address; prints, asserts nothing about time.
+#[test]
+fn a_decision_among_many_services() {
+    for count in [10u16, 10_000] {
+        let one = |index: u16| {
+            let [high, low] = index.to_be_bytes();
+            let external = ExternalAddresses { ips: vec![IpAddr::from([198, 18, high, low])], ..Default::default() };
+            let port = PortSpec { node_port: Some(20_000 + index), ..service("", &[], &[]).ports.remove(0) };
+            let cluster_ip = format!("10.96.{high}.{low}");
+            ServiceSpec { external, ports: vec![port], ..service("s", &[&cluster_ip], &[("10.0.0.2", 8080)]) }
+        };
+        let services = (0..count).map(one).collect();
+        let workloads = vec![pod("meshed", &["10.0.0.2"], true)];
+        let nodes = vec![node("node", &["192.168.0.1"])];
+        let state = MeshState::build(1, "node", &World { workloads, services, nodes, ..World::default() });
+        let client = pod("client", &["10.0.0.1"], true);
+        let addresses = ["10.96.0.9:80", "198.18.0.9:80", "192.168.0.1:20009"];
+        let started = std::time::Instant::now();
+        for (index, address) in addresses.iter().cycle().take(3000).enumerate() {
+            let route = resolve(&state, &client, dialled(address), OutboundMode::RegistryOnly, index as u64);
+            assert!(matches!(route, Route::Upstreams { .. }), "{address}");
+        }
+        println!("{count} Services: a decision takes {:?}", started.elapsed() / 3000);
+    }
+}
+
 /// sessionAffinity ClientIP: the seed has no say, clients spread, and an endpoint that goes moves its own clients only.
 #[test]
 fn affinity_moves_only_whom_it_must() {
