@@ -77,13 +77,13 @@ mod tests {
     use super::*;
     use crate::state::Hints;
 
-    /// An endpoint in short: name, conditions (R ready, D draining: serving and terminating, - neither), node, hinted
-    /// nodes, hinted zones.
+    /// An endpoint in short: name, conditions (R ready, D draining: serving and terminating, S serving and staying, yet
+    /// not ready, - none), node, hinted nodes, hinted zones.
     type Short = (&'static str, char, &'static str, &'static str, &'static str);
 
     #[test]
     fn as_kube_proxy_chooses() {
-        let table: [(&str, &[Short], &str, &str); 13] = [
+        let table: [(&str, &[Short], &str, &str); 14] = [
             ("nothing", &[], "", ""),
             ("all ready", &[("a", 'R', "n1", "", ""), ("b", 'R', "n2", "", "")], "a b", "a"),
             ("unready", &[("a", '-', "n1", "", ""), ("b", 'R', "n2", "", "")], "b", ""),
@@ -94,6 +94,7 @@ mod tests {
                 "a b",
                 "a",
             ),
+            ("serving without readiness is not enough", &[("a", 'S', "n1", "", "")], "", ""),
             ("unready is all", &[("a", '-', "n1", "", "")], "", ""),
             ("no node", &[("a", 'R', "", "", "")], "a", ""),
             ("zone", &[("a", 'R', "n1", "", "z2"), ("b", 'R', "n2", "", "z1"), ("c", 'R', "n3", "", "z1")], "b c", "a"),
@@ -145,7 +146,7 @@ mod tests {
     fn a_backend() -> impl Strategy<Value = Backend> {
         let nodes = || prop::sample::select(vec!["", "n1", "n2"]);
         let zones = prop::sample::select(vec!["", "z1", "z2"]);
-        let conditions = prop::sample::select(vec!['R', 'D', '-']);
+        let conditions = prop::sample::select(vec!['R', 'D', 'S', '-']);
         (conditions, nodes(), nodes(), zones)
             .prop_map(|(conditions, node, hinted, zone)| backend(&("x", conditions, node, hinted, zone)))
     }
