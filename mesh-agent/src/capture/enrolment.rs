@@ -1,8 +1,8 @@
 //! Keeps what is captured in step with what the state says and with what is really there.
 //!
-//! A pod is enrolled in an order that refuses at every step in between: its gate closed, then the lookup (which drops
-//! what it has no listener for), then the guard, then routes and listeners, and the gate opens last. A step that fails
-//! leaves the pod refused; enrolment is tried again until it succeeds or the pod goes.
+//! A pod is enrolled in an order that refuses nothing on the way: listeners and routes, then the lookup, then the gate
+//! of the connect hooks, then the guard. A step that fails closes the gate, which leaves the pod refused; enrolment is
+//! tried again until it succeeds or the pod goes. A pod leaves in the opposite order.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -19,8 +19,8 @@ use tokio::sync::mpsc::Sender;
 use super::TcMode;
 use super::links::{self, Target};
 use super::loader::Loaded;
-use super::namespace;
-use super::netlink::{self, LocalRoute};
+use super::namespace::{self, Found};
+use super::netlink::{self, Interface, LocalRoute};
 use super::pod::{Live, PodNamespace};
 use super::refused::Refused;
 use super::tables::Tables;
@@ -158,6 +158,7 @@ impl Enroller {
         }
     }
 
+    /// What fails on the way leaves the pod refused: its gate is closed until enrolment has succeeded.
     async fn enrol(&mut self, workload: &Arc<Workload>) -> Result<(), String> {
         let first = *workload.ips.first().ok_or("it has no IP yet")?;
         let found = namespace::find(&self.loaded.kubepods, &workload.uid, Some(first)).await?;
@@ -166,25 +167,30 @@ impl Enroller {
             sys::netns_cookie(socket.as_fd())
         });
         let cookie = cookie.await.map_err(step("reading its namespace's cookie"))?;
-        let addresses = addresses(&workload.ips);
-        self.close_gate(cookie, addresses).map_err(step("filing it for capture"))?;
-        let pins = self.loaded.pins.pod(&workload.uid);
-        fs::create_dir_all(&pins).map_err(step("making its pin directory"))?;
-        let lookup = self.loaded.program(programs::SK_LOOKUP).map_err(|error| error.to_string())?;
-        let target = Target::Namespace { descriptor: found.namespace.as_raw_fd(), inode: found.inode };
-        links::ensure(&pins.join("lookup"), &lookup, target, SK_LOOKUP).map_err(step("attaching its lookup"))?;
-        let interfaces = found.interfaces;
-        for interface in &interfaces {
-            guard::attach(&mut self.loaded, &self.tables, self.tc, &pins, interface, &addresses)
-                .map_err(step("guarding its interface"))?;
+        match self.take(workload, found, cookie).await {
+            Ok(enrolled) => {
+                self.enrolled.insert(workload.uid.clone(), enrolled);
+                tracing::info!(pod = %workload.name, namespace = %workload.namespace, "enrolled");
+                Ok(())
+            }
+            Err(reason) => {
+                let closed = PodConfig::new(addresses(&workload.ips), Gate::Closed);
+                self.tables.pods.set(&cookie, &closed).map_err(step("closing its gate"))?;
+                Err(reason)
+            }
         }
+    }
+
+    /// Slow and harmless steps first: nothing leads to the listeners until the hooks are on.
+    async fn take(&mut self, workload: &Arc<Workload>, found: Found, cookie: u64) -> Result<Enrolled, String> {
+        let Found { namespace, inode, thread, interfaces } = found;
         let routes = routes(&workload.ips);
         let wanted = routes.clone();
         // It may have left a moment ago: its routes stay now.
         self.departed.retain(|departed| departed.cookie != cookie);
-        let added = found.thread.run(move || wanted.iter().try_for_each(add_route));
+        let added = thread.run(move || wanted.iter().try_for_each(add_route));
         added.await.map_err(step("adding its capture routes"))?;
-        let net = Arc::new(PodNamespace::new(cookie, self.tables.clone(), self.live.clone(), found.thread));
+        let net = Arc::new(PodNamespace::new(cookie, self.tables.clone(), self.live.clone(), thread));
         let listeners = net.listen(&workload.ips).await.map_err(step("listening inside it"))?;
         for family in [Family::V4, Family::V6] {
             if workload.ips.iter().any(|ip| Family::of(*ip) == family) {
@@ -193,36 +199,48 @@ impl Enroller {
         }
         let pod = EnrolledPod { workload: workload.clone(), net: net.clone() as Arc<dyn PodNet>, listeners };
         self.events.send(PodEvent::Enrolled(pod)).await.map_err(|_| "the proxy is gone")?;
-        let open = PodConfig::new(addresses, Gate::Open);
-        if let Err(error) = self.tables.pods.set(&cookie, &open) {
+        if let Err(reason) = self.hook(workload, &namespace, inode, cookie, &interfaces) {
             let _ = self.events.send(PodEvent::Left(workload.uid.clone())).await;
-            return Err(step("opening its gate")(error));
+            return Err(reason);
         }
-        tracing::info!(pod = %workload.name, namespace = %workload.namespace, "enrolled");
         let guarded = interfaces.iter().map(|interface| interface.index).collect();
-        let enrolled = Enrolled { workload: workload.clone(), net, inode: found.inode, cookie, guarded, routes };
-        self.enrolled.insert(workload.uid.clone(), enrolled);
-        Ok(())
+        Ok(Enrolled { workload: workload.clone(), net, inode, cookie, guarded, routes })
     }
 
-    /// A gate that an earlier agent left open with the same addresses stays so: its listeners are gone, which refuses
-    /// as well, and the connections in between see no other error.
-    fn close_gate(&self, cookie: u64, addresses: PodAddresses) -> std::io::Result<()> {
-        if self.tables.pods.get(&cookie) == Some(PodConfig::new(addresses, Gate::Open)) {
-            return Ok(());
+    /// Turns the pod's traffic to the listeners that wait for it: what arrives, what it dials, and last the guard, which
+    /// would drop what it still dialled by itself.
+    fn hook(
+        &mut self,
+        workload: &Workload,
+        namespace: &fs::File,
+        inode: u64,
+        cookie: u64,
+        interfaces: &[Interface],
+    ) -> Result<(), String> {
+        let addresses = addresses(&workload.ips);
+        let pins = self.loaded.pins.pod(&workload.uid);
+        fs::create_dir_all(&pins).map_err(step("making its pin directory"))?;
+        let lookup = self.loaded.program(programs::SK_LOOKUP).map_err(|error| error.to_string())?;
+        let target = Target::Namespace { descriptor: namespace.as_raw_fd(), inode };
+        links::ensure(&pins.join("lookup"), &lookup, target, SK_LOOKUP).map_err(step("attaching its lookup"))?;
+        let open = PodConfig::new(addresses, Gate::Open);
+        self.tables.pods.set(&cookie, &open).map_err(step("opening its gate"))?;
+        for interface in interfaces {
+            guard::attach(&mut self.loaded, &self.tables, self.tc, &pins, interface, &addresses)
+                .map_err(step("guarding its interface"))?;
         }
-        self.tables.pods.set(&cookie, &PodConfig::new(addresses, Gate::Closed))
+        Ok(())
     }
 
     /// Takes a pod out: its traffic is its own again, or it is gone.
     async fn leave(&mut self, uid: &Arc<str>) {
         let Some(pod) = self.enrolled.remove(uid) else { return };
-        self.tables.pods.remove(&pod.cookie);
         let pins = self.loaded.pins.pod(uid);
-        remove_pin(&pins.join("lookup"));
         for index in &pod.guarded {
             guard::detach(&self.tables, &pins, *index);
         }
+        self.tables.pods.remove(&pod.cookie);
+        remove_pin(&pins.join("lookup"));
         remove_pins(&pins);
         let _ = self.events.send(PodEvent::Left(uid.clone())).await;
         self.readiness.remove(&gate(&pod.workload));

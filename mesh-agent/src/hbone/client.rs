@@ -88,6 +88,13 @@ impl OpenError {
         matches!(self, OpenError::Refused(StatusCode::UNAUTHORIZED))
     }
 
+    /// Whether nobody listened at the tunnel port: the pod or its agent may be starting.
+    pub fn is_closed_port(&self) -> bool {
+        let closed =
+            |kind: &io::ErrorKind| matches!(kind, io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset);
+        matches!(self, OpenError::Connect { kind, .. } if closed(kind))
+    }
+
     /// Whether a tunnel from the pool was already on its way out, so that a new one is worth a try at once.
     pub(super) fn is_stale_tunnel(&self) -> bool {
         matches!(self, OpenError::Lost(_) | OpenError::Reset(Reason::REFUSED_STREAM))

@@ -8,6 +8,10 @@ use crate::limit::{Limit, limits};
 /// How long one TCP connect may take before the next endpoint is tried. Three SYNs: at 0, 1 and 3 seconds.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Pause before endpoints whose tunnel port was closed are tried once more: their pod is being enrolled, or their agent
+/// is back in a moment. Longer than an enrolment, and little against the patience of a client.
+pub const TUNNEL_RETRY_PAUSE: Duration = Duration::from_millis(250);
+
 /// How long a connection waits for its pod's first certificate. Longer than a CA round trip, shorter than the
 /// patience of common clients (10 s).
 pub const SVID_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,6 +44,7 @@ pub const KEEPALIVE_PROBES: u32 = 9;
 pub fn all() -> Vec<Limit> {
     limits![
         CONNECT_TIMEOUT, "milliseconds", "three SYNs, then the next endpoint";
+        TUNNEL_RETRY_PAUSE, "milliseconds", "an enrolment, before closed tunnel ports are tried once more";
         SVID_TIMEOUT, "milliseconds", "longer than a CA round trip, shorter than a client's patience";
         SPILL, "connections", "before a connection leaves its pod's home worker";
         ACCEPT_BACKOFF, "milliseconds", "no spinning when descriptors run out";

@@ -11,13 +11,14 @@ use tokio::net::TcpStream;
 use super::connection::{Judged, Registration};
 use super::copy;
 use super::error::Failure;
+use super::limits::TUNNEL_RETRY_PAUSE;
 use super::record;
 use super::worker::{Pod, Worker};
 use super::{dial, inbound};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::hbone::{self, ConnectRequest, TraceParent, TunnelKey};
 use crate::podnet::DialRecord;
-use crate::routing::{self, Route, Transport, Upstream};
+use crate::routing::{self, Refusal, Route, Transport, Upstream};
 use crate::state::Service;
 
 /// Everything that is decided before anything is dialled.
@@ -84,31 +85,49 @@ async fn try_upstreams(
     service: Option<&Arc<Service>>,
     upstreams: &[Upstream],
 ) {
-    let mut last = None;
+    let mut reached = reach_first(worker, pod, &live, client, service, upstreams).await;
+    if let Err(Failure::Tunnel { error, .. }) = &reached
+        && error.is_closed_port()
+    {
+        tokio::time::sleep(TUNNEL_RETRY_PAUSE).await;
+        reached = reach_first(worker, pod, &live, client, service, upstreams).await;
+    }
+    match reached {
+        Ok(reached) => carry(worker, tcp, live, reached).await,
+        Err(failure) => {
+            worker.finish_failed(live, &failure);
+            copy::reset(tcp);
+        }
+    }
+}
+
+/// Tries the endpoints in order. No byte of the application has been taken yet, so each may be tried.
+async fn reach_first(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    live: &Registration,
+    client: ClientAddr,
+    service: Option<&Arc<Service>>,
+    upstreams: &[Upstream],
+) -> Result<Reached, Failure> {
+    let mut last = Failure::Refused(Refusal::NoEndpoint);
     for upstream in upstreams {
         live.forget_judgement();
         record::aim(&mut live.record.borrow_mut(), upstream);
         let reached = tokio::select! {
             biased;
             cut = live.cancel.cancelled() => Err(Failure::Cut(cut)),
-            reached = reach(worker, pod, &live, client, service, upstream) => reached,
+            reached = reach(worker, pod, live, client, service, upstream) => reached,
         };
         match reached {
-            Ok(reached) => return carry(worker, tcp, live, reached).await,
-            Err(failure) if is_final(&failure) => {
-                last = Some(failure);
-                break;
-            }
-            Err(failure) => {
+            Err(failure) if !is_final(&failure) => {
                 tracing::debug!(pod = %pod.name(), %failure, "endpoint did not take the connection; trying another");
-                last = Some(failure);
+                last = failure;
             }
+            settled => return settled,
         }
     }
-    if let Some(failure) = last {
-        worker.finish_failed(live, &failure);
-    }
-    copy::reset(tcp);
+    Err(last)
 }
 
 /// Whether another endpoint would answer the same.

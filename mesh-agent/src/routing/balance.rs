@@ -20,15 +20,11 @@ pub(super) fn pick(count: usize, most: usize, seed: u64) -> Vec<usize> {
     picked
 }
 
-/// SplitMix64's increment.
-const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// One step of SplitMix64: every bit of the input moves about half of the output's.
-pub(super) fn mix(state: u64) -> u64 {
-    let mut mixed = state.wrapping_add(STEP);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
+/// Every bit of the input moves about half of the output's.
+pub(super) fn mix(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
 }
 
 /// SplitMix64: enough to spread load, and the same everywhere for the same seed.
@@ -37,8 +33,8 @@ struct SplitMix(u64);
 impl SplitMix {
     /// A number below `bound`, which is not 0.
     fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = mix(self.0);
-        self.0 = self.0.wrapping_add(STEP);
         // The high half of the product is uniform below the bound, without a division.
         ((u128::from(mixed) * bound as u128) >> 64) as usize
     }

@@ -175,6 +175,44 @@ fn a_pod_that_leaves_and_comes_back_at_once_stays_served() -> Result<()> {
     Ok(())
 }
 
+/// A running pod joins by its label, on either side of a stream of new connections, and none of them fails or waits.
+#[test]
+fn enrolment_is_not_noticed_by_new_connections() -> Result<()> {
+    const UNTIL_STOPPED: &str = r#"while [ ! -e "$1" ]; do
+        curl -sS -o /dev/null --max-time 2 -w '%{time_total}\n' "$0" || echo FAILED
+    done"#;
+    let Some(mut pair) = meshed("joining unnoticed")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    start_nginx(pair.bed.pod("server"))?;
+    for (pod, node) in [("client", "n1"), ("server", "n2")] {
+        pair.bed.label_pod(pod, MESH_LABEL, Some("disabled"))?;
+        eventually(PATIENCE, "the pod to leave", || {
+            Ok(pair.bed.agent(node).log().contains("left the mesh").then_some(()))
+        })?;
+        let stop = pair.bed.dir().join(format!("stop-{pod}"));
+        let url = format!("http://{}/", pair.bed.pod("server").ips.socket(Family::V4, 80));
+        let stop_path = stop.to_string_lossy().into_owned();
+        let caller = pair.bed.pod("client").spawn("caller", &["sh", "-c", UNTIL_STOPPED, &url, &stop_path])?;
+        let requests = |count| move |log: String| (log.lines().count() >= count).then_some(());
+        eventually(PATIENCE, "some requests before", || Ok(requests(20)(caller.log())))?;
+        let enrolled = pair.bed.agent(node).log().matches("\"enrolled\"").count();
+        pair.bed.label_pod(pod, MESH_LABEL, None)?;
+        eventually(PATIENCE, "the pod to be enrolled", || {
+            Ok((pair.bed.agent(node).log().matches("\"enrolled\"").count() > enrolled).then_some(()))
+        })?;
+        let now = caller.log().lines().count();
+        eventually(PATIENCE, "some requests after", || Ok(requests(now + 20)(caller.log())))?;
+        std::fs::write(&stop, "")?;
+        let slow = |line: &str| line.parse::<f64>().map_or(true, |seconds| seconds > 0.9);
+        let log = caller.log();
+        let noticed: Vec<&str> = log.lines().filter(|line| slow(line)).collect();
+        ensure!(noticed.is_empty(), "{pod}: {noticed:?} of {} requests", log.lines().count());
+    }
+    Ok(())
+}
+
 fn served(pair: &Pair) -> Result<()> {
     for family in Family::BOTH {
         let url = format!("http://{}/", pair.server(family, 80));
