@@ -14,13 +14,13 @@ use super::worker::{Pod, Worker};
 use super::{copy, dial, record};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::hbone::{self, Incoming};
+use crate::podnet::Role;
 use crate::policy::{Facts, Permit};
 use crate::spiffe::SpiffeId;
 
 /// Serves one TCP connection accepted on the pod's tunnel listener.
 pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
-    let (Ok(local), Ok(peer)) = (tcp.local_addr(), tcp.peer_addr()) else { return };
-    let (reached, client) = (ServerAddr::new(local), ClientAddr::new(peer));
+    let Some((client, reached)) = worker.ends(&pod, Role::Tunnel, &tcp) else { return };
     let Some(stranger) = pod.strangers.admit() else {
         worker.report_failed(record::tunnel(&pod, client), &Failure::TooManyStrangers);
         return copy::reset(tcp);

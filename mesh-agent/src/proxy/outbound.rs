@@ -17,7 +17,7 @@ use super::worker::{Pod, Worker};
 use super::{dial, inbound};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::hbone::{self, ConnectRequest, TraceParent, TunnelKey};
-use crate::podnet::DialRecord;
+use crate::podnet::{DialRecord, Role};
 use crate::routing::{self, Refusal, Route, Transport, Upstream};
 use crate::state::Service;
 
@@ -41,7 +41,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
     let decision = match decide(&worker, &pod, &tcp) {
         Ok(decision) => decision,
         Err(failure) => {
-            worker.report_failed(record::unidentified(&pod), &failure);
+            worker.report_failed(record::nameless(&pod, Role::Outbound), &failure);
             return copy::reset(tcp);
         }
     };

@@ -7,12 +7,11 @@ use tokio::net::TcpStream;
 
 use super::worker::{Pod, Worker};
 use super::{copy, inbound, record};
-use crate::addr::{ClientAddr, ServerAddr};
+use crate::podnet::Role;
 
 /// Serves one connection accepted on the pod's plaintext listener.
 pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
-    let (Ok(local), Ok(peer)) = (tcp.local_addr(), tcp.peer_addr()) else { return copy::reset(tcp) };
-    let (server, client) = (ServerAddr::new(local), ClientAddr::new(peer));
+    let Some((client, server)) = worker.ends(&pod, Role::Plaintext, &tcp) else { return copy::reset(tcp) };
     let live = worker.register(&pod, record::inbound(&pod, client, None, server, None));
     let judged = inbound::judged(&pod, None, client.ip(), server);
     let reached = match inbound::authorize(&worker, &live, judged) {

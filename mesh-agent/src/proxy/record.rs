@@ -8,6 +8,7 @@ use super::copy;
 use super::error::Failure;
 use super::worker::Pod;
 use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
+use crate::podnet::Role;
 use crate::routing::{self, Route, Upstream};
 use crate::spiffe::SpiffeId;
 use crate::state::Workload;
@@ -28,9 +29,14 @@ pub fn outbound(pod: &Pod, client: ClientAddr, dialled: OrigDstAddr, route: &Rou
     }
 }
 
-/// An outbound connection that failed before it was known what was dialled.
-pub fn unidentified(pod: &Pod) -> ConnectionRecord {
-    from_pod(pod, ClientAddr::new(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0)))
+/// A connection that failed before its ends were known.
+pub fn nameless(pod: &Pod, role: Role) -> ConnectionRecord {
+    let nobody = ClientAddr::new(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0));
+    match role {
+        Role::Outbound => from_pod(pod, nobody),
+        Role::Tunnel => tunnel(pod, nobody),
+        Role::Plaintext => ConnectionRecord { transport: Transport::Plaintext, ..to_pod(pod, nobody) },
+    }
 }
 
 fn from_pod(pod: &Pod, client: ClientAddr) -> ConnectionRecord {

@@ -17,6 +17,7 @@ use super::connection::{Cut, LiveTable, Registration};
 use super::error::{Failure, serve_reason};
 use super::limits::{ACCEPT_BACKOFF, COUNT_INTERVAL, MAX_STRANGERS, SPILL, SVID_TIMEOUT};
 use super::{copy, dial, inbound, outbound, plaintext, record};
+use crate::addr::{ClientAddr, ServerAddr};
 use crate::drain;
 use crate::hbone::{self, Pool, TunnelStatus};
 use crate::identity::{Identities, Svid};
@@ -285,7 +286,7 @@ impl Worker {
         match least {
             Some(least) if least.load() + SPILL <= own => match tcp.into_std() {
                 Ok(tcp) => least.send(Job::Serve(pod.clone(), role, tcp)),
-                Err(error) => tracing::warn!(%error, "an accepted socket cannot be handed over"),
+                Err(error) => self.report_failed(record::nameless(pod, role), &Failure::Socket(error)),
             },
             _ => self.serve(pod.clone(), role, tcp),
         }
@@ -294,7 +295,7 @@ impl Worker {
     fn adopt(self: Rc<Self>, pod: Arc<Pod>, role: Role, tcp: std::net::TcpStream) {
         match TcpStream::from_std(tcp) {
             Ok(tcp) => self.serve(pod, role, tcp),
-            Err(error) => tracing::warn!(%error, "a socket that was handed over cannot be polled"),
+            Err(error) => self.report_failed(record::nameless(&pod, role), &Failure::Socket(error)),
         }
     }
 
@@ -307,6 +308,17 @@ impl Worker {
             Role::Plaintext => {
                 dial::keep_alive(&tcp);
                 drop(tokio::task::spawn_local(plaintext::serve(self, pod, tcp)));
+            }
+        }
+    }
+
+    /// Both ends of an accepted socket. One whose client is gone already is counted here.
+    pub fn ends(&self, pod: &Pod, role: Role, tcp: &TcpStream) -> Option<(ClientAddr, ServerAddr)> {
+        match (tcp.peer_addr(), tcp.local_addr()) {
+            (Ok(peer), Ok(local)) => Some((ClientAddr::new(peer), ServerAddr::new(local))),
+            (Err(error), _) | (_, Err(error)) => {
+                self.report_failed(record::nameless(pod, role), &Failure::Socket(error));
+                None
             }
         }
     }
