@@ -1,5 +1,6 @@
 //! sockops on the agent's cgroup: every connection that the agent opens is filed before its SYN leaves, and taken off
-//! the file when it closes. The guard and the lookup in the pods pass what is filed.
+//! the file when it closes. The guard passes what is filed. The lookup in the pods asks the file only about dials from the
+//! agent's own range: what the agent dials for another pod of the node meets policy like any other connection.
 
 use aya_ebpf::bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB};
 use mesh_common::outcome::Outcome;
