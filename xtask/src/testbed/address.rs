@@ -92,7 +92,7 @@ pub struct ServiceAddress {
     pub namespace: String,
     /// metadata.name
     pub name: String,
-    /// spec.clusterIPs
+    /// What its name resolves to: spec.clusterIPs, or the addresses of a pod where there are none.
     pub ips: DualStack,
 }
 

@@ -127,7 +127,10 @@ impl Testbed {
 
     /// Adds a Service with the EndpointSlices that its selector gives now. It is dual-stack unless it says otherwise.
     pub fn add_service(&mut self, spec: ServiceSpec) -> Result<ServiceAddress> {
-        let address = ServiceAddress::nth(self.services.len(), &spec.namespace, &spec.name);
+        let mut address = ServiceAddress::nth(self.services.len(), &spec.namespace, &spec.name);
+        if let Some(pod) = self.pods.values().find(|pod| spec.resolves_to(pod)) {
+            address.ips = pod.ips;
+        }
         self.world.write_service(&spec, &address, self.pods.values(), &self.nodes)?;
         self.services.push(address.clone());
         for pod in self.pods.values() {

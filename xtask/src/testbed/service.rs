@@ -80,10 +80,10 @@ impl ServiceSpec {
         self.with("clusterIP", "None")
     }
 
-    /// The same, another name for a host; DNS leads there, and nothing else.
-    pub fn external_name(mut self, host: &str) -> Self {
+    /// The same, another name for a pod of the testbed; DNS leads there, and nothing else.
+    pub fn external_name(mut self, pod: &str) -> Self {
         self.app = None;
-        self.with("type", "ExternalName").with("externalName", host)
+        self.with("type", "ExternalName").with("externalName", pod)
     }
 
     /// The same with endpoints that somebody lists by hand, in a slice of their own.
@@ -121,6 +121,11 @@ impl ServiceSpec {
     pub(super) fn selects(&self, pod: &Pod) -> bool {
         let app = self.app.as_ref();
         pod.spec.namespace == self.namespace && app.is_some() && pod.spec.labels.get("app") == app
+    }
+
+    /// Whether DNS answers the Service's name with this pod's addresses, because it has none of its own.
+    pub(super) fn resolves_to(&self, pod: &Pod) -> bool {
+        self.is("clusterIP", "None") && self.selects(pod) || self.is("externalName", &pod.spec.name)
     }
 
     /// The Service and its slices, one for each family.
