@@ -243,8 +243,10 @@ fn peers_whose_clocks_differ_by_less_than_the_backdating_talk() {
     });
 }
 
+type Spoil = fn(&Path);
+
 /// What may be wrong with the directory, and what is said then.
-const UNUSABLE: &[(&str, fn(&Path), &str)] = &[
+const UNUSABLE: &[(&str, Spoil, &str)] = &[
     ("a key that the group may read", |ca| chmod(&ca.join("root.pem"), 0o640), "chmod 600"),
     ("a key that everybody may read", |ca| chmod(&ca.join("root.pem"), 0o604), "mesh-agent ca rotate"),
     ("a directory that others may write to", |ca| chmod(ca, 0o770), "chmod go-w"),

@@ -8,5 +8,6 @@ mod kernel;
 mod lifecycle;
 mod pair;
 mod policy;
+mod root;
 mod steps;
 mod wire;
