@@ -11,5 +11,6 @@ mod pair;
 mod policy;
 mod reach;
 mod services;
+mod root;
 mod steps;
 mod wire;
