@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
+use xtask::testbed::relay::Relay;
 use xtask::testbed::run;
 use xtask::{build, clean, demo, exec, probe, rings};
 
@@ -37,6 +38,9 @@ enum Xtask {
     /// Make a run and hold it, for the test that kills its maker
     #[command(name = "__hold", hide = true)]
     Hold,
+    /// Be a bad cable between two nodes
+    #[command(name = "__relay", hide = true)]
+    Relay(Relay),
     /// Be one end of a test connection
     #[command(name = "__probe", hide = true, subcommand)]
     Probe(probe::Probe),
@@ -63,6 +67,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Exec(exec) => exec.run()?,
         Xtask::Guard { run } => run::guard(&run)?,
         Xtask::Hold => run::hold()?,
+        Xtask::Relay(relay) => relay.run()?,
         Xtask::Probe(probe) => probe.run()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -2,11 +2,16 @@
 //!
 //! Each test has a testbed of its own, so they run beside each other.
 
+mod bulk;
 mod connections;
+mod crash_under_load;
 mod dishonest_peer;
 mod kernel;
 mod lifecycle;
+mod many;
 mod pair;
 mod policy;
+mod rough_network;
+mod sessions;
 mod steps;
 mod wire;
