@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
 use xtask::testbed::relay::Relay;
 use xtask::testbed::run;
-use xtask::{build, clean, demo, exec, probe, rings};
+use xtask::{build, clean, demo, exec, probe, rings, soak};
 
 /// Builds, demonstrates and tests Nodemesh
 #[derive(Parser)]
@@ -21,6 +21,7 @@ struct Arguments {
 enum Xtask {
     Demo(demo::Demo),
     Test(rings::Test),
+    Soak(soak::Soak),
     Build(build::Build),
     /// Build the BPF object alone; prints its path
     BuildEbpf,
@@ -60,6 +61,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
     match command {
         Xtask::Demo(demo) => return demo.run(),
         Xtask::Test(test) => return test.run(),
+        Xtask::Soak(soak) => return soak.run(),
         Xtask::Build(build) => build.run()?,
         Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),
         Xtask::Clean(clean) => clean.run()?,

@@ -165,7 +165,9 @@ fn bring_up(ends: [(&Netns, &str); 2]) -> Result<()> {
     for (netns, link) in ends {
         eventually(Duration::from_secs(5), &format!("{link} of {} to be up", netns.name), || {
             let shown = ip(&["-n", &netns.name, "-oneline", "link", "show", "dev", link], "")?;
-            Ok(shown.contains("state UP").then_some(()))
+            // A TAP interface does not know its state, and has a carrier from the start.
+            let up = shown.contains("state UP") || shown.contains("state UNKNOWN") && shown.contains("LOWER_UP");
+            Ok(up.then_some(()))
         })?;
     }
     Ok(())

@@ -128,6 +128,11 @@ impl Pod {
         self.run(&as_strs(&probe_argv(arguments)?), timeout)
     }
 
+    /// Starts xtask's probe, which lives as long as the pod.
+    pub fn start_probe(&self, name: &str, arguments: &[&str]) -> Result<()> {
+        self.start(name, &as_strs(&probe_argv(arguments)?))
+    }
+
     /// Starts xtask's probe, which lives as long as what is returned.
     pub fn spawn_probe(&self, name: &str, arguments: &[&str]) -> Result<Process> {
         self.spawn(name, &as_strs(&probe_argv(arguments)?))
