@@ -1,7 +1,5 @@
 //! One parsed document to the objects in it: which kinds the mesh reads, and by which name they go.
 
-use std::fmt;
-
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
@@ -10,59 +8,7 @@ use serde_json::Value;
 use super::crd::{AuthorizationPolicy, GROUP, PeerAuthentication, VERSION};
 use super::finding::{FieldPath, Problem, Step};
 use super::translate::{self, Item};
-
-/// The kinds that the mesh reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// v1
-    Namespace,
-    /// v1
-    Node,
-    /// v1
-    Pod,
-    /// v1
-    Service,
-    /// discovery.k8s.io/v1
-    EndpointSlice,
-    /// nodemesh.dev/v1alpha1
-    PeerAuthentication,
-    /// nodemesh.dev/v1alpha1
-    AuthorizationPolicy,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
-    }
-}
-
-impl Kind {
-    /// Whether an object of this kind restricts who may connect.
-    pub fn is_policy(self) -> bool {
-        match self {
-            Kind::PeerAuthentication | Kind::AuthorizationPolicy => true,
-            Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice => false,
-        }
-    }
-}
-
-/// How an object is told from all others.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// Its kind.
-    pub kind: Kind,
-    /// metadata.namespace, `default` when absent; empty for Namespaces and Nodes.
-    pub namespace: String,
-    /// metadata.name
-    pub name: String,
-}
-
-impl Key {
-    /// `namespace/name`, or the name alone.
-    pub fn object(&self) -> String {
-        if self.namespace.is_empty() { self.name.clone() } else { format!("{}/{}", self.namespace, self.name) }
-    }
-}
+pub use crate::state::{Key, Kind};
 
 /// What an object in a file is to the mesh.
 pub enum Meaning {

@@ -1,37 +1,51 @@
 //! The snapshot and its one writer.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use super::cow::CowMap;
 use super::frontends::Frontends;
+use super::object::Name;
 use super::{Service, Workload};
 use crate::policy::{Mode, PeerModes, PolicySet, WorkloadPolicy};
 
-/// Everything that a decision may read, frozen. Made by [`MeshState::build`].
-#[derive(Default)]
+/// Everything that a decision may read, frozen. Made by [`super::Engine`]; what did not change between two snapshots is
+/// the same object in both, not just an equal one.
+#[derive(Clone, Default)]
 pub struct MeshState {
     /// Counts up with every publication.
     pub version: u64,
     /// The name of the node this agent runs on.
     pub node: Arc<str>,
     /// Pods that hold an IP, and pods of the host network.
-    pub(super) workloads: Vec<Arc<Workload>>,
-    pub(super) workloads_by_ip: HashMap<IpAddr, Arc<Workload>>,
+    pub(super) workloads: CowMap<Name, Arc<Workload>>,
+    pub(super) workloads_by_ip: CowMap<IpAddr, Arc<Workload>>,
+    /// Those of `workloads` that are on this node.
+    pub(super) local: Arc<BTreeMap<Name, Arc<Workload>>>,
     /// All Services, also those without cluster IP.
-    pub(super) services: Vec<Arc<Service>>,
-    pub(super) services_by_ip: HashMap<IpAddr, Arc<Service>>,
+    pub(super) services: CowMap<Name, Arc<Service>>,
+    pub(super) services_by_ip: CowMap<IpAddr, Arc<Service>>,
     /// All addresses that lead to Services and pods besides their own.
     pub(super) frontends: Frontends,
     /// Every policy object, as it was read.
-    pub(super) policies: PolicySet,
+    pub(super) policies: Arc<PolicySet>,
     /// By uid: enrolled pods of all nodes whose modes are not the default.
-    pub(super) peer_modes: HashMap<Arc<str>, PeerModes>,
+    pub(super) peer_modes: CowMap<Arc<str>, Arc<PeerModes>>,
     /// By uid: pods of this node.
-    pub(super) local_policies: HashMap<Arc<str>, Arc<WorkloadPolicy>>,
+    pub(super) local_policies: CowMap<Arc<str>, Arc<WorkloadPolicy>>,
+    pub(super) since: Since,
+}
+
+/// The versions since which parts of the state are as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Since {
+    pub(super) local_workloads: u64,
+    pub(super) local_policies: u64,
+    pub(super) unserved: u64,
 }
 
 impl MeshState {
@@ -45,14 +59,16 @@ impl MeshState {
         self.services_by_ip.get(&ip)
     }
 
-    /// Every pod of the cluster that holds an IP, enrolled or not.
+    /// Every pod of the cluster that holds an IP, enrolled or not, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.iter()
+        self.workloads.values()
     }
 
-    /// Every Service of the cluster.
+    /// Every Service of the cluster, by namespace and name.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.iter()
+        let mut services: Vec<_> = self.services.iter().collect();
+        services.sort_unstable_by_key(|(name, _)| *name);
+        services.into_iter().map(|(_, service)| service)
     }
 
     /// Every policy object of the cluster, for people to read.
@@ -60,9 +76,25 @@ impl MeshState {
         &self.policies
     }
 
-    /// The pods of this node, each once, enrolled or not.
+    /// The pods of this node, each once, enrolled or not, by namespace and name. A list of their own: the pods of other
+    /// nodes are not looked at.
     pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.iter().filter(|w| w.node == self.node)
+        self.local.values()
+    }
+
+    /// The version since which [`MeshState::local_workloads`] is as it is: equal in two snapshots, equal list.
+    pub fn local_workloads_since(&self) -> u64 {
+        self.since.local_workloads
+    }
+
+    /// The version since which every [`MeshState::inbound_policy`] is as it is: equal in two snapshots, equal answers.
+    pub fn local_policies_since(&self) -> u64 {
+        self.since.local_policies
+    }
+
+    /// The version since which [`MeshState::vips_without_endpoint`] is as it is: equal in two snapshots, equal set.
+    pub fn unserved_since(&self) -> u64 {
+        self.since.unserved
     }
 
     /// The compiled policy of a pod of this node, by uid. None: the pod is unknown, refuse.

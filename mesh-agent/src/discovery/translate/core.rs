@@ -50,7 +50,7 @@ pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Option<Item>, Pro
         terminating: metadata.deletion_timestamp.is_some(),
         created: metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
     };
-    Ok(Some(Item::Pod { workload, mesh: mesh_label(metadata.labels.as_ref())? }))
+    Ok(Some(Item::Pod { workload: workload.into(), mesh: mesh_label(metadata.labels.as_ref())? }))
 }
 
 fn pod_ips(status: &PodStatus) -> Result<Vec<IpAddr>, Problem> {
