@@ -110,6 +110,11 @@ pub fn workloads(agent: &Agent) -> Value {
             "ips": workload.ips,
             "enrolled": workload.enrolled,
             "refusal": workload.refusal,
+            "excluded": {
+                "outboundPorts": workload.exclusions.outbound_ports,
+                "inboundPorts": workload.exclusions.inbound_ports,
+                "outboundCIDRs": workload.exclusions.outbound_networks,
+            },
             "policy": state.inbound_policy(&workload.uid),
         })
     };

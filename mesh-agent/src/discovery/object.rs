@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::crd::{AuthorizationPolicy, GROUP, PeerAuthentication, VERSION};
 use super::finding::{FieldPath, Problem, Step};
-use super::translate::{self, Item};
+use super::translate::{self, Taken};
 pub use crate::state::{Key, Kind};
 
 /// What an object in a file is to the mesh.
@@ -113,20 +113,20 @@ pub fn namespace(object: &Value) -> Result<&str, Problem> {
 }
 
 /// Reads an object's body. None for an object that says nothing to the mesh, such as a pod that ended.
-pub fn read(key: &Key, object: &Value, trust_domain: &str) -> Result<Option<Item>, Problem> {
+pub fn read(key: &Key, object: &Value, trust_domain: &str) -> Result<Taken, Problem> {
     match key.kind {
-        Kind::Namespace => translate::namespace(&typed::<Namespace>(object)?).map(Some),
-        Kind::Node => translate::node(&typed::<Node>(object)?, key).map(Some),
+        Kind::Namespace => translate::namespace(&typed::<Namespace>(object)?).map(Taken::from),
+        Kind::Node => translate::node(&typed::<Node>(object)?, key).map(Taken::from),
         Kind::Pod => translate::pod(&typed::<Pod>(object)?, key, trust_domain),
-        Kind::Service => translate::service(&typed::<Service>(object)?, key).map(Some),
-        Kind::EndpointSlice => translate::endpoint_slice(&typed::<EndpointSlice>(object)?, key),
+        Kind::Service => translate::service(&typed::<Service>(object)?, key).map(Taken::from),
+        Kind::EndpointSlice => translate::endpoint_slice(&typed::<EndpointSlice>(object)?, key).map(Taken::from),
         Kind::PeerAuthentication => {
             ours(object)?;
-            translate::peer_authentication(&typed::<PeerAuthentication>(object)?, key).map(Some)
+            translate::peer_authentication(&typed::<PeerAuthentication>(object)?, key).map(Taken::from)
         }
         Kind::AuthorizationPolicy => {
             ours(object)?;
-            translate::authorization_policy(&typed::<AuthorizationPolicy>(object)?, key, trust_domain).map(Some)
+            translate::authorization_policy(&typed::<AuthorizationPolicy>(object)?, key, trust_domain).map(Taken::from)
         }
     }
 }

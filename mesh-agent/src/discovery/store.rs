@@ -19,7 +19,7 @@ use super::document::{self, Document, SyntaxError};
 use super::file::SourceFile;
 use super::finding::{Effect, FieldPath, Finding, Problem};
 use super::object::{self, Key, Kind, Meaning};
-use super::translate::{self, Item};
+use super::translate::{self, Item, Taken};
 use crate::policy::{Unreadable, Weight};
 
 /// All objects in force. Changes only by [`Store::apply`].
@@ -64,7 +64,7 @@ struct Said {
 enum Claim {
     /// This.
     Read {
-        item: Option<Item>,
+        taken: Taken,
         /// The hash of what it was read from.
         hash: u64,
         /// The line of its document.
@@ -166,23 +166,26 @@ impl Store {
     fn double_findings(&self, key: &Key) -> Vec<Finding> {
         let files: Vec<(&Arc<Path>, u64)> = self.readers(key).map(|(path, _, line)| (path, line)).collect();
         let pairs = files.iter().zip(files.iter().skip(1));
-        let finding = |((earlier, _), (later, line)): (&(&Arc<Path>, u64), &(&Arc<Path>, u64))| Finding {
-            file: later.to_path_buf(),
-            line: Some(*line),
-            kind: key.kind.to_string(),
-            object: key.object(),
-            field: "metadata.name".to_string(),
-            reason: format!("is also in {}", earlier.display()),
-            effect: Effect::LaterWins,
-        };
-        pairs.map(finding).collect()
+        let mut findings = Vec::new();
+        for ((earlier, _), (later, line)) in pairs {
+            findings.push(Finding {
+                file: later.to_path_buf(),
+                line: Some(*line),
+                kind: key.kind.to_string(),
+                object: key.object(),
+                field: "metadata.name".to_string(),
+                reason: format!("is also in {}", earlier.display()),
+                effect: Effect::LaterWins,
+            });
+        }
+        findings
     }
 
     /// The files in which an object can be read, in their order, with what it says and the line of its document.
     fn readers(&self, key: &Key) -> impl Iterator<Item = (&Arc<Path>, &Option<Item>, u64)> {
         let speakers = self.speakers.get(key).into_iter().flatten();
         speakers.filter_map(|path| match self.files.get(path)?.claims.get(key)? {
-            Claim::Read { item, line, .. } => Some((path, item, *line)),
+            Claim::Read { taken, line, .. } => Some((path, &taken.item, *line)),
             Claim::Unread => None,
         })
     }
@@ -318,10 +321,10 @@ impl<'a> Reading<'a> {
         for (key, hash) in objects {
             match self.before.claims.get(key) {
                 // Of two documents about one object, the claim is that of the later. What comes twice has to be named.
-                Some(Claim::Read { item, hash: read, line: _ })
+                Some(Claim::Read { taken, hash: read, line: _ })
                     if read == hash && !self.said.claims.contains_key(key) =>
                 {
-                    let claim = Claim::Read { item: item.clone(), hash: *hash, line: document.line };
+                    let claim = Claim::Read { taken: taken.clone(), hash: *hash, line: document.line };
                     claims.push((key.clone(), claim));
                 }
                 Some(_) | None => return false,
@@ -363,13 +366,17 @@ impl<'a> Reading<'a> {
     }
 
     fn object(&mut self, place: &Place<'_>, key: Key, value: &Value, hash: u64, store: &Store) {
-        let item = match self.before.claims.get(&key) {
-            Some(Claim::Read { item, hash: known, .. }) if *known == hash => Ok(item.clone()),
+        let taken = match self.before.claims.get(&key) {
+            Some(Claim::Read { taken, hash: known, .. }) if *known == hash => Ok(taken.clone()),
             Some(_) | None => admit(&key, value, &store.trust_domain),
         };
-        match item {
-            Ok(item) => {
-                let claim = Claim::Read { item, hash, line: place.document.line };
+        match taken {
+            Ok(taken) => {
+                for problem in taken.problems.iter().cloned() {
+                    let line = place.line(&problem);
+                    self.note(Some(line), &key.kind.to_string(), &key.object(), problem, Effect::ExcludesNothing);
+                }
+                let claim = Claim::Read { taken, hash, line: place.document.line };
                 if let Some(Claim::Read { .. }) = self.said.claims.insert(key.clone(), claim) {
                     let reason = format!("is also in {}", self.path.display());
                     let problem = Problem::new(FieldPath::of("metadata.name"), reason);
@@ -495,15 +502,15 @@ impl<'a> Reading<'a> {
 }
 
 /// What an API server checks by the schema before an object is stored, then the reading proper.
-fn admit(key: &Key, value: &Value, trust_domain: &str) -> Result<Option<Item>, Problem> {
-    let item = object::read(key, value, trust_domain)?;
-    if let Some(Item::AuthorizationPolicy(policy)) = &item
+fn admit(key: &Key, value: &Value, trust_domain: &str) -> Result<Taken, Problem> {
+    let taken = object::read(key, value, trust_domain)?;
+    if let Some(Item::AuthorizationPolicy(policy)) = &taken.item
         && let Some(index) = policy.rules.iter().position(|rule| rule.sources.is_empty())
     {
         let path = FieldPath::of("spec.rules").index(index).key("sources");
         return Err(Problem::new(path, "empty: at least one source is needed; {type: Any} is everyone"));
     }
-    Ok(item)
+    Ok(taken)
 }
 
 /// The kinds of policy that a text which is no YAML may be, the strictest first.

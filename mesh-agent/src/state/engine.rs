@@ -25,7 +25,7 @@ use super::object::{Item, Key, Kind, Name};
 use super::pods::Pods;
 use super::specs::Specs;
 use super::topology::Here;
-use super::{Distribution, MeshState, Node, Service, Workload, World};
+use super::{Distribution, MeshState, Node, Service, Stamp, Workload, World};
 use crate::policy::{
     AuthorizationPolicy, Operator, PeerAuthentication, PeerModes, Selector, Subject, Target, Unreadable, Weight,
 };
@@ -217,7 +217,7 @@ impl Engine {
         self.settle_targets(&mut dirty);
         self.judge(&dirty);
         if dirty.unserved {
-            self.state.since.unserved = self.state.version;
+            self.state.stamps.unserved = Stamp::default();
         }
         self.state.clone()
     }
@@ -267,7 +267,7 @@ impl Engine {
                     None => list.remove(name),
                 };
                 if before != local {
-                    self.state.since.local_workloads = self.state.version;
+                    self.state.stamps.local_workloads = Stamp::default();
                 }
             }
             self.state.workloads.set(name, there);
@@ -399,7 +399,7 @@ impl Engine {
             }
             if self.state.local_policies.get(uid).map(|known| &**known) != policy.as_ref() {
                 self.state.local_policies.set(uid, policy.map(Arc::new));
-                self.state.since.local_policies = self.state.version;
+                self.state.stamps.local_policies = Stamp::default();
             }
         }
     }

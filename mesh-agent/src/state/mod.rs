@@ -34,8 +34,8 @@ pub use engine::Engine;
 pub use frontends::Destination;
 pub use object::{Item, Key, Kind};
 pub use service::{Endpoint, Frontend, Service, ServicePort};
-pub use snapshot::{MeshState, StateReader, StateWriter};
-pub use workload::{HostPort, Workload};
+pub use snapshot::{MeshState, Stamp, StateReader, StateWriter};
+pub use workload::{Exclusions, HostPort, Workload};
 pub use world::{
     Affinity, Backend, Backends, Distribution, ExternalAddresses, Hints, InternalTraffic, Node, PortSpec, ServiceSpec,
     TargetPort, Traffic, World,

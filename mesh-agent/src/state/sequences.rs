@@ -46,7 +46,7 @@ proptest! {
     }
 }
 
-/// What is equal in two snapshots is one object, and the versions since which things are so tell when they are not.
+/// What is equal in two snapshots is one object, and the stamps tell what is not.
 fn unchanged_is_the_same(before: &MeshState, after: &MeshState) -> Result<(), TestCaseError> {
     prop_assert_eq!(after.version, before.version + 1);
     same(&before.workloads, &after.workloads)?;
@@ -56,9 +56,9 @@ fn unchanged_is_the_same(before: &MeshState, after: &MeshState) -> Result<(), Te
     same(&before.workloads_by_ip, &after.workloads_by_ip)?;
     let (old, new) = (all_of(before), all_of(after));
     let moved = |what: &str| old.get(what) != new.get(what);
-    prop_assert!(!moved("unserved") || after.unserved_since() == after.version);
-    prop_assert_eq!(moved("local policies"), after.local_policies_since() == after.version);
-    prop_assert_eq!(moved("local pods"), after.local_workloads_since() == after.version);
+    prop_assert!(!moved("unserved") || after.unserved_stamp() != before.unserved_stamp());
+    prop_assert_eq!(moved("local policies"), after.local_policies_stamp() != before.local_policies_stamp());
+    prop_assert_eq!(moved("local pods"), after.local_workloads_stamp() != before.local_workloads_stamp());
     Ok(())
 }
 
@@ -94,13 +94,13 @@ fn one_change_touches_what_depends_on_it() {
     let names = |changed: Vec<String>| changed.join(" ");
     assert_eq!(names(changed(&before.workloads, &after.workloads)), "p7");
     assert_eq!(names(changed(&before.services, &after.services)), "s7");
-    assert_eq!(after.unserved_since(), before.unserved_since());
-    assert_eq!(after.local_policies_since(), before.local_policies_since());
-    assert_eq!(after.local_workloads_since(), after.version);
+    assert_eq!(after.unserved_stamp(), before.unserved_stamp());
+    assert_eq!(after.local_policies_stamp(), before.local_policies_stamp());
+    assert_ne!(after.local_workloads_stamp(), before.local_workloads_stamp());
     let untouched = engine.snapshot();
     assert_eq!(changed(&after.workloads, &untouched.workloads), [""; 0]);
     assert_eq!(changed(&after.services, &untouched.services), [""; 0]);
-    assert_eq!(untouched.local_workloads_since(), after.version);
+    assert_eq!(untouched.local_workloads_stamp(), after.local_workloads_stamp());
 }
 
 fn changed<V>(before: &cow::CowMap<object::Name, Arc<V>>, after: &cow::CowMap<object::Name, Arc<V>>) -> Vec<String> {
@@ -236,6 +236,7 @@ impl Pod {
             named_ports: BTreeMap::from([("http".to_string(), 8080)]),
             host_ips: vec![],
             host_ports: vec![],
+            exclusions: Exclusions::default(),
             enrolled: true,
             refusal: None,
             host_network: false,
@@ -306,6 +307,7 @@ fn a_pod() -> impl Strategy<Value = (Key, Item)> {
             named_ports: http.into_iter().map(|port| ("http".to_string(), port)).collect(),
             host_ips,
             host_ports: host_port.into_iter().filter(|_| !host_network).collect(),
+            exclusions: Exclusions::default(),
             enrolled: !host_network,
             refusal: host_network.then_some("hostNetwork"),
             host_network,

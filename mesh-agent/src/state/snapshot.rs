@@ -37,15 +37,26 @@ pub struct MeshState {
     pub(super) peer_modes: CowMap<Arc<str>, Arc<PeerModes>>,
     /// By uid: pods of this node.
     pub(super) local_policies: CowMap<Arc<str>, Arc<WorkloadPolicy>>,
-    pub(super) since: Since,
+    pub(super) stamps: Stamps,
 }
 
-/// The versions since which parts of the state are as they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Since {
-    pub(super) local_workloads: u64,
-    pub(super) local_policies: u64,
-    pub(super) unserved: u64,
+/// Tells whether a part of the state is the same in two snapshots: then the stamps are equal. Those of two engines never
+/// are.
+#[derive(Clone, Debug, Default)]
+pub struct Stamp(Arc<()>);
+
+impl PartialEq for Stamp {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// Who looks at one part of the state alone sees by these whether it changed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stamps {
+    pub(super) local_workloads: Stamp,
+    pub(super) local_policies: Stamp,
+    pub(super) unserved: Stamp,
 }
 
 impl MeshState {
@@ -82,19 +93,19 @@ impl MeshState {
         self.local.values()
     }
 
-    /// The version since which [`MeshState::local_workloads`] is as it is: equal in two snapshots, equal list.
-    pub fn local_workloads_since(&self) -> u64 {
-        self.since.local_workloads
+    /// Equal in two snapshots: so is [`MeshState::local_workloads`].
+    pub fn local_workloads_stamp(&self) -> &Stamp {
+        &self.stamps.local_workloads
     }
 
-    /// The version since which every [`MeshState::inbound_policy`] is as it is: equal in two snapshots, equal answers.
-    pub fn local_policies_since(&self) -> u64 {
-        self.since.local_policies
+    /// Equal in two snapshots: so is every [`MeshState::inbound_policy`].
+    pub fn local_policies_stamp(&self) -> &Stamp {
+        &self.stamps.local_policies
     }
 
-    /// The version since which [`MeshState::vips_without_endpoint`] is as it is: equal in two snapshots, equal set.
-    pub fn unserved_since(&self) -> u64 {
-        self.since.unserved
+    /// Equal in two snapshots: so is the set of [`MeshState::vips_without_endpoint`].
+    pub fn unserved_stamp(&self) -> &Stamp {
+        &self.stamps.unserved
     }
 
     /// The compiled policy of a pod of this node, by uid. None: the pod is unknown, refuse.

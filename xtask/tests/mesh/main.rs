@@ -4,9 +4,12 @@
 
 mod connections;
 mod dishonest_peer;
+mod exclusions;
 mod kernel;
 mod lifecycle;
 mod pair;
 mod policy;
+mod reach;
+mod services;
 mod steps;
 mod wire;

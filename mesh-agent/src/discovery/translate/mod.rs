@@ -4,6 +4,7 @@
 //! the field; it is up to the caller what stays in force then.
 
 mod core;
+mod exclusions;
 mod node;
 mod policy;
 mod service;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 pub use self::core::{namespace, pod};
+pub use self::exclusions::{MAX_NETWORKS, MAX_PORTS};
 pub use self::node::node;
 pub use self::policy::{authorization_policy, peer_authentication, unreadable};
 pub use self::service::service;
@@ -28,6 +30,21 @@ pub use crate::state::Item;
 pub const MESH_LABEL: &str = "nodemesh.dev/mesh";
 /// The namespace of objects that hold for the whole mesh.
 pub const MESH_NAMESPACE: &str = "nodemesh-system";
+
+/// One object, translated.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Taken {
+    /// None for an object that says nothing now.
+    pub item: Option<Item>,
+    /// Annotations that are taken as if they were not there, because they cannot be read.
+    pub problems: Vec<Problem>,
+}
+
+impl<T: Into<Option<Item>>> From<T> for Taken {
+    fn from(item: T) -> Self {
+        Self { item: item.into(), problems: Vec::new() }
+    }
+}
 
 /// What the mesh label says. A word that is neither is refused, not guessed.
 fn mesh_label(labels: Option<&BTreeMap<String, String>>) -> Result<Option<bool>, Problem> {
