@@ -44,7 +44,7 @@ impl<'a> Loose<'a> {
                 self.namespaces.insert(&key.name, *mesh);
             }
             Item::Node(node) => self.nodes.push(node.clone()),
-            Item::Pod { workload, mesh } => self.pods.push((workload, *mesh)),
+            Item::Pod { workload, mesh, problems: _ } => self.pods.push((workload, *mesh)),
             Item::Service(service) => self.services.push(service.clone()),
             Item::EndpointSlice { service, backends } => {
                 let slice = self.slices.entry((key.namespace.as_str().into(), service.clone())).or_default();

@@ -102,6 +102,8 @@ pub fn limits() -> Vec<Limit> {
         file::MAX_FILES, "files", "a directory with more is likely the wrong one";
         document::MAX_NODES, "values per document", "a list of 10 000 pods has about a million";
         document::MAX_EVENTS, "parser's events per document", "two or so for each value";
+        translate::MAX_PORTS, "ports per annotation", "an exclusion is an exception; a map holds those of 250 pods";
+        translate::MAX_NETWORKS, "networks per annotation", "the same";
         watch::QUIET, "milliseconds", "several files of one change come in one snapshot";
         watch::PATIENCE, "milliseconds", "for a directory that never gets quiet";
         watch::POLL_WATCHED, "milliseconds", "the directory is read although nothing was heard";

@@ -145,7 +145,12 @@ impl<'a> Reading<'a> {
 
     fn object(&mut self, place: &Place<'_>, key: Key, value: &Value) {
         match self.admit(&key, value) {
-            Ok(item) => self.insert(place, key, item),
+            Ok(item) => {
+                for problem in item.iter().flat_map(Item::problems).cloned() {
+                    self.find(place, &key.kind.to_string(), &key.object(), problem, Effect::ExcludesNothing);
+                }
+                self.insert(place, key, item);
+            }
             Err(problem) => {
                 let effect = self.refuse_unless_known(key.kind, Some(&key), value);
                 self.find(place, &key.kind.to_string(), &key.object(), problem, effect);

@@ -231,6 +231,20 @@ fn what_cannot_be_read_is_named() {
     }
 }
 
+/// A pod is in the mesh whole when one of its annotations cannot be read; the others hold.
+#[test]
+fn an_exclusion_that_cannot_be_read_excludes_nothing() {
+    let annotations = "nodemesh.dev/exclude-outbound-ports: '80,x', nodemesh.dev/exclude-inbound-ports: '9'";
+    let text = world().replace("name: web, uid", &format!("name: web, annotations: {{{annotations}}}, uid"));
+    let directory = directory(&[("a.yaml", &text)]);
+    let (state, findings) = load(directory.path(), &config("node-1")).unwrap();
+    let [finding] = &findings[..] else { panic!("{text}\n{findings:#?}") };
+    assert_eq!(finding.field, "metadata.annotations[\"nodemesh.dev/exclude-outbound-ports\"]");
+    assert_eq!((&*finding.kind, finding.effect), ("Pod", Effect::ExcludesNothing));
+    let excluding = state.workloads().find(|pod| !pod.exclusions.inbound_ports.is_empty()).unwrap();
+    assert!(excluding.enrolled && excluding.exclusions.outbound_ports.is_empty());
+}
+
 #[test]
 fn a_finding_reads_as_one_line() {
     let text = DENY.replace("DENY", "DENI");

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::policy::{Mode, PeerAuthentication, PolicyMeta, PolicySet, Target};
 use crate::state::{
-    Backend, Backends, ExternalAddresses, HostPort, InternalTraffic, Node, PortSpec, ServiceSpec, TargetPort, Traffic,
-    World,
+    Backend, Backends, Exclusions, ExternalAddresses, HostPort, InternalTraffic, Node, PortSpec, ServiceSpec,
+    TargetPort, Traffic, World,
 };
 
 #[test]
@@ -324,6 +324,7 @@ fn pod(name: &str, ips: &[&str], enrolled: bool) -> Workload {
         named_ports: BTreeMap::new(),
         host_ips: vec![],
         host_ports: vec![],
+        exclusions: Exclusions::default(),
         enrolled,
         refusal: None,
         host_network: false,

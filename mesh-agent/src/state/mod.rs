@@ -21,7 +21,7 @@ mod tests;
 pub use frontends::Destination;
 pub use service::{Endpoint, Frontend, Service, ServicePort};
 pub use snapshot::{MeshState, StateReader, StateWriter};
-pub use workload::{HostPort, Workload};
+pub use workload::{Exclusions, HostPort, Workload};
 pub use world::{
     Affinity, Backend, Backends, Distribution, ExternalAddresses, Hints, InternalTraffic, Node, PortSpec, ServiceSpec,
     TargetPort, Traffic, World,

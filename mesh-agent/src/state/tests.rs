@@ -232,6 +232,7 @@ fn pod(name: &str, ips: &[&str]) -> Workload {
         named_ports: BTreeMap::new(),
         host_ips: vec![],
         host_ports: vec![],
+        exclusions: Exclusions::default(),
         enrolled: true,
         refusal: None,
         host_network: false,

@@ -14,8 +14,8 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::echo::listen_on;
-use super::script::error_name;
 use super::say;
+use super::script::error_name;
 use super::tally::Tally;
 
 /// The server.

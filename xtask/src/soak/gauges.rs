@@ -95,7 +95,8 @@ impl Gauges {
 
 impl fmt::Display for Gauges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown: Vec<String> = self.0.iter().map(|(name, gauge)| format!("{name} {}", shown(name, gauge.value))).collect();
+        let shown: Vec<String> =
+            self.0.iter().map(|(name, gauge)| format!("{name} {}", shown(name, gauge.value))).collect();
         f.write_str(&shown.join(", "))
     }
 }

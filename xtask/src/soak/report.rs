@@ -57,8 +57,13 @@ impl Report {
     /// Keeps and shows a result.
     pub fn figure(&mut self, name: &str, value: &Value) {
         let short = |(_, field): &(&String, &Value)| !field.is_array();
-        let fields: Map<String, Value> =
-            value.as_object().into_iter().flatten().filter(short).map(|(name, field)| (name.clone(), field.clone())).collect();
+        let fields: Map<String, Value> = value
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(short)
+            .map(|(name, field)| (name.clone(), field.clone()))
+            .collect();
         self.say(&format!("{name}: {}", Value::Object(fields)));
         self.figures.insert(name.to_string(), value.clone());
     }
@@ -78,7 +83,8 @@ impl Report {
     pub fn table(&mut self, before: &Gauges, after: &Gauges) {
         println!("\n{:<22} {:>10} {:>10} {:>10} {:>10}", "", "before", "highest", "after", "slack");
         for (name, gauge) in &after.0 {
-            let column = |gauges: &Gauges| gauges.0.get(name).map_or("–".to_string(), |gauge| shown(name, gauge.value));
+            let column =
+                |gauges: &Gauges| gauges.0.get(name).map_or("–".to_string(), |gauge| shown(name, gauge.value));
             let slack = shown(name, gauge.slack);
             println!(
                 "{name:<22} {:>10} {:>10} {:>10} {slack:>10}",

@@ -88,7 +88,10 @@ impl Cast {
                 let [ip, port] = ip_and_port(stage.bed.service("database").socket(family, POSTGRES));
                 let pgbench = pgbench()?;
                 let fixed = [&pgbench, "-h", &ip, "-p", &port, "-U", "postgres", "-n", "-T", "1000000", "-P", "1"];
-                stage.bed.pod("caller").spawn(&name.replace([' ', ','], "-"), &[&fixed[..], more, &["postgres"]].concat())
+                stage
+                    .bed
+                    .pod("caller")
+                    .spawn(&name.replace([' ', ','], "-"), &[&fixed[..], more, &["postgres"]].concat())
             })?;
         }
         Ok(())

@@ -34,6 +34,7 @@ mod process;
 pub mod relay;
 pub mod run;
 mod servers;
+mod service;
 mod wire;
 mod world;
 mod yaml;
@@ -50,8 +51,9 @@ pub use servers::{
     greeter_client, greeter_session, postgres_programs, postgres_url, psql, start_greeter, start_nginx, start_postgres,
     start_redis,
 };
+pub use service::{PortSpec, ServiceSpec};
 pub use wire::{Packets, Recording, TcpPacket};
-pub use world::{PortSpec, ServiceSpec, World};
+pub use world::World;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -116,7 +118,12 @@ impl Testbed {
 
     /// Adds a node and joins it to those that exist. Nodes are called n1, n2, … in the order they are added.
     pub fn add_node(&mut self) -> Result<()> {
-        let node = Node::create(&self.run, self.nodes.len() + 1)?;
+        self.add_node_in("")
+    }
+
+    /// The same in a zone.
+    pub fn add_node_in(&mut self, zone: &str) -> Result<()> {
+        let node = Node::create(&self.run, self.nodes.len() + 1, zone)?;
         for other in &self.nodes {
             if let Some(process) = net::join_nodes(other, &node, &self.links)? {
                 self.cables.push(Cable { ends: [other.name.clone(), node.name.clone()], process });
@@ -138,7 +145,7 @@ impl Testbed {
         let node = node.with_context(|| format!("no node {}", spec.node))?;
         let pod = Pod::create(&self.run, node, spec, self.links.pod_mtu)?;
         pod.write_hosts(&self.services)?;
-        self.world.write_pod(&pod)?;
+        self.world.write_pod(&pod, self.node(&pod.spec.node))?;
         self.pods.insert(pod.spec.name.clone(), pod);
         Ok(())
     }
@@ -150,10 +157,13 @@ impl Testbed {
         pod.destroy()
     }
 
-    /// Adds a Service, dual-stack, with the EndpointSlices that its selector gives now.
+    /// Adds a Service with the EndpointSlices that its selector gives now. It is dual-stack unless it says otherwise.
     pub fn add_service(&mut self, spec: ServiceSpec) -> Result<ServiceAddress> {
-        let address = ServiceAddress::nth(self.services.len(), &spec.namespace, &spec.name);
-        self.world.write_service(&spec, &address, self.pods.values())?;
+        let mut address = ServiceAddress::nth(self.services.len(), &spec.namespace, &spec.name);
+        if let Some(pod) = self.pods.values().find(|pod| spec.resolves_to(pod)) {
+            address.ips = pod.ips;
+        }
+        self.world.write_service(&spec, &address, self.pods.values(), &self.nodes)?;
         self.services.push(address.clone());
         for pod in self.pods.values() {
             pod.write_hosts(&self.services)?;
@@ -178,7 +188,22 @@ impl Testbed {
             Some(value) => pod.spec.labels.insert(label.to_string(), value.to_string()),
             None => pod.spec.labels.remove(label),
         };
-        self.world.write_pod(pod)
+        self.write_pod(name)
+    }
+
+    /// The same with an annotation.
+    pub fn annotate_pod(&mut self, name: &str, annotation: &str, value: Option<&str>) -> Result<()> {
+        let pod = self.pods.get_mut(name).with_context(|| format!("no pod {name}"))?;
+        match value {
+            Some(value) => pod.spec.annotations.insert(annotation.to_string(), value.to_string()),
+            None => pod.spec.annotations.remove(annotation),
+        };
+        self.write_pod(name)
+    }
+
+    fn write_pod(&self, name: &str) -> Result<()> {
+        let pod = self.pod(name);
+        self.world.write_pod(pod, self.node(&pod.spec.node))
     }
 
     /// A node by its name.

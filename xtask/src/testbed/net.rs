@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::address;
+use super::address::{self, Family};
 use super::enter::join_network;
 use super::eventually;
 use super::node::Node;
@@ -131,29 +131,37 @@ fn half_of_link(here: &Node, there: &Node) -> Result<()> {
     ))
 }
 
-/// Joins a pod to its node as the CNI plugin `ptp` does: a /32 and a /128, and the host's end as the gateway.
-pub fn join_pod(node: &Node, pod: &Netns, ips: &address::DualStack, host_end: &str, mtu: u32) -> Result<()> {
-    let gateway = address::gateway(node.index);
-    let (ip4, ip6, gateway4, gateway6) = (ips.v4, ips.v6, gateway.v4, gateway.v6);
+/// Joins a pod to its node as the CNI plugin `ptp` does: a /32, a /128 or both, and the host's end as the gateway.
+pub fn join_pod(
+    node: &Node,
+    pod: &Netns,
+    ips: &address::DualStack,
+    families: &[Family],
+    host_end: &str,
+    mtu: u32,
+) -> Result<()> {
+    let gateways = address::gateway(node.index);
     node.netns.batch(&format!(
         "link add {host_end} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}
-         address add {gateway4}/32 dev {host_end}
-         address add {gateway6}/128 dev {host_end} nodad",
-        pod.name
+         address add {}/32 dev {host_end}
+         address add {}/128 dev {host_end} nodad",
+        pod.name, gateways.v4, gateways.v6
     ))?;
     bring_up([(&node.netns, host_end), (pod, "eth0")])?;
-    node.netns.batch(&format!(
-        "route add {ip4}/32 dev {host_end} src {gateway4}
-         route add {ip6}/128 dev {host_end} src {gateway6}"
-    ))?;
-    pod.batch(&format!(
-        "address add {ip4}/32 dev eth0
-         address add {ip6}/128 dev eth0 nodad
-         route add {gateway4}/32 dev eth0 scope link src {ip4}
-         route add default via {gateway4} dev eth0 src {ip4}
-         route add {gateway6}/128 dev eth0 src {ip6}
-         route add default via {gateway6} dev eth0 src {ip6}"
-    ))
+    for family in families {
+        let (ip, gateway) = (ips.ip(*family), gateways.ip(*family));
+        let (length, once, near) = match family {
+            Family::V4 => (32, "", "scope link"),
+            Family::V6 => (128, "nodad", ""),
+        };
+        node.netns.batch(&format!("route add {ip}/{length} dev {host_end} src {gateway}"))?;
+        pod.batch(&format!(
+            "address add {ip}/{length} dev eth0 {once}
+             route add {gateway}/{length} dev eth0 {near} src {ip}
+             route add default via {gateway} dev eth0 src {ip}"
+        ))?;
+    }
+    Ok(())
 }
 
 /// Brings both ends of a veth pair up and waits for their carrier, without which IPv6 refuses routes and the first

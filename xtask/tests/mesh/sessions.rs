@@ -40,10 +40,14 @@ fn redis_sessions_last_and_pipelines_are_answered() -> Result<()> {
         let (ip, port) = (address.ip().to_string(), address.port().to_string());
         let session = ["redis", &address.to_string(), "--interval=5", "--rounds=400"];
         let mut session = bed.pod("client").spawn_probe("redis", &session)?;
-        let benchmark = ["redis-benchmark", "-h", &ip, "-p", &port, "-q", "-c", "50", "-n", "50000", "-t", "set,get,lrange_100"];
+        let benchmark =
+            ["redis-benchmark", "-h", &ip, "-p", &port, "-q", "-c", "50", "-n", "50000", "-t", "set,get,lrange_100"];
         let said = bed.pod("client").run(&[&benchmark[..], &["-P", "16", "-d", "512"]].concat(), LONG)?;
         let said = said.expect_ok("redis-benchmark").map_err(|error| bed.explain(error))?;
-        println!("{family}: {}", said.replace('\r', "\n").lines().filter(|l| l.contains("per second")).collect::<Vec<_>>().join("; "));
+        println!(
+            "{family}: {}",
+            said.replace('\r', "\n").lines().filter(|l| l.contains("per second")).collect::<Vec<_>>().join("; ")
+        );
         ended(&mut session)?;
     }
     Ok(())
@@ -78,7 +82,8 @@ fn postgresql_transactions_copies_and_notifications() -> Result<()> {
 
         // A session that waits in silence, and hears of it when another speaks.
         let url = postgres_url(server);
-        let listener = ["psql", "-X", "-A", "-t", "-c", "listen c", "-c", "select pg_sleep(3)", "-c", "select 'listened'", &url];
+        let listener =
+            ["psql", "-X", "-A", "-t", "-c", "listen c", "-c", "select pg_sleep(3)", "-c", "select 'listened'", &url];
         let mut listener = bed.pod("client").spawn("listener", &listener)?;
         eventually(PATIENCE, "the listener to listen", || {
             listener.check_running()?;

@@ -4,6 +4,7 @@
 //! the field; it is up to the caller what stays in force then.
 
 mod core;
+mod exclusions;
 mod node;
 mod policy;
 mod service;
@@ -17,6 +18,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use self::core::{namespace, pod};
+pub use self::exclusions::{MAX_NETWORKS, MAX_PORTS};
 pub use self::node::node;
 pub use self::policy::{authorization_policy, peer_authentication, unreadable};
 pub use self::service::service;
@@ -47,6 +49,8 @@ pub enum Item {
         workload: Workload,
         /// What the pod's own label says.
         mesh: Option<bool>,
+        /// Annotations that are taken as if they were not there, because they cannot be read.
+        problems: Vec<Problem>,
     },
     /// A Service; its endpoints come with the EndpointSlices.
     Service(ServiceSpec),
@@ -61,6 +65,21 @@ pub enum Item {
     PeerAuthentication(PeerAuthentication),
     /// Who may connect.
     AuthorizationPolicy(AuthorizationPolicy),
+}
+
+impl Item {
+    /// What is wrong with the object, although it is taken.
+    pub fn problems(&self) -> &[Problem] {
+        match self {
+            Item::Pod { problems, .. } => problems,
+            Item::Namespace { .. }
+            | Item::Node(_)
+            | Item::Service(_)
+            | Item::EndpointSlice { .. }
+            | Item::PeerAuthentication(_)
+            | Item::AuthorizationPolicy(_) => &[],
+        }
+    }
 }
 
 /// What the mesh label says. A word that is neither is refused, not guessed.
