@@ -150,6 +150,7 @@ fn steady(stage: &mut Stage, report: &mut Report, time: Duration) -> Result<()> 
         }
     }
     cast.all_move(stage, Duration::from_secs(60)).context("at the end of the steady phase")?;
+    cast.silent_were_used()?;
     report.figure("steady", &serde_json::json!({"roles": cast.json(), "changes": churn.json()}));
     cast.leave()
 }

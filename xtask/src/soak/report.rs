@@ -56,12 +56,15 @@ impl Report {
 
     /// Keeps and shows a result.
     pub fn figure(&mut self, name: &str, value: &Value) {
-        match value {
-            Value::Object(fields) if fields.values().all(|field| !field.is_array()) => {
-                self.say(&format!("{name}: {value}"))
-            }
-            _ => self.say(&format!("{name}: done")),
-        }
+        let short = |(_, field): &(&String, &Value)| !field.is_array();
+        let fields: Map<String, Value> = value
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(short)
+            .map(|(name, field)| (name.clone(), field.clone()))
+            .collect();
+        self.say(&format!("{name}: {}", Value::Object(fields)));
         self.figures.insert(name.to_string(), value.clone());
     }
 

@@ -47,7 +47,7 @@ impl Cast {
     pub fn steady(stage: &Stage, time: Duration) -> Result<Self> {
         let mut cast = Self::restarts(stage)?;
         // Ten minutes of silence and then a word, if there is time for it.
-        let idle = format!("--idle={}", (time.as_secs() / 2).clamp(20, 600));
+        let idle = format!("--idle={}", time.as_secs().saturating_sub(60).clamp(20, 600));
         for (family, connections) in [(Family::V4, 7000), (Family::V6, 5000)] {
             let address = stage.bed.service("servers").socket(family, ECHO).to_string();
             let connections = format!("--connections={connections}");
@@ -172,6 +172,14 @@ impl Cast {
         }
     }
 
+    /// Fails if silent connections were not used again.
+    pub fn silent_were_used(&self) -> Result<()> {
+        for role in self.roles.iter().filter(|role| role.name.starts_with("hold")) {
+            ensure!(role.progress() > 0, "{} was never used: {}", role.name, role.last_line());
+        }
+        Ok(())
+    }
+
     /// How far they are, in a line.
     pub fn summary(&self) -> String {
         let mut kinds = BTreeMap::<&str, (u64, u64)>::new();
@@ -221,31 +229,34 @@ impl Role {
         Ok(())
     }
 
-    fn lines(&self) -> impl DoubleEndedIterator<Item = Value> {
-        let lines: Vec<Value> = self.process.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        lines.into_iter()
+    /// The last lines of JSON that it said.
+    fn lines(&self) -> Vec<Value> {
+        self.process.recent_log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Rounds, connections, calls or transactions, as it says them.
+    /// Rounds, connections, calls, or seconds with transactions in them: what it says, grows while all is well.
     fn progress(&self) -> u64 {
-        let number = |line: Value| ["done", "rounds", "calls"].iter().find_map(|name| line[*name].as_u64());
-        if let Some(number) = self.lines().rev().find_map(number) {
+        let number = |line: &Value| ["done", "rounds", "calls", "round"].iter().find_map(|name| line[*name].as_u64());
+        if let Some(number) = self.lines().iter().rev().find_map(number) {
             return number;
         }
-        // pgbench: "progress: 3.0 s, 99.9 tps, …"; one that does nothing says "0.0 tps".
-        self.process.log().lines().filter(|line| line.contains(" tps,") && !line.contains(" 0.0 tps,")).count() as u64
+        // pgbench: "progress: 3.0 s, 99.9 tps, …".
+        let said = self.process.recent_log();
+        let busy = said.lines().rev().find(|line| line.starts_with("progress: ") && !line.contains(" 0.0 tps,"));
+        let seconds = busy.and_then(|line| line.split(' ').nth(1)?.parse::<f64>().ok());
+        seconds.unwrap_or(0.0) as u64
     }
 
     fn failed(&self) -> Option<String> {
-        let failed = |line: &Value| {
+        let failed = |line: &&Value| {
             [&line["failed"], &line["answered"]["failed"], &line["opened"]["failed"]]
                 .iter()
                 .any(|count| count.as_u64().is_some_and(|count| count > 0))
         };
-        self.lines().find(failed).map(|line| line.to_string())
+        self.lines().iter().find(failed).map(ToString::to_string)
     }
 
     fn last_line(&self) -> String {
-        self.process.log().lines().last().unwrap_or_default().to_string()
+        self.process.recent_log().lines().last().unwrap_or_default().to_string()
     }
 }

@@ -12,6 +12,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What the short connections say: it must never be seen between the nodes.
 const WORD: &str = "a short word";
 
+/// Connections at a time, times five kills of an agent.
+const UNDER_WAY: usize = 2 * 8 * 5;
+
 /// Ten kills, on either side in turn, under new and long connections in both families. After each traffic flows again,
 /// and in the end nothing has crossed in plain and no record or program is left over.
 #[test]
@@ -65,7 +68,9 @@ fn agents_killed_ten_times_under_load() -> Result<()> {
             let left = ["DIALS", "CLIENTS", "FILED"].map(|map| map_entries(&maps.join(map)));
             let [dials, clients, filed] = left;
             let left = [dials?, clients?, filed?];
-            ensure!(left == [0, 0, tunnels], "{left:?} with {tunnels} tunnels");
+            // A client that has closed leaves its record to the agent; if that is killed before it has removed it, the
+            // record stays for ten minutes. It cannot be more than were under way.
+            ensure!(left[0] <= UNDER_WAY && left[1..] == [0, tunnels], "{left:?} with {tunnels} tunnels");
             Ok(Some(()))
         })?;
     }
