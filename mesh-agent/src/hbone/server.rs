@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
@@ -21,7 +21,7 @@ use super::limits::{self, Limits};
 use super::stream::{Stream, StreamError};
 use super::words::{self, Headers, TraceParent};
 use crate::drain;
-use crate::identity::{self, PeerError, Svid};
+use crate::identity::{Peer, PeerError, Svid};
 use crate::spiffe::SpiffeId;
 
 /// Why a tunnel ended other than by being closed.
@@ -45,6 +45,9 @@ pub enum ServeError {
     /// No answer to a ping.
     #[error("the peer did not answer a ping")]
     PingTimeout,
+    /// The root that vouched for the peer is no longer trusted.
+    #[error("the root of the peer's certificate is no longer trusted")]
+    Distrusted,
     /// The drain window ended before the tunnel's streams did.
     #[error("cut at the end of the drain window")]
     Drained,
@@ -146,8 +149,7 @@ async fn handshake(
     let _ = tcp.set_nodelay(true);
     let tls = TlsAcceptor::from(svid.server.clone()).accept(tcp).await.map_err(ServeError::Tls)?;
     let (_, session) = tls.get_ref();
-    let chain = session.peer_certificates();
-    let peer = Peer { id: identity::peer_id(chain)?, expiry: identity::peer_expiry(chain)? };
+    let peer = svid.peer(session.peer_certificates())?;
     if session.alpn_protocol() != Some(b"h2") {
         return Err(ServeError::NotHttp2);
     }
@@ -173,14 +175,6 @@ fn builder(limits: &Limits) -> Builder {
     builder
 }
 
-/// Who is at the other end.
-struct Peer {
-    id: SpiffeId,
-    /// When the certificate that proved it ends, and with it what this tunnel may be used for. A peer of ours has made a
-    /// new one long before.
-    expiry: SystemTime,
-}
-
 /// A tunnel that a peer has opened to one of our pods.
 pub struct Tunnel {
     peer: Peer,
@@ -201,6 +195,7 @@ impl Tunnel {
         let Self { peer, mut connection, handlers } = self;
         let ping_pong = connection.ping_pong();
         let mut lost = std::pin::pin!(keep_alive(ping_pong, limits));
+        let mut distrusted = std::pin::pin!(peer.distrusted());
         let mut idle = std::pin::pin!(handlers.until_idle(limits.idle_server_tunnel));
         let mut is_idle = false;
         let mut cut_at = None;
@@ -222,6 +217,7 @@ impl Tunnel {
                     is_idle = true;
                     connection.graceful_shutdown();
                 }
+                () = &mut distrusted => return farewell(connection, ServeError::Distrusted).await,
                 () = &mut lost => return farewell(connection, ServeError::PingTimeout).await,
             }
         }
@@ -239,7 +235,8 @@ fn handle<H, F>(
     H: Fn(Incoming) -> F,
     F: Future<Output = ()> + 'static,
 {
-    if peer.expiry <= SystemTime::now() {
+    // A peer of ours has made a new tunnel long before.
+    if !peer.is_current() {
         return refuse(respond, Status::Denied);
     }
     let Some(authority) = authority(&request) else { return refuse(respond, Status::BadRequest) };

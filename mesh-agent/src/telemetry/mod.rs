@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::limit::{Limit, limits};
 use crate::spiffe::SpiffeId;
 
-pub use metrics::{Metrics, OpenConnection};
+pub use metrics::{CertificateFacts, Metrics, OpenConnection, RootFacts};
 
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {

@@ -67,7 +67,11 @@ impl Mesh {
     }
 
     pub fn start_with(mode: OutboundMode) -> Self {
-        let ca: Arc<dyn CertificateAuthority> = Arc::new(LocalCa::memory(TRUST_DOMAIN).unwrap());
+        Self::start_on(Arc::new(LocalCa::memory(TRUST_DOMAIN).unwrap()), mode)
+    }
+
+    /// On a CA of the test's own.
+    pub fn start_on(ca: Arc<dyn CertificateAuthority>, mode: OutboundMode) -> Self {
         let nodes = [Node::start("node1", ca.clone(), mode), Node::start("node2", ca, mode)];
         Self { nodes, world: tempfile::tempdir().unwrap() }
     }

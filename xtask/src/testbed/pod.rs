@@ -124,14 +124,14 @@ pub struct Pod {
 }
 
 impl Pod {
-    pub(super) fn create(run: &Run, node: &mut Node, spec: PodSpec) -> Result<Self> {
+    pub(super) fn create(run: &Run, node: &mut Node, spec: PodSpec, mtu: u32) -> Result<Self> {
         let uid = random_uuid()?;
         let place = node.pods_made + 2;
         let host_end = format!("nm{}", node.pods_made);
         node.pods_made += 1;
         let ips = address::pod(node.index, place);
         let netns = Netns::create(run, &format!("{}-{}", node.name, spec.name))?;
-        net::join_pod(node, &netns, &ips, &spec.families, &host_end)?;
+        net::join_pod(node, &netns, &ips, &spec.families, &host_end, mtu)?;
         let cgroup = node.cgroup.join(format!("kubepods/besteffort/pod{uid}"));
         let dir = run.dir().join("pods").join(&spec.name);
         for part in [&cgroup, &dir] {
@@ -165,7 +165,17 @@ impl Pod {
 
     /// Runs xtask's probe (see [`crate::probe`]) to its end.
     pub fn probe(&self, arguments: &[&str]) -> Result<Finished> {
-        self.run(&as_strs(&probe_argv(arguments)?), Duration::from_secs(30))
+        self.probe_for(arguments, Duration::from_secs(30))
+    }
+
+    /// The same with another limit of time.
+    pub fn probe_for(&self, arguments: &[&str], timeout: Duration) -> Result<Finished> {
+        self.run(&as_strs(&probe_argv(arguments)?), timeout)
+    }
+
+    /// Starts xtask's probe, which lives as long as the pod.
+    pub fn start_probe(&self, name: &str, arguments: &[&str]) -> Result<()> {
+        self.start(name, &as_strs(&probe_argv(arguments)?))
     }
 
     /// Starts xtask's probe, which lives as long as what is returned.
