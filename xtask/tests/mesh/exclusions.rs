@@ -168,8 +168,28 @@ fn guarded(street: &Street, family: Family) -> Result<()> {
         ensure!(!street.past_the_hooks(from, to, family, port)?, "{from} to {to}:{port} went past the guard");
     }
     ensure!(unfiled()? >= before + 5, "{} of 5 were counted", unfiled()? - before);
+    // From an address that is not the pod's, which the connect hook does not see.
+    let caller = street.bed.pod("caller");
+    let other = street.bed.pod("plain").ips.ip(family).to_string();
+    let outsider = street.bed.pod("outsider").ips.ip(family).to_string();
+    let length = if family == Family::V4 { 32 } else { 128 };
+    caller.netns.batch(&format!("address add {other}/{length} dev lo"))?;
+    let before = unfiled()?;
+    let said = caller.run(&[PYTHON, "-c", DIAL_FROM, &other, &outsider, &PORT.to_string()], PATIENCE)?;
+    ensure!(said.expect_ok("dialling from another's address")?.trim() == "TimeoutError");
+    ensure!(unfiled()? > before, "not counted");
     Ok(())
 }
+
+/// Debian's interpreter: an application that chooses its source address.
+const PYTHON: &str = "/usr/bin/python3";
+const DIAL_FROM: &str = "
+import socket, sys
+source, to, port = sys.argv[1:4]
+s = socket.socket(socket.AF_INET6 if ':' in to else socket.AF_INET); s.settimeout(1); s.bind((source, 0))
+try: s.connect((to, int(port))); print('connected')
+except Exception as e: print(type(e).__name__)
+";
 
 /// Annotations that are edited hold for the next connection; what is open stays; what nobody asks for any more goes.
 #[test]
