@@ -193,7 +193,7 @@ impl ServiceSpec {
         })
     }
 
-    /// Conditions and hints as the EndpointSlice controller of Kubernetes 1.35 writes them.
+    /// Conditions and hints as the EndpointSlice controller writes them.
     fn endpoint(&self, pod: &Pod, family: Family, nodes: &[Node]) -> Value {
         let spec = &pod.spec;
         let publishes = self.spec.get("publishNotReadyAddresses") == Some(&Value::Bool(true));
