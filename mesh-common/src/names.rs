@@ -28,8 +28,10 @@ pub mod maps {
     pub const OUTCOMES: &str = "OUTCOMES";
     /// ring buffer of Event
     pub const EVENTS: &str = "EVENTS";
+    /// generation → pid, start time, standing: the agents of this node, which alone use it
+    pub const INSTANCES: &str = "INSTANCES";
 
-    /// Every map that is pinned.
+    /// Every map of the kernel programs, all of which are pinned.
     pub const ALL: [&str; 11] =
         [PODS, DIALS, DIALLED, CLIENTS, FILED, LISTENERS, NO_ENDPOINT, GUARDED, AGENTS, OUTCOMES, EVENTS];
     /// The maps whose size follows the number of connections that a node may hold.

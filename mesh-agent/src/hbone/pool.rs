@@ -116,24 +116,31 @@ impl Pool {
     }
 
     /// Opens a stream, on a tunnel that is there or on a new one. `connect_tcp` dials the peer's port 15008 from the
-    /// source pod's namespace; it is called at most once.
+    /// source pod's namespace.
     pub async fn open(
         &self,
         key: &TunnelKey,
         svid: &Arc<Svid>,
-        connect_tcp: impl AsyncFnOnce() -> io::Result<TcpStream>,
+        connect_tcp: impl AsyncFn() -> io::Result<TcpStream>,
         request: &ConnectRequest,
     ) -> Result<Stream, OpenError> {
+        // A peer that is being upgraded may still accept a tunnel and say at once that it goes away: the next one
+        // reaches the agent that took over. Once, or a peer that only ever closes would keep us busy.
+        let mut has_made_one = false;
         loop {
-            let Some((send, occupied)) = self.check_out(key, svid) else { break };
+            let ((send, occupied), is_new) = match self.check_out(key, svid) {
+                Some(place) => (place, false),
+                None => (self.establish(key, svid, &connect_tcp).await?, true),
+            };
             let tunnel = occupied.0.clone();
             match client::connect(send, occupied, request, &self.inner.limits).await {
-                Err(error) if error.is_stale_tunnel() => self.inner.retire(&tunnel),
+                Err(error) if error.is_stale_tunnel() && !(is_new && has_made_one) => {
+                    has_made_one |= is_new;
+                    self.inner.retire(&tunnel);
+                }
                 outcome => return outcome,
             }
         }
-        let (send, occupied) = self.establish(key, svid, connect_tcp).await?;
-        client::connect(send, occupied, request, &self.inner.limits).await
     }
 
     /// Retires the tunnels of a pod that left.
@@ -165,7 +172,7 @@ impl Pool {
         &self,
         key: &TunnelKey,
         svid: &Arc<Svid>,
-        connect_tcp: impl AsyncFnOnce() -> io::Result<TcpStream>,
+        connect_tcp: impl AsyncFn() -> io::Result<TcpStream>,
     ) -> Result<(SendRequest<Bytes>, Occupied), OpenError> {
         let slot = self.inner.slots.borrow_mut().entry(key.clone()).or_default().clone();
         let tries = slot.tries.get();
@@ -200,7 +207,7 @@ impl Pool {
         &self,
         key: &TunnelKey,
         svid: &Arc<Svid>,
-        connect_tcp: impl AsyncFnOnce() -> io::Result<TcpStream>,
+        connect_tcp: impl AsyncFn() -> io::Result<TcpStream>,
     ) -> Result<Open, OpenError> {
         let limits = &self.inner.limits;
         let tcp = match tokio::time::timeout(limits.connect_timeout, connect_tcp()).await {

@@ -60,6 +60,9 @@ pub type CertificateSource = Box<dyn Fn() -> Vec<(SpiffeId, f64)> + Send + Sync>
 /// Reads how long ago the world was last read whole; nothing before the first time.
 pub type ConfigAgeSource = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
 
+/// Reads how many pods should be captured and are not.
+pub type PodCountSource = Box<dyn Fn() -> usize + Send + Sync>;
+
 /// All metrics of the process. Cheap to clone; no method waits for another thread for longer than a look-up.
 #[derive(Clone)]
 pub struct Metrics {
@@ -165,6 +168,11 @@ impl Metrics {
     /// Shows the age of the world as `nodemesh_config_age_seconds`.
     pub fn register_config_age(&self, source: ConfigAgeSource) {
         self.inner.collect(ConfigAgeCollector(source));
+    }
+
+    /// Shows how many pods that should be captured are not as `nodemesh_pods_not_captured`.
+    pub fn register_pods_not_captured(&self, source: PodCountSource) {
+        self.inner.collect(PodCountCollector(source));
     }
 
     /// Everything, as OpenMetrics text (see [`CONTENT_TYPE`]).
@@ -406,6 +414,16 @@ impl Collector for ConfigAgeCollector {
     }
 }
 
+struct PodCountCollector(PodCountSource);
+
+impl Collector for PodCountCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let help = "Pods of this node that should be captured and are not; /readyz names them";
+        let gauge = ConstGauge::new(i64::try_from((self.0)()).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor("pods_not_captured", help, None, MetricType::Gauge)?)
+    }
+}
+
 macro_rules! debug_by_name {
     ($($collector:ident)*) => {$(
         impl fmt::Debug for $collector {
@@ -416,4 +434,4 @@ macro_rules! debug_by_name {
     )*};
 }
 
-debug_by_name! { OutcomeCollector CertificateCollector ConfigAgeCollector }
+debug_by_name! { OutcomeCollector CertificateCollector ConfigAgeCollector PodCountCollector }

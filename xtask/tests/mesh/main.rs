@@ -9,4 +9,5 @@ mod lifecycle;
 mod pair;
 mod policy;
 mod steps;
+mod upgrade;
 mod wire;
