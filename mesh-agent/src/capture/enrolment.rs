@@ -663,7 +663,9 @@ fn v6_prefix(prefix: [u8; 8]) -> IpAddr {
 
 fn remove_pin(pin: &std::path::Path) -> Result<(), String> {
     match fs::remove_file(pin) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("removing {}: {error}", pin.display())),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("removing {}: {error}", pin.display()))
+        }
         Ok(()) | Err(_) => Ok(()),
     }
 }

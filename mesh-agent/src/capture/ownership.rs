@@ -344,7 +344,8 @@ mod tests {
         let own = Process::own().unwrap();
         assert!(own.is_alive());
         assert!(!Process { started: own.started + 1, ..own }.is_alive());
-        let stat = |state: &str| format!("7 (a) b) ({state}) {state} 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20");
+        let stat =
+            |state: &str| format!("7 (a) b) ({state}) {state} 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20");
         let table = [("S", Some(4242)), ("R", Some(4242)), ("Z", None), ("X", None)];
         for (state, expected) in table {
             assert_eq!(start_time_in(&stat(state)), expected, "{state}");

@@ -32,7 +32,9 @@ impl Pair {
         bed.add_pod(PodSpec::new("pair", "client", "n1"))?;
         bed.add_pod(PodSpec::new("pair", "server", "n2"))?;
         let service = ServiceSpec::new("pair", "server");
-        bed.add_service(service.port("probe", PORT, PORT).port("http", 80, 80).port("other", 81, 8080).port("redis", 6379, 6379))?;
+        bed.add_service(
+            service.port("probe", PORT, PORT).port("http", 80, 80).port("other", 81, 8080).port("redis", 6379, 6379),
+        )?;
         bed.add_service(ServiceSpec::new("pair", "nobody").port("", 80, 80))?;
         Ok(Self { bed, with_mesh: false })
     }
@@ -51,7 +53,8 @@ impl Pair {
         for family in Family::BOTH {
             let url = format!("http://{}/", self.server(family, 80));
             eventually(Duration::from_secs(10), "requests to be served", || {
-                let answer = self.bed.pod("client").run(&["curl", "-sS", "--fail", "--max-time", "3", &url], PATIENCE)?;
+                let answer =
+                    self.bed.pod("client").run(&["curl", "-sS", "--fail", "--max-time", "3", &url], PATIENCE)?;
                 answer.expect_ok("curl").map(Some)
             })?;
         }

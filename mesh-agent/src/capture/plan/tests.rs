@@ -283,7 +283,9 @@ impl Node {
             if can_fail && matches!(mishap, Mishap::StepFails(at) if at == number) {
                 failed.extend(step.cookie());
                 let phase = step.cookie().and_then(|cookie| Some(self.agents[index].held.get(&cookie)?.phase));
-                for step in step.cookie().into_iter().flat_map(|c| after_failure(c, phase.unwrap_or(Phase::Joining), step)) {
+                for step in
+                    step.cookie().into_iter().flat_map(|c| after_failure(c, phase.unwrap_or(Phase::Joining), step))
+                {
                     self.act(id, &view, &step);
                 }
             } else {
