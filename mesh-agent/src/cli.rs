@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
 /// The agent of a sidecarless service mesh: one per node, carries the traffic of the node's enrolled pods.
@@ -32,6 +32,9 @@ pub enum Command {
     ///
     /// Exit status: 0 nothing, 1 something.
     Validate(ValidateArgs),
+    /// Look at the root of `--ca dir:PATH`, or replace it
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Print the version
     Version,
     /// Take every pinned program and map out of the kernel
@@ -61,6 +64,67 @@ pub struct ValidateArgs {
     /// The trust domain that principals may name [default: cluster.local]
     #[arg(long, value_name = "NAME")]
     pub trust_domain: Option<String>,
+}
+
+const ROTATE_AFTER_HELP: &str = "\
+Agents that use the directory notice each phase within seconds; none is restarted.
+
+  mesh-agent ca rotate --ca dir:PATH --phase prepare   a next root is made and trusted; it signs nothing yet
+  mesh-agent ca rotate --ca dir:PATH --phase switch    it signs; every certificate is renewed within seconds;
+                                                       what the earlier root signed stays trusted
+  mesh-agent ca rotate --ca dir:PATH --phase finish    the earlier root is no longer trusted; tunnels that still
+                                                       rest on it are cut (nodemesh_root_peers shows them)
+  mesh-agent ca rotate --ca dir:PATH --phase cancel    instead of switch: the prepared root is thrown away
+
+A phase waits until every agent has had time to take the one before. A phase that was interrupted is run again. When the
+key is known to others, run the three one after another with --force: connections may fail for some seconds.";
+
+/// `mesh-agent ca`
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Print which root signs, which are trusted beside it, and whether a rotation is under way
+    Status(CaArgs),
+    /// Do one phase of replacing the root that signs
+    #[command(after_help = ROTATE_AFTER_HELP)]
+    Rotate(CaRotateArgs),
+}
+
+/// Which directory of a root is meant.
+#[derive(Debug, Args)]
+pub struct CaArgs {
+    /// The directory of the root, as the agents have it
+    #[arg(long, value_name = "dir:PATH")]
+    pub ca: String,
+    /// The trust domain of the root [default: cluster.local]
+    #[arg(long, value_name = "NAME")]
+    pub trust_domain: Option<String>,
+}
+
+/// `mesh-agent ca rotate`
+#[derive(Debug, Args)]
+pub struct CaRotateArgs {
+    /// Which directory.
+    #[command(flatten)]
+    pub directory: CaArgs,
+    /// What to do
+    #[arg(long)]
+    pub phase: CaPhase,
+    /// Do not wait for agents to take the phase before
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// A phase, as it is typed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum CaPhase {
+    /// Make a next root and trust it
+    Prepare,
+    /// Sign by it
+    Switch,
+    /// Trust the earlier one no longer
+    Finish,
+    /// Throw the prepared root away
+    Cancel,
 }
 
 /// `mesh-agent detach`
@@ -175,12 +239,34 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = TRAFFIC)]
     pub workers: Option<Setting>,
 
+    /// How many connections of one pod may live at once, both directions together; more are refused. One pod never gets
+    /// more than four fifths of the descriptors that the agent may use [default: 32768]
+    #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub pod_connections: Option<Setting>,
+
+    /// How many new connections of one pod are taken per second; more are refused [default: 5000]
+    #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub pod_accept_rate: Option<Setting>,
+
+    /// How many new connections of one pod may come at once before the rate counts [default: 20000]
+    #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub pod_accept_burst: Option<Setting>,
+
+    /// How many peers of one pod's tunnel port may be in their handshake at once; more are refused [default: 1024]
+    #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub pod_handshakes: Option<Setting>,
+
+    /// How much may wait in the agent for the applications of one pod to read it; over it, a connection that makes more
+    /// wait is cut [default: 256Mi]
+    #[arg(long, value_name = "SIZE", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub pod_buffer: Option<Setting>,
+
     /// How long connections may go on after the agent was told to end [default: 10m]
     #[arg(long, value_name = "DURATION", value_parser = Setting::flag, help_heading = TRAFFIC)]
     pub drain_window: Option<Setting>,
 
-    /// Where everything is shown and changed: /readyz /metrics /config_dump /connections /rotate /drain /log-level. A
-    /// loopback address or a unix socket, for whoever reaches it may use it [default: 127.0.0.1:15000]
+    /// Where everything is shown and changed: /readyz /metrics /config_dump /connections /rotate /drain /log-level
+    /// /access-log. A loopback address or a unix socket, for whoever reaches it may use it [default: 127.0.0.1:15000]
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_parser = Setting::flag, help_heading = HTTP)]
     pub admin: Option<Setting>,
 
@@ -200,6 +286,11 @@ pub struct RunArgs {
     /// The access log is the target access: info,access=off silences it [default: info]
     #[arg(long, value_name = "FILTER", value_parser = Setting::flag, help_heading = LOG)]
     pub log_level: Option<Setting>,
+
+    /// Which connections get a line in the access log: all, off, or words joined by commas: failures, result=NAME,
+    /// namespace=NAME, pod=NAMESPACE/NAME, sample=N (one of N that ended well) [default: all]
+    #[arg(long, value_name = "FILTER", value_parser = Setting::flag, help_heading = LOG)]
+    pub access_log: Option<Setting>,
 }
 
 impl Setting {
@@ -238,12 +329,18 @@ impl RunArgs {
             svid_ttl: setting("svid-ttl"),
             outbound_mode: setting("outbound-mode"),
             workers: setting("workers"),
+            pod_connections: setting("pod-connections"),
+            pod_accept_rate: setting("pod-accept-rate"),
+            pod_accept_burst: setting("pod-accept-burst"),
+            pod_handshakes: setting("pod-handshakes"),
+            pod_buffer: setting("pod-buffer"),
             drain_window: setting("drain-window"),
             admin: setting("admin"),
             metrics: setting("metrics"),
             readiness: setting("readiness"),
             log_format: setting("log-format"),
             log_level: setting("log-level"),
+            access_log: setting("access-log"),
         }
     }
 
@@ -264,12 +361,18 @@ impl RunArgs {
             svid_ttl: self.svid_ttl.or(lower.svid_ttl),
             outbound_mode: self.outbound_mode.or(lower.outbound_mode),
             workers: self.workers.or(lower.workers),
+            pod_connections: self.pod_connections.or(lower.pod_connections),
+            pod_accept_rate: self.pod_accept_rate.or(lower.pod_accept_rate),
+            pod_accept_burst: self.pod_accept_burst.or(lower.pod_accept_burst),
+            pod_handshakes: self.pod_handshakes.or(lower.pod_handshakes),
+            pod_buffer: self.pod_buffer.or(lower.pod_buffer),
             drain_window: self.drain_window.or(lower.drain_window),
             admin: self.admin.or(lower.admin),
             metrics: self.metrics.or(lower.metrics),
             readiness: self.readiness.or(lower.readiness),
             log_format: self.log_format.or(lower.log_format),
             log_level: self.log_level.or(lower.log_level),
+            access_log: self.access_log.or(lower.access_log),
         }
     }
 }

@@ -16,19 +16,13 @@ use tokio::task::JoinSet;
 use super::{Agent, Ended, part, show};
 use crate::admin::{self, Address, Listener, Provider, Sources, Surface};
 use crate::capture::Standing;
-use crate::telemetry::logs;
 
 /// How often an address is tried that another agent still holds: metrics are away for no longer than this.
 pub(super) const BIND_RETRY: Duration = Duration::from_millis(100);
 
 /// Binds and serves admin, metrics and readiness. With a predecessor, what that one holds is waited for.
-pub async fn start(
-    parts: &mut JoinSet<Ended>,
-    agent: &Arc<Agent>,
-    log_filter: logs::Filter,
-    predecessor: Option<u32>,
-) -> Result<()> {
-    let sources = Arc::new(sources(agent, log_filter));
+pub async fn start(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>, predecessor: Option<u32>) -> Result<()> {
+    let sources = Arc::new(sources(agent));
     let http = &agent.config.http;
     let surfaces = [
         ("--admin", &http.admin, Surface::Admin),
@@ -116,7 +110,7 @@ async fn until(standing: &mut watch::Receiver<Standing>, is_such: impl Fn(Standi
     }
 }
 
-fn sources(agent: &Arc<Agent>, log_filter: logs::Filter) -> Sources {
+fn sources(agent: &Arc<Agent>) -> Sources {
     let show = |section: fn(&Agent) -> serde_json::Value| -> Provider {
         let agent = agent.clone();
         admin::provider(move || {
@@ -130,6 +124,7 @@ fn sources(agent: &Arc<Agent>, log_filter: logs::Filter) -> Sources {
         ("identities", show(show::identities)),
         ("limits", show(show::limits)),
         ("policies", show(show::policies)),
+        ("settings", show(show::settings)),
         ("services", show(show::services)),
         ("workloads", show(show::workloads)),
         ("tunnels", {
@@ -159,6 +154,7 @@ fn sources(agent: &Arc<Agent>, log_filter: logs::Filter) -> Sources {
                 async { Ok("draining".to_string()) }
             })
         },
-        log_filter: Some(log_filter),
+        log_filter: Some(agent.logs.levels.clone()),
+        access_log: agent.logs.access.clone(),
     }
 }

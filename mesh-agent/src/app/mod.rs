@@ -15,8 +15,10 @@ mod show;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, anyhow};
+use descriptors::Descriptors;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -26,10 +28,10 @@ use crate::config::{self, Config};
 use crate::drain::Drain;
 use crate::identity::{self, CertificateAuthority, Identities};
 use crate::limit::{Limit, limits};
-use crate::proxy::{Proxy, Shared};
+use crate::proxy::{Budgets, Proxy, Shared};
 use crate::readiness::Readiness;
 use crate::state::{StateReader, StateWriter};
-use crate::telemetry::{Metrics, logs};
+use crate::telemetry::{AccessLog, Metrics, TunnelNumbers, logs};
 use crate::{discovery, hbone};
 
 /// Threads of the control runtime: discovery may compile a large world while the admin endpoints answer.
@@ -49,6 +51,7 @@ fn limits() -> Vec<Limit> {
         http::BIND_RETRY, "milliseconds", "between two tries of an address that the agent before this one still holds";
         descriptors::RESERVE, "descriptors", "that are not connections: maps, pins, listeners, socket stocks, logs";
         descriptors::PER_CONNECTION, "descriptors", "two where a connection does not go through a tunnel";
+        descriptors::POD_SHARE, "percent", "of the descriptors for one pod's connections; its neighbours have the rest";
     ]
 }
 
@@ -67,8 +70,11 @@ pub fn run(config: Config) -> Result<()> {
 /// The rooms, connected.
 pub(crate) struct Agent {
     config: Config,
+    started: SystemTime,
+    descriptors: Descriptors,
     readiness: Readiness,
     metrics: Metrics,
+    logs: LogControls,
     /// Where this agent stands among the agents of its node.
     standing: watch::Receiver<Standing>,
     /// The agent was told to end.
@@ -85,6 +91,12 @@ pub(crate) struct Agent {
     proxy: Proxy,
 }
 
+/// What is logged, as it is now; both change at run time.
+struct LogControls {
+    levels: logs::Filter,
+    access: AccessLog,
+}
+
 async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let mut signals = Signals::new()?;
     let readiness = Readiness::default();
@@ -97,10 +109,15 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let (writer, state) = StateWriter::new(&config.node);
     let identities = identities(&config.identity)?;
     let capture = Capture::start(capture_config(&config)).context("cannot capture on this node")?;
+    let descriptors = Descriptors::raise();
+    let (access_log, tunnels) = (AccessLog::new(config.logs.access.clone()), Arc::<hbone::Tally>::default());
     let shared = Shared {
         state: state.clone(),
         identities: identities.clone(),
         metrics: metrics.clone(),
+        access_log: access_log.clone(),
+        budgets: budgets(&config.proxy.pod, descriptors),
+        tunnels: tunnels.clone(),
         mode: config.proxy.outbound_mode,
         drain: handed_over.token(),
         limits: hbone::Limits { drain_window: config.proxy.drain_window, ..hbone::Limits::default() },
@@ -108,11 +125,16 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let proxy = Proxy::start(shared, config.proxy.workers.get()).context("cannot start the worker threads")?;
     let health = discovery::Health::default();
     register_collectors(&metrics, &capture, &identities, &health, &readiness);
+    register_usage(&metrics, &proxy, tunnels);
+    let (logs, started) = (LogControls { levels: log_filter, access: access_log }, SystemTime::now());
     let (standing, predecessor) = (capture.standing(), capture.predecessor());
     let agent = Arc::new(Agent {
         config,
+        started,
+        descriptors,
         readiness,
         metrics,
+        logs,
         standing,
         drain,
         handed_over,
@@ -125,9 +147,9 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     });
 
     let mut parts = JoinSet::new();
-    http::start(&mut parts, &agent, log_filter, predecessor).await?;
+    http::start(&mut parts, &agent, predecessor).await?;
     agent.start_parts(&mut parts, writer, capture);
-    let connections = descriptors::raise();
+    let connections = descriptors.connections();
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(node = %agent.config.node, version, connections, predecessor, "started");
     let failed = tokio::select! {
@@ -232,7 +254,7 @@ fn register_collectors(
     let outcomes = capture.outcomes();
     metrics.register_outcomes(Box::new(move || outcomes.read().into_iter().map(|(o, n)| (o.name(), n)).collect()));
     let identities = identities.clone();
-    metrics.register_certificates(Box::new(move || show::expiries(&identities)));
+    metrics.register_certificates(Box::new(move || show::certificates(&identities)));
     let health = health.clone();
     metrics.register_config_age(Box::new(move || health.report().seen?.elapsed().ok()));
     let readiness = readiness.clone();
@@ -240,6 +262,30 @@ fn register_collectors(
         let gates = readiness.missing().into_iter().chain(readiness.notes());
         gates.filter(|(gate, _)| gate.starts_with(capture::POD_GATE)).count()
     }));
+}
+
+fn register_usage(metrics: &Metrics, proxy: &Proxy, tunnels: Arc<hbone::Tally>) {
+    let proxy = proxy.clone();
+    metrics.register_workloads(Box::new(move || proxy.usage()));
+    metrics.register_tunnels(Box::new(move || TunnelNumbers {
+        open: tunnels.tunnels(),
+        streams: tunnels.streams(),
+        establishments: tunnels.establishments(),
+    }));
+}
+
+/// What each pod may take, within what the process has.
+fn budgets(pod: &config::PodBudget, descriptors: Descriptors) -> Budgets {
+    let config::PodBudget { connections, accept_rate, accept_burst, handshakes, buffer } = *pod;
+    let connections = u64::from(connections).min(descriptors.of_one_pod());
+    Budgets {
+        connections: usize::try_from(connections).unwrap_or(usize::MAX),
+        accept_rate,
+        accept_burst,
+        handshakes: usize::try_from(handshakes).unwrap_or(usize::MAX),
+        buffered_bytes: buffer,
+        descriptors: descriptors.count(),
+    }
 }
 
 /// SIGTERM and SIGINT.

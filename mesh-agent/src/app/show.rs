@@ -5,19 +5,84 @@ use std::time::UNIX_EPOCH;
 use serde_json::{Value, json};
 
 use super::Agent;
+use crate::config::{self, Config};
 use crate::identity::Identities;
 use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
-use crate::spiffe::SpiffeId;
+use crate::telemetry::{CertificateFacts, RootFacts};
 use crate::{admin, capture, discovery, hbone, identity, proxy, routing, telemetry};
 
-/// Version, node and the configuration as it was understood.
+/// Who this is, since when, and how it is.
 pub fn agent(agent: &Agent) -> Value {
+    let missing = agent.readiness.missing();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "node": agent.config.node,
         "pid": std::process::id(),
-        "config": format!("{:?}", agent.config),
+        "started": unix_seconds(agent.started),
+        "notReady": missing.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+        "connectionsByWorker": agent.proxy.loads(),
+        "descriptorsForConnections": agent.descriptors.count(),
+        "logLevel": agent.logs.levels.current(),
+        "accessLog": agent.logs.access.filter().to_string(),
+        "logLinesDropped": telemetry::logs::dropped_lines(),
+    })
+}
+
+/// The configuration as it was understood, by the names of the flags. Nothing in it is secret.
+pub fn settings(agent: &Agent) -> Value {
+    settings_of(&agent.config)
+}
+
+fn settings_of(config: &Config) -> Value {
+    let Config { node, discovery, capture, identity, proxy, http, logs } = config;
+    let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log } = capture;
+    let config::Identity { ca, trust_domain, svid_ttl } = identity;
+    let config::Proxy { outbound_mode, workers, drain_window, pod } = proxy;
+    let config::PodBudget { connections, accept_rate, accept_burst, handshakes, buffer } = pod;
+    let config::Http { admin, metrics, readiness } = http;
+    let config::Logs { format, level, access } = logs;
+    let config::Discovery::Directory(world) = discovery;
+    let duration = |duration: &std::time::Duration| humantime::format_duration(*duration).to_string();
+    json!({
+        "node": node,
+        "discovery": format!("dir:{}", world.display()),
+        "cgroup-root": cgroup_root,
+        "bpf-pins": bpf_pins,
+        "bpf-object": bpf_object,
+        "map-connections": map_connections,
+        "tc": match tc {
+            config::Tc::Auto => "auto",
+            config::Tc::Tcx => "tcx",
+            config::Tc::Clsact => "clsact",
+        },
+        "bpf-log": bpf_log,
+        "ca": match ca {
+            config::Ca::Memory => "memory".to_string(),
+            config::Ca::Directory(path) => format!("dir:{}", path.display()),
+        },
+        "trust-domain": trust_domain,
+        "svid-ttl": duration(svid_ttl),
+        "outbound-mode": match outbound_mode {
+            routing::OutboundMode::AllowAny => "allow-any",
+            routing::OutboundMode::RegistryOnly => "registry-only",
+        },
+        "workers": workers,
+        "pod-connections": connections,
+        "pod-accept-rate": accept_rate,
+        "pod-accept-burst": accept_burst,
+        "pod-handshakes": handshakes,
+        "pod-buffer": buffer,
+        "drain-window": duration(drain_window),
+        "admin": admin.to_string(),
+        "metrics": metrics.to_string(),
+        "readiness": readiness.to_string(),
+        "log-format": match format {
+            telemetry::logs::Format::Text => "text",
+            telemetry::logs::Format::Json => "json",
+        },
+        "log-level": level,
+        "access-log": access.to_string(),
     })
 }
 
@@ -28,17 +93,31 @@ pub fn discovery(agent: &Agent) -> Value {
 
 /// The certificates; never a key.
 pub fn identities(agent: &Agent) -> Value {
-    let one = |status: crate::identity::SvidStatus| {
+    let one = |status: identity::SvidStatus| {
         json!({
             "id": status.id.to_string(),
             "notAfter": status.not_after.map(unix_seconds),
+            "secondsLeft": status.seconds_left,
+            "issued": status.issued.map(unix_seconds),
+            "root": status.root.map(|root| root.to_string()),
             "serial": status.serial,
             "generation": status.generation,
             "lastError": status.last_error,
+            "failures": status.failures,
+        })
+    };
+    let root = |root: identity::RootStatus| {
+        json!({
+            "root": root.id.to_string(),
+            "notAfter": unix_seconds(root.not_after),
+            "signs": root.is_signer,
+            "peers": root.peers,
         })
     };
     json!({
         "authority": agent.identities.authority(),
+        "trouble": agent.identities.trouble(),
+        "roots": agent.identities.roots().into_iter().map(root).collect::<Vec<_>>(),
         "svids": agent.identities.status().into_iter().map(one).collect::<Vec<_>>(),
     })
 }
@@ -101,7 +180,9 @@ pub fn policies(agent: &Agent) -> Value {
 /// The pods of this node, with the policy that stands before each.
 pub fn workloads(agent: &Agent) -> Value {
     let state = agent.state.current();
+    let usage = agent.proxy.usage();
     let one = |workload: &std::sync::Arc<crate::state::Workload>| {
+        let taken = usage.iter().find(|usage| usage.pod == workload.name && usage.namespace == workload.namespace);
         json!({
             "uid": workload.uid,
             "namespace": workload.namespace,
@@ -110,10 +191,28 @@ pub fn workloads(agent: &Agent) -> Value {
             "ips": workload.ips,
             "enrolled": workload.enrolled,
             "refusal": workload.refusal,
+            "excluded": {
+                "outboundPorts": workload.exclusions.outbound_ports,
+                "inboundPorts": workload.exclusions.inbound_ports,
+                "outboundCIDRs": workload.exclusions.outbound_networks,
+            },
+            "taken": taken.map(taken_json),
             "policy": state.inbound_policy(&workload.uid),
         })
     };
     state.local_workloads().map(one).collect()
+}
+
+fn taken_json(usage: &telemetry::WorkloadUsage) -> Value {
+    let telemetry::WorkloadUsage { namespace: _, pod: _, connections, tunnels, handshakes, buffered_bytes, refused } =
+        usage;
+    json!({
+        "connections": connections,
+        "tunnels": tunnels,
+        "handshakes": handshakes,
+        "bufferedBytes": buffered_bytes,
+        "overBudget": refused.iter().copied().collect::<std::collections::BTreeMap<_, _>>(),
+    })
 }
 
 /// The tunnels to other pods, of all workers.
@@ -159,10 +258,23 @@ pub async fn connections(proxy: Proxy) -> Value {
     proxy.connections().await.into_iter().map(one).collect()
 }
 
-/// Identity and end of validity, for the expiry metric.
-pub fn expiries(identities: &Identities) -> Vec<(SpiffeId, f64)> {
-    let with_end = |status: crate::identity::SvidStatus| Some((status.id, unix_seconds(status.not_after?)));
-    identities.status().into_iter().filter_map(with_end).collect()
+/// Certificates and roots, for the metrics.
+pub fn certificates(identities: &Identities) -> (Vec<CertificateFacts>, Vec<RootFacts>) {
+    let certificate = |status: identity::SvidStatus| CertificateFacts {
+        identity: status.id,
+        expiry: status.not_after.map(unix_seconds),
+        left: status.seconds_left,
+        issued: status.issued.map(unix_seconds),
+        failures: status.failures,
+    };
+    let root = |root: identity::RootStatus| RootFacts {
+        root: root.id.to_string(),
+        expiry: unix_seconds(root.not_after),
+        signs: root.is_signer,
+        peers: root.peers,
+    };
+    let certificates = identities.status().into_iter().map(certificate).collect();
+    (certificates, identities.roots().into_iter().map(root).collect())
 }
 
 fn unix_seconds(time: std::time::SystemTime) -> f64 {
@@ -178,9 +290,11 @@ mod tests {
 
     /// What bounds nothing at run time: numbers of the kernel's interface, forms of names, ranges of settings, and what
     /// another constant of the list is made of.
-    const NO_LIMITS: [&str; 25] = [
+    const NO_LIMITS: [&str; 30] = [
+        "AN_HOUR",
         "CGROUP_SOCK_OPS",
         "CHUNK",
+        "DIGEST_BYTES",
         "DRAIN_WINDOW_MAX",
         "FIRST_V4",
         "HASH",
@@ -195,7 +309,9 @@ mod tests {
         "ONLY_IF_ABSENT",
         "PORT",
         "RESULTS",
+        "OTHERS",
         "ROUND",
+        "SHOWN_BYTES",
         "SK_LOOKUP",
         "SVID_TTL_MAX",
         "SVID_TTL_MIN",
@@ -204,7 +320,27 @@ mod tests {
         "UP",
         "V4_BITS",
         "WORKERS_MAX",
+        "WRITE_BY_OTHERS",
     ];
+
+    #[test]
+    fn every_flag_is_among_the_settings() {
+        use clap::{CommandFactory, Parser};
+
+        let needed = ["mesh-agent", "run", "--node=n", "--discovery=dir:/w", "--ca=memory", "--cgroup-root=/c"];
+        let crate::cli::Command::Run(flags) = crate::cli::Cli::parse_from(needed).command else { panic!("not run") };
+        let nothing = crate::config::Surroundings {
+            variable: &|_| None,
+            read: &|_| Err(std::io::ErrorKind::NotFound.into()),
+            cpus: std::num::NonZeroUsize::MIN,
+        };
+        let shown = settings_of(&Config::load(*flags, &nothing).unwrap());
+        let run = crate::cli::Cli::command().find_subcommand("run").unwrap().clone();
+        let flags: BTreeSet<&str> =
+            run.get_arguments().filter_map(|flag| flag.get_long()).filter(|name| *name != "config").collect();
+        let shown: BTreeSet<&str> = shown.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(shown, flags);
+    }
 
     #[test]
     fn every_bound_is_shown_once() {

@@ -13,6 +13,7 @@ use mesh_common::names::programs;
 use mesh_common::record::{Gate, PodAddresses, PodConfig};
 use tokio::sync::mpsc::Sender;
 
+use super::exclusions::Exclusions;
 use super::links::{self, Target};
 use super::loader::Loaded;
 use super::namespace::{self, Found};
@@ -70,6 +71,7 @@ struct Bookkeeping {
     /// The readiness gates that were declared.
     gates: BTreeMap<Uid, String>,
     refused: Refused,
+    exclusions: Exclusions,
     /// The newest agent over whose work this one has put its own; none in the beginning.
     answered: u64,
     /// Readiness was reached once.
@@ -185,7 +187,7 @@ impl Enroller {
             world.local_workloads().filter(|w| w.enrolled).map(|w| (w.uid.clone(), w.clone())).collect();
         self.state.obstacles.clear();
         if duty != Duty::LetGo {
-            self.publish_refusals(world).await;
+            self.publish(world).await;
         }
         let view = self.look(&wanted, look, duty).await;
         let Plan { steps, in_conflict } = plan::plan(&view, duty);
@@ -225,6 +227,7 @@ impl Enroller {
                     tracing::error!(%error, "the programs of this agent could not be put back");
                 }
                 self.state.refused = Refused::default();
+                self.state.exclusions = Exclusions::default();
                 self.readiness.remove(GATE);
                 Duty::Resume
             }
@@ -239,9 +242,11 @@ impl Enroller {
         }
     }
 
-    async fn publish_refusals(&mut self, world: &MeshState) {
+    /// What the kernel refuses and what it lets pass follow the world, whatever is enrolled.
+    async fn publish(&mut self, world: &MeshState) {
         if let Some(_turn) = self.ownership.turn().await {
             self.state.refused.publish(world, &self.tables);
+            self.state.exclusions.publish(world, &self.tables);
         }
     }
 

@@ -359,7 +359,8 @@ mod tests {
         let dead = Process { started: own.started + 1, ..own };
         let at = |generation, process, stage| (generation, Instance { process, stage });
         let (starting, ready, retired) = (Stage::Starting, Stage::Ready, Stage::Retired);
-        let table: [(&[(u64, Instance)], Option<u64>); 7] = [
+        type Row<'a> = (&'a [(u64, Instance)], Option<u64>);
+        let table: [Row<'_>; 7] = [
             (&[], None),
             (&[at(1, own, ready)], Some(1)),
             (&[at(2, own, starting), at(1, own, ready)], Some(2)),

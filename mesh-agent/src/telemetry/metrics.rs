@@ -11,9 +11,22 @@
 //! | `nodemesh_denials_total` | counter | `direction`, `reason`, `destination_namespace`, `destination_service_account` |
 //! | `nodemesh_connection_faults_total` | counter | `direction`, `result` (refused, failed, cut), `reason` |
 //! | `nodemesh_audit_matches_total` | counter | `policy` (`<namespace>/<name>`); connections that an AUDIT policy matched |
+//! | `nodemesh_workload_connections` | gauge | *workload*; live, each counted at the pod where it was accepted |
+//! | `nodemesh_workload_tunnels` | gauge | *workload*; that peers hold open to it |
+//! | `nodemesh_workload_handshakes` | gauge | *workload*; peers of its tunnel port that have not proved who they are |
+//! | `nodemesh_workload_buffered_bytes` | gauge | *workload*; that wait for its applications to read |
+//! | `nodemesh_workload_over_budget_total` | counter | *workload*, `budget`; refused, or cut for `buffer-budget` |
+//! | `nodemesh_tunnels_open` | gauge | – ; tunnels that this agent dialled |
+//! | `nodemesh_tunnel_streams_open` | gauge | – ; connections on them |
+//! | `nodemesh_tunnel_establishments_total` | counter | `result` (ok, connect-failed, timed-out, tls, wrong-identity, lost, backoff: not tried, since it failed a moment ago) |
 //! | `nodemesh_metrics_overflow_total` | counter | – ; connections counted under `_overflow` |
 //! | `nodemesh_kernel_outcomes_total` | counter | `outcome` |
 //! | `nodemesh_certificate_expiry_timestamp_seconds` | gauge | `identity`; Unix time |
+//! | `nodemesh_certificate_expiry_seconds` | gauge | `identity`; what is left by the node's clock, below zero when it has ended |
+//! | `nodemesh_certificate_issued_timestamp_seconds` | gauge | `identity`; Unix time of the last renewal that worked |
+//! | `nodemesh_certificate_renewal_failures_total` | counter | `identity`; from the first failure on, also before the first certificate |
+//! | `nodemesh_root_expiry_timestamp_seconds` | gauge | `root`, `signs` (true, false); trusted roots |
+//! | `nodemesh_root_peers` | gauge | `root`; live tunnels, either direction, whose peer rests on it |
 //! | `nodemesh_config_age_seconds` | gauge | – ; since the world was last read whole |
 //! | `nodemesh_log_lines_dropped_total` | counter | – ; lines that a slow reader of the log lost |
 //! | `nodemesh_build_info` | info | `version` |
@@ -22,7 +35,9 @@
 //! `destination_service_account`. A party that is not known has empty names. All of these are stable, but for
 //! `nodemesh_connection_duration_seconds`, whose buckets may change.
 //!
-//! Cardinality is bounded: *connection* by [`MAX_SERIES`], reasons by the words in
+//! *workload* = `namespace`, `pod`: the pods that are enrolled on this node now; a series goes with its pod.
+//!
+//! Cardinality is bounded: *connection* by [`MAX_SERIES`], *workload* by the pods of a node, reasons by the words in
 //! the code, denials by the service accounts of this node, certificates likewise, audit matches by the policies that
 //! there were.
 
@@ -42,7 +57,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::series::{MAX_SERIES, OVERFLOW_NAME, Owner, Series, SeriesTable};
-use super::{ConnectionKey, ConnectionRecord, ConnectionResult, logs};
+use super::{ConnectionKey, ConnectionRecord, ConnectionResult, TunnelNumbers, WorkloadUsage, logs};
 use crate::spiffe::SpiffeId;
 
 /// The content type of [`Metrics::encode`].
@@ -54,14 +69,48 @@ const DURATION_BUCKETS: [f64; 12] = [0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.
 /// Reads the kernel's counters: name of the outcome and how often, since the maps were made.
 pub type OutcomeSource = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
 
-/// Reads the certificates: identity and the end of its validity in seconds of Unix time.
-pub type CertificateSource = Box<dyn Fn() -> Vec<(SpiffeId, f64)> + Send + Sync>;
+/// How the certificate of one identity stands. Times in seconds of Unix time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CertificateFacts {
+    /// Whose it is.
+    pub identity: SpiffeId,
+    /// When it ends; none before the first was issued.
+    pub expiry: Option<f64>,
+    /// What is left of it, in seconds; below zero when it has ended.
+    pub left: Option<f64>,
+    /// When it was issued.
+    pub issued: Option<f64>,
+    /// Tries that failed.
+    pub failures: u64,
+}
+
+/// How a trusted root stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RootFacts {
+    /// Which.
+    pub root: String,
+    /// When it ends, in seconds of Unix time.
+    pub expiry: f64,
+    /// Whether new certificates end at it.
+    pub signs: bool,
+    /// Live tunnels whose peer rests on it.
+    pub peers: u64,
+}
+
+/// Reads the certificates of this node and the roots that it trusts.
+pub type CertificateSource = Box<dyn Fn() -> (Vec<CertificateFacts>, Vec<RootFacts>) + Send + Sync>;
 
 /// Reads how long ago the world was last read whole; nothing before the first time.
 pub type ConfigAgeSource = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
 
 /// Reads how many pods should be captured and are not.
 pub type PodCountSource = Box<dyn Fn() -> usize + Send + Sync>;
+
+/// Reads what the pods of this node have taken of their budgets.
+pub type WorkloadSource = Box<dyn Fn() -> Vec<WorkloadUsage> + Send + Sync>;
+
+/// Reads what became of tunnels.
+pub type TunnelSource = Box<dyn Fn() -> TunnelNumbers + Send + Sync>;
 
 /// All metrics of the process. Cheap to clone; no method waits for another thread for longer than a look-up.
 #[derive(Clone)]
@@ -160,7 +209,7 @@ impl Metrics {
         self.inner.collect(OutcomeCollector(source));
     }
 
-    /// Shows when certificates end as `nodemesh_certificate_expiry_timestamp_seconds`.
+    /// Shows certificates as `nodemesh_certificate_…` and roots as `nodemesh_root_…`.
     pub fn register_certificates(&self, source: CertificateSource) {
         self.inner.collect(CertificateCollector(source));
     }
@@ -173,6 +222,16 @@ impl Metrics {
     /// Shows how many pods that should be captured are not as `nodemesh_pods_not_captured`.
     pub fn register_pods_not_captured(&self, source: PodCountSource) {
         self.inner.collect(PodCountCollector(source));
+    }
+
+    /// Shows what each pod takes as `nodemesh_workload_…`.
+    pub fn register_workloads(&self, source: WorkloadSource) {
+        self.inner.collect(WorkloadCollector(source));
+    }
+
+    /// Shows tunnels as `nodemesh_tunnel…`.
+    pub fn register_tunnels(&self, source: TunnelSource) {
+        self.inner.collect(TunnelCollector(source));
     }
 
     /// Everything, as OpenMetrics text (see [`CONTENT_TYPE`]).
@@ -391,16 +450,60 @@ impl Collector for OutcomeCollector {
 
 struct CertificateCollector(CertificateSource);
 
+/// Picks one gauge of a certificate.
+type GaugeOf = fn(&CertificateFacts) -> Option<f64>;
+
 impl Collector for CertificateCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let name = "certificate_expiry_timestamp_seconds";
-        let help = "When the certificate of an identity on this node ends, in seconds of Unix time";
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (identity, not_after) in (self.0)() {
-            family.encode_family(&[("identity", identity.to_string())])?.encode_gauge(&not_after)?;
+        let (certificates, roots) = (self.0)();
+        let gauges: [(&str, &str, GaugeOf); 3] = [
+            (
+                "certificate_expiry_timestamp_seconds",
+                "When the certificate of an identity on this node ends, in seconds of Unix time",
+                |facts| facts.expiry,
+            ),
+            (
+                "certificate_expiry_seconds",
+                "What is left of the certificate by the node's clock; below zero when it has ended",
+                |facts| facts.left,
+            ),
+            (
+                "certificate_issued_timestamp_seconds",
+                "When the certificate was issued, in seconds of Unix time",
+                |facts| facts.issued,
+            ),
+        ];
+        for (name, help, gauge) in gauges {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for facts in &certificates {
+                let Some(value) = gauge(facts) else { continue };
+                family.encode_family(&[("identity", facts.identity.to_string())])?.encode_gauge(&value)?;
+            }
         }
-        Ok(())
+        let help = "Tries to get a certificate that failed";
+        let mut failures =
+            encoder.encode_descriptor("certificate_renewal_failures", help, None, MetricType::Counter)?;
+        for facts in &certificates {
+            let labels = [("identity", facts.identity.to_string())];
+            failures.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&facts.failures, None)?;
+        }
+        encode_roots(&mut encoder, &roots)
     }
+}
+
+fn encode_roots(encoder: &mut DescriptorEncoder, roots: &[RootFacts]) -> Result<(), fmt::Error> {
+    let help = "When a trusted root ends, in seconds of Unix time";
+    let mut expiry = encoder.encode_descriptor("root_expiry_timestamp_seconds", help, None, MetricType::Gauge)?;
+    for facts in roots {
+        let signs = if facts.signs { "true" } else { "false" };
+        expiry.encode_family(&[("root", &*facts.root), ("signs", signs)])?.encode_gauge(&facts.expiry)?;
+    }
+    let help = "Live tunnels whose peer rests on this root";
+    let mut peers = encoder.encode_descriptor("root_peers", help, None, MetricType::Gauge)?;
+    for facts in roots {
+        peers.encode_family(&[("root", &*facts.root)])?.encode_gauge(&facts.peers)?;
+    }
+    Ok(())
 }
 
 struct ConfigAgeCollector(ConfigAgeSource);
@@ -424,6 +527,59 @@ impl Collector for PodCountCollector {
     }
 }
 
+struct WorkloadCollector(WorkloadSource);
+
+/// Picks one number of a pod's usage.
+type UsageOf = fn(&WorkloadUsage) -> u64;
+
+impl Collector for WorkloadCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let all = (self.0)();
+        let gauges: [(&str, &str, UsageOf); 4] = [
+            ("workload_connections", "Live connections of a pod", |usage| usage.connections),
+            ("workload_tunnels", "Tunnels that peers hold open to a pod", |usage| usage.tunnels),
+            ("workload_handshakes", "Peers of a pod that have not proved who they are", |usage| usage.handshakes),
+            ("workload_buffered_bytes", "Bytes that wait for a pod's applications", |usage| usage.buffered_bytes),
+        ];
+        for (name, help, number) in gauges {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for usage in &all {
+                let labels = [("namespace", &*usage.namespace), ("pod", &*usage.pod)];
+                family.encode_family(&labels)?.encode_gauge(&number(usage))?;
+            }
+        }
+        let help = "Connections of a pod that were refused or cut, because it had taken its budget";
+        let mut family = encoder.encode_descriptor("workload_over_budget", help, None, MetricType::Counter)?;
+        for usage in &all {
+            for (budget, count) in usage.refused.iter().filter(|(_, count)| *count > 0) {
+                let labels = [("namespace", &*usage.namespace), ("pod", &*usage.pod), ("budget", budget)];
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct TunnelCollector(TunnelSource);
+
+impl Collector for TunnelCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let TunnelNumbers { open, streams, establishments } = (self.0)();
+        for (name, help, number) in [
+            ("tunnels_open", "Tunnels that this agent dialled and that are open", open),
+            ("tunnel_streams_open", "Connections on the tunnels that this agent dialled", streams),
+        ] {
+            ConstGauge::new(number).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        let help = "Tries to make a tunnel, by how they ended";
+        let mut family = encoder.encode_descriptor("tunnel_establishments", help, None, MetricType::Counter)?;
+        for (result, count) in establishments {
+            family.encode_family(&[("result", result)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        Ok(())
+    }
+}
+
 macro_rules! debug_by_name {
     ($($collector:ident)*) => {$(
         impl fmt::Debug for $collector {
@@ -435,3 +591,4 @@ macro_rules! debug_by_name {
 }
 
 debug_by_name! { OutcomeCollector CertificateCollector ConfigAgeCollector PodCountCollector }
+debug_by_name! { WorkloadCollector TunnelCollector }

@@ -16,7 +16,7 @@ use mesh_agent::hbone::{
     self, ConnectRequest, Incoming, Limits, OpenError, Pool, ServeError, Status, Stream, TunnelKey,
 };
 use mesh_agent::identity::{
-    BoxFuture, CaError, CertificateAuthority, CertificateRequest, Config, Identities, IssuedCertificate, Svid,
+    BoxFuture, CaError, CaState, CertificateAuthority, CertificateRequest, Config, Identities, IssuedCertificate, Svid,
 };
 use mesh_agent::proxy::copy;
 use mesh_agent::spiffe::SpiffeId;
@@ -48,7 +48,7 @@ pub fn loopback() -> SocketAddr {
 /// An authority that signs what it is asked to, and forges what a test asks for.
 pub struct TestCa {
     issuer: Issuer<'static, KeyPair>,
-    root: CertificateDer<'static>,
+    state: tokio::sync::watch::Sender<CaState>,
 }
 
 /// A leaf with its key, outside of `identity`.
@@ -64,7 +64,8 @@ impl TestCa {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let root = params.self_signed(&key).unwrap().der().clone();
-        Arc::new(Self { issuer: Issuer::new(params, key), root })
+        let state = CaState { roots: vec![root], ..CaState::default() };
+        Arc::new(Self { issuer: Issuer::new(params, key), state: tokio::sync::watch::Sender::new(state) })
     }
 
     pub fn forge(&self, id: &SpiffeId, change: impl FnOnce(&mut CertificateParams)) -> Forged {
@@ -101,8 +102,12 @@ impl CertificateAuthority for TestCa {
             let mut params = good_leaf(&request.id);
             params.not_after = OffsetDateTime::now_utc() + request.lifetime;
             let leaf = params.signed_by(&csr.public_key, &self.issuer).unwrap();
-            Ok(IssuedCertificate { chain: vec![leaf.der().clone()], roots: vec![self.root.clone()] })
+            Ok(IssuedCertificate { chain: vec![leaf.der().clone()] })
         })
+    }
+
+    fn state(&self) -> tokio::sync::watch::Receiver<CaState> {
+        self.state.subscribe()
     }
 
     fn describe(&self) -> String {
@@ -138,12 +143,26 @@ pub struct Server {
     pub address: SocketAddr,
     pub ended: Rc<RefCell<Vec<Result<(), ServeError>>>>,
     pub drain: Drain,
+    /// Handles of the sockets that were accepted, to do to them what the wire does.
+    pub accepted: Rc<RefCell<Vec<socket2::Socket>>>,
 }
 
 impl Server {
     pub async fn start(identities: &Identities, account: &str, limits: Limits, handler: Handler) -> Self {
-        let listener = TcpListener::bind(loopback()).await.unwrap();
+        Self::at(loopback(), identities, account, limits, handler).await
+    }
+
+    pub async fn at(
+        address: SocketAddr,
+        identities: &Identities,
+        account: &str,
+        limits: Limits,
+        handler: Handler,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
+        let accepted = Rc::<RefCell<Vec<socket2::Socket>>>::default();
+        let sockets = accepted.clone();
         let ended = Rc::<RefCell<Vec<_>>>::default();
         let drain = Drain::new();
         let (identities, id, results, token) = (identities.clone(), id(account), ended.clone(), drain.token());
@@ -153,7 +172,9 @@ impl Server {
             let accept = async {
                 loop {
                     let (tcp, _) = listener.accept().await.unwrap();
-                    let svid = identities.svid(&id).unwrap();
+                    sockets.borrow_mut().push(std::os::fd::AsFd::as_fd(&tcp).try_clone_to_owned().unwrap().into());
+                    // As the proxy: whoever has no certificate takes nobody in.
+                    let Some(svid) = identities.svid(&id) else { continue };
                     let served = serve(tcp, svid, limits.clone(), token.clone(), handler.clone());
                     let results = results.clone();
                     tokio::task::spawn_local(async move {
@@ -164,7 +185,7 @@ impl Server {
             };
             tokio::select! { () = accept => {}, () = own.started() => {} }
         });
-        Self { address, ended, drain }
+        Self { address, ended, drain, accepted }
     }
 
     pub async fn first_end(&self) -> Result<(), ServeError> {
@@ -243,6 +264,7 @@ pub struct Client {
     pub key: TunnelKey,
     pub tunnel: SocketAddr,
     pub dials: Rc<std::cell::Cell<u32>>,
+    at_start: Arc<Svid>,
 }
 
 impl Client {
@@ -260,7 +282,13 @@ impl Client {
             key: key("pod-1", &id(destination)),
             tunnel,
             dials: Rc::default(),
+            at_start: identities.svid(&id(account)).unwrap(),
         })
+    }
+
+    /// The certificate that it had when it was made.
+    pub fn svid_at_start(&self) -> Arc<Svid> {
+        self.at_start.clone()
     }
 
     pub async fn open(&self, authority: SocketAddr) -> Result<Stream, OpenError> {

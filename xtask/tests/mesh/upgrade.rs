@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use xtask::demo::stage::marker;
-use xtask::testbed::{AgentOptions, Family, Finished, Process, Recording, eventually, start_nginx};
+use xtask::testbed::{AgentOptions, Family, Finished, Process, eventually, start_nginx};
 
 use crate::kernel::attached;
 use crate::pair::{PORT, Pair, meshed};
@@ -281,29 +280,5 @@ fn an_agent_that_ends_with_no_successor_serves_until_its_last_connection_has_end
         pair.bed.start_agent(node, &patient())?;
         pair.served()?;
     }
-    Ok(())
-}
-
-#[test]
-fn agents_killed_under_load_let_no_plaintext_out() -> Result<()> {
-    let Some((mut pair, _listener)) = serving("kill -9 under load")? else { return Ok(()) };
-    let word = marker("killed")?;
-    let node = pair.bed.node("n1");
-    let recording = Recording::start(&node.tool_place(), &node.link_to("n2"), &pair.bed.dir().join("killed.pcap"))?;
-    let load = Load::start(&pair, &word)?;
-    for number in 0..10 {
-        let node = ["n1", "n2"][number % 2];
-        pair.bed.agent_mut(node).kill()?;
-        pair.bed.start_agent(node, &patient())?;
-    }
-    std::thread::sleep(Duration::from_secs(1));
-    let calls = load.stop()?;
-    let packets = recording.stop()?;
-    ensure!(packets.containing(&word) == 0, "{} packets in plaintext", packets.containing(&word));
-    ensure!(calls.served > 100, "{}", calls.said);
-    let load = Load::start(&pair, "recovered")?;
-    std::thread::sleep(Duration::from_secs(1));
-    let calls = load.stop()?;
-    ensure!(calls.failed == 0 && calls.served > 20, "{}", calls.said);
     Ok(())
 }

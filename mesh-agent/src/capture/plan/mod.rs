@@ -268,7 +268,8 @@ fn leave(view: &View, cookie: u64, pod: &Held, steps: &mut Vec<Step>) {
 /// The last of a pod that left, once its captured connections have met their end; at once where no process of it is.
 fn part(view: &View, cookie: u64, pod: &Held, due: bool, steps: &mut Vec<Step>) {
     let returns = view.found.get(&pod.uid).is_some_and(|found| found.cookie == cookie);
-    if returns || !(due || !pod.present) {
+    let waits = pod.present && !due;
+    if returns || waits {
         return;
     }
     if pod.present {

@@ -412,7 +412,7 @@ impl Node {
     }
 
     /// What one agent makes of these pods where nothing was before.
-    fn from_scratch(&self, owner: u64) -> Pinned {
+    fn made_anew(&self, owner: u64) -> Pinned {
         let mut pinned = Pinned::default();
         let wanted = self.wanted();
         for (cookie, sandbox) in self.sandboxes.iter().filter(|(_, sandbox)| wanted.contains_key(&sandbox.uid)) {
@@ -480,7 +480,7 @@ proptest! {
             node.happens(event);
         }
         let owner = node.rest();
-        let expected = node.from_scratch(owner);
+        let expected = node.made_anew(owner);
         prop_assert_eq!(&node.pinned, &expected);
         // And then there is nothing left to do but to look.
         for index in 0..node.agents.len() {
