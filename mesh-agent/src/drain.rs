@@ -29,6 +29,11 @@ impl Drain {
     pub fn start(&self) {
         self.started.send_replace(true);
     }
+
+    /// Takes it back for those that have not noticed yet or ask later: what ended stays ended.
+    pub fn withdraw(&self) {
+        self.started.send_replace(false);
+    }
 }
 
 impl Default for Drain {

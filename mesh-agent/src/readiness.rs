@@ -1,4 +1,4 @@
-//! Named readiness gates: the agent is ready when every gate that was declared is open. `/readyz` lists what is missing.
+//! Named readiness gates: the agent is ready when no gate that was declared is closed. `/readyz` lists what is missing.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,18 +6,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// All gates of the process. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Readiness {
-    gates: Arc<Mutex<BTreeMap<String, Option<String>>>>,
+    gates: Arc<Mutex<BTreeMap<String, Gate>>>,
+}
+
+enum Gate {
+    Open,
+    /// The agent is not ready.
+    Closed(String),
+    /// Something is missing, and the agent is ready all the same.
+    Noted(String),
 }
 
 impl Readiness {
     /// Declares a gate, or closes it again, with what is still missing. Write the reason for the operator.
     pub fn waiting(&self, gate: &str, reason: impl Into<String>) {
-        self.lock().insert(gate.to_string(), Some(reason.into()));
+        self.lock().insert(gate.to_string(), Gate::Closed(reason.into()));
+    }
+
+    /// Shows what is missing without holding readiness back.
+    pub fn noted(&self, gate: &str, reason: impl Into<String>) {
+        self.lock().insert(gate.to_string(), Gate::Noted(reason.into()));
     }
 
     /// Opens a gate.
     pub fn ready(&self, gate: &str) {
-        self.lock().insert(gate.to_string(), None);
+        self.lock().insert(gate.to_string(), Gate::Open);
     }
 
     /// Removes a gate, such as that of a pod that is gone.
@@ -27,10 +40,25 @@ impl Readiness {
 
     /// Every gate that is closed and why; empty when ready.
     pub fn missing(&self) -> Vec<(String, String)> {
-        self.lock().iter().filter_map(|(gate, reason)| Some((gate.clone(), reason.clone()?))).collect()
+        self.list(|gate| match gate {
+            Gate::Closed(reason) => Some(reason.clone()),
+            Gate::Open | Gate::Noted(_) => None,
+        })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Option<String>>> {
+    /// What is missing and does not hold readiness back.
+    pub fn notes(&self) -> Vec<(String, String)> {
+        self.list(|gate| match gate {
+            Gate::Noted(reason) => Some(reason.clone()),
+            Gate::Open | Gate::Closed(_) => None,
+        })
+    }
+
+    fn list(&self, reason: impl Fn(&Gate) -> Option<String>) -> Vec<(String, String)> {
+        self.lock().iter().filter_map(|(name, gate)| Some((name.clone(), reason(gate)?))).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Gate>> {
         self.gates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

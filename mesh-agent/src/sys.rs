@@ -9,6 +9,7 @@ use std::path::Path;
 
 use aya::Pod;
 
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
@@ -63,6 +64,18 @@ unsafe fn bpf_descriptor(command: libc::c_long, attributes: &mut Attributes) -> 
 
 fn element<K>(map: BorrowedFd<'_>, key: *const K, value: u64, flags: u64) -> Attributes {
     Attributes::new().word(0, map.as_raw_fd() as u32).long(2, key as u64).long(4, value).long(6, flags)
+}
+
+/// Makes a hash map that only agents use: the kernel programs have none of it.
+pub fn map_create<K: Pod, V: Pod>(entries: u32) -> io::Result<OwnedFd> {
+    const HASH: u32 = 1;
+    let sizes = [HASH, size_of::<K>() as u32, size_of::<V>() as u32, entries];
+    let mut attributes = Attributes::new();
+    for (index, word) in sizes.into_iter().enumerate() {
+        attributes = attributes.word(index, word);
+    }
+    // SAFETY: no pointers.
+    unsafe { bpf_descriptor(BPF_MAP_CREATE, &mut attributes) }
 }
 
 /// Reads a map's value into `value`, which is as large as the map's value, or as all CPUs' for a per-CPU map.
@@ -225,4 +238,12 @@ pub fn watch_ring(
     // SAFETY: the ring buffer owns its descriptor, always returns the same one, and closes it when it is dropped, which
     // the AsyncFd that owns it does last.
     unsafe { tokio::io::unix::AsyncFd::register(ring) }.map_err(io::Error::from)
+}
+
+/// Registers a process's descriptor, which becomes readable when the process has ended.
+pub fn watch_process(process: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd always returns the same descriptor, and closes it when it is dropped, which the AsyncFd that
+    // owns it does last.
+    unsafe { tokio::io::unix::AsyncFd::register_with_interest(process, tokio::io::Interest::READABLE) }
+        .map_err(io::Error::from)
 }

@@ -32,8 +32,10 @@ pub mod maps {
     pub const OUTCOMES: &str = "OUTCOMES";
     /// ring buffer of Event
     pub const EVENTS: &str = "EVENTS";
+    /// generation → pid, start time, standing: the agents of this node, which alone use it
+    pub const INSTANCES: &str = "INSTANCES";
 
-    /// Every map that is pinned.
+    /// Every map of the kernel programs, all of which are pinned.
     pub const ALL: [&str; 13] = [
         PODS,
         DIALS,

@@ -54,6 +54,11 @@ impl PodAddresses {
         Self { v4, v6 }
     }
 
+    /// Those that there are.
+    pub fn iter(&self) -> impl Iterator<Item = Ip> {
+        [self.v4, self.v6].into_iter().filter(|ip| !ip.is_unspecified())
+    }
+
     /// Whether `ip` is the pod's.
     #[inline(always)]
     pub const fn contain(&self, ip: &Ip) -> bool {

@@ -44,6 +44,15 @@ impl Listener {
     /// Binds. The caller names the address when it tells an error. A unix socket left by a process that is gone is
     /// replaced; one that somebody answers on is not. `[::]` on a machine without IPv6 means `0.0.0.0`.
     pub async fn bind(address: &Address) -> io::Result<Self> {
+        if let Address::Unix(path) = address {
+            refuse_answered(path)?;
+        }
+        Self::bind_over(address).await
+    }
+
+    /// As [`Listener::bind`], also over a unix socket that somebody answers on: the caller takes that one's place. Those
+    /// who are connected to it stay connected.
+    pub async fn bind_over(address: &Address) -> io::Result<Self> {
         let socket = match address {
             Address::Tcp(address) => Socket::Tcp(bind_tcp(*address).await?),
             Address::Unix(path) => bind_unix(path)?,
@@ -82,7 +91,7 @@ fn bind_unix(path: &Path) -> io::Result<Socket> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
-    remove_stale(path)?;
+    refuse_other_files(path)?;
     let socket = bind_private(path)?;
     let file = SocketFile::new(path)?;
     Ok(Socket::Unix { socket, _file: file })
@@ -103,19 +112,22 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     Ok(socket)
 }
 
-/// Removes a socket that nobody answers on. Anything else under that name is somebody's, and stays.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    let kind = match std::fs::symlink_metadata(path) {
-        Ok(metadata) => metadata.file_type(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    if !kind.is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
-    }
+/// Refuses a path on which somebody answers.
+fn refuse_answered(path: &Path) -> io::Result<()> {
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers on it")),
-        Err(_) => std::fs::remove_file(path),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Only a socket is replaced. Anything else under that name is somebody's, and stays.
+fn refuse_other_files(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"))
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

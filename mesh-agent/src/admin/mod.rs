@@ -6,7 +6,7 @@
 //!
 //! | endpoint | |
 //! |---|---|
-//! | `GET /readyz` | 200 `ready`, or 503 with what is missing, a line each |
+//! | `GET /readyz` | 200 `ready` or 503 `not ready`, with what is missing, a line each |
 //! | `GET /metrics` | OpenMetrics text |
 //! | `GET /config_dump` | JSON: every named section that `app` has registered |
 //! | `GET /connections` | JSON: live connections |

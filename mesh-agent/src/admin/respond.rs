@@ -125,17 +125,18 @@ async fn act(endpoint: Endpoint, request: Request<Incoming>, sources: &Sources) 
 
 fn readiness(sources: &Sources) -> Answer {
     let missing = sources.readiness.missing();
-    if missing.is_empty() {
-        return text(StatusCode::OK, "ready\n");
-    }
-    let mut body = String::from("not ready\n");
-    for (gate, reason) in missing {
+    let (status, said) = match missing.is_empty() {
+        true => (StatusCode::OK, "ready\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+    };
+    let mut body = String::from(said);
+    for (gate, reason) in missing.into_iter().chain(sources.readiness.notes()) {
         // A reason is one line here, whatever it says.
         let reason = reason.replace(char::is_control, " ");
         // Writing into a String does not fail.
         let _ = writeln!(body, "{gate}: {reason}");
     }
-    text(StatusCode::SERVICE_UNAVAILABLE, body)
+    text(status, body)
 }
 
 async fn config_dump(sources: &Sources) -> Value {

@@ -1,16 +1,27 @@
-//! The agent's own HTTP: binds the three surfaces and fills them.
+//! The agent's own HTTP: binds the three surfaces, fills them, and hands them over at an upgrade.
+//!
+//! A TCP address has one holder: the agent before this one gives it up when this one is ready, and until then this one
+//! tries again and again. The file of a unix socket is replaced at once: whoever asks there asks the newest agent, and an
+//! agent with a path of its own is asked about itself for as long as it lives.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Agent, Ended, part, show};
-use crate::admin::{self, Listener, Provider, Sources, Surface};
+use crate::admin::{self, Address, Listener, Provider, Sources, Surface};
+use crate::capture::Standing;
 
-/// Binds and serves admin, metrics and readiness.
-pub async fn start(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>) -> Result<()> {
+/// How often an address is tried that another agent still holds: metrics are away for no longer than this.
+pub(super) const BIND_RETRY: Duration = Duration::from_millis(100);
+
+/// Binds and serves admin, metrics and readiness. With a predecessor, what that one holds is waited for.
+pub async fn start(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>, predecessor: Option<u32>) -> Result<()> {
     let sources = Arc::new(sources(agent));
     let http = &agent.config.http;
     let surfaces = [
@@ -19,14 +30,84 @@ pub async fn start(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>) -> Result<()>
         ("--readiness", &http.readiness, Surface::Readiness),
     ];
     for (flag, address, surface) in surfaces {
-        let listener = Listener::bind(address).await.with_context(|| format!("{flag}: cannot listen on {address}"))?;
-        let sources = sources.clone();
+        let first = match bind(address, predecessor.is_some()).await {
+            Err(error) if predecessor.is_some() && error.kind() == io::ErrorKind::AddrInUse => {
+                tracing::info!(flag, %address, predecessor, "the agent before this one holds the address: trying again");
+                None
+            }
+            bound => Some(bound.with_context(|| format!("{flag}: cannot listen on {address}"))?),
+        };
+        let surface = Shown { flag, address: address.clone(), surface, sources: sources.clone() };
+        let standing = agent.standing.clone();
         part(parts, flag, async move {
-            admin::serve(listener, surface, sources).await;
+            surface.run(first, standing).await;
             Ok(())
         });
     }
     Ok(())
+}
+
+async fn bind(address: &Address, has_predecessor: bool) -> io::Result<Listener> {
+    if has_predecessor { Listener::bind_over(address).await } else { Listener::bind(address).await }
+}
+
+/// One surface, for the agent's life.
+struct Shown {
+    flag: &'static str,
+    address: Address,
+    surface: Surface,
+    sources: Arc<Sources>,
+}
+
+impl Shown {
+    /// Never ends.
+    async fn run(self, first: Option<Listener>, mut standing: watch::Receiver<Standing>) {
+        let mut listener = first;
+        loop {
+            let bound = match listener.take() {
+                Some(bound) => bound,
+                None => self.bind_patiently(&mut standing).await,
+            };
+            tokio::select! {
+                () = admin::serve(bound, self.surface, self.sources.clone()) => {}
+                () = self.given_up(&mut standing) => {}
+            }
+        }
+    }
+
+    /// Returns when the listener is to be closed, or to be bound again.
+    async fn given_up(&self, standing: &mut watch::Receiver<Standing>) {
+        until(standing, Standing::is_handed_over).await;
+        match self.address {
+            Address::Tcp(_) => tracing::info!(flag = self.flag, "closed: the newer agent takes the address"),
+            // The newer one may have replaced the file and died.
+            Address::Unix(_) => until(standing, |standing| standing == Standing::Owner).await,
+        }
+    }
+
+    async fn bind_patiently(&self, standing: &mut watch::Receiver<Standing>) -> Listener {
+        let mut told = false;
+        loop {
+            // A newer agent that is ready has it, or is about to.
+            until(standing, |standing| !standing.is_handed_over()).await;
+            match bind(&self.address, true).await {
+                Ok(listener) => return listener,
+                Err(error) if !told && error.kind() != io::ErrorKind::AddrInUse => {
+                    told = true;
+                    tracing::warn!(flag = self.flag, address = %self.address, %error, "cannot listen: trying again");
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(BIND_RETRY).await;
+        }
+    }
+}
+
+/// Returns when the standing is such. When capture has ended, which ends the agent, nothing changes any more.
+async fn until(standing: &mut watch::Receiver<Standing>, is_such: impl Fn(Standing) -> bool) {
+    if standing.wait_for(|standing| is_such(*standing)).await.is_err() {
+        std::future::pending().await
+    }
 }
 
 fn sources(agent: &Arc<Agent>) -> Sources {

@@ -9,20 +9,21 @@
 //! process: the pins in the kernel go on refusing, and a new agent picks them up.
 
 mod descriptors;
+mod drain;
 mod http;
 mod show;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, anyhow};
 use descriptors::Descriptors;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::capture::{self, Capture};
+use crate::capture::{self, Capture, Standing};
 use crate::config::{self, Config};
 use crate::drain::Drain;
 use crate::identity::{self, CertificateAuthority, Identities};
@@ -39,19 +40,15 @@ const CONTROL_THREADS: usize = 2;
 /// Pods that capture may announce before the proxy takes them. Bounded, so that enrolment waits for the proxy.
 const POD_EVENTS: usize = 64;
 
-/// How often the drain looks whether the last connection has ended.
-const DRAIN_POLL: Duration = Duration::from_millis(100);
-
-/// After the drain window: time for resets and access log lines to leave.
-const FAREWELL: Duration = Duration::from_millis(300);
-
 /// The bounds of this room.
 fn limits() -> Vec<Limit> {
     limits![
         CONTROL_THREADS, "threads", "discovery may compile a large world while the admin endpoints answer";
         POD_EVENTS, "pods", "that wait for the proxy; then enrolment waits";
-        DRAIN_POLL, "milliseconds", "how often the drain looks whether the last connection has ended";
-        FAREWELL, "milliseconds", "for resets and access log lines to leave after the drain window";
+        drain::POLL, "milliseconds", "how often the drain looks whether the last connection has ended";
+        drain::SYN_ACK_WINDOW, "milliseconds", "that listeners stay open behind those of a newer agent";
+        drain::FAREWELL, "milliseconds", "for resets and access log lines to leave after the drain window";
+        http::BIND_RETRY, "milliseconds", "between two tries of an address that the agent before this one still holds";
         descriptors::RESERVE, "descriptors", "that are not connections: maps, pins, listeners, socket stocks, logs";
         descriptors::PER_CONNECTION, "descriptors", "two where a connection does not go through a tunnel";
         descriptors::POD_SHARE, "percent", "of the descriptors for one pod's connections; its neighbours have the rest";
@@ -78,7 +75,14 @@ pub(crate) struct Agent {
     readiness: Readiness,
     metrics: Metrics,
     logs: LogControls,
+    /// Where this agent stands among the agents of its node.
+    standing: watch::Receiver<Standing>,
+    /// The agent was told to end.
     drain: Drain,
+    /// Peers are told to open no more streams: a newer agent takes them.
+    handed_over: Drain,
+    /// Nothing new is accepted.
+    closing: Drain,
     /// The end of the drain: until then live connections are judged by the world as it is, and certificates renewed.
     end: Drain,
     state: StateReader,
@@ -101,7 +105,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         readiness.waiting(gate, "starting");
     }
     let metrics = Metrics::new();
-    let (drain, end) = (Drain::new(), Drain::new());
+    let [drain, handed_over, closing, end] = std::array::from_fn(|_| Drain::new());
     let (writer, state) = StateWriter::new(&config.node);
     let identities = identities(&config.identity)?;
     let capture = Capture::start(capture_config(&config)).context("cannot capture on this node")?;
@@ -115,14 +119,15 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         budgets: budgets(&config.proxy.pod, descriptors),
         tunnels: tunnels.clone(),
         mode: config.proxy.outbound_mode,
-        drain: drain.token(),
+        drain: handed_over.token(),
         limits: hbone::Limits { drain_window: config.proxy.drain_window, ..hbone::Limits::default() },
     };
     let proxy = Proxy::start(shared, config.proxy.workers.get()).context("cannot start the worker threads")?;
     let health = discovery::Health::default();
-    register_collectors(&metrics, &capture, &identities, &health);
+    register_collectors(&metrics, &capture, &identities, &health, &readiness);
     register_usage(&metrics, &proxy, tunnels);
     let (logs, started) = (LogControls { levels: log_filter, access: access_log }, SystemTime::now());
+    let (standing, predecessor) = (capture.standing(), capture.predecessor());
     let agent = Arc::new(Agent {
         config,
         started,
@@ -130,7 +135,10 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         readiness,
         metrics,
         logs,
+        standing,
         drain,
+        handed_over,
+        closing,
         end,
         state,
         health,
@@ -139,19 +147,20 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     });
 
     let mut parts = JoinSet::new();
-    http::start(&mut parts, &agent).await?;
+    http::start(&mut parts, &agent, predecessor).await?;
     agent.start_parts(&mut parts, writer, capture);
     let connections = descriptors.connections();
-    tracing::info!(node = %agent.config.node, version = env!("CARGO_PKG_VERSION"), connections, "started");
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(node = %agent.config.node, version, connections, predecessor, "started");
     let failed = tokio::select! {
         () = signals.any() => None,
-        () = agent.drain_asked() => None,
+        () = drain::asked(&agent) => None,
         ended = parts.join_next() => ended,
     };
     if let Some(ended) = failed {
         return part_ended(ended);
     }
-    agent.drain(&mut signals).await;
+    drain::drain(&agent, &mut signals).await;
     Ok(())
 }
 
@@ -175,8 +184,9 @@ impl Agent {
             }
         });
         part(parts, "capture", {
-            let (state, readiness, token) = (self.state.clone(), self.readiness.clone(), self.drain.token());
-            async move { Ok(capture.run(state, pods, readiness, token).await?) }
+            let (state, readiness) = (self.state.clone(), self.readiness.clone());
+            let shutdown = capture::Shutdown { closing: self.closing.token(), end: self.end.token() };
+            async move { Ok(capture.run(state, pods, readiness, shutdown).await?) }
         });
         part(parts, "identity", {
             let (identities, token) = (self.identities.clone(), self.end.token());
@@ -195,33 +205,6 @@ impl Agent {
             let (health, readiness, token) = (self.health.clone(), self.readiness.clone(), self.end.token());
             async move { Ok(discovery::run(source, config, writer, health, readiness, token).await?) }
         });
-    }
-
-    async fn drain_asked(&self) {
-        self.drain.token().started().await;
-    }
-
-    /// Takes nothing new, lets live connections end until the window is over, then cuts the rest.
-    async fn drain(&self, signals: &mut Signals) {
-        let window = self.config.proxy.drain_window;
-        self.drain.start();
-        self.readiness.waiting("drain", "the agent is draining");
-        self.proxy.stop_listening();
-        tracing::info!(window = ?window, live = self.proxy.live(), "draining; a second signal ends at once");
-        tokio::select! {
-            () = self.all_ended() => tracing::info!("drained: every connection has ended"),
-            () = tokio::time::sleep(window) => tracing::warn!(live = self.proxy.live(), "the drain window is over"),
-            () = signals.any() => tracing::warn!(live = self.proxy.live(), "a second signal: not waiting any longer"),
-        }
-        self.proxy.cut_all();
-        self.end.start();
-        tokio::time::sleep(FAREWELL).await;
-    }
-
-    async fn all_ended(&self) {
-        while self.proxy.live() > 0 {
-            tokio::time::sleep(DRAIN_POLL).await;
-        }
     }
 }
 
@@ -261,13 +244,24 @@ fn capture_config(config: &Config) -> capture::Config {
     }
 }
 
-fn register_collectors(metrics: &Metrics, capture: &Capture, identities: &Identities, health: &discovery::Health) {
+fn register_collectors(
+    metrics: &Metrics,
+    capture: &Capture,
+    identities: &Identities,
+    health: &discovery::Health,
+    readiness: &Readiness,
+) {
     let outcomes = capture.outcomes();
     metrics.register_outcomes(Box::new(move || outcomes.read().into_iter().map(|(o, n)| (o.name(), n)).collect()));
     let identities = identities.clone();
     metrics.register_certificates(Box::new(move || show::certificates(&identities)));
     let health = health.clone();
     metrics.register_config_age(Box::new(move || health.report().seen?.elapsed().ok()));
+    let readiness = readiness.clone();
+    metrics.register_pods_not_captured(Box::new(move || {
+        let gates = readiness.missing().into_iter().chain(readiness.notes());
+        gates.filter(|(gate, _)| gate.starts_with(capture::POD_GATE)).count()
+    }));
 }
 
 fn register_usage(metrics: &Metrics, proxy: &Proxy, tunnels: Arc<hbone::Tally>) {

@@ -1,11 +1,8 @@
-//! Keeps what is captured in step with what the state says and with what is really there.
-//!
-//! A pod is enrolled in an order that refuses nothing on the way: listeners and routes, then the lookup, then the gate
-//! of the connect hooks, then the guard. A step that fails closes the gate, which leaves the pod refused; enrolment is
-//! tried again until it succeeds or the pod goes. A pod leaves in the opposite order.
+//! Keeps what is captured in step with what the state says and with what is really there: looks, asks [`plan`] what is
+//! to be done, and does it step by step, each only while capture is this agent's.
 
-use std::collections::{HashMap, HashSet};
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -16,18 +13,19 @@ use mesh_common::names::programs;
 use mesh_common::record::{Gate, PodAddresses, PodConfig};
 use tokio::sync::mpsc::Sender;
 
-use super::TcMode;
 use super::exclusions::Exclusions;
 use super::links::{self, Target};
 use super::loader::Loaded;
 use super::namespace::{self, Found};
 use super::netlink::{self, Interface, LocalRoute};
+use super::ownership::{Ownership, Standing};
+use super::plan::{self, Duty, Held, Kernel, Phase, Plan, Step, Uid, View};
 use super::pod::{Live, PodNamespace};
+use super::pod_thread::PodThread;
 use super::refused::Refused;
 use super::tables::Tables;
-use super::{guard, sweep};
-use crate::drain;
-use crate::podnet::{EnrolledPod, Family, PodEvent, PodNet};
+use super::{POD_GATE, Shutdown, TcMode, guard, sweep};
+use crate::podnet::{EnrolledPod, Family, PodEvent, PodListener, PodNet};
 use crate::readiness::Readiness;
 use crate::state::{MeshState, StateReader, Workload};
 use crate::sys;
@@ -41,6 +39,11 @@ pub(super) const VERIFY_EVERY: u32 = 10;
 pub(super) const SWEEP_EVERY: u32 = 12;
 /// How long captured connections of a pod that left have to meet their end before their routes go.
 pub(super) const ROUTES_OUTLIVE: Duration = Duration::from_secs(1);
+/// How long pods that were never captured hold an agent back that has just started. Longer than a few tries; a pod that
+/// cannot be enrolled at all must not stop the DaemonSet's rollout.
+pub(super) const ENROL_PATIENCE: Duration = Duration::from_secs(10);
+/// As many as the pods' and the guards' map hold.
+const MAP_KEYS: usize = 65_536;
 
 /// The one task that enrols.
 pub(super) struct Enroller {
@@ -50,32 +53,55 @@ pub(super) struct Enroller {
     pub tc: TcMode,
     pub events: Sender<PodEvent>,
     pub readiness: Readiness,
-    pub enrolled: HashMap<Arc<str>, Enrolled>,
-    /// Pods whose enrolment has not succeeded yet, with their readiness gate.
-    pub waiting: HashMap<Arc<str>, String>,
-    pub refused: Refused,
-    pub exclusions: Exclusions,
-    pub departed: Vec<Departed>,
+    pub ownership: Ownership,
+    state: Bookkeeping,
 }
 
-/// A pod that left, whose capture routes still are to go.
-pub(super) struct Departed {
-    net: Arc<PodNamespace>,
-    cookie: u64,
-    routes: Vec<LocalRoute>,
-    due: Instant,
+/// What this agent knows of its own work.
+#[derive(Default)]
+struct Bookkeeping {
+    /// By the cookie of the network namespace.
+    held: BTreeMap<u64, Pod>,
+    /// Namespaces of pods that are to be enrolled, found in this round.
+    found: BTreeMap<u64, Prepared>,
+    /// Pods that are or were captured, by this agent or one before it.
+    captured: HashSet<Uid>,
+    /// Why wanted pods are not captured, in this round.
+    obstacles: HashMap<Uid, String>,
+    /// The readiness gates that were declared.
+    gates: BTreeMap<Uid, String>,
+    refused: Refused,
+    exclusions: Exclusions,
+    /// The newest agent over whose work this one has put its own; none in the beginning.
+    answered: u64,
+    /// Readiness was reached once.
+    was_ready: bool,
 }
 
-/// A pod that is enrolled.
-pub(super) struct Enrolled {
+/// A wanted pod whose namespace was found.
+struct Prepared {
+    workload: Arc<Workload>,
+    found: Found,
+}
+
+/// A pod that this agent has something of.
+struct Pod {
     workload: Arc<Workload>,
     net: Arc<PodNamespace>,
-    /// The inode of its network namespace.
+    namespace: File,
     inode: u64,
-    cookie: u64,
-    /// Indexes of its host-side interfaces.
-    guarded: Vec<u32>,
+    /// Host-side interfaces, those that are not guarded yet as well.
+    interfaces: Vec<Interface>,
+    guards: BTreeSet<u32>,
     routes: Vec<LocalRoute>,
+    phase: Phase,
+    /// When a departed pod's routes may go.
+    due: Instant,
+    present: bool,
+    closed: bool,
+    /// Until the proxy has them.
+    listeners: Vec<PodListener>,
+    announced: bool,
 }
 
 /// Whether a pod of the same uid must be enrolled anew. Kubernetes changes none of this in a pod's life; a directory of
@@ -86,83 +112,249 @@ fn is_another(wanted: &Workload, enrolled: &Workload) -> bool {
 
 /// The readiness gate of a pod.
 fn gate(workload: &Workload) -> String {
-    format!("pod/{}/{}", workload.namespace, workload.name)
+    format!("{POD_GATE}{}/{}", workload.namespace, workload.name)
+}
+
+/// How closely a round looks at what is there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// At what has changed.
+    Quick,
+    /// At every pod's interfaces and routes, at maps and pins.
+    Close,
 }
 
 impl Enroller {
-    /// Runs until `shutdown`; everything stays in place then.
-    pub async fn run(mut self, mut state: StateReader, mut shutdown: drain::Token) {
+    pub fn new(
+        loaded: Loaded,
+        tables: Arc<Tables>,
+        tc: TcMode,
+        events: Sender<PodEvent>,
+        readiness: Readiness,
+        ownership: Ownership,
+    ) -> Self {
+        let live = Arc::new(Live::new());
+        let state = Bookkeeping { answered: ownership.newest(), ..Bookkeeping::default() };
+        Self { loaded, tables, live, tc, events, readiness, ownership, state }
+    }
+
+    /// Runs until `end`; everything stays in place then. From `closing` on it accepts nothing and owns nothing.
+    pub async fn run(mut self, mut world: StateReader, shutdown: Shutdown) {
+        let Shutdown { mut closing, mut end } = shutdown;
         self.readiness.waiting("capture", "waiting for the first state of the cluster");
-        let mut ticks = 0u32;
+        let started = Instant::now();
+        let mut standing = self.ownership.standing();
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut state_ended = false;
+        let (mut ticks, mut is_closed, mut world_ended) = (0u32, false, false);
+        let mut look = Look::Close;
         loop {
             tokio::select! {
-                () = shutdown.started() => return,
-                changed = state.changed(), if !state_ended => state_ended = !changed,
-                _ = retry.tick() => ticks = ticks.wrapping_add(1),
+                () = end.started() => return,
+                () = closing.started(), if !is_closed => {
+                    is_closed = true;
+                    self.ownership.retire();
+                    self.state.held.values().for_each(|pod| pod.net.close_listeners());
+                }
+                changed = world.changed(), if !world_ended => world_ended = !changed,
+                // An error means that the ownership is gone, which this agent itself holds.
+                changed = standing.changed() => drop(changed),
+                _ = retry.tick() => {
+                    ticks = ticks.wrapping_add(1);
+                    if ticks.is_multiple_of(VERIFY_EVERY) {
+                        look = Look::Close;
+                    }
+                }
             }
-            let current = state.current();
+            let current = world.current();
             // Before the first state nothing is known, least of all who left.
             if current.version == 0 {
                 continue;
             }
-            if ticks.is_multiple_of(VERIFY_EVERY) {
-                self.verify().await;
-            }
-            if ticks % (VERIFY_EVERY * SWEEP_EVERY) == 1 {
+            if ticks % (VERIFY_EVERY * SWEEP_EVERY) == 1 && self.ownership.is_alone() {
                 sweep::sweep(&self.tables, &self.live);
             }
-            self.reconcile(&current).await;
-            self.remove_routes_of_departed().await;
-            self.readiness.ready("capture");
+            self.round(&current, look, started.elapsed() < ENROL_PATIENCE).await;
+            look = Look::Quick;
         }
     }
 
-    async fn reconcile(&mut self, state: &MeshState) {
-        self.refused.publish(state, &self.tables);
-        self.exclusions.publish(state, &self.tables);
-        let wanted: HashMap<Arc<str>, Arc<Workload>> =
-            state.local_workloads().filter(|w| w.enrolled).map(|w| (w.uid.clone(), w.clone())).collect();
-        let leaving: Vec<Arc<str>> = self
-            .enrolled
-            .iter()
-            .filter(|(uid, pod)| wanted.get(*uid).is_none_or(|wanted| is_another(wanted, &pod.workload)))
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        for uid in leaving {
-            self.leave(&uid).await;
+    /// Looks, decides, acts, and says what is missing.
+    async fn round(&mut self, world: &MeshState, look: Look, is_starting: bool) {
+        let newest = self.ownership.newest();
+        let duty = self.duty(newest).await;
+        let wanted: BTreeMap<Uid, Arc<Workload>> =
+            world.local_workloads().filter(|w| w.enrolled).map(|w| (w.uid.clone(), w.clone())).collect();
+        self.state.obstacles.clear();
+        if duty != Duty::LetGo {
+            self.publish(world).await;
         }
+        let view = self.look(&wanted, look, duty).await;
+        let Plan { steps, in_conflict } = plan::plan(&view, duty);
+        for uid in in_conflict {
+            self.state.obstacles.insert(uid, "another pod that lives holds its IP".into());
+        }
+        let whole = self.carry_out(steps).await;
+        self.state.found.clear();
+        if duty == Duty::LetGo {
+            return;
+        }
+        if whole {
+            self.state.answered = newest;
+        }
+        self.tell(&wanted, is_starting);
+        if look == Look::Close
+            && let Some(_turn) = self.ownership.turn().await
+        {
+            self.loaded.collect_agents(&self.tables);
+        }
+        self.readiness.ready("capture");
+        if self.readiness.missing().is_empty() {
+            self.state.was_ready = true;
+            self.ownership.mark_ready();
+        }
+    }
+
+    /// What this agent is to do now. One that owns capture again puts its programs back: those of the agent that died
+    /// may be why it did.
+    async fn duty(&mut self, newest: u64) -> Duty {
+        const GATE: &str = "ownership";
+        match self.ownership.look() {
+            Standing::Owner if self.state.answered >= newest => Duty::Own,
+            Standing::Owner => {
+                let Some(_turn) = self.ownership.turn().await else { return Duty::LetGo };
+                if let Err(error) = self.loaded.attach_hooks() {
+                    tracing::error!(%error, "the programs of this agent could not be put back");
+                }
+                self.state.refused = Refused::default();
+                self.state.exclusions = Exclusions::default();
+                self.readiness.remove(GATE);
+                Duty::Resume
+            }
+            Standing::Superseded { by, .. } => {
+                self.readiness.waiting(GATE, format!("process {by}, a newer agent, owns capture on this node"));
+                Duty::LetGo
+            }
+            Standing::Retired => {
+                self.readiness.waiting(GATE, "this agent accepts no more connections");
+                Duty::LetGo
+            }
+        }
+    }
+
+    /// What the kernel refuses and what it lets pass follow the world, whatever is enrolled.
+    async fn publish(&mut self, world: &MeshState) {
+        if let Some(_turn) = self.ownership.turn().await {
+            self.state.refused.publish(world, &self.tables);
+            self.state.exclusions.publish(world, &self.tables);
+        }
+    }
+
+    /// Opens and closes the pods' readiness gates.
+    fn tell(&mut self, wanted: &BTreeMap<Uid, Arc<Workload>>, is_starting: bool) {
+        let Bookkeeping { held, captured, obstacles, gates, was_ready, .. } = &mut self.state;
         let readiness = &self.readiness;
-        self.waiting.retain(|uid, gate| {
+        captured.retain(|uid| wanted.contains_key(uid));
+        gates.retain(|uid, gate| {
             let stays = wanted.contains_key(uid);
             if !stays {
                 readiness.remove(gate);
             }
             stays
         });
-        self.forget_strangers(&wanted).await;
         for (uid, workload) in wanted {
-            if self.enrolled.contains_key(&uid) {
-                continue;
-            }
-            match self.enrol(&workload).await {
-                Ok(()) => {
-                    self.waiting.remove(&uid);
-                    self.readiness.ready(&gate(&workload));
-                }
-                Err(reason) => {
-                    self.waiting.insert(uid, gate(&workload));
-                    tracing::debug!(pod = %workload.name, namespace = %workload.namespace, reason, "not enrolled yet");
-                    self.readiness.waiting(&gate(&workload), reason);
+            let gate = gates.entry(uid.clone()).or_insert_with(|| gate(workload));
+            let is_enrolled = held.values().any(|pod| pod.workload.uid == *uid && pod.phase == Phase::Enrolled);
+            match obstacles.get(uid) {
+                None if is_enrolled => readiness.ready(gate),
+                reason => {
+                    let reason = reason.map_or("it is being enrolled", String::as_str);
+                    tracing::debug!(pod = %workload.name, namespace = %workload.namespace, reason, "not enrolled");
+                    if captured.contains(uid) || (is_starting && !*was_ready) {
+                        readiness.waiting(gate, reason);
+                    } else {
+                        readiness.noted(gate, reason);
+                    }
                 }
             }
         }
     }
 
-    /// What fails on the way leaves the pod refused: its gate is closed until enrolment has succeeded.
-    async fn enrol(&mut self, workload: &Arc<Workload>) -> Result<(), String> {
+    async fn look(&mut self, wanted: &BTreeMap<Uid, Arc<Workload>>, look: Look, duty: Duty) -> View {
+        let held = self.look_at_held(wanted, look, duty).await;
+        let found = match duty {
+            Duty::Own | Duty::Resume => self.find(wanted, &held).await,
+            Duty::LetGo => BTreeMap::new(),
+        };
+        let kernel = (look == Look::Close && duty != Duty::LetGo).then(|| self.look_at_kernel());
+        let wanted = wanted.iter().map(|(uid, workload)| (uid.clone(), workload.ips.iter().copied().collect()));
+        View { wanted: wanted.collect(), held, found, kernel }
+    }
+
+    async fn look_at_held(
+        &mut self,
+        wanted: &BTreeMap<Uid, Arc<Workload>>,
+        look: Look,
+        duty: Duty,
+    ) -> BTreeMap<u64, Held> {
+        let (kubepods, now) = (&self.loaded.kubepods, Instant::now());
+        let mut seen = BTreeMap::new();
+        for (cookie, pod) in &mut self.state.held {
+            let uid = pod.workload.uid.clone();
+            let fits = wanted.get(&uid).is_some_and(|wanted| !is_another(wanted, &pod.workload));
+            if let Phase::Departed { due } = &mut pod.phase {
+                *due = pod.due <= now;
+            }
+            let is_enrolled = pod.phase == Phase::Enrolled && fits;
+            if look == Look::Close || !is_enrolled {
+                pod.present = namespace::is_current(kubepods, &uid, pod.inode) == Some(true);
+            }
+            let looks = is_enrolled && pod.present && (duty == Duty::Resume || look == Look::Close);
+            let mut interfaces = None;
+            if looks {
+                match guard::host_side(pod.net.thread()).await {
+                    Ok(found) => {
+                        interfaces = Some(indexes(&found));
+                        pod.interfaces = found;
+                    }
+                    Err(reason) => drop(self.state.obstacles.insert(uid.clone(), reason)),
+                }
+            }
+            let ips = pod.workload.ips.iter().copied().collect();
+            let Pod { phase, present, closed, .. } = *pod;
+            let guards = pod.guards.clone();
+            seen.insert(*cookie, Held { uid, ips, phase, fits, present, guards, interfaces, closed });
+        }
+        seen
+    }
+
+    /// Finds the namespaces of wanted pods that are not held as they are.
+    async fn find(
+        &mut self,
+        wanted: &BTreeMap<Uid, Arc<Workload>>,
+        held: &BTreeMap<u64, Held>,
+    ) -> BTreeMap<Uid, plan::Found> {
+        let mut found = BTreeMap::new();
+        for (uid, workload) in wanted {
+            if held.values().any(|pod| pod.uid == *uid && pod.phase == Phase::Enrolled && pod.fits && pod.present) {
+                continue;
+            }
+            if self.loaded.pins.pod(uid).join("lookup").exists() {
+                self.state.captured.insert(uid.clone());
+            }
+            match self.prepare(workload).await {
+                Ok((cookie, prepared)) => {
+                    let interfaces = indexes(&prepared.found.interfaces);
+                    self.state.found.insert(cookie, prepared);
+                    found.insert(uid.clone(), plan::Found { cookie, interfaces });
+                }
+                Err(reason) => drop(self.state.obstacles.insert(uid.clone(), reason)),
+            }
+        }
+        found
+    }
+
+    async fn prepare(&self, workload: &Arc<Workload>) -> Result<(u64, Prepared), String> {
         let first = *workload.ips.first().ok_or("it has no IP yet")?;
         let found = namespace::find(&self.loaded.kubepods, &workload.uid, Some(first)).await?;
         let cookie = found.thread.run(|| {
@@ -170,189 +362,267 @@ impl Enroller {
             sys::netns_cookie(socket.as_fd())
         });
         let cookie = cookie.await.map_err(step("reading its namespace's cookie"))?;
-        match self.take(workload, found, cookie).await {
-            Ok(enrolled) => {
-                self.enrolled.insert(workload.uid.clone(), enrolled);
-                tracing::info!(pod = %workload.name, namespace = %workload.namespace, "enrolled");
+        Ok((cookie, Prepared { workload: workload.clone(), found }))
+    }
+
+    fn look_at_kernel(&self) -> Kernel {
+        let tables = &self.tables;
+        let pinned = fs::read_dir(self.loaded.pins.pods()).into_iter().flatten().flatten();
+        let uids = pinned.filter_map(|entry| entry.file_name().into_string().ok());
+        let gates = tables.pods.keys(MAP_KEYS).into_iter();
+        let guards = tables.guarded.keys(MAP_KEYS).into_iter();
+        Kernel {
+            pins: uids.map(|uid| (Uid::from(&*uid), guarded_in(&self.loaded.pins.pod(&uid)))).collect(),
+            gates: gates.filter_map(|cookie| Some((cookie, ips(tables.pods.get(&cookie)?.addresses())))).collect(),
+            guards: guards.filter_map(|index| Some((index, ips(&tables.guarded.get(&index)?)))).collect(),
+        }
+    }
+
+    /// Does the steps in order. A pod of which one fails has no more of them done; false when the owner changed before
+    /// the last.
+    async fn carry_out(&mut self, steps: Vec<Step>) -> bool {
+        let mut failed = BTreeSet::new();
+        for step in steps {
+            if step.cookie().is_some_and(|cookie| failed.contains(&cookie)) {
+                continue;
+            }
+            match self.carry_out_one(&step).await {
+                Some(Ok(())) => {}
+                Some(Err(reason)) => {
+                    failed.extend(step.cookie());
+                    if !self.after_failure(&step, reason).await {
+                        return false;
+                    }
+                }
+                None => return false,
+            }
+        }
+        true
+    }
+
+    /// None when capture is not this agent's any more.
+    async fn carry_out_one(&mut self, step: &Step) -> Option<Result<(), String>> {
+        let ownership = self.ownership.clone();
+        let _turn = if step.is_owners() { Some(ownership.turn().await?) } else { None };
+        tracing::trace!(?step, "enrolment");
+        Some(self.act(step).await)
+    }
+
+    async fn after_failure(&mut self, step: &Step, reason: String) -> bool {
+        let Some(cookie) = step.cookie() else {
+            tracing::warn!(?step, reason, "a step of enrolment failed");
+            return true;
+        };
+        let prepared = self.state.found.get(&cookie).map(|prepared| prepared.workload.uid.clone());
+        let (uid, phase) = match self.state.held.get(&cookie) {
+            Some(pod) => (Some(pod.workload.uid.clone()), pod.phase),
+            None => (prepared, Phase::Joining),
+        };
+        if let Some(uid) = uid {
+            self.state.obstacles.insert(uid, reason);
+        }
+        for step in plan::after_failure(cookie, phase, step) {
+            match self.carry_out_one(&step).await {
+                Some(Ok(())) => {}
+                Some(Err(reason)) => tracing::error!(?step, reason, "a pod that should be refused may not be"),
+                None => return false,
+            }
+        }
+        true
+    }
+}
+
+/// The steps, done.
+impl Enroller {
+    async fn act(&mut self, step: &Step) -> Result<(), String> {
+        match step {
+            Step::Join { uid, cookie } => self.join(uid, *cookie),
+            Step::AddRoutes { cookie } => self.add_routes(*cookie).await,
+            Step::Steer { cookie } => self.steer(*cookie).await,
+            Step::Announce { cookie } => self.announce(*cookie).await,
+            Step::AttachLookup { cookie } => self.attach_lookup(*cookie),
+            Step::OpenGate { cookie } => self.set_gate(*cookie, Gate::Open),
+            Step::CloseGate { cookie } => self.set_gate(*cookie, Gate::Closed),
+            Step::Guard { cookie, index } => self.guard(*cookie, *index),
+            Step::Settle { cookie } => self.settle(*cookie),
+            Step::Unguard { uid, index } => self.unguard(uid.as_deref(), *index),
+            Step::RemoveGate { cookie } => {
+                self.tables.pods.remove(cookie);
                 Ok(())
             }
-            Err(reason) => {
-                let closed = PodConfig::new(addresses(&workload.ips), Gate::Closed);
-                self.tables.pods.set(&cookie, &closed).map_err(step("closing its gate"))?;
-                Err(reason)
+            Step::DetachLookup { uid } => remove_pin(&self.loaded.pins.pod(uid).join("lookup")),
+            Step::Release { cookie } => self.release(*cookie).await,
+            Step::RemoveRoutes { cookie } => self.remove_routes(*cookie).await,
+            Step::RemoveStrangersRoutes { uid } => self.remove_strangers_routes(uid).await,
+            Step::RemovePins { uid } => remove_pins(&self.loaded.pins.pod(uid)),
+            Step::LetGo { cookie } => {
+                if let Some(pod) = self.state.held.remove(cookie) {
+                    pod.net.close();
+                }
+                Ok(())
             }
         }
     }
 
-    /// Slow and harmless steps first: nothing leads to the listeners until the hooks are on.
-    async fn take(&mut self, workload: &Arc<Workload>, found: Found, cookie: u64) -> Result<Enrolled, String> {
+    fn pod(&mut self, cookie: u64) -> Result<&mut Pod, String> {
+        self.state.held.get_mut(&cookie).ok_or_else(|| "nothing of it is held".to_string())
+    }
+
+    fn join(&mut self, uid: &Uid, cookie: u64) -> Result<(), String> {
+        fs::create_dir_all(self.loaded.pins.pod(uid)).map_err(step("making its pin directory"))?;
+        let Prepared { workload, found } = self.state.found.remove(&cookie).ok_or("its namespace is not at hand")?;
         let Found { namespace, inode, thread, interfaces } = found;
-        let routes = routes(&workload.ips);
-        let wanted = routes.clone();
+        let pod = Pod {
+            routes: routes(&workload.ips),
+            net: Arc::new(self.pod_namespace(cookie, thread)),
+            workload,
+            namespace,
+            inode,
+            interfaces,
+            guards: BTreeSet::new(),
+            phase: Phase::Joining,
+            due: Instant::now(),
+            present: true,
+            closed: false,
+            listeners: Vec::new(),
+            announced: false,
+        };
         // It may have left a moment ago: its routes stay now.
-        self.departed.retain(|departed| departed.cookie != cookie);
-        let added = thread.run(move || wanted.iter().try_for_each(add_route));
-        added.await.map_err(step("adding its capture routes"))?;
-        let net = Arc::new(PodNamespace::new(cookie, self.tables.clone(), self.live.clone(), thread));
-        let listeners = net.listen(&workload.ips).await.map_err(step("listening inside it"))?;
-        for family in [Family::V4, Family::V6] {
-            if workload.ips.iter().any(|ip| Family::of(*ip) == family) {
-                net.refill(family);
-            }
-        }
-        let pod = EnrolledPod { workload: workload.clone(), net: net.clone() as Arc<dyn PodNet>, listeners };
-        self.events.send(PodEvent::Enrolled(pod)).await.map_err(|_| "the proxy is gone")?;
-        if let Err(reason) = self.hook(workload, &namespace, inode, cookie, &interfaces) {
-            let _ = self.events.send(PodEvent::Left(workload.uid.clone())).await;
-            return Err(reason);
-        }
-        let guarded = interfaces.iter().map(|interface| interface.index).collect();
-        Ok(Enrolled { workload: workload.clone(), net, inode, cookie, guarded, routes })
-    }
-
-    /// Turns the pod's traffic to the listeners that wait for it: what arrives, what it dials, and last the guard, which
-    /// would drop what it still dialled by itself.
-    fn hook(
-        &mut self,
-        workload: &Workload,
-        namespace: &fs::File,
-        inode: u64,
-        cookie: u64,
-        interfaces: &[Interface],
-    ) -> Result<(), String> {
-        let addresses = addresses(&workload.ips);
-        let pins = self.loaded.pins.pod(&workload.uid);
-        fs::create_dir_all(&pins).map_err(step("making its pin directory"))?;
-        let lookup = self.loaded.program(programs::SK_LOOKUP).map_err(|error| error.to_string())?;
-        let target = Target::Namespace { descriptor: namespace.as_raw_fd(), inode };
-        links::ensure(&pins.join("lookup"), &lookup, target, SK_LOOKUP).map_err(step("attaching its lookup"))?;
-        let open = PodConfig::new(addresses, Gate::Open);
-        self.tables.pods.set(&cookie, &open).map_err(step("opening its gate"))?;
-        for interface in interfaces {
-            guard::attach(&mut self.loaded, &self.tables, self.tc, &pins, interface, &addresses)
-                .map_err(step("guarding its interface"))?;
+        if let Some(departed) = self.state.held.insert(cookie, pod) {
+            departed.net.close();
         }
         Ok(())
     }
 
-    /// Takes a pod out: its traffic is its own again, or it is gone.
-    async fn leave(&mut self, uid: &Arc<str>) {
-        let Some(pod) = self.enrolled.remove(uid) else { return };
-        let pins = self.loaded.pins.pod(uid);
-        for index in &pod.guarded {
-            guard::detach(&self.tables, &pins, *index);
+    fn pod_namespace(&self, cookie: u64, thread: PodThread) -> PodNamespace {
+        PodNamespace::new(cookie, self.tables.clone(), self.live.clone(), thread)
+    }
+
+    async fn add_routes(&mut self, cookie: u64) -> Result<(), String> {
+        let pod = self.pod(cookie)?;
+        let routes = pod.routes.clone();
+        let added = pod.net.thread().run(move || routes.iter().try_for_each(add_route));
+        added.await.map_err(step("adding its capture routes"))
+    }
+
+    async fn steer(&mut self, cookie: u64) -> Result<(), String> {
+        let pod = self.pod(cookie)?;
+        if pod.net.listens() {
+            return pod.net.steer().map_err(step("leading its traffic to its listeners"));
         }
-        self.tables.pods.remove(&pod.cookie);
-        remove_pin(&pins.join("lookup"));
-        remove_pins(&pins);
-        let _ = self.events.send(PodEvent::Left(uid.clone())).await;
-        self.readiness.remove(&gate(&pod.workload));
+        pod.listeners = pod.net.listen(&pod.workload.ips).await.map_err(step("listening inside it"))?;
+        for family in [Family::V4, Family::V6] {
+            if pod.workload.ips.iter().any(|ip| Family::of(*ip) == family) {
+                pod.net.refill(family);
+            }
+        }
+        Ok(())
+    }
+
+    async fn announce(&mut self, cookie: u64) -> Result<(), String> {
+        let pod = self.pod(cookie)?;
+        let listeners = std::mem::take(&mut pod.listeners);
+        let net = pod.net.clone() as Arc<dyn PodNet>;
+        let enrolled = EnrolledPod { workload: pod.workload.clone(), net, listeners };
+        pod.announced = true;
+        self.events.send(PodEvent::Enrolled(enrolled)).await.map_err(|_| "the proxy is gone".to_string())
+    }
+
+    fn attach_lookup(&mut self, cookie: u64) -> Result<(), String> {
+        let lookup = self.loaded.program(programs::SK_LOOKUP).map_err(|error| error.to_string())?;
+        let pins = self.loaded.pins.clone();
+        let pod = self.pod(cookie)?;
+        let target = Target::Namespace { descriptor: pod.namespace.as_raw_fd(), inode: pod.inode };
+        let pin = pins.pod(&pod.workload.uid).join("lookup");
+        links::ensure(&pin, &lookup, target, SK_LOOKUP).map_err(step("attaching its lookup"))
+    }
+
+    fn set_gate(&mut self, cookie: u64, gate: Gate) -> Result<(), String> {
+        let workload = match self.state.held.get_mut(&cookie) {
+            Some(pod) => {
+                pod.closed = gate == Gate::Closed;
+                pod.workload.clone()
+            }
+            None => match self.state.found.get(&cookie) {
+                Some(prepared) => prepared.workload.clone(),
+                None => return Ok(()),
+            },
+        };
+        let config = PodConfig::new(addresses(&workload.ips), gate);
+        self.tables.pods.set(&cookie, &config).map_err(step("setting its gate"))
+    }
+
+    fn guard(&mut self, cookie: u64, index: u32) -> Result<(), String> {
+        let Self { loaded, tables, tc, state, .. } = self;
+        let pod = state.held.get_mut(&cookie).ok_or("nothing of it is held")?;
+        let interface = pod.interfaces.iter().find(|interface| interface.index == index).ok_or("no such interface")?;
+        let pins = loaded.pins.pod(&pod.workload.uid);
+        guard::attach(loaded, tables, *tc, &pins, interface, &addresses(&pod.workload.ips))
+            .map_err(step("guarding its interface"))?;
+        pod.guards.insert(index);
+        Ok(())
+    }
+
+    fn settle(&mut self, cookie: u64) -> Result<(), String> {
+        let pod = self.pod(cookie)?;
+        pod.phase = Phase::Enrolled;
+        let workload = pod.workload.clone();
+        tracing::info!(pod = %workload.name, namespace = %workload.namespace, "enrolled");
+        self.state.captured.insert(workload.uid.clone());
+        Ok(())
+    }
+
+    fn unguard(&mut self, uid: Option<&str>, index: u32) -> Result<(), String> {
+        let pins = uid.map_or_else(|| self.loaded.pins.pods(), |uid| self.loaded.pins.pod(uid));
+        guard::detach(&self.tables, &pins, index);
+        for pod in self.state.held.values_mut().filter(|pod| Some(&*pod.workload.uid) == uid) {
+            pod.guards.remove(&index);
+        }
+        Ok(())
+    }
+
+    async fn release(&mut self, cookie: u64) -> Result<(), String> {
+        let Some(pod) = self.state.held.get_mut(&cookie) else { return Ok(()) };
+        let Workload { uid, name, namespace, .. } = &*pod.workload;
+        if pod.phase == Phase::Enrolled {
+            tracing::info!(pod = %name, %namespace, "left the mesh");
+        }
+        pod.phase = Phase::Departed { due: false };
+        pod.due = Instant::now() + ROUTES_OUTLIVE;
         pod.net.empty_stock();
-        let due = Instant::now() + ROUTES_OUTLIVE;
-        self.departed.push(Departed { net: pod.net, cookie: pod.cookie, routes: pod.routes, due });
-        tracing::info!(pod = %pod.workload.name, namespace = %pod.workload.namespace, "left the mesh");
+        pod.net.close_listeners();
+        pod.listeners.clear();
+        if std::mem::take(&mut pod.announced) {
+            // It fails when the proxy is gone, and every connection with it.
+            let _ = self.events.send(PodEvent::Left(uid.clone())).await;
+        }
+        Ok(())
     }
 
-    /// Here and not on a timer of its own: a pod that comes back meanwhile keeps its routes.
-    async fn remove_routes_of_departed(&mut self) {
-        let now = Instant::now();
-        for Departed { net, routes, .. } in self.departed.extract_if(.., |departed| departed.due <= now) {
-            let _ = net.thread().run(move || routes.iter().try_for_each(netlink::remove_route)).await;
-            net.close();
-        }
+    async fn remove_routes(&mut self, cookie: u64) -> Result<(), String> {
+        let pod = self.pod(cookie)?;
+        let routes = pod.routes.clone();
+        // They are gone with the namespace's interfaces, if not before.
+        let _ = pod.net.thread().run(move || routes.iter().try_for_each(netlink::remove_route)).await;
+        Ok(())
     }
 
-    /// Collects what earlier agents left for pods that are no longer to be enrolled.
-    async fn forget_strangers(&mut self, wanted: &HashMap<Arc<str>, Arc<Workload>>) {
-        let pinned = fs::read_dir(self.loaded.pins.pods()).into_iter().flatten().flatten();
-        let strangers: Vec<String> = pinned
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|uid| !wanted.contains_key(uid.as_str()) && !self.enrolled.contains_key(uid.as_str()))
-            .collect();
-        if strangers.is_empty() {
-            return;
+    async fn remove_strangers_routes(&mut self, uid: &str) -> Result<(), String> {
+        // The pod may still run, without the mesh now.
+        if let Ok(found) = namespace::find(&self.loaded.kubepods, uid, None).await {
+            let _ = found.thread.run(remove_routes).await;
         }
-        // A pod that is still to be enrolled keeps its entry: it is closed, or left by an earlier agent.
-        let kept: HashSet<IpAddr> = wanted.values().flat_map(|workload| workload.ips.iter().copied()).collect();
-        for cookie in self.tables.pods.keys(65_536) {
-            let config = self.tables.pods.get(&cookie);
-            if config.is_some_and(|config| !kept.iter().any(|ip| config.addresses().contain(&Ip::from(*ip)))) {
-                self.tables.pods.remove(&cookie);
-            }
-        }
-        // clsact filters have no pins: the map tells whom they guard.
-        for index in self.tables.guarded.keys(65_536) {
-            let is_ours = self.enrolled.values().any(|pod| pod.guarded.contains(&index));
-            let addresses = self.tables.guarded.get(&index).filter(|_| !is_ours);
-            if addresses.is_some_and(|addresses| !kept.iter().any(|ip| addresses.contain(&Ip::from(*ip)))) {
-                guard::detach(&self.tables, &self.loaded.pins.pods(), index);
-            }
-        }
-        for uid in strangers {
-            let pins = self.loaded.pins.pod(&uid);
-            for index in guarded_in(&pins) {
-                guard::detach(&self.tables, &pins, index);
-            }
-            remove_pins(&pins);
-            // The pod may still run, without the mesh now.
-            if let Ok(found) = namespace::find(&self.loaded.kubepods, &uid, None).await {
-                let _ = found.thread.run(remove_routes).await;
-            }
-            tracing::info!(uid, "collected what an earlier agent left of a pod that is not in the mesh");
-        }
-    }
-
-    /// Puts back what a pod lost, such as routes when IPv6 was switched off and on, guards interfaces that it was given
-    /// since, and lets go of a pod whose sandbox was made anew.
-    async fn verify(&mut self) {
-        let mut renewed = Vec::new();
-        for (uid, pod) in &mut self.enrolled {
-            if namespace::is_current(&self.loaded.kubepods, uid, pod.inode) == Some(false) {
-                renewed.push(uid.clone());
-                continue;
-            }
-            let routes = pod.routes.clone();
-            let restored = pod.net.thread().run(move || routes.iter().try_for_each(add_route)).await;
-            let whole = match restored.map_err(step("its capture routes")) {
-                Ok(()) => guard_new(&mut self.loaded, &self.tables, self.tc, uid, pod).await,
-                Err(reason) => Err(reason),
-            };
-            match whole {
-                Ok(()) => self.readiness.ready(&gate(&pod.workload)),
-                Err(reason) => self.readiness.waiting(&gate(&pod.workload), reason),
-            }
-        }
-        for uid in renewed {
-            self.leave(&uid).await;
-        }
+        tracing::info!(uid, "collected what an earlier agent left of a pod that is not in the mesh");
+        Ok(())
     }
 }
 
-/// Guards interfaces that a pod was given after its enrolment, and forgets those that went.
-async fn guard_new(
-    loaded: &mut Loaded,
-    tables: &Tables,
-    tc: TcMode,
-    uid: &str,
-    pod: &mut Enrolled,
-) -> Result<(), String> {
-    let interfaces = guard::host_side(pod.net.thread()).await?;
-    let pins = loaded.pins.pod(uid);
-    pod.guarded.retain(|index| {
-        let stays = interfaces.iter().any(|interface| interface.index == *index);
-        if !stays {
-            guard::detach(tables, &pins, *index);
-        }
-        stays
-    });
-    for interface in interfaces {
-        if !pod.guarded.contains(&interface.index) {
-            guard::attach(loaded, tables, tc, &pins, &interface, &addresses(&pod.workload.ips))
-                .map_err(step("guarding its new interface"))?;
-            pod.guarded.push(interface.index);
-        }
-    }
-    Ok(())
+fn indexes(interfaces: &[Interface]) -> BTreeSet<u32> {
+    interfaces.iter().map(|interface| interface.index).collect()
+}
+
+fn ips(addresses: &PodAddresses) -> BTreeSet<IpAddr> {
+    addresses.iter().map(IpAddr::from).collect()
 }
 
 /// A pod in which IPv6 was switched off is served over IPv4; what it dials over IPv6 finds no way, as without a mesh.
@@ -396,24 +666,26 @@ fn v6_prefix(prefix: [u8; 8]) -> IpAddr {
     Ipv6Addr::from(u128::from(u64::from_be_bytes(prefix)) << 64).into()
 }
 
-fn remove_pin(pin: &std::path::Path) {
-    if let Err(error) = fs::remove_file(pin)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(%error, pin = %pin.display(), "a pin could not be removed");
+fn remove_pin(pin: &std::path::Path) -> Result<(), String> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("removing {}: {error}", pin.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
 /// Removes a pod's pin directory with whatever is in it.
-fn remove_pins(directory: &std::path::Path) {
+fn remove_pins(directory: &std::path::Path) -> Result<(), String> {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        remove_pin(&entry.path());
+        remove_pin(&entry.path())?;
     }
     let _ = fs::remove_dir(directory);
+    Ok(())
 }
 
 /// The interfaces that a pod's pins guard: `guard-from-INDEX`.
-fn guarded_in(directory: &std::path::Path) -> Vec<u32> {
+fn guarded_in(directory: &std::path::Path) -> BTreeSet<u32> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     names.filter_map(|name| name.strip_prefix("guard-from-")?.parse().ok()).collect()

@@ -42,6 +42,12 @@ pub enum Error {
         "{0} is not on a BPF file system: mount one with `mount -t bpf bpf DIR`, and name a path in it with --bpf-pins"
     )]
     NotBpffs(PathBuf),
+    /// Programs and maps of another layout are attached.
+    #[error(
+        "{0} holds the programs of an agent with another ABI version, which would capture beside this one's: end that \
+         agent and run its `mesh-agent detach`"
+    )]
+    OtherAbi(PathBuf),
 }
 
 impl Error {

@@ -11,6 +11,7 @@ use mesh_common::names::{self, maps, programs};
 
 use super::error::Error;
 use super::links::{self, Target};
+use super::ownership::Ownership;
 use super::tables::Tables;
 use super::{Config, ObjectSource, cgroups};
 use crate::sys;
@@ -36,6 +37,10 @@ impl Pins {
         Self { root: pins.join(names::ABI_VERSION) }
     }
 
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub fn maps(&self) -> PathBuf {
         self.root.join(names::pins::MAPS)
     }
@@ -50,6 +55,16 @@ impl Pins {
 
     pub fn pod(&self, uid: &str) -> PathBuf {
         self.pods().join(uid)
+    }
+
+    /// Programs of two ABI versions would both capture: the second finds a connection that the first has led away.
+    fn refuse_others(&self) -> Result<(), Error> {
+        let versions = self.root.parent().map(fs::read_dir).into_iter().flatten().flatten().flatten();
+        let others = versions.map(|entry| entry.path()).filter(|path| *path != self.root);
+        match others.into_iter().find(|path| path.join(names::pins::LINKS).is_dir()) {
+            Some(other) => Err(Error::OtherAbi(other)),
+            None => Ok(()),
+        }
     }
 
     fn make(&self) -> Result<(), Error> {
@@ -85,16 +100,19 @@ const POD_HOOKS: [(&str, u32); 5] = [
 
 impl Loaded {
     /// Loads everything and puts the new programs behind the links that are there, or makes the links.
-    pub fn start(config: &Config) -> Result<Self, Error> {
+    pub fn start(config: &Config) -> Result<(Self, Ownership), Error> {
         let kubepods = cgroups::kubepods(&config.cgroup_root)?;
         let pins = Pins::new(&config.pins);
+        pins.refuse_others()?;
         pins.make()?;
         let ebpf = load(config, &pins)?;
         warn_of_other_sizes(config, &pins);
         let mut loaded = Self { ebpf, pins, kubepods };
         loaded.load_programs()?;
+        // Before the first change of what an agent that is still there may own.
+        let ownership = Ownership::take(&loaded.pins)?;
         loaded.attach_hooks()?;
-        Ok(loaded)
+        Ok((loaded, ownership))
     }
 
     /// The descriptor of a loaded program.
@@ -124,7 +142,7 @@ impl Loaded {
     }
 
     /// The agent's own dials are filed before the first pod's connect can be captured.
-    fn attach_hooks(&self) -> Result<(), Error> {
+    pub fn attach_hooks(&self) -> Result<(), Error> {
         let own = cgroups::own()?;
         let id = cgroups::id(&own).map_err(Error::io("reading the agent's cgroup"))?;
         let pin = self.pins.links().join(format!("{}-{id}", programs::SOCK_OPS));
@@ -139,6 +157,12 @@ impl Loaded {
     pub fn file_agent(&self, tables: &Tables) -> Result<(), Error> {
         let id = cgroups::own().and_then(|own| cgroups::id(&own).map_err(Error::io("reading the agent's cgroup")))?;
         tables.agents.set(&id, &0).map_err(Error::io("filing the agent's cgroup"))?;
+        self.collect_agents(tables);
+        Ok(())
+    }
+
+    /// Takes out what agents left whose cgroup is gone.
+    pub fn collect_agents(&self, tables: &Tables) {
         let entries = fs::read_dir(self.pins.links()).into_iter().flatten().flatten();
         for path in entries.map(|entry| entry.path()) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -152,7 +176,6 @@ impl Loaded {
                 }
             }
         }
-        Ok(())
     }
 
     fn attach_to_cgroup(&self, name: &'static str, attach_type: u32, cgroup: &Path, pin: &Path) -> Result<(), Error> {

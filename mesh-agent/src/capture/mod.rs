@@ -3,7 +3,7 @@
 //!
 //! `app` starts it; the proxy takes [`PodEvent`]s. It does not accept, dial or judge connections, and it does not take
 //! its programs off when the agent ends: capture and guard outlive the agent, so that nothing leaves in plaintext
-//! meanwhile. [`detach_all`] does.
+//! meanwhile. [`detach_all`] does. Two agents of one node stand beside each other at an upgrade: see `ownership`.
 
 mod check;
 mod detach;
@@ -17,6 +17,8 @@ mod loader;
 mod namespace;
 mod netlink;
 mod outcomes;
+mod ownership;
+mod plan;
 mod pod;
 mod pod_thread;
 mod program_log;
@@ -33,12 +35,13 @@ pub use detach::detach_all;
 pub use error::Error;
 pub use mesh_common::outcome::Outcome;
 pub use outcomes::OutcomeReader;
+pub use ownership::Standing;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::Sender;
+use tokio::sync::watch;
 
 use crate::drain;
 use crate::limit::{Limit, limits};
@@ -47,11 +50,9 @@ use crate::readiness::Readiness;
 use crate::state::StateReader;
 use enrolment::Enroller;
 use events::Events;
-use exclusions::Exclusions;
-use loader::Loaded;
-use pod::Live;
+use loader::{Loaded, Pins};
+use ownership::Ownership;
 use program_log::ProgramLog;
-use refused::Refused;
 use tables::Tables;
 
 /// What capture is told.
@@ -94,12 +95,25 @@ pub enum TcMode {
     Clsact,
 }
 
+/// How the readiness gates of pods begin; namespace and name follow.
+pub const POD_GATE: &str = "pod/";
+
 /// Capture, loaded and attached.
 pub struct Capture {
     loaded: Loaded,
+    ownership: Ownership,
     tables: Arc<Tables>,
     tc: TcMode,
     log: ProgramLog,
+}
+
+/// How capture is told of the end of the process, which comes in two steps.
+#[derive(Clone, Debug)]
+pub struct Shutdown {
+    /// From here on this agent accepts nothing, and does not own capture again.
+    pub closing: drain::Token,
+    /// Capture's work is over; what it made stays in place.
+    pub end: drain::Token,
 }
 
 /// The bounds of this room.
@@ -112,6 +126,11 @@ pub fn limits() -> Vec<Limit> {
         enrolment::RETRY, "milliseconds", "until what failed is tried again";
         enrolment::VERIFY_EVERY, "retries", "between two looks at whether pods still are as they were left";
         enrolment::SWEEP_EVERY, "such looks", "between two sweeps of stale records";
+        enrolment::ENROL_PATIENCE, "milliseconds", "that pods never captured hold back the readiness of an agent that starts";
+        ownership::LOOK_EVERY, "milliseconds", "between two looks at whether a newer agent owns capture";
+        ownership::LOCK_PATIENCE, "milliseconds", "for another agent to end the step that it is at";
+        ownership::LOCK_RETRY, "milliseconds", "between two tries of that lock";
+        ownership::MAX_INSTANCES, "agents", "of one node on record";
         enrolment::ROUTES_OUTLIVE, "milliseconds", "for the connections of a pod that left to meet their end";
         sweep::STALE, "milliseconds", "no connection stays so long between its record and its accept";
         sweep::MAX_KEYS, "keys per map", "one sweep looks at no more";
@@ -127,12 +146,12 @@ pub fn limits() -> Vec<Limit> {
 impl Capture {
     /// Loads, pins or re-opens, and attaches to the pods' parent cgroup. Nothing is captured until a pod is enrolled.
     pub fn start(config: Config) -> Result<Self, Error> {
-        let mut loaded = Loaded::start(&config)?;
+        let (mut loaded, ownership) = Loaded::start(&config)?;
         let tables = Tables::open(&loaded.pins.maps()).map_err(Error::io("opening the pinned maps"))?;
         loaded.file_agent(&tables)?;
         let log = ProgramLog::open(&mut loaded, config.bpf_log)?;
         tracing::info!(node = config.node, kubepods = %loaded.kubepods.display(), "capture is loaded");
-        Ok(Self { loaded, tables: Arc::new(tables), tc: config.tc, log })
+        Ok(Self { loaded, ownership, tables: Arc::new(tables), tc: config.tc, log })
     }
 
     /// The kernel's counters.
@@ -140,33 +159,48 @@ impl Capture {
         OutcomeReader::new(self.tables.clone())
     }
 
+    /// Where this agent stands among the agents of its node, and every change of it.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.ownership.standing()
+    }
+
+    /// The pid of the agent that this one took over from, if that still lives.
+    pub fn predecessor(&self) -> Option<u32> {
+        self.ownership.predecessor()
+    }
+
     /// Enrols and un-enrols as the state says, publishes VIPs without endpoint, drains the kernel's events, sweeps stale
-    /// records. Ends when `shutdown` starts, and leaves everything in place.
+    /// records: all of it only while this agent owns capture. Leaves everything in place at the end.
     pub async fn run(
         self,
         state: StateReader,
         events: Sender<PodEvent>,
         readiness: Readiness,
-        shutdown: drain::Token,
+        shutdown: Shutdown,
     ) -> Result<(), Error> {
-        let ring = Events::open(&self.loaded.pins.maps())?;
-        let enroller = Enroller {
-            loaded: self.loaded,
-            tables: self.tables,
-            live: Arc::new(Live::new()),
-            tc: self.tc,
-            events,
-            readiness,
-            enrolled: HashMap::new(),
-            waiting: HashMap::new(),
-            refused: Refused::default(),
-            exclusions: Exclusions::default(),
-            departed: Vec::new(),
-        };
+        let Self { loaded, ownership, tables, tc, log } = self;
+        let pins = loaded.pins.clone();
+        let enroller = Enroller::new(loaded, tables, tc, events, readiness, ownership.clone());
         tokio::select! {
             () = enroller.run(state, shutdown) => Ok(()),
-            () = ring.run() => Ok(()),
-            () = self.log.run() => Ok(()),
+            () = ownership.watch() => Ok(()),
+            () = log.run() => Ok(()),
+            failed = log_events(&pins, ownership.standing()) => failed,
+        }
+    }
+}
+
+/// The ring buffer has one reader: two agents would read each other's place in it.
+async fn log_events(pins: &Pins, mut standing: watch::Receiver<Standing>) -> Result<(), Error> {
+    loop {
+        // An error means that the ownership is gone, and with it capture's task.
+        if standing.wait_for(|standing| *standing == Standing::Owner).await.is_err() {
+            return std::future::pending().await;
+        }
+        let ring = Events::open(&pins.maps())?;
+        tokio::select! {
+            () = ring.run() => {}
+            _ = standing.wait_for(|standing| *standing != Standing::Owner) => {}
         }
     }
 }

@@ -36,6 +36,8 @@ pub(super) struct PodNamespace {
     tables: Arc<Tables>,
     live: Arc<Live>,
     thread: PodThread,
+    /// The listeners once more, so that they can be put back where another agent put its own.
+    steered: Mutex<Vec<(ListenerKey, TcpListener)>>,
     v4: Stock,
     v6: Stock,
 }
@@ -81,17 +83,19 @@ impl Live {
 
 impl PodNamespace {
     pub fn new(cookie: u64, tables: Arc<Tables>, live: Arc<Live>, thread: PodThread) -> Self {
-        Self { cookie, tables, live, thread, v4: Stock::new(), v6: Stock::new() }
+        let steered = Mutex::default();
+        Self { cookie, tables, live, thread, steered, v4: Stock::new(), v6: Stock::new() }
     }
 
     pub fn thread(&self) -> &PodThread {
         &self.thread
     }
 
-    /// Lets go of the namespace: sockets in stock and the thread keep it alive.
+    /// Lets go of the namespace: sockets and the thread keep it alive.
     pub fn close(&self) {
         self.thread.stop();
         self.empty_stock();
+        self.close_listeners();
     }
 
     /// Closes the sockets in stock.
@@ -101,6 +105,15 @@ impl PodNamespace {
         }
     }
 
+    /// Closes this side of the listeners; they are closed when the proxy has closed its own.
+    pub fn close_listeners(&self) {
+        self.steered().clear();
+    }
+
+    fn steered(&self) -> std::sync::MutexGuard<'_, Vec<(ListenerKey, TcpListener)>> {
+        self.steered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes the listeners and steers the pod's traffic to them.
     pub async fn listen(&self, ips: &[IpAddr]) -> io::Result<Vec<PodListener>> {
         let mut listeners = Vec::new();
@@ -108,13 +121,24 @@ impl PodNamespace {
             let family = Family::of(*ip);
             for role in [Role::Outbound, Role::Tunnel, Role::Plaintext] {
                 let socket = self.thread.run(move || listener(family)).await?;
-                let key = ListenerKey::new(Ip::from(*ip), abi_role(role));
-                // In one step where there is one of another agent: it keeps accepting what it has.
-                self.tables.listeners.set(&key, &(socket.as_raw_fd() as u32))?;
+                self.steered().push((ListenerKey::new(Ip::from(*ip), abi_role(role)), socket.try_clone()?));
                 listeners.push(PodListener { role, family, socket });
             }
         }
+        self.steer()?;
         Ok(listeners)
+    }
+
+    /// Whether its listeners were made and are open.
+    pub fn listens(&self) -> bool {
+        !self.steered().is_empty()
+    }
+
+    /// Steers the pod's traffic to the listeners that there are: in one step each where there is one of another agent,
+    /// which keeps accepting what it has.
+    pub fn steer(&self) -> io::Result<()> {
+        let steered = self.steered();
+        steered.iter().try_for_each(|(key, socket)| self.tables.listeners.set(key, &(socket.as_raw_fd() as u32)))
     }
 
     fn stock(&self, family: Family) -> &Stock {

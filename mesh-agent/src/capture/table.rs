@@ -23,6 +23,16 @@ impl<K: Pod, V: Pod> Table<K, V> {
         Ok(Self { map: sys::bpf_open(&maps.join(name))?, types: PhantomData })
     }
 
+    /// Opens the map `name`, which no kernel program uses, or makes and pins it.
+    pub fn open_or_make(maps: &Path, name: &str, entries: u32) -> io::Result<Self> {
+        if let Ok(table) = Self::open(maps, name) {
+            return Ok(table);
+        }
+        let map = sys::map_create::<K, V>(entries)?;
+        sys::bpf_pin(map.as_fd(), &maps.join(name))?;
+        Ok(Self { map, types: PhantomData })
+    }
+
     /// The value of `key`.
     pub fn get(&self, key: &K) -> Option<V> {
         let mut value = [sys::zeroed::<V>()];

@@ -103,6 +103,9 @@ pub type CertificateSource = Box<dyn Fn() -> (Vec<CertificateFacts>, Vec<RootFac
 /// Reads how long ago the world was last read whole; nothing before the first time.
 pub type ConfigAgeSource = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
 
+/// Reads how many pods should be captured and are not.
+pub type PodCountSource = Box<dyn Fn() -> usize + Send + Sync>;
+
 /// Reads what the pods of this node have taken of their budgets.
 pub type WorkloadSource = Box<dyn Fn() -> Vec<WorkloadUsage> + Send + Sync>;
 
@@ -214,6 +217,11 @@ impl Metrics {
     /// Shows the age of the world as `nodemesh_config_age_seconds`.
     pub fn register_config_age(&self, source: ConfigAgeSource) {
         self.inner.collect(ConfigAgeCollector(source));
+    }
+
+    /// Shows how many pods that should be captured are not as `nodemesh_pods_not_captured`.
+    pub fn register_pods_not_captured(&self, source: PodCountSource) {
+        self.inner.collect(PodCountCollector(source));
     }
 
     /// Shows what each pod takes as `nodemesh_workload_…`.
@@ -509,6 +517,16 @@ impl Collector for ConfigAgeCollector {
     }
 }
 
+struct PodCountCollector(PodCountSource);
+
+impl Collector for PodCountCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let help = "Pods of this node that should be captured and are not; /readyz names them";
+        let gauge = ConstGauge::new(i64::try_from((self.0)()).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor("pods_not_captured", help, None, MetricType::Gauge)?)
+    }
+}
+
 struct WorkloadCollector(WorkloadSource);
 
 /// Picks one number of a pod's usage.
@@ -572,4 +590,5 @@ macro_rules! debug_by_name {
     )*};
 }
 
-debug_by_name! { OutcomeCollector CertificateCollector ConfigAgeCollector WorkloadCollector TunnelCollector }
+debug_by_name! { OutcomeCollector CertificateCollector ConfigAgeCollector PodCountCollector }
+debug_by_name! { WorkloadCollector TunnelCollector }

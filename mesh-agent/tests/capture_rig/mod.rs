@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mesh_agent::addr::ClientAddr;
-use mesh_agent::capture::{Capture, Config, ObjectSource, OutcomeReader, TcMode, cgroups, detach_all};
+use mesh_agent::capture::{Capture, Config, ObjectSource, OutcomeReader, Shutdown, TcMode, cgroups, detach_all};
 use mesh_agent::drain::Drain;
 use mesh_agent::podnet::{ClientRecord, DialRecord, EnrolledPod, Family, PodEvent, PodListener, PodNet, Role};
 use mesh_agent::readiness::Readiness;
@@ -372,11 +372,12 @@ impl Agent {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("tokio");
         let (writer, state) = StateWriter::new("node");
         let (outcomes, drain, seen) = (capture.outcomes(), Drain::new(), Arc::new(Seen::default()));
-        let (readiness, token, shared) = (Readiness::default(), drain.token(), seen.clone());
+        let (readiness, shared) = (Readiness::default(), seen.clone());
+        let shutdown = Shutdown { closing: drain.token(), end: drain.token() };
         let gates = readiness.clone();
         let running = runtime.spawn(async move {
             let (events, mut pods) = tokio::sync::mpsc::channel(8);
-            let capture = tokio::spawn(capture.run(state, events, readiness, token));
+            let capture = tokio::spawn(capture.run(state, events, readiness, shutdown));
             while let Some(event) = pods.recv().await {
                 match event {
                     PodEvent::Enrolled(pod) => accept_all(pod, &shared),

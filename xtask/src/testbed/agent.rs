@@ -22,6 +22,9 @@ pub struct AgentOptions {
     pub arguments: Vec<String>,
 }
 
+/// The name of the agent that a node is started with.
+pub(super) const FIRST: &str = "agent";
+
 /// A node's agent process.
 pub struct Agent {
     /// The node's name.
@@ -32,9 +35,11 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub(super) fn start(run: &Run, node: &Node, options: &AgentOptions) -> Result<Self> {
+    /// `name` tells the agents of one node apart: by their logs and admin sockets.
+    pub(super) fn start(run: &Run, node: &Node, name: &str, options: &AgentOptions) -> Result<Self> {
         let binary = build::agent_binary()?;
-        let admin = run.dir().join(format!("{}-admin.sock", node.name));
+        let socket = if name == FIRST { "admin".to_string() } else { format!("{name}-admin") };
+        let admin = run.dir().join(format!("{}-{socket}.sock", node.name));
         let pins = run.bpffs().join(&node.name);
         std::fs::create_dir_all(&pins).with_context(|| format!("making {}", pins.display()))?;
         let world = run.dir().join("world");
@@ -50,11 +55,13 @@ impl Agent {
             "--metrics=127.0.0.1:15020".to_string(),
             "--readiness=127.0.0.1:15021".to_string(),
             "--log-format=json".to_string(),
-            "--drain-window=2s".to_string(),
         ];
+        if !options.arguments.iter().any(|argument| argument.starts_with("--drain-window")) {
+            arguments.push("--drain-window=2s".to_string());
+        }
         arguments.extend(options.arguments.iter().cloned());
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let process = node.agent_place().spawn("agent", &arguments)?;
+        let process = node.agent_place().spawn(name, &arguments)?;
         Ok(Self { node: node.name.clone(), admin, pins, process })
     }
 
@@ -129,6 +136,23 @@ impl Agent {
     /// kill -9.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill()
+    }
+
+    /// SIGTERM, without waiting for what follows.
+    pub fn terminate(&self) -> Result<()> {
+        self.process.signal(Signal::TERM)
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        self.process.is_running()
+    }
+
+    /// Waits until it has ended by itself, with success.
+    pub fn wait_end(&mut self, timeout: Duration) -> Result<()> {
+        let status = self.process.wait(timeout)?;
+        ensure!(status.success(), "the agent of {} ended with {status}", self.node);
+        Ok(())
     }
 
     /// SIGTERM, and waits until it has drained.

@@ -68,6 +68,8 @@ use rustix::process::Signal;
 pub struct Testbed {
     // Field order is drop order: processes before what they live in, `run` last.
     agents: BTreeMap<String, Agent>,
+    /// How many were started beside another.
+    agents_beside: usize,
     pods: BTreeMap<String, Pod>,
     cables: Vec<Cable>,
     nodes: Vec<Node>,
@@ -96,6 +98,7 @@ impl Testbed {
         let world = World::create(run.dir())?;
         Ok(Self {
             agents: BTreeMap::new(),
+            agents_beside: 0,
             pods: BTreeMap::new(),
             cables: Vec::new(),
             nodes: Vec::new(),
@@ -239,15 +242,29 @@ impl Testbed {
 
     /// Starts the node's agent and waits until it is ready.
     pub fn start_agent(&mut self, node: &str, options: &AgentOptions) -> Result<()> {
-        let agent = Agent::start(&self.run, self.node(node), options)?;
+        let agent = Agent::start(&self.run, self.node(node), agent::FIRST, options)?;
         let agent = self.agents.entry(node.to_string()).insert_entry(agent).into_mut();
         agent.wait_ready(Duration::from_secs(30))
+    }
+
+    /// Starts a newer agent beside the node's, as an upgrade does: the same pins and ports, a log and an admin socket of
+    /// its own. It takes the place of the older one here, which is returned; nothing is waited for.
+    pub fn start_agent_beside(&mut self, node: &str, options: &AgentOptions) -> Result<Agent> {
+        self.agents_beside += 1;
+        let name = format!("{}-{}", agent::FIRST, self.agents_beside + 1);
+        let newer = Agent::start(&self.run, self.node(node), &name, options)?;
+        self.agents.insert(node.to_string(), newer).with_context(|| format!("no agent was started on {node}"))
+    }
+
+    /// Makes an agent that was started beside another the node's again.
+    pub fn put_agent_back(&mut self, agent: Agent) {
+        self.agents.insert(agent.node.clone(), agent);
     }
 
     /// Starts every node's agent, all at once, and waits until all are ready.
     pub fn start_agents(&mut self, options: &AgentOptions) -> Result<()> {
         for node in &self.nodes {
-            self.agents.insert(node.name.clone(), Agent::start(&self.run, node, options)?);
+            self.agents.insert(node.name.clone(), Agent::start(&self.run, node, agent::FIRST, options)?);
         }
         for agent in self.agents.values_mut() {
             agent.wait_ready(Duration::from_secs(30))?;

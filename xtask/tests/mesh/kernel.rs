@@ -31,7 +31,7 @@ fn agents_that_are_killed_leave_one_set_of_programs() -> Result<()> {
     }
     let after = attached(&pair.bed)?;
     ensure!(before == after, "before: {before:#?}\nafter: {after:#?}");
-    served(&pair)
+    pair.served()
 }
 
 #[test]
@@ -171,7 +171,7 @@ print(frame.sent)
 fn clsact_guards_as_well_and_leaves_with_the_pod() -> Result<()> {
     let Some(mut pair) = started_with("clsact", &["--tc=clsact"])? else { return Ok(()) };
     start_nginx(pair.bed.pod("server"))?;
-    served(&pair)?;
+    pair.served()?;
     for way in ["ingress", "egress"] {
         let shown = filters(&pair.bed, way)?;
         ensure!(shown.contains("nm_guard_") && shown.contains("direct-action"), "{way}: {shown}");
@@ -203,16 +203,16 @@ fn a_pod_that_returns_at_once_stays_reachable() -> Result<()> {
         return Ok(());
     }
     start_nginx(pair.bed.pod("server"))?;
-    served(&pair)?;
+    pair.served()?;
     pair.bed.label_pod("client", MESH_LABEL, Some("disabled"))?;
     let left = |pair: &Pair| Ok(pair.bed.agent("n1").log().contains("left the mesh").then_some(()));
     eventually(PATIENCE, "the pod to leave", || left(&pair))?;
     pair.bed.label_pod("client", MESH_LABEL, None)?;
-    eventually(PATIENCE, "the pod to return", || served(&pair).map(Some))?;
+    eventually(PATIENCE, "the pod to return", || pair.served().map(Some))?;
     // What its leaving had put off must not happen any more.
     for _ in 0..10 {
         std::thread::sleep(Duration::from_millis(150));
-        served(&pair)?;
+        pair.served()?;
     }
     Ok(())
 }
@@ -237,7 +237,7 @@ fn a_namespace_with_the_pods_address_is_not_taken_for_the_pods() -> Result<()> {
     let address = pair.bed.pod("server").ips.socket(Family::V4, 80);
     curl(|argv| pair.bed.node("n1").tool_place().run(argv, PATIENCE), address)?;
     ensure!(outcome(&pair.bed, "n2", "lookup_plaintext")? > 0, "the request did not come through the agent");
-    served(&pair)
+    pair.served()
 }
 
 #[test]
@@ -333,14 +333,6 @@ fn request(pair: &Pair, address: SocketAddr) -> Result<()> {
     curl(|argv| pair.bed.pod("client").run(argv, PATIENCE), address)
 }
 
-/// Requests by Service, which only the mesh can lead anywhere.
-fn served(pair: &Pair) -> Result<()> {
-    for family in Family::BOTH {
-        request(pair, pair.server(family, 80))?;
-    }
-    Ok(())
-}
-
 fn outcome(bed: &Testbed, node: &str, name: &str) -> Result<u64> {
     let (_, metrics) = bed.agent(node).get("/metrics")?;
     let line = metrics.lines().find(|line| line.contains(&format!("outcome=\"{name}\"")));
@@ -359,7 +351,7 @@ fn is_guard(pin: &Path) -> bool {
 }
 
 /// What the first node has attached and pinned: names without ids.
-fn attached(bed: &Testbed) -> Result<BTreeSet<String>> {
+pub fn attached(bed: &Testbed) -> Result<BTreeSet<String>> {
     let mut seen = BTreeSet::new();
     let pins = bed.agent("n1").pins();
     let mut directories = vec![pins.to_path_buf()];

@@ -24,7 +24,7 @@ fn a_restarted_agent_serves_again() -> Result<()> {
     for node in ["n1", "n2"] {
         pair.bed.agent_mut(node).stop()?;
         pair.bed.start_agent(node, &AgentOptions::default())?;
-        served(&pair)?;
+        pair.served()?;
     }
     Ok(())
 }
@@ -42,7 +42,7 @@ fn a_node_without_its_pins_enrols_its_pods_again() -> Result<()> {
     let detached = Command::new(build::agent_binary()?).arg("detach").arg("--bpf-pins").arg(&pins).status()?;
     ensure!(detached.success(), "mesh-agent detach: {detached}");
     pair.bed.start_agent("n2", &AgentOptions::default())?;
-    served(&pair)?;
+    pair.served()?;
     let connections = pair.bed.agent("n2").access_log();
     ensure!(connections.iter().all(|line| line["transport"] == "tunnel"), "{connections:?}");
     Ok(())
@@ -85,7 +85,7 @@ fn a_world_that_cannot_be_read_keeps_the_last_state() -> Result<()> {
         Ok(dump["discovery"]["health"]["unreachable"].as_str().map(str::to_string))
     })?;
     ensure!(unreachable.contains(&*world.to_string_lossy()), "{unreachable}");
-    served(&pair)?;
+    pair.served()?;
     std::fs::rename(&away, &world)?;
     pair.bed.add_pod(PodSpec::new("pair", "later", "n1"))?;
     eventually(PATIENCE, "the world to be read again", || {
@@ -162,7 +162,7 @@ fn a_pod_that_leaves_and_comes_back_at_once_stays_served() -> Result<()> {
         eventually(PATIENCE, "the pod to be enrolled again", || {
             Ok((said(&pair, "\"enrolled\"") > enrolled).then_some(()))
         })?;
-        served(&pair)?;
+        pair.served()?;
         let end = Instant::now() + Duration::from_millis(2500);
         while Instant::now() < end {
             for family in Family::BOTH {
@@ -209,17 +209,6 @@ fn enrolment_is_not_noticed_by_new_connections() -> Result<()> {
         let log = caller.log();
         let noticed: Vec<&str> = log.lines().filter(|line| slow(line)).collect();
         ensure!(noticed.is_empty(), "{pod}: {noticed:?} of {} requests", log.lines().count());
-    }
-    Ok(())
-}
-
-fn served(pair: &Pair) -> Result<()> {
-    for family in Family::BOTH {
-        let url = format!("http://{}/", pair.server(family, 80));
-        eventually(PATIENCE, "requests to be served", || {
-            let answer = pair.bed.pod("client").run(&["curl", "-sS", "--max-time", "2", &url], PATIENCE)?;
-            answer.expect_ok("curl").map(Some)
-        })?;
     }
     Ok(())
 }

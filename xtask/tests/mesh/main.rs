@@ -18,4 +18,5 @@ mod rough_network;
 mod services;
 mod sessions;
 mod steps;
+mod upgrade;
 mod wire;

@@ -11,6 +11,8 @@ use xtask::testbed::{AgentOptions, Family, Finished, Links, PodSpec, Process, Se
 /// With this set, the tests of connections run over plain networking: what fails then is a fault of the test.
 const WITHOUT_MESH: &str = "MESH_TEST_WITHOUT_MESH";
 
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Ports that the server's Service passes on as they are.
 pub const PORT: u16 = 7000;
 
@@ -35,7 +37,9 @@ impl Pair {
         bed.add_pod(PodSpec::new("pair", "client", "n1"))?;
         bed.add_pod(PodSpec::new("pair", "server", "n2"))?;
         let service = ServiceSpec::new("pair", "server");
-        bed.add_service(service.port("probe", PORT, PORT).port("http", 80, 80).port("other", 81, 8080))?;
+        bed.add_service(
+            service.port("probe", PORT, PORT).port("http", 80, 80).port("other", 81, 8080).port("redis", 6379, 6379),
+        )?;
         bed.add_service(ServiceSpec::new("pair", "nobody").port("", 80, 80))?;
         Ok(Self { bed, with_mesh: false })
     }
@@ -47,6 +51,19 @@ impl Pair {
         }
         let target = if port == 81 { 8080 } else { port };
         self.bed.pod("server").ips.socket(family, target)
+    }
+
+    /// Requests to the server's nginx by Service, which only the mesh can lead anywhere.
+    pub fn served(&self) -> Result<()> {
+        for family in Family::BOTH {
+            let url = format!("http://{}/", self.server(family, 80));
+            eventually(Duration::from_secs(10), "requests to be served", || {
+                let answer =
+                    self.bed.pod("client").run(&["curl", "-sS", "--fail", "--max-time", "3", &url], PATIENCE)?;
+                answer.expect_ok("curl").map(Some)
+            })?;
+        }
+        Ok(())
     }
 
     /// Starts the server's end of a scripted connection.

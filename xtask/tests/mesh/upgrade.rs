@@ -1,0 +1,284 @@
+//! A newer agent beside the older one, under load: no connection is lost.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use xtask::testbed::{AgentOptions, Family, Finished, Process, eventually, start_nginx};
+
+use crate::kernel::attached;
+use crate::pair::{PORT, Pair, meshed};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const PYTHON: &str = "/usr/bin/python3";
+
+/// How many connections the load keeps opening at once, over both families.
+const CALLERS: usize = 4;
+
+/// Opens connection after connection until a file appears, exchanges a word on each, and says what became of them.
+const LOAD: &str = "
+import os, socket, sys, threading, time
+stop, word, targets = sys.argv[1], sys.argv[2].encode(), sys.argv[3:]
+served, failed, lock = 0, [], threading.Lock()
+def call(host, port):
+    global served
+    while not os.path.exists(stop):
+        began = time.time()
+        try:
+            with socket.create_connection((host, port), 10) as s:
+                s.settimeout(10)
+                s.sendall(word)
+                got = b''
+                while len(got) < len(word):
+                    part = s.recv(len(word))
+                    if not part: raise EOFError('closed before the answer')
+                    got += part
+            with lock: served += 1
+        except Exception as e:
+            with lock: failed.append('%s after %.2f s, at %.2f: %r' % (host, time.time() - began, time.time(), e))
+            time.sleep(0.02)
+        time.sleep(0.005)
+threads = [threading.Thread(target=call, args=(t.rsplit(':', 1)[0].strip('[]'), int(t.rsplit(':', 1)[1]))) for t in targets]
+[t.start() for t in threads]
+print('running', flush=True)
+[t.join() for t in threads]
+print('%d served, %d failed' % (served, len(failed)), *failed[:20], sep='\\n')
+";
+
+/// New connections all the while.
+struct Load {
+    process: Process,
+    stop: std::path::PathBuf,
+}
+
+/// What became of them.
+struct Calls {
+    served: usize,
+    failed: usize,
+    said: String,
+}
+
+impl Load {
+    fn start(pair: &Pair, word: &str) -> Result<Self> {
+        let stop = pair.bed.dir().join(format!("stop-{word}"));
+        let stop_path = stop.to_string_lossy().into_owned();
+        let targets: Vec<String> =
+            (0..CALLERS).map(|number| pair.server(Family::BOTH[number % 2], PORT).to_string()).collect();
+        let mut argv = vec![PYTHON, "-c", LOAD, &stop_path, word];
+        argv.extend(targets.iter().map(String::as_str));
+        let process = pair.bed.pod("client").spawn(&format!("load-{word}"), &argv)?;
+        eventually(PATIENCE, "the load to run", || Ok(process.log().contains("running").then_some(())))?;
+        Ok(Self { process, stop })
+    }
+
+    fn stop(mut self) -> Result<Calls> {
+        std::fs::write(&self.stop, "")?;
+        self.process.wait(PATIENCE)?;
+        let said = self.process.log();
+        let line = said.lines().find(|line| line.contains(" served, ")).context("the load said nothing")?;
+        let numbers: Vec<usize> = line.split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
+        let [served, failed] = numbers[..] else { anyhow::bail!("{line}") };
+        Ok(Calls { served, failed, said })
+    }
+}
+
+/// Connections that were there before, and must be there after.
+struct Old {
+    sessions: Vec<Process>,
+    transfers: Vec<Process>,
+}
+
+impl Old {
+    /// An echo session and a transfer in each family, the transfer slow enough to span an upgrade.
+    fn start(pair: &Pair) -> Result<Self> {
+        let client = pair.bed.pod("client");
+        let (mut sessions, mut transfers) = (Vec::new(), Vec::new());
+        for family in Family::BOTH {
+            let address = pair.server(family, 6379).to_string();
+            sessions.push(client.spawn_probe(&format!("session-{family}"), &["redis", &address])?);
+            let script = "curl -sS --fail --limit-rate 100k \"$0\" | sha256sum";
+            let url = format!("http://{}/big", pair.server(family, 80));
+            transfers.push(client.spawn(&format!("transfer-{family}"), &["sh", "-c", script, &url])?);
+        }
+        for session in &sessions {
+            eventually(PATIENCE, "the session to begin", || Ok(session.log().contains("\"rounds\"").then_some(())))?;
+        }
+        Ok(Self { sessions, transfers })
+    }
+
+    /// Both are whole.
+    fn finish(mut self, pair: &Pair) -> Result<()> {
+        let big = pair.bed.pod("server").dir.join("nginx/html/big");
+        let expected = std::process::Command::new("sha256sum").arg(&big).output()?;
+        let expected = String::from_utf8_lossy(&expected.stdout).split(' ').next().unwrap_or_default().to_string();
+        for transfer in &mut self.transfers {
+            transfer.wait(PATIENCE)?;
+            ensure!(transfer.log().starts_with(&expected), "a transfer came to harm: {}", transfer.log());
+        }
+        for session in &mut self.sessions {
+            ensure!(session.is_running() && !session.log().contains("broken"), "a session broke: {}", session.log());
+        }
+        Ok(())
+    }
+}
+
+/// Asks for the metrics of a node ten times a second, and notes when there is no answer.
+const SCRAPE: &str = r#"while [ ! -e "$0" ]; do
+    curl -sS --fail --max-time 2 -o /dev/null http://127.0.0.1:15020/metrics 2> /dev/null && echo yes || echo no
+    sleep 0.1
+done"#;
+
+/// A pair with what the tests dial: an echo server, nginx, Redis.
+fn serving(test: &str) -> Result<Option<(Pair, Process)>> {
+    let Some(mut pair) = meshed(test)? else { return Ok(None) };
+    if !pair.with_mesh {
+        return Ok(None);
+    }
+    for node in ["n1", "n2"] {
+        pair.bed.agent_mut(node).stop()?;
+        pair.bed.start_agent(node, &patient())?;
+    }
+    start_nginx(pair.bed.pod("server"))?;
+    xtask::testbed::start_redis(pair.bed.pod("server"))?;
+    let listener = pair.listen(&["echo"])?;
+    pair.served()?;
+    Ok(Some((pair, listener)))
+}
+
+/// Drains for longer than a test needs, and closes its listeners within one.
+fn patient() -> AgentOptions {
+    AgentOptions { arguments: vec!["--drain-window=40s".to_string()] }
+}
+
+#[test]
+fn an_upgrade_under_load_loses_no_connection() -> Result<()> {
+    let Some((mut pair, _listener)) = serving("an upgrade of both nodes")? else { return Ok(()) };
+    let before = attached(&pair.bed)?;
+    // The caller's agent first, then the one that the caller's agent pours connections into.
+    for node in ["n1", "n2"] {
+        let old_connections = Old::start(&pair)?;
+        let stop = pair.bed.dir().join(format!("stop-scrape-{node}"));
+        let scrape =
+            pair.bed.node(node).tool_place().spawn("scrape", &["sh", "-c", SCRAPE, &stop.to_string_lossy()])?;
+        let load = Load::start(&pair, &format!("upgrade-{node}"))?;
+        std::thread::sleep(Duration::from_secs(1));
+        let mut old = pair.bed.start_agent_beside(node, &patient())?;
+        pair.bed.agent_mut(node).wait_ready(PATIENCE)?;
+        old.terminate()?;
+        let (status, said) = eventually(PATIENCE, "the older agent to say that it drains", || {
+            let answer = old.get("/readyz")?;
+            Ok((answer.1.contains("draining") && answer.1.contains("owns capture")).then_some(answer))
+        })?;
+        ensure!(status == 503, "{status}: {said}");
+        std::thread::sleep(Duration::from_secs(3));
+        let calls = load.stop()?;
+        ensure!(calls.failed == 0 && calls.served > 100, "{node}: {}", calls.said);
+        old_connections.finish(&pair).map_err(|error| pair.bed.explain(error))?;
+        std::fs::write(&stop, "")?;
+        let scraped = scrape.log();
+        let longest = scraped.split("yes").map(|gap| gap.matches("no").count()).max().unwrap_or(0);
+        ensure!(scraped.matches("yes").count() > 10 && longest < 20, "metrics were away: {scraped}");
+        // With its last connection it ends, once its listeners are closed.
+        old.wait_end(2 * PATIENCE + PATIENCE)?;
+        let after = attached(&pair.bed)?;
+        ensure!(before == after, "before: {before:#?}\nafter: {after:#?}");
+        pair.served()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_older_agent_that_is_killed_takes_no_new_connection_with_it() -> Result<()> {
+    let Some((mut pair, _listener)) = serving("the older agent killed")? else { return Ok(()) };
+    for node in ["n1", "n2"] {
+        let load = Load::start(&pair, &format!("killed-{node}"))?;
+        let mut old = pair.bed.start_agent_beside(node, &patient())?;
+        pair.bed.agent_mut(node).wait_ready(PATIENCE)?;
+        old.terminate()?;
+        old.kill()?;
+        std::thread::sleep(Duration::from_secs(2));
+        let calls = load.stop()?;
+        // What it carried at that moment went with it.
+        ensure!(calls.failed <= CALLERS && calls.served > 100, "{node}: {}", calls.said);
+        let load = Load::start(&pair, &format!("after-{node}"))?;
+        std::thread::sleep(Duration::from_secs(1));
+        let calls = load.stop()?;
+        ensure!(calls.failed == 0 && calls.served > 20, "{node}: {}", calls.said);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_older_agent_takes_capture_back_when_the_newer_one_dies() -> Result<()> {
+    let Some((mut pair, _listener)) = serving("the newer agent killed")? else { return Ok(()) };
+    let before = attached(&pair.bed)?;
+    for node in ["n1", "n2"] {
+        let old = pair.bed.start_agent_beside(node, &patient())?;
+        pair.bed.agent_mut(node).wait_ready(PATIENCE)?;
+        pair.served()?;
+        pair.bed.agent_mut(node).kill()?;
+        pair.bed.put_agent_back(old);
+        pair.served()?;
+        pair.bed.agent_mut(node).wait_ready(PATIENCE)?;
+        let load = Load::start(&pair, &format!("back-{node}"))?;
+        std::thread::sleep(Duration::from_secs(1));
+        let calls = load.stop()?;
+        ensure!(calls.failed == 0 && calls.served > 20, "{node}: {}", calls.said);
+        let metrics = pair.bed.node(node).tool_place();
+        eventually(PATIENCE, "the metrics' port to be taken again", || {
+            let said = metrics.run(&["curl", "-sS", "--fail", "http://127.0.0.1:15020/metrics"], PATIENCE)?;
+            said.expect_ok("metrics").map(Some)
+        })?;
+    }
+    let after = attached(&pair.bed)?;
+    ensure!(before == after, "before: {before:#?}\nafter: {after:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_is_deleted_leaves_both_agents() -> Result<()> {
+    let Some((mut pair, _listener)) = serving("a deletion during an upgrade")? else { return Ok(()) };
+    let old = pair.bed.start_agent_beside("n1", &patient())?;
+    pair.bed.agent_mut("n1").wait_ready(PATIENCE)?;
+    let file = pair.bed.pod("client").netns.path();
+    let wanted = format!("net:[{}]", std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(file)?));
+    let holds = |pid: u32| -> Result<bool> {
+        let links = |part: &str, below: &str| -> Result<Vec<std::path::PathBuf>> {
+            let entries = std::fs::read_dir(format!("/proc/{pid}/{part}"))?.flatten();
+            Ok(entries.filter_map(|entry| std::fs::read_link(entry.path().join(below)).ok()).collect())
+        };
+        let all = [links("task", "ns/net")?, links("fd", "")?].concat();
+        Ok(all.iter().any(|target| target.to_string_lossy() == wanted))
+    };
+    let pids = [old.pid(), pair.bed.agent("n1").pid()];
+    ensure!(holds(pids[0])? && holds(pids[1])?, "both agents are in the pod's namespace");
+    pair.bed.remove_pod("client")?;
+    eventually(PATIENCE, "both agents to let go of the namespace", || {
+        Ok((!holds(pids[0])? && !holds(pids[1])?).then_some(()))
+    })
+}
+
+#[test]
+fn an_agent_that_ends_with_no_successor_serves_until_its_last_connection_has_ended() -> Result<()> {
+    let Some((mut pair, _listener)) = serving("SIGTERM alone")? else { return Ok(()) };
+    for node in ["n1", "n2"] {
+        let address = pair.server(Family::V4, 6379).to_string();
+        let mut session = pair.bed.pod("client").spawn_probe(&format!("held-{node}"), &["redis", &address])?;
+        eventually(PATIENCE, "the session to begin", || Ok(session.log().contains("\"rounds\"").then_some(())))?;
+        pair.bed.agent(node).terminate()?;
+        let said = eventually(PATIENCE, "the agent to say that it drains", || {
+            let (_, said) = pair.bed.agent(node).get("/readyz")?;
+            Ok(said.contains("draining").then_some(said))
+        })?;
+        ensure!(!said.contains("owns capture"), "{said}");
+        pair.served().context("new connections while it drains")?;
+        ensure!(session.is_running(), "{}", session.log());
+        session.kill()?;
+        pair.bed.agent_mut(node).wait_end(PATIENCE).context("the end with the last connection")?;
+        let url = format!("http://{}/", pair.server(Family::V4, 80));
+        let refused: Finished = pair.bed.pod("client").run(&["curl", "-sS", "--max-time", "5", &url], PATIENCE)?;
+        ensure!(!refused.ok(), "a connection passed without an agent: {refused}");
+        pair.bed.start_agent(node, &patient())?;
+        pair.served()?;
+    }
+    Ok(())
+}
