@@ -1,5 +1,6 @@
 //! Ring 2: whole journeys between two agents in one process.
 
+mod budget;
 mod support;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,7 +27,10 @@ impl Pair {
     }
 
     async fn start_with(mode: OutboundMode) -> Self {
-        let mesh = Mesh::start_with(mode);
+        Self::in_mesh(Mesh::start_with(mode)).await
+    }
+
+    async fn in_mesh(mesh: Mesh) -> Self {
         let (client, server) = (fresh_ip(), fresh_ip());
         let yaml = [
             pod_yaml("client", "node1", client),
