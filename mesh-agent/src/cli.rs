@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
 /// The agent of a sidecarless service mesh: one per node, carries the traffic of the node's enrolled pods.
@@ -32,6 +32,9 @@ pub enum Command {
     ///
     /// Exit status: 0 nothing, 1 something.
     Validate(ValidateArgs),
+    /// Look at the root of `--ca dir:PATH`, or replace it
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Print the version
     Version,
     /// Take every pinned program and map out of the kernel
@@ -61,6 +64,67 @@ pub struct ValidateArgs {
     /// The trust domain that principals may name [default: cluster.local]
     #[arg(long, value_name = "NAME")]
     pub trust_domain: Option<String>,
+}
+
+const ROTATE_AFTER_HELP: &str = "\
+Agents that use the directory notice each phase within seconds; none is restarted.
+
+  mesh-agent ca rotate --ca dir:PATH --phase prepare   a next root is made and trusted; it signs nothing yet
+  mesh-agent ca rotate --ca dir:PATH --phase switch    it signs; every certificate is renewed within seconds;
+                                                       what the earlier root signed stays trusted
+  mesh-agent ca rotate --ca dir:PATH --phase finish    the earlier root is no longer trusted; tunnels that still
+                                                       rest on it are cut (nodemesh_root_peers shows them)
+  mesh-agent ca rotate --ca dir:PATH --phase cancel    instead of switch: the prepared root is thrown away
+
+A phase waits until every agent has had time to take the one before. A phase that was interrupted is run again. When the
+key is known to others, run the three one after another with --force: connections may fail for some seconds.";
+
+/// `mesh-agent ca`
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Print which root signs, which are trusted beside it, and whether a rotation is under way
+    Status(CaArgs),
+    /// Do one phase of replacing the root that signs
+    #[command(after_help = ROTATE_AFTER_HELP)]
+    Rotate(CaRotateArgs),
+}
+
+/// Which directory of a root is meant.
+#[derive(Debug, Args)]
+pub struct CaArgs {
+    /// The directory of the root, as the agents have it
+    #[arg(long, value_name = "dir:PATH")]
+    pub ca: String,
+    /// The trust domain of the root [default: cluster.local]
+    #[arg(long, value_name = "NAME")]
+    pub trust_domain: Option<String>,
+}
+
+/// `mesh-agent ca rotate`
+#[derive(Debug, Args)]
+pub struct CaRotateArgs {
+    /// Which directory.
+    #[command(flatten)]
+    pub directory: CaArgs,
+    /// What to do
+    #[arg(long)]
+    pub phase: CaPhase,
+    /// Do not wait for agents to take the phase before
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// A phase, as it is typed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum CaPhase {
+    /// Make a next root and trust it
+    Prepare,
+    /// Sign by it
+    Switch,
+    /// Trust the earlier one no longer
+    Finish,
+    /// Throw the prepared root away
+    Cancel,
 }
 
 /// `mesh-agent detach`

@@ -1,6 +1,7 @@
 //! The commands other than `run`: each looks, prints, and answers with an exit status for scripts.
 //!
-//! What is looked at belongs to other rooms (the kernel to `capture`, YAML to `discovery`); here is only how it is told.
+//! What is looked at belongs to other rooms (the kernel to `capture`, YAML to `discovery`, the root to `identity`); here is
+//! only how it is told.
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
@@ -10,9 +11,11 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::capture::{self, Feature, Needed, State};
-use crate::cli::{CheckArgs, DetachArgs, ValidateArgs};
+use crate::cli::{CaArgs, CaCommand, CaPhase, CaRotateArgs, CheckArgs, DetachArgs, ValidateArgs};
 use crate::config::{self, Surroundings};
 use crate::discovery;
+use crate::identity::local_ca::Error;
+use crate::identity::{Phase, RootDirectory};
 
 /// One feature of the kernel, ready to be told.
 #[derive(Clone, Debug, Serialize)]
@@ -55,6 +58,41 @@ pub fn validate(args: ValidateArgs) -> anyhow::Result<ExitCode> {
         print_lines(&findings)?
     }
     Ok(ExitCode::from(u8::from(!findings.is_empty())))
+}
+
+/// `mesh-agent ca`
+pub fn ca(command: CaCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        CaCommand::Status(args) => print_lines(&root_directory(args)?.status()?)?,
+        CaCommand::Rotate(CaRotateArgs { directory, phase, force }) => {
+            let directory = root_directory(directory)?;
+            let phase = match phase {
+                CaPhase::Prepare => Phase::Prepare,
+                CaPhase::Switch => Phase::Switch,
+                CaPhase::Finish => Phase::Finish,
+                CaPhase::Cancel => Phase::Cancel,
+            };
+            let done = loop {
+                match directory.rotate(phase, force) {
+                    Err(Error::TooSoon(left)) => {
+                        eprintln!("waiting {} s for every agent to take the phase before", left.as_secs() + 1);
+                        std::thread::sleep(left);
+                    }
+                    done => break done?,
+                }
+            };
+            print_lines(&done)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn root_directory(args: CaArgs) -> anyhow::Result<RootDirectory> {
+    let CaArgs { ca, trust_domain } = args;
+    let path = ca.strip_prefix("dir:").filter(|path| !path.is_empty());
+    let path = path.with_context(|| format!("--ca {ca:?} is refused: expected dir: and the directory of the root"))?;
+    let trust_domain = trust_domain.as_deref().unwrap_or(config::default::TRUST_DOMAIN);
+    Ok(RootDirectory::new(path.as_ref(), trust_domain)?)
 }
 
 /// `mesh-agent detach`

@@ -7,6 +7,11 @@ use mesh_agent::cli::{Cli, Command};
 use mesh_agent::config::{Config, Refusals, Surroundings};
 use mesh_agent::{app, commands};
 
+/// glibc's allocator keeps what thousands of connections once needed: its arenas shrink from their ends alone, where
+/// something always lives. This one gives free pages back wherever they are.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What the command line, the environment or the file says cannot be done; as clap's own refusals.
 const WRONG_USAGE: u8 = 2;
 
@@ -19,6 +24,7 @@ fn main() -> ExitCode {
         },
         Command::Check(args) => commands::check(args, &surroundings),
         Command::Validate(args) => commands::validate(args),
+        Command::Ca(command) => commands::ca(command),
         Command::Version => {
             println!("mesh-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

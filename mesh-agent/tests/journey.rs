@@ -236,12 +236,36 @@ fn pods_of_one_account_do_not_share_a_tunnel_and_a_pod_that_left_has_none() {
     });
 }
 
+/// The far side's certificate has ended: the client makes another tunnel rather than rely on it.
+#[test]
+fn a_tunnel_is_not_used_again_after_the_servers_certificate_has_ended() {
+    local(async {
+        let ca = TestCa::new();
+        let lasting = identities_for(ca.clone(), &["client"], Duration::from_secs(3600)).await;
+        let identities = identities_for(ca, &["server"], Duration::from_secs(2)).await;
+        let server = Server::start(&identities, "server", Limits::default(), relay()).await;
+        let client = Client::new(&lasting, "client", "server", server.address, Limits::default());
+        let app = app(echo).await;
+        let svid = identities.svid(&id("server")).unwrap();
+        let _stream = client.open(app).await.unwrap();
+        client.open(app).await.unwrap();
+        assert_eq!(client.dials.get(), 1);
+        while !svid.is_expired() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        client.open(app).await.unwrap();
+        assert_eq!(client.dials.get(), 2);
+    });
+}
+
 /// Who has only an old tunnel left, and the certificate that made it has ended, gets nothing new through it.
 #[test]
 fn a_tunnel_takes_no_requests_after_its_certificate_has_ended() {
     local(async {
-        let identities = identities_for(TestCa::new(), &["client", "server"], Duration::from_secs(3)).await;
-        let server = Server::start(&identities, "server", Limits::default(), relay()).await;
+        let ca = TestCa::new();
+        let identities = identities_for(ca.clone(), &["client"], Duration::from_secs(3)).await;
+        let lasting = identities_for(ca, &["server"], Duration::from_secs(3600)).await;
+        let server = Server::start(&lasting, "server", Limits::default(), relay()).await;
         let client = Client::new(&identities, "client", "server", server.address, Limits::default());
         let app = app(echo).await;
         let svid = identities.svid(&id("client")).unwrap();

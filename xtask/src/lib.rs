@@ -13,6 +13,7 @@ pub mod exec;
 pub mod packages;
 pub mod probe;
 pub mod rings;
+pub mod soak;
 pub mod testbed;
 
 mod sys;

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
+use xtask::testbed::relay::Relay;
 use xtask::testbed::run;
-use xtask::{build, clean, demo, exec, probe, rings};
+use xtask::{build, clean, demo, exec, probe, rings, soak};
 
 /// Builds, demonstrates and tests Nodemesh
 #[derive(Parser)]
@@ -20,6 +21,7 @@ struct Arguments {
 enum Xtask {
     Demo(demo::Demo),
     Test(rings::Test),
+    Soak(soak::Soak),
     Build(build::Build),
     /// Build the BPF object alone; prints its path
     BuildEbpf,
@@ -37,6 +39,9 @@ enum Xtask {
     /// Make a run and hold it, for the test that kills its maker
     #[command(name = "__hold", hide = true)]
     Hold,
+    /// Be a bad cable between two nodes
+    #[command(name = "__relay", hide = true)]
+    Relay(Relay),
     /// Be one end of a test connection
     #[command(name = "__probe", hide = true, subcommand)]
     Probe(probe::Probe),
@@ -56,6 +61,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
     match command {
         Xtask::Demo(demo) => return demo.run(),
         Xtask::Test(test) => return test.run(),
+        Xtask::Soak(soak) => return soak.run(),
         Xtask::Build(build) => build.run()?,
         Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),
         Xtask::Clean(clean) => clean.run()?,
@@ -63,6 +69,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Exec(exec) => exec.run()?,
         Xtask::Guard { run } => run::guard(&run)?,
         Xtask::Hold => run::hold()?,
+        Xtask::Relay(relay) => relay.run()?,
         Xtask::Probe(probe) => probe.run()?,
     }
     Ok(ExitCode::SUCCESS)

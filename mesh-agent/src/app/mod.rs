@@ -265,7 +265,7 @@ fn register_collectors(metrics: &Metrics, capture: &Capture, identities: &Identi
     let outcomes = capture.outcomes();
     metrics.register_outcomes(Box::new(move || outcomes.read().into_iter().map(|(o, n)| (o.name(), n)).collect()));
     let identities = identities.clone();
-    metrics.register_certificates(Box::new(move || show::expiries(&identities)));
+    metrics.register_certificates(Box::new(move || show::certificates(&identities)));
     let health = health.clone();
     metrics.register_config_age(Box::new(move || health.report().seen?.elapsed().ok()));
 }

@@ -9,7 +9,7 @@ use crate::config::{self, Config};
 use crate::identity::Identities;
 use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
-use crate::spiffe::SpiffeId;
+use crate::telemetry::{CertificateFacts, RootFacts};
 use crate::{admin, capture, discovery, hbone, identity, proxy, routing, telemetry};
 
 /// Who this is, since when, and how it is.
@@ -93,17 +93,31 @@ pub fn discovery(agent: &Agent) -> Value {
 
 /// The certificates; never a key.
 pub fn identities(agent: &Agent) -> Value {
-    let one = |status: crate::identity::SvidStatus| {
+    let one = |status: identity::SvidStatus| {
         json!({
             "id": status.id.to_string(),
             "notAfter": status.not_after.map(unix_seconds),
+            "secondsLeft": status.seconds_left,
+            "issued": status.issued.map(unix_seconds),
+            "root": status.root.map(|root| root.to_string()),
             "serial": status.serial,
             "generation": status.generation,
             "lastError": status.last_error,
+            "failures": status.failures,
+        })
+    };
+    let root = |root: identity::RootStatus| {
+        json!({
+            "root": root.id.to_string(),
+            "notAfter": unix_seconds(root.not_after),
+            "signs": root.is_signer,
+            "peers": root.peers,
         })
     };
     json!({
         "authority": agent.identities.authority(),
+        "trouble": agent.identities.trouble(),
+        "roots": agent.identities.roots().into_iter().map(root).collect::<Vec<_>>(),
         "svids": agent.identities.status().into_iter().map(one).collect::<Vec<_>>(),
     })
 }
@@ -177,6 +191,11 @@ pub fn workloads(agent: &Agent) -> Value {
             "ips": workload.ips,
             "enrolled": workload.enrolled,
             "refusal": workload.refusal,
+            "excluded": {
+                "outboundPorts": workload.exclusions.outbound_ports,
+                "inboundPorts": workload.exclusions.inbound_ports,
+                "outboundCIDRs": workload.exclusions.outbound_networks,
+            },
             "taken": taken.map(taken_json),
             "policy": state.inbound_policy(&workload.uid),
         })
@@ -239,10 +258,23 @@ pub async fn connections(proxy: Proxy) -> Value {
     proxy.connections().await.into_iter().map(one).collect()
 }
 
-/// Identity and end of validity, for the expiry metric.
-pub fn expiries(identities: &Identities) -> Vec<(SpiffeId, f64)> {
-    let with_end = |status: crate::identity::SvidStatus| Some((status.id, unix_seconds(status.not_after?)));
-    identities.status().into_iter().filter_map(with_end).collect()
+/// Certificates and roots, for the metrics.
+pub fn certificates(identities: &Identities) -> (Vec<CertificateFacts>, Vec<RootFacts>) {
+    let certificate = |status: identity::SvidStatus| CertificateFacts {
+        identity: status.id,
+        expiry: status.not_after.map(unix_seconds),
+        left: status.seconds_left,
+        issued: status.issued.map(unix_seconds),
+        failures: status.failures,
+    };
+    let root = |root: identity::RootStatus| RootFacts {
+        root: root.id.to_string(),
+        expiry: unix_seconds(root.not_after),
+        signs: root.is_signer,
+        peers: root.peers,
+    };
+    let certificates = identities.status().into_iter().map(certificate).collect();
+    (certificates, identities.roots().into_iter().map(root).collect())
 }
 
 fn unix_seconds(time: std::time::SystemTime) -> f64 {
@@ -258,9 +290,11 @@ mod tests {
 
     /// What bounds nothing at run time: numbers of the kernel's interface, forms of names, ranges of settings, and what
     /// another constant of the list is made of.
-    const NO_LIMITS: [&str; 23] = [
+    const NO_LIMITS: [&str; 28] = [
+        "AN_HOUR",
         "CGROUP_SOCK_OPS",
         "CHUNK",
+        "DIGEST_BYTES",
         "DRAIN_WINDOW_MAX",
         "FIRST_V4",
         "JOIN",
@@ -273,7 +307,9 @@ mod tests {
         "ONLY_IF_ABSENT",
         "PORT",
         "RESULTS",
+        "OTHERS",
         "ROUND",
+        "SHOWN_BYTES",
         "SK_LOOKUP",
         "SVID_TTL_MAX",
         "SVID_TTL_MIN",
@@ -282,6 +318,7 @@ mod tests {
         "UP",
         "V4_BITS",
         "WORKERS_MAX",
+        "WRITE_BY_OTHERS",
     ];
 
     #[test]

@@ -19,7 +19,7 @@ use super::liveness;
 use super::pool::Occupied;
 use super::stream::Stream;
 use super::words::{self, ConnectRequest};
-use crate::identity::{self, Svid};
+use crate::identity::{Peer, Svid};
 use crate::spiffe::SpiffeId;
 
 /// Why no stream was opened. No byte of the application was taken in any of these cases, so another endpoint may be
@@ -144,7 +144,7 @@ pub(super) async fn establish(
     address: IpAddr,
     expected: &SpiffeId,
     limits: &Limits,
-) -> Result<(SendRequest<Bytes>, Driver), OpenError> {
+) -> Result<(SendRequest<Bytes>, Driver, Peer), OpenError> {
     let handshake = async {
         let _ = tcp.set_nodelay(true);
         liveness::watch(&tcp, limits);
@@ -153,15 +153,16 @@ pub(super) async fn establish(
         let tls = connector.connect(ServerName::IpAddress(address.into()), tcp).await;
         let tls = tls.map_err(|error| OpenError::Tls(error.to_string()))?;
         let (_, session) = tls.get_ref();
-        let presented =
-            identity::peer_id(session.peer_certificates()).map_err(|error| OpenError::Tls(error.to_string()))?;
-        if presented != *expected {
-            return Err(OpenError::WrongIdentity { expected: expected.clone(), presented });
+        let peer = svid.peer(session.peer_certificates()).map_err(|error| OpenError::Tls(error.to_string()))?;
+        if peer.id != *expected {
+            return Err(OpenError::WrongIdentity { expected: expected.clone(), presented: peer.id });
         }
         if session.alpn_protocol() != Some(b"h2") {
             return Err(OpenError::Tls("the peer does not speak HTTP/2".to_string()));
         }
-        builder(limits).handshake(tls).await.map_err(|error| OpenError::Lost(error.to_string()))
+        let (send, driver) =
+            builder(limits).handshake(tls).await.map_err(|error| OpenError::Lost(error.to_string()))?;
+        Ok((send, driver, peer))
     };
     match tokio::time::timeout(limits.handshake_timeout, handshake).await {
         Ok(established) => established,

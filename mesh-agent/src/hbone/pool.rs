@@ -27,7 +27,7 @@ use super::liveness;
 use super::stream::Stream;
 use super::tally::Tally;
 use super::words::ConnectRequest;
-use crate::identity::Svid;
+use crate::identity::{Peer, Svid};
 use crate::spiffe::SpiffeId;
 
 /// What tells one tunnel from another. Two pods of one service account never share one.
@@ -91,6 +91,8 @@ struct Open {
 struct Tunnel {
     key: TunnelKey,
     generation: u64,
+    /// Who is at the far end, and whether that still holds.
+    peer: Peer,
     streams: Cell<u32>,
     idle_since: Cell<Instant>,
     since: SystemTime,
@@ -276,8 +278,8 @@ impl Pool {
             Ok(Err(error)) => return Err(OpenError::Connect { kind: error.kind(), message: error.to_string() }),
             Err(_) => return Err(OpenError::TimedOut(Timeout::Connect)),
         };
-        let (send, driver) = client::establish(tcp, svid, key.address, &key.destination, limits).await?;
-        let tunnel = Rc::new(Tunnel::new(key.clone(), svid.generation, self.inner.tally.clone()));
+        let (send, driver, peer) = client::establish(tcp, svid, key.address, &key.destination, limits).await?;
+        let tunnel = Rc::new(Tunnel::new(key.clone(), svid.generation, peer, self.inner.tally.clone()));
         self.inner.living.borrow_mut().retain(|tunnel| tunnel.strong_count() > 0);
         self.inner.living.borrow_mut().push(Rc::downgrade(&tunnel));
         tokio::task::spawn_local(drive(driver, tunnel.clone(), Rc::downgrade(&self.inner)));
@@ -288,7 +290,7 @@ impl Pool {
 impl Slot {
     fn check_out(&self, svid: &Svid, limits: &Limits) -> Option<(SendRequest<Bytes>, Occupied)> {
         let mut open = self.open.borrow_mut();
-        open.retain(|open| !open.tunnel.retired.get() && open.tunnel.generation >= svid.generation);
+        open.retain(|open| open.tunnel.takes_streams_of(svid));
         // The fullest first leaves the others to fall idle.
         let free = open.iter().filter(|open| open.has_room(limits)).max_by_key(|open| open.tunnel.streams.get())?;
         Some((free.send.clone(), Occupied::new(&free.tunnel)))
@@ -344,17 +346,23 @@ impl Inner {
 }
 
 impl Tunnel {
-    fn new(key: TunnelKey, generation: u64, tally: Arc<Tally>) -> Self {
+    fn new(key: TunnelKey, generation: u64, peer: Peer, tally: Arc<Tally>) -> Self {
         tally.tunnels.fetch_add(1, Ordering::Relaxed);
         Self {
             tally,
             key,
             generation,
+            peer,
             streams: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             since: SystemTime::now(),
             retired: Cell::new(false),
         }
+    }
+
+    /// Made with this certificate or a newer one, to a peer whose own still holds.
+    fn takes_streams_of(&self, svid: &Svid) -> bool {
+        !self.retired.get() && self.generation >= svid.generation && self.peer.is_current()
     }
 
     fn status(&self) -> TunnelStatus {
@@ -397,6 +405,7 @@ async fn drive(mut driver: client::Driver, tunnel: Rc<Tunnel>, pool: Weak<Inner>
             Err(error) => debug!(%address, %error, "tunnel lost"),
         },
         () = liveness::keep_alive(ping_pong, &limits, || tunnel.streams.get() > 0) => debug!(%address, "tunnel lost: no answer to a ping"),
+        () = tunnel.peer.distrusted() => debug!(%address, "tunnel cut: the root of its peer is no longer trusted"),
         () = watch_idle => {}
     }
     retire();

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
@@ -21,7 +21,7 @@ use super::liveness;
 use super::stream::{Stream, StreamError};
 use super::words::{self, Headers, TraceParent};
 use crate::drain;
-use crate::identity::{self, PeerError, Svid};
+use crate::identity::{Peer, PeerError, Svid};
 use crate::spiffe::SpiffeId;
 
 /// Why a tunnel ended other than by being closed.
@@ -45,6 +45,9 @@ pub enum ServeError {
     /// No answer to a ping.
     #[error("the peer did not answer a ping")]
     PingTimeout,
+    /// The root that vouched for the peer is no longer trusted.
+    #[error("the root of the peer's certificate is no longer trusted")]
+    Distrusted,
     /// The drain window ended before the tunnel's streams did.
     #[error("cut at the end of the drain window")]
     Drained,
@@ -147,8 +150,7 @@ async fn handshake(
     liveness::watch(&tcp, limits);
     let tls = TlsAcceptor::from(svid.server.clone()).accept(tcp).await.map_err(ServeError::Tls)?;
     let (_, session) = tls.get_ref();
-    let chain = session.peer_certificates();
-    let peer = Peer { id: identity::peer_id(chain)?, expiry: identity::peer_expiry(chain)? };
+    let peer = svid.peer(session.peer_certificates())?;
     if session.alpn_protocol() != Some(b"h2") {
         return Err(ServeError::NotHttp2);
     }
@@ -160,14 +162,6 @@ fn builder(limits: &Limits) -> Builder {
     let mut builder = bound!(Builder::new());
     builder.max_concurrent_streams(limits.max_streams);
     builder
-}
-
-/// Who is at the other end.
-struct Peer {
-    id: SpiffeId,
-    /// When the certificate that proved it ends, and with it what this tunnel may be used for. A peer of ours has made a
-    /// new one long before.
-    expiry: SystemTime,
 }
 
 /// A tunnel that a peer has opened to one of our pods.
@@ -191,6 +185,7 @@ impl Tunnel {
         let ping_pong = connection.ping_pong();
         let is_in_use = || handlers.count.get() > 0;
         let mut lost = std::pin::pin!(liveness::keep_alive(ping_pong, limits, is_in_use));
+        let mut distrusted = std::pin::pin!(peer.distrusted());
         let mut idle = std::pin::pin!(handlers.until_idle(limits.idle_server_tunnel));
         let mut is_idle = false;
         let mut cut_at = None;
@@ -212,6 +207,7 @@ impl Tunnel {
                     is_idle = true;
                     connection.graceful_shutdown();
                 }
+                () = &mut distrusted => return farewell(connection, ServeError::Distrusted).await,
                 () = &mut lost => return farewell(connection, ServeError::PingTimeout).await,
             }
         }
@@ -229,7 +225,8 @@ fn handle<H, F>(
     H: Fn(Incoming) -> F,
     F: Future<Output = ()> + 'static,
 {
-    if peer.expiry <= SystemTime::now() {
+    // A peer of ours has made a new tunnel long before.
+    if !peer.is_current() {
         return refuse(respond, Status::Denied);
     }
     let Some(authority) = authority(&request) else { return refuse(respond, Status::BadRequest) };

@@ -5,7 +5,9 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
 
+use super::trust::RootId;
 use crate::spiffe::SpiffeId;
 
 /// A boxed future, for a trait that is used as an object.
@@ -27,8 +29,19 @@ pub struct CertificateRequest {
 pub struct IssuedCertificate {
     /// The leaf, then intermediates; without the root.
     pub chain: Vec<CertificateDer<'static>>,
-    /// The roots that peers are checked against from now on.
+}
+
+/// What an authority says of itself at any time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CaState {
+    /// The roots that peers are checked against. Several of them while one replaces another. An empty list says
+    /// nothing and changes nothing.
     pub roots: Vec<CertificateDer<'static>>,
+    /// The root at which new certificates end, where the authority knows. When it becomes another one, certificates are
+    /// renewed at once.
+    pub signer: Option<RootId>,
+    /// What is wrong with the authority. When that ends, what failed is tried again at once.
+    pub trouble: Option<String>,
 }
 
 /// Why no certificate was issued. All of them are tried again, with backoff.
@@ -47,8 +60,16 @@ pub enum CaError {
 
 /// Issues certificates for workload identities. May be far away: every call can take long and fail.
 pub trait CertificateAuthority: Send + Sync + 'static {
-    /// Asks for the certificate of one identity.
+    /// Asks for the certificate of one identity. Roots that come with the answer go into the state first.
     fn issue(&self, request: CertificateRequest) -> BoxFuture<'_, Result<IssuedCertificate, CaError>>;
+
+    /// Whom to trust and how the authority is, now and as it changes.
+    fn state(&self) -> watch::Receiver<CaState>;
+
+    /// Keeps the state current, for as long as it is polled. Does not return.
+    fn keep_state(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
 
     /// What it is, for status pages: such as `memory` or `dir:/var/lib/nodemesh/ca`.
     fn describe(&self) -> String;

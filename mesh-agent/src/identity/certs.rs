@@ -10,15 +10,18 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::ca::{CaError, CertificateAuthority, CertificateRequest, IssuedCertificate};
-use super::tls;
+use super::ca::{CaError, CaState, CertificateAuthority, CertificateRequest, IssuedCertificate};
+use super::clock::Clock;
+use super::schedule::{self, FIRST_RETRY, RENEWAL_SPREAD, Schedule, Urgency, Validity};
+use super::tls::{self, PeerError};
+use super::trust::{Peer, RootId, RootStatus, Trust};
 use crate::drain;
 use crate::spiffe::SpiffeId;
 
@@ -26,12 +29,6 @@ use crate::spiffe::SpiffeId;
 pub(super) const MAX_REQUESTS_IN_FLIGHT: usize = 16;
 /// How long one request may take.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Wait after the first failure; doubled with each further one.
-pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
-/// The longest wait between two tries.
-pub(super) const LAST_RETRY: Duration = Duration::from_secs(60);
-/// Never sooner than this after the last issue, however short-lived what the authority gives.
-pub(super) const SHORTEST_ROTATION: Duration = Duration::from_secs(1);
 
 /// How certificates are asked for.
 #[derive(Clone, Debug)]
@@ -52,10 +49,15 @@ pub struct Svid {
     pub not_after: SystemTime,
     /// Serial number in hexadecimal.
     pub serial: String,
+    /// The root at which it ends.
+    pub root: RootId,
     /// For dialling other agents.
     pub client: Arc<ClientConfig>,
     /// For accepting tunnels.
     pub server: Arc<ServerConfig>,
+    validity: Validity,
+    trust: Trust,
+    clock: Clock,
 }
 
 /// A certificate's state for status pages and metrics.
@@ -65,12 +67,20 @@ pub struct SvidStatus {
     pub id: SpiffeId,
     /// When the current certificate ends; none before the first was issued.
     pub not_after: Option<SystemTime>,
+    /// What is left of it by this node's clock, in seconds; below zero when it has ended.
+    pub seconds_left: Option<f64>,
+    /// When it was issued, by this node's clock of that time.
+    pub issued: Option<SystemTime>,
+    /// The root at which it ends.
+    pub root: Option<RootId>,
     /// Serial number in hexadecimal; empty before the first issue.
     pub serial: String,
     /// Generation of the current certificate; 0 before the first issue.
     pub generation: u64,
     /// Why the last try failed; none if it did not.
     pub last_error: Option<String>,
+    /// Tries that failed since the identity is wanted here.
+    pub failures: u64,
 }
 
 /// All identities of this node. Cheap to clone.
@@ -82,6 +92,8 @@ pub struct Identities {
 struct Shared {
     ca: Arc<dyn CertificateAuthority>,
     config: Config,
+    clock: Clock,
+    trust: Trust,
     /// What is wanted and how it stands. Written by `want`, `force_rotate` and the rotation; never held across an await.
     table: Mutex<BTreeMap<SpiffeId, Entry>>,
     /// What connections read; replaced as a whole after each change of the table.
@@ -94,15 +106,18 @@ struct Shared {
 }
 
 /// ```text
-/// due ──start──► in flight ──issued──► waiting for half life ──► due
-///                    └──────failed───► waiting for the retry ──► due
+/// due ──start──► in flight ──issued──► waiting for half life, another root, a step of the clock ──► due
+///                    └──────failed───► waiting for the retry, or for the end of the authority's trouble ──► due
 /// ```
 struct Entry {
-    due: Instant,
+    schedule: Schedule,
     in_flight: bool,
     /// Asked to rotate while a request was in flight: that answer is not the one that was meant.
     again: bool,
+    /// In a row.
     failures: u32,
+    /// Since the entry is there.
+    all_failures: u64,
     last_error: Option<String>,
     svid: Option<Arc<Svid>>,
 }
@@ -110,7 +125,12 @@ struct Entry {
 impl Svid {
     /// Whether peers would refuse it by now.
     pub fn is_expired(&self) -> bool {
-        self.not_after <= SystemTime::now()
+        self.not_after <= self.clock.now()
+    }
+
+    /// What a peer proved with the chain that it showed in a handshake with these configurations. Leaf first.
+    pub fn peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Result<Peer, PeerError> {
+        self.trust.peer(chain)
     }
 }
 
@@ -123,15 +143,24 @@ impl std::fmt::Debug for Svid {
 impl Identities {
     /// No identity is wanted yet.
     pub fn new(ca: Arc<dyn CertificateAuthority>, config: Config) -> Self {
+        Self::with_clock(ca, config, Clock::system())
+    }
+
+    /// As [`Identities::new`], by another clock than the system's.
+    pub fn with_clock(ca: Arc<dyn CertificateAuthority>, config: Config, clock: Clock) -> Self {
+        let state = ca.state().borrow().clone();
         let shared = Shared {
             ca,
             config,
+            trust: Trust::new(clock.clone()),
+            clock,
             table: Mutex::default(),
             published: ArcSwap::default(),
             publications: watch::Sender::new(0),
             wake: Notify::new(),
             generations: AtomicU64::new(0),
         };
+        shared.heed(&CaState::default(), &state);
         Self { shared: Arc::new(shared) }
     }
 
@@ -142,7 +171,7 @@ impl Identities {
         table.retain(|id, _| ids.contains(id));
         let forgotten = before - table.len();
         for id in ids {
-            table.entry(id.clone()).or_insert_with(Entry::new);
+            table.entry(id.clone()).or_insert_with(|| Entry::new(self.shared.clock.now()));
         }
         if forgotten > 0 {
             self.shared.publish(&table);
@@ -164,6 +193,8 @@ impl Identities {
             if let Some(svid) = self.svid(id) {
                 return svid;
             }
+            // The one that there is may have ended by a step of the clock, a moment ago.
+            self.shared.wake.notify_one();
             if publications.changed().await.is_err() {
                 // The sender is in `self`, so this does not happen; and if it did, there would be nothing to wait for.
                 std::future::pending::<()>().await;
@@ -173,23 +204,35 @@ impl Identities {
 
     /// Fetches and rotates until `shutdown` starts.
     pub async fn run(self, mut shutdown: drain::Token) {
+        let shared = &self.shared;
         let mut requests = JoinSet::new();
+        let mut states = shared.ca.state();
+        let mut heeded = states.borrow_and_update().clone();
+        // It may have changed since `new`.
+        shared.heed(&CaState::default(), &heeded);
+        let mut keep_state = shared.ca.keep_state();
         loop {
-            let next = self.start_due(&mut requests);
+            let wait = self.start_due(&mut requests);
             tokio::select! {
                 () = shutdown.started() => return,
-                () = self.shared.wake.notified() => {}
+                () = shared.wake.notified() => {}
                 Some(_) = requests.join_next(), if !requests.is_empty() => {}
-                () = tokio::time::sleep_until(next) => {}
+                () = tokio::time::sleep(wait) => {}
+                () = &mut keep_state => keep_state = Box::pin(std::future::pending()),
+                Ok(()) = states.changed() => {
+                    let state = states.borrow_and_update().clone();
+                    shared.heed(&heeded, &state);
+                    heeded = state;
+                }
             }
         }
     }
 
     /// Rotates every certificate now.
     pub fn force_rotate(&self) {
-        let now = Instant::now();
+        let schedule = Schedule::now(self.shared.clock.now(), Instant::now());
         for entry in self.shared.table().values_mut() {
-            entry.due = now;
+            entry.schedule = schedule;
             entry.again = entry.in_flight;
         }
         self.shared.wake.notify_one();
@@ -197,14 +240,18 @@ impl Identities {
 
     /// How every wanted identity stands, in order.
     pub fn status(&self) -> Vec<SvidStatus> {
-        let status = |(id, entry): (&SpiffeId, &Entry)| SvidStatus {
-            id: id.clone(),
-            not_after: entry.svid.as_ref().map(|svid| svid.not_after),
-            serial: entry.svid.as_ref().map(|svid| svid.serial.clone()).unwrap_or_default(),
-            generation: entry.svid.as_ref().map_or(0, |svid| svid.generation),
-            last_error: entry.last_error.clone(),
-        };
-        self.shared.table().iter().map(status).collect()
+        let now = self.shared.clock.now();
+        self.shared.table().iter().map(|(id, entry)| entry.status(id, now)).collect()
+    }
+
+    /// The roots that peers are checked against.
+    pub fn roots(&self) -> Vec<RootStatus> {
+        self.shared.trust.status(self.shared.signer())
+    }
+
+    /// What is wrong with the authority, as far as it says.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.ca.state().borrow().trouble.clone()
     }
 
     /// What issues the certificates, for status pages.
@@ -212,26 +259,99 @@ impl Identities {
         self.shared.ca.describe()
     }
 
-    /// Starts the requests that are due, within the bound; returns when the next will be.
-    fn start_due(&self, requests: &mut JoinSet<()>) -> Instant {
-        let now = Instant::now();
-        let mut next = now + LAST_RETRY;
+    /// Starts the requests that are due, within the bound; returns how long to wait for the next.
+    fn start_due(&self, requests: &mut JoinSet<()>) -> Duration {
+        let (wall, mono) = (self.shared.clock.now(), Instant::now());
+        let mut wait = schedule::CLOCK_CHECK;
         for (id, entry) in self.shared.table().iter_mut().filter(|(_, entry)| !entry.in_flight) {
-            if entry.due > now {
-                next = next.min(entry.due);
+            if !entry.schedule.is_due(entry.validity(), wall, mono) {
+                wait = wait.min(entry.schedule.wait(wall, mono));
             } else if requests.len() < MAX_REQUESTS_IN_FLIGHT {
                 entry.in_flight = true;
                 entry.again = false;
                 requests.spawn(self.shared.clone().request(id.clone()));
             }
         }
-        next
+        wait
     }
 }
 
 impl Entry {
-    fn new() -> Self {
-        Self { due: Instant::now(), in_flight: false, again: false, failures: 0, last_error: None, svid: None }
+    fn new(now: SystemTime) -> Self {
+        Self {
+            schedule: Schedule::now(now, Instant::now()),
+            in_flight: false,
+            again: false,
+            failures: 0,
+            all_failures: 0,
+            last_error: None,
+            svid: None,
+        }
+    }
+
+    fn validity(&self) -> Option<&Validity> {
+        self.svid.as_ref().map(|svid| &svid.validity)
+    }
+
+    fn status(&self, id: &SpiffeId, now: SystemTime) -> SvidStatus {
+        let svid = self.svid.as_deref();
+        SvidStatus {
+            id: id.clone(),
+            not_after: svid.map(|svid| svid.not_after),
+            seconds_left: svid.map(|svid| seconds_between(now, svid.not_after)),
+            issued: svid.map(|svid| svid.validity.issued),
+            root: svid.map(|svid| svid.root),
+            serial: svid.map(|svid| svid.serial.clone()).unwrap_or_default(),
+            generation: svid.map_or(0, |svid| svid.generation),
+            last_error: self.last_error.clone(),
+            failures: self.all_failures,
+        }
+    }
+
+    fn issued(&mut self, svid: Svid) {
+        let mono = Instant::now();
+        self.schedule = Schedule::issued(&svid.validity, mono, random_fraction());
+        self.failures = 0;
+        self.last_error = None;
+        if self.again {
+            self.schedule = Schedule::now(svid.validity.issued, mono);
+        }
+        self.svid = Some(Arc::new(svid));
+    }
+
+    /// Has the certificate renewed soon if it does not end at the root that certificates end at from now on.
+    fn follow(&mut self, signer: RootId, now: SystemTime) {
+        // What is under way may have been signed before.
+        self.again |= self.in_flight;
+        if self.svid.as_ref().is_some_and(|svid| svid.root != signer) {
+            let soon = now + RENEWAL_SPREAD.mul_f64(random_fraction());
+            self.schedule.renew_at = self.schedule.renew_at.min(soon);
+        }
+    }
+
+    fn failed(&mut self, id: &SpiffeId, error: &CaError, now: SystemTime) {
+        let left = self.validity().map(|validity| validity.not_after.duration_since(now).unwrap_or_default());
+        let delay = schedule::retry_delay(self.failures, left.unwrap_or_default(), random_fraction());
+        match schedule::urgency(self.validity(), now) {
+            Urgency::Calm => warn!(%id, %error, retry_in = ?delay, expires_in = ?left, "no new certificate"),
+            Urgency::Soon => error!(
+                %id, %error, retry_in = ?delay, expires_in = ?left,
+                "no new certificate, and the current one ends soon: then new connections are refused"
+            ),
+            Urgency::Ended => error!(%id, %error, retry_in = ?delay, "no certificate: new connections are refused"),
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.all_failures = self.all_failures.saturating_add(1);
+        self.last_error = Some(error.to_string());
+        self.schedule.retry_at = Instant::now() + delay;
+    }
+}
+
+/// Below zero if `to` has passed.
+fn seconds_between(from: SystemTime, to: SystemTime) -> f64 {
+    match to.duration_since(from) {
+        Ok(left) => left.as_secs_f64(),
+        Err(error) => -error.duration().as_secs_f64(),
     }
 }
 
@@ -246,6 +366,47 @@ impl Shared {
         self.publications.send_modify(|count| *count += 1);
     }
 
+    fn signer(&self) -> Option<RootId> {
+        self.ca.state().borrow().signer
+    }
+
+    /// Acts on what the authority says of itself, given what it said before.
+    fn heed(&self, before: &CaState, state: &CaState) {
+        self.follow_roots(&state.roots);
+        let recovered = before.trouble.is_some() && state.trouble.is_none();
+        match &state.trouble {
+            Some(trouble) if before.trouble.as_ref() != Some(trouble) => {
+                warn!(authority = self.ca.describe(), %trouble, "the certificate authority is in trouble");
+            }
+            None if recovered => info!(authority = self.ca.describe(), "the certificate authority is back"),
+            Some(_) | None => {}
+        }
+        let other_signer = state.signer.filter(|signer| before.signer != Some(*signer));
+        let now = self.clock.now();
+        for entry in self.table().values_mut() {
+            if let Some(signer) = other_signer {
+                entry.follow(signer, now);
+            }
+            if recovered && entry.failures > 0 {
+                entry.schedule.retry_at = Instant::now() + FIRST_RETRY.mul_f64(random_fraction());
+            }
+        }
+    }
+
+    fn follow_roots(&self, roots: &[CertificateDer<'static>]) {
+        if roots.is_empty() {
+            return;
+        }
+        match self.trust.replace(roots) {
+            Ok(false) => {}
+            Ok(true) => {
+                let roots: Vec<String> = roots.iter().map(|root| RootId::of(root).to_string()).collect();
+                info!(roots = roots.join(" "), "peers are checked against these roots from now on");
+            }
+            Err(error) => error!(%error, "the new trust bundle is unusable; the earlier one stays"),
+        }
+    }
+
     async fn request(self: Arc<Self>, id: SpiffeId) {
         let outcome = match tokio::time::timeout(REQUEST_TIMEOUT, self.issue(&id)).await {
             Ok(outcome) => outcome,
@@ -257,23 +418,11 @@ impl Shared {
         entry.in_flight = false;
         match outcome {
             Ok(svid) => {
-                info!(%id, serial = %svid.serial, generation = svid.generation, "certificate issued");
-                entry.due = Instant::now() + rotation_delay(svid.not_after);
-                entry.failures = 0;
-                entry.last_error = None;
-                entry.svid = Some(Arc::new(svid));
-                if entry.again {
-                    entry.due = Instant::now();
-                }
+                info!(%id, serial = %svid.serial, generation = svid.generation, root = %svid.root, "certificate issued");
+                entry.issued(svid);
                 self.publish(&table);
             }
-            Err(error) => {
-                let delay = retry_delay(entry.failures);
-                warn!(%id, %error, retry_in = ?delay, "no certificate");
-                entry.failures = entry.failures.saturating_add(1);
-                entry.last_error = Some(error.to_string());
-                entry.due = Instant::now() + delay;
-            }
+            Err(error) => entry.failed(&id, &error, self.clock.now()),
         }
     }
 
@@ -293,16 +442,21 @@ impl Shared {
             return Err(CaError::BadAnswer(format!("the certificate names {named} instead of {id}")));
         }
         let leaf = issued.chain.first().ok_or_else(|| bad(&"no certificate"))?;
-        let (_, not_after, serial) = tls::leaf_facts(leaf).map_err(|error| bad(&error))?;
-        let not_after = SystemTime::from(not_after);
-        if not_after <= SystemTime::now() {
+        let (not_before, not_after, serial) = tls::leaf_facts(leaf).map_err(|error| bad(&error))?;
+        let (not_before, not_after) = (SystemTime::from(not_before), SystemTime::from(not_after));
+        let validity = Validity { not_before, not_after, issued: self.clock.now() };
+        if not_after <= validity.issued {
             return Err(CaError::BadAnswer("the certificate has already expired".to_string()));
         }
+        // An authority that has just said so trusts its own root: heard here, before the rotation hears of it.
+        self.follow_roots(&self.ca.state().borrow().roots);
+        let root = self.trust.anchor(&issued.chain, not_before).map_err(|error| bad(&error))?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let configs = tls::configs(issued.chain, key, issued.roots, &self.config.trust_domain);
+        let configs = tls::configs(issued.chain, key, &self.trust, &self.config.trust_domain, &self.clock);
         let tls::Configs { client, server } = configs.map_err(|error| bad(&error))?;
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
-        Ok(Svid { id: id.clone(), generation, not_after, serial, client, server })
+        let (id, trust, clock) = (id.clone(), self.trust.clone(), self.clock.clone());
+        Ok(Svid { id, generation, not_after, serial, root, client, server, validity, trust, clock })
     }
 }
 
@@ -316,18 +470,6 @@ fn new_key(id: &SpiffeId) -> Result<(KeyPair, Vec<u8>), CaError> {
         Ok((key, csr))
     };
     make().map_err(|error: rcgen::Error| CaError::Unavailable(format!("making a key: {error}")))
-}
-
-/// Half of what is left, give or take a tenth, so that a node's certificates do not all come due at once.
-fn rotation_delay(not_after: SystemTime) -> Duration {
-    let left = not_after.duration_since(SystemTime::now()).unwrap_or_default();
-    left.mul_f64(0.45 + 0.1 * random_fraction()).max(SHORTEST_ROTATION)
-}
-
-/// Doubles from the first retry to the last, and takes between half and all of it.
-fn retry_delay(failures: u32) -> Duration {
-    let full = FIRST_RETRY.saturating_mul(1u32 << failures.min(16)).min(LAST_RETRY);
-    full.mul_f64(0.5 + 0.5 * random_fraction())
 }
 
 /// Between 0 and 1.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! want(ids) ─► certs: key made here ─► CSR ─► ca (local today, remote later) ─► chain ─► Svid { client, server } ─► hbone
+//!                                              └─ roots ─► trust: asked at each handshake, and for live peers when it changes
 //! ```
 //!
 //! What is not here: private keys never leave this room (an [`Svid`] holds them inside opaque TLS configurations), no
@@ -9,12 +10,19 @@
 
 pub mod ca;
 mod certs;
+mod clock;
+mod directory;
 pub mod local_ca;
+mod schedule;
 mod tls;
+mod trust;
 
-pub use ca::{BoxFuture, CaError, CertificateAuthority, CertificateRequest, IssuedCertificate};
+pub use ca::{BoxFuture, CaError, CaState, CertificateAuthority, CertificateRequest, IssuedCertificate};
 pub use certs::{Config, Identities, Svid, SvidStatus};
+pub use clock::Clock;
+pub use directory::{Phase, RootDirectory};
 pub use tls::{PeerError, peer_expiry, peer_id};
+pub use trust::{Peer, RootId, RootStatus};
 
 use crate::limit::{Limit, limits};
 
@@ -23,11 +31,18 @@ pub fn limits() -> Vec<Limit> {
     limits![
         certs::MAX_REQUESTS_IN_FLIGHT, "requests", "a node that starts does not flood the authority";
         certs::REQUEST_TIMEOUT, "milliseconds", "for one answer of the authority";
-        certs::FIRST_RETRY, "milliseconds", "after the first failure; doubled with each further one";
-        certs::LAST_RETRY, "milliseconds", "the longest wait between two tries";
-        certs::SHORTEST_ROTATION, "milliseconds", "between two issues, however short-lived they are";
-        local_ca::ROOT_LIFETIME, "milliseconds", "of a root that the embedded authority makes";
+        schedule::FIRST_RETRY, "milliseconds", "after the first failure; doubled with each further one";
+        schedule::LAST_RETRY, "milliseconds", "the longest wait between two tries";
+        schedule::URGENT_RETRY, "milliseconds", "the longest wait when the certificate has ended or is about to";
+        schedule::SHORTEST_ROTATION, "milliseconds", "between two issues, however short-lived they are";
+        schedule::CLOCK_CHECK, "milliseconds", "how long a step of the clock can go unnoticed";
+        schedule::RENEWAL_SPREAD, "milliseconds", "within this every certificate follows its authority to another root";
+        trust::MAX_ROOTS, "roots", "of a trust bundle; each may be tried for each peer";
+        directory::ROOT_LIFETIME, "milliseconds", "of a root that the embedded authority makes";
+        directory::MAX_FILE_BYTES, "bytes", "of a file with certificates";
+        directory::SETTLE, "milliseconds", "between two phases of a rotation of the root: every agent has taken the first";
         local_ca::CLOCK_SKEW, "milliseconds", "certificates start this far back, for peers whose clock is behind";
+        local_ca::POLL, "milliseconds", "between two looks into the directory of the root";
     ]
 }
 

@@ -10,15 +10,17 @@ use std::time::SystemTime;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, hash, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use super::clock::Clock;
+use super::trust::Trust;
 use crate::spiffe::SpiffeId;
 
 /// The only protocol spoken inside.
@@ -26,7 +28,7 @@ const ALPN: &[u8] = b"h2";
 
 /// Suites and groups in the order they are preferred. The hybrid group is first: what is recorded today stays closed
 /// to tomorrow's quantum computer.
-static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+pub(super) static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(CryptoProvider {
         cipher_suites: vec![
             aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
@@ -69,6 +71,12 @@ pub enum PeerError {
     /// Not for TLS servers and TLS clients both.
     #[error("the extended key usage of the peer's certificate is not server and client authentication")]
     ExtendedKeyUsage,
+    /// No root that is trusted now vouches for it: the root was withdrawn during the handshake.
+    #[error("the peer's certificate does not end at a trusted root")]
+    NotTrusted,
+    /// A bundle with more roots than are tried for each peer.
+    #[error("the trust bundle has more than {} roots", super::trust::MAX_ROOTS)]
+    TooManyRoots,
 }
 
 /// Reads the identity from a chain that the handshake has verified. Leaf first.
@@ -88,23 +96,29 @@ pub(super) struct Configs {
     pub server: Arc<ServerConfig>,
 }
 
-/// Builds both configurations. `chain` is leaf first, `key` its key in PKCS #8.
+/// Builds both configurations. `chain` is leaf first, `key` its key in PKCS #8. Peers are checked against the roots that
+/// are trusted at the time of each handshake.
 pub(super) fn configs(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    roots: Vec<CertificateDer<'static>>,
+    trust: &Trust,
     trust_domain: &str,
+    clock: &Clock,
 ) -> Result<Configs, rustls::Error> {
-    let verifier = Arc::new(PeerVerifier::new(roots, trust_domain)?);
+    let verifier = Arc::new(PeerVerifier { trust: trust.clone(), trust_domain: trust_domain.to_string() });
     let key = Arc::new(CertifiedKey::from_der(chain, key, &PROVIDER)?);
     Ok(Configs {
-        client: Arc::new(client_config(key.clone(), verifier.clone())?),
-        server: Arc::new(server_config(key, verifier)?),
+        client: Arc::new(client_config(key.clone(), verifier.clone(), clock)?),
+        server: Arc::new(server_config(key, verifier, clock)?),
     })
 }
 
-fn client_config(key: Arc<CertifiedKey>, verifier: Arc<PeerVerifier>) -> Result<ClientConfig, rustls::Error> {
-    let mut config = ClientConfig::builder_with_provider(PROVIDER.clone())
+fn client_config(
+    key: Arc<CertifiedKey>,
+    verifier: Arc<PeerVerifier>,
+    clock: &Clock,
+) -> Result<ClientConfig, rustls::Error> {
+    let mut config = ClientConfig::builder_with_details(PROVIDER.clone(), Arc::new(clock.clone()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
@@ -115,8 +129,12 @@ fn client_config(key: Arc<CertifiedKey>, verifier: Arc<PeerVerifier>) -> Result<
     Ok(config)
 }
 
-fn server_config(key: Arc<CertifiedKey>, verifier: Arc<PeerVerifier>) -> Result<ServerConfig, rustls::Error> {
-    let mut config = ServerConfig::builder_with_provider(PROVIDER.clone())
+fn server_config(
+    key: Arc<CertifiedKey>,
+    verifier: Arc<PeerVerifier>,
+    clock: &Clock,
+) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_details(PROVIDER.clone(), Arc::new(clock.clone()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
@@ -129,24 +147,11 @@ fn server_config(key: Arc<CertifiedKey>, verifier: Arc<PeerVerifier>) -> Result<
 
 /// Checks the other end, whichever end it is: the chain by webpki, the leaf by the SPIFFE rules.
 struct PeerVerifier {
-    roots: RootCertStore,
-    clients: Arc<dyn ClientCertVerifier>,
+    trust: Trust,
     trust_domain: String,
 }
 
 impl PeerVerifier {
-    fn new(roots: Vec<CertificateDer<'static>>, trust_domain: &str) -> Result<Self, rustls::Error> {
-        let mut store = RootCertStore::empty();
-        for root in roots {
-            store.add(root)?;
-        }
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(store.clone()), PROVIDER.clone())
-            .clear_root_hint_subjects()
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
-        Ok(Self { roots: store, clients, trust_domain: trust_domain.to_string() })
-    }
-
     fn check_leaf(&self, leaf: &CertificateDer<'_>) -> Result<(), rustls::Error> {
         let id = leaf_id(leaf).map_err(refused)?;
         if id.trust_domain() != self.trust_domain {
@@ -167,7 +172,8 @@ impl ServerCertVerifier for PeerVerifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let parsed = ParsedCertificate::try_from(leaf)?;
         let algorithms = PROVIDER.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        let bundle = self.trust.bundle();
+        verify_server_cert_signed_by_trust_anchor(&parsed, &bundle.store, intermediates, now, algorithms)?;
         self.check_leaf(leaf)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -187,17 +193,18 @@ impl ServerCertVerifier for PeerVerifier {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.clients.verify_tls13_signature(message, cert, signed)
+        verify_tls13_signature(message, cert, signed, &PROVIDER.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.clients.supported_verify_schemes()
+        PROVIDER.signature_verification_algorithms.supported_schemes()
     }
 }
 
 impl ClientCertVerifier for PeerVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.clients.root_hint_subjects()
+        // A client of this mesh has one certificate and needs no hint.
+        &[]
     }
 
     fn verify_client_cert(
@@ -206,7 +213,9 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.clients.verify_client_cert(leaf, intermediates, now)?;
+        let bundle = self.trust.bundle();
+        let clients = bundle.clients.as_ref().ok_or(CertificateError::UnknownIssuer)?;
+        let verified = clients.verify_client_cert(leaf, intermediates, now)?;
         self.check_leaf(leaf)?;
         Ok(verified)
     }
@@ -226,11 +235,11 @@ impl ClientCertVerifier for PeerVerifier {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.clients.verify_tls13_signature(message, cert, signed)
+        verify_tls13_signature(message, cert, signed, &PROVIDER.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.clients.supported_verify_schemes()
+        PROVIDER.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -274,6 +283,13 @@ pub(super) fn leaf_facts(leaf: &CertificateDer<'_>) -> Result<(OffsetDateTime, O
     let validity = leaf.validity();
     let serial = leaf.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok((validity.not_before.to_datetime(), validity.not_after.to_datetime(), serial))
+}
+
+/// SHA-256, from the same source as TLS.
+pub(super) fn sha256(bytes: &[u8]) -> hash::Output {
+    aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256
+        .tls13()
+        .map_or_else(|| hash::Output::new(&[]), |suite| suite.common.hash_provider.hash(bytes))
 }
 
 /// Random bytes from the same source as TLS.

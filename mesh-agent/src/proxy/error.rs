@@ -145,6 +145,7 @@ pub fn serve_reason(error: &ServeError) -> &'static str {
         ServeError::NotHttp2 => "not-http2",
         ServeError::Http2(_) => "http2",
         ServeError::PingTimeout => "ping-timed-out",
+        ServeError::Distrusted => "peer-root-withdrawn",
         ServeError::Drained => "drain-window",
     }
 }

@@ -22,6 +22,11 @@
 //! | `nodemesh_metrics_overflow_total` | counter | – ; connections counted under `_overflow` |
 //! | `nodemesh_kernel_outcomes_total` | counter | `outcome` |
 //! | `nodemesh_certificate_expiry_timestamp_seconds` | gauge | `identity`; Unix time |
+//! | `nodemesh_certificate_expiry_seconds` | gauge | `identity`; what is left by the node's clock, below zero when it has ended |
+//! | `nodemesh_certificate_issued_timestamp_seconds` | gauge | `identity`; Unix time of the last renewal that worked |
+//! | `nodemesh_certificate_renewal_failures_total` | counter | `identity`; from the first failure on, also before the first certificate |
+//! | `nodemesh_root_expiry_timestamp_seconds` | gauge | `root`, `signs` (true, false); trusted roots |
+//! | `nodemesh_root_peers` | gauge | `root`; live tunnels, either direction, whose peer rests on it |
 //! | `nodemesh_config_age_seconds` | gauge | – ; since the world was last read whole |
 //! | `nodemesh_log_lines_dropped_total` | counter | – ; lines that a slow reader of the log lost |
 //! | `nodemesh_build_info` | info | `version` |
@@ -64,8 +69,36 @@ const DURATION_BUCKETS: [f64; 12] = [0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.
 /// Reads the kernel's counters: name of the outcome and how often, since the maps were made.
 pub type OutcomeSource = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
 
-/// Reads the certificates: identity and the end of its validity in seconds of Unix time.
-pub type CertificateSource = Box<dyn Fn() -> Vec<(SpiffeId, f64)> + Send + Sync>;
+/// How the certificate of one identity stands. Times in seconds of Unix time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CertificateFacts {
+    /// Whose it is.
+    pub identity: SpiffeId,
+    /// When it ends; none before the first was issued.
+    pub expiry: Option<f64>,
+    /// What is left of it, in seconds; below zero when it has ended.
+    pub left: Option<f64>,
+    /// When it was issued.
+    pub issued: Option<f64>,
+    /// Tries that failed.
+    pub failures: u64,
+}
+
+/// How a trusted root stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RootFacts {
+    /// Which.
+    pub root: String,
+    /// When it ends, in seconds of Unix time.
+    pub expiry: f64,
+    /// Whether new certificates end at it.
+    pub signs: bool,
+    /// Live tunnels whose peer rests on it.
+    pub peers: u64,
+}
+
+/// Reads the certificates of this node and the roots that it trusts.
+pub type CertificateSource = Box<dyn Fn() -> (Vec<CertificateFacts>, Vec<RootFacts>) + Send + Sync>;
 
 /// Reads how long ago the world was last read whole; nothing before the first time.
 pub type ConfigAgeSource = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
@@ -173,7 +206,7 @@ impl Metrics {
         self.inner.collect(OutcomeCollector(source));
     }
 
-    /// Shows when certificates end as `nodemesh_certificate_expiry_timestamp_seconds`.
+    /// Shows certificates as `nodemesh_certificate_…` and roots as `nodemesh_root_…`.
     pub fn register_certificates(&self, source: CertificateSource) {
         self.inner.collect(CertificateCollector(source));
     }
@@ -409,16 +442,60 @@ impl Collector for OutcomeCollector {
 
 struct CertificateCollector(CertificateSource);
 
+/// Picks one gauge of a certificate.
+type GaugeOf = fn(&CertificateFacts) -> Option<f64>;
+
 impl Collector for CertificateCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let name = "certificate_expiry_timestamp_seconds";
-        let help = "When the certificate of an identity on this node ends, in seconds of Unix time";
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (identity, not_after) in (self.0)() {
-            family.encode_family(&[("identity", identity.to_string())])?.encode_gauge(&not_after)?;
+        let (certificates, roots) = (self.0)();
+        let gauges: [(&str, &str, GaugeOf); 3] = [
+            (
+                "certificate_expiry_timestamp_seconds",
+                "When the certificate of an identity on this node ends, in seconds of Unix time",
+                |facts| facts.expiry,
+            ),
+            (
+                "certificate_expiry_seconds",
+                "What is left of the certificate by the node's clock; below zero when it has ended",
+                |facts| facts.left,
+            ),
+            (
+                "certificate_issued_timestamp_seconds",
+                "When the certificate was issued, in seconds of Unix time",
+                |facts| facts.issued,
+            ),
+        ];
+        for (name, help, gauge) in gauges {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for facts in &certificates {
+                let Some(value) = gauge(facts) else { continue };
+                family.encode_family(&[("identity", facts.identity.to_string())])?.encode_gauge(&value)?;
+            }
         }
-        Ok(())
+        let help = "Tries to get a certificate that failed";
+        let mut failures =
+            encoder.encode_descriptor("certificate_renewal_failures", help, None, MetricType::Counter)?;
+        for facts in &certificates {
+            let labels = [("identity", facts.identity.to_string())];
+            failures.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&facts.failures, None)?;
+        }
+        encode_roots(&mut encoder, &roots)
     }
+}
+
+fn encode_roots(encoder: &mut DescriptorEncoder, roots: &[RootFacts]) -> Result<(), fmt::Error> {
+    let help = "When a trusted root ends, in seconds of Unix time";
+    let mut expiry = encoder.encode_descriptor("root_expiry_timestamp_seconds", help, None, MetricType::Gauge)?;
+    for facts in roots {
+        let signs = if facts.signs { "true" } else { "false" };
+        expiry.encode_family(&[("root", &*facts.root), ("signs", signs)])?.encode_gauge(&facts.expiry)?;
+    }
+    let help = "Live tunnels whose peer rests on this root";
+    let mut peers = encoder.encode_descriptor("root_peers", help, None, MetricType::Gauge)?;
+    for facts in roots {
+        peers.encode_family(&[("root", &*facts.root)])?.encode_gauge(&facts.peers)?;
+    }
+    Ok(())
 }
 
 struct ConfigAgeCollector(ConfigAgeSource);

@@ -20,7 +20,7 @@ use crate::limit::{Limit, limits};
 use crate::spiffe::SpiffeId;
 
 pub use access_log::AccessLog;
-pub use metrics::{Metrics, OpenConnection};
+pub use metrics::{CertificateFacts, Metrics, OpenConnection, RootFacts};
 
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {

@@ -129,12 +129,38 @@ fn label_sets_have_an_end() {
 fn what_other_rooms_know_is_read_at_the_scrape() {
     let metrics = Metrics::new();
     metrics.register_outcomes(Box::new(|| vec![("captured", 7), ("map-full", 1)]));
-    metrics.register_certificates(Box::new(|| vec![(identity("web").unwrap(), 1.75e9)]));
+    metrics.register_certificates(Box::new(|| {
+        let certificate = CertificateFacts {
+            identity: identity("web").unwrap(),
+            expiry: Some(1.75e9),
+            left: Some(-2.5),
+            issued: Some(1.74e9),
+            failures: 3,
+        };
+        let never = CertificateFacts {
+            identity: identity("never").unwrap(),
+            expiry: None,
+            left: None,
+            issued: None,
+            failures: 1,
+        };
+        let root = RootFacts { root: "c0ffee".to_string(), expiry: 2e9, signs: true, peers: 4 };
+        (vec![certificate, never], vec![root])
+    }));
     metrics.register_config_age(Box::new(|| Some(Duration::from_millis(2500))));
     let scrape = metrics.encode();
     assert_eq!(value(&scrape, "nodemesh_kernel_outcomes_total", &["outcome=\"captured\""]), Some(7.0), "{scrape}");
     let certificate = ["identity=\"spiffe://cluster.local/ns/shop/sa/web\""];
     assert_eq!(value(&scrape, "nodemesh_certificate_expiry_timestamp_seconds", &certificate), Some(1.75e9));
+    assert_eq!(value(&scrape, "nodemesh_certificate_expiry_seconds", &certificate), Some(-2.5));
+    assert_eq!(value(&scrape, "nodemesh_certificate_issued_timestamp_seconds", &certificate), Some(1.74e9));
+    assert_eq!(value(&scrape, "nodemesh_certificate_renewal_failures_total", &certificate), Some(3.0));
+    let never = ["identity=\"spiffe://cluster.local/ns/shop/sa/never\""];
+    assert_eq!(value(&scrape, "nodemesh_certificate_expiry_seconds", &never), None);
+    assert_eq!(value(&scrape, "nodemesh_certificate_renewal_failures_total", &never), Some(1.0));
+    let root = ["root=\"c0ffee\""];
+    assert_eq!(value(&scrape, "nodemesh_root_expiry_timestamp_seconds", &root), Some(2e9));
+    assert_eq!(value(&scrape, "nodemesh_root_peers", &root), Some(4.0));
     assert_eq!(value(&scrape, "nodemesh_config_age_seconds", &[]), Some(2.5));
     assert_eq!(value(&scrape, "nodemesh_build_info", &["version=\""]), Some(1.0));
     assert!(scrape.ends_with("# EOF\n"));
@@ -222,7 +248,7 @@ fn the_access_log_writes_what_its_filter_admits() {
 fn every_metric_is_in_the_table_of_the_module() {
     let metrics = Metrics::new();
     metrics.register_outcomes(Box::new(|| vec![("captured", 7)]));
-    metrics.register_certificates(Box::new(Vec::new));
+    metrics.register_certificates(Box::new(|| (Vec::new(), Vec::new())));
     metrics.register_config_age(Box::new(|| Some(Duration::ZERO)));
     metrics.register_workloads(Box::new(|| vec![usage("web-0")]));
     metrics.register_tunnels(Box::new(TunnelNumbers::default));

@@ -13,7 +13,7 @@ use super::{Pair, vip};
 
 /// A pair whose first node (the client's) and second (the server's) have these budgets.
 async fn pair_within(budgets: [Budgets; 2]) -> Pair {
-    Pair::in_mesh(Mesh::start_within(OutboundMode::AllowAny, budgets)).await
+    Pair::start_on(Mesh::start_within(OutboundMode::AllowAny, budgets)).await
 }
 
 /// An open connection that carries bytes, or how it was refused.

@@ -1,6 +1,7 @@
 //! Ring 2: whole journeys between two agents in one process.
 
 mod budget;
+mod certificates;
 mod support;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -27,10 +28,10 @@ impl Pair {
     }
 
     async fn start_with(mode: OutboundMode) -> Self {
-        Self::in_mesh(Mesh::start_with(mode)).await
+        Self::start_on(Mesh::start_with(mode)).await
     }
 
-    async fn in_mesh(mesh: Mesh) -> Self {
+    async fn start_on(mesh: Mesh) -> Self {
         let (client, server) = (fresh_ip(), fresh_ip());
         let yaml = [
             pod_yaml("client", "node1", client),

@@ -71,8 +71,16 @@ impl Mesh {
     }
 
     /// Two agents with these budgets for each of their pods.
-    pub fn start_within(mode: OutboundMode, [first, second]: [Budgets; 2]) -> Self {
-        let ca: Arc<dyn CertificateAuthority> = Arc::new(LocalCa::memory(TRUST_DOMAIN).unwrap());
+    pub fn start_within(mode: OutboundMode, budgets: [Budgets; 2]) -> Self {
+        Self::start_by(Arc::new(LocalCa::memory(TRUST_DOMAIN).unwrap()), mode, budgets)
+    }
+
+    /// On a CA of the test's own.
+    pub fn start_on(ca: Arc<dyn CertificateAuthority>, mode: OutboundMode) -> Self {
+        Self::start_by(ca, mode, [ample(), ample()])
+    }
+
+    fn start_by(ca: Arc<dyn CertificateAuthority>, mode: OutboundMode, [first, second]: [Budgets; 2]) -> Self {
         let nodes = [Node::start("node1", ca.clone(), mode, first), Node::start("node2", ca, mode, second)];
         Self { nodes, world: tempfile::tempdir().unwrap() }
     }

@@ -16,7 +16,7 @@ use mesh_agent::hbone::{
     self, ConnectRequest, Incoming, Limits, OpenError, Pool, ServeError, Status, Stream, TunnelKey,
 };
 use mesh_agent::identity::{
-    BoxFuture, CaError, CertificateAuthority, CertificateRequest, Config, Identities, IssuedCertificate, Svid,
+    BoxFuture, CaError, CaState, CertificateAuthority, CertificateRequest, Config, Identities, IssuedCertificate, Svid,
 };
 use mesh_agent::proxy::copy;
 use mesh_agent::spiffe::SpiffeId;
@@ -48,7 +48,7 @@ pub fn loopback() -> SocketAddr {
 /// An authority that signs what it is asked to, and forges what a test asks for.
 pub struct TestCa {
     issuer: Issuer<'static, KeyPair>,
-    root: CertificateDer<'static>,
+    state: tokio::sync::watch::Sender<CaState>,
 }
 
 /// A leaf with its key, outside of `identity`.
@@ -64,7 +64,8 @@ impl TestCa {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let root = params.self_signed(&key).unwrap().der().clone();
-        Arc::new(Self { issuer: Issuer::new(params, key), root })
+        let state = CaState { roots: vec![root], ..CaState::default() };
+        Arc::new(Self { issuer: Issuer::new(params, key), state: tokio::sync::watch::Sender::new(state) })
     }
 
     pub fn forge(&self, id: &SpiffeId, change: impl FnOnce(&mut CertificateParams)) -> Forged {
@@ -101,8 +102,12 @@ impl CertificateAuthority for TestCa {
             let mut params = good_leaf(&request.id);
             params.not_after = OffsetDateTime::now_utc() + request.lifetime;
             let leaf = params.signed_by(&csr.public_key, &self.issuer).unwrap();
-            Ok(IssuedCertificate { chain: vec![leaf.der().clone()], roots: vec![self.root.clone()] })
+            Ok(IssuedCertificate { chain: vec![leaf.der().clone()] })
         })
+    }
+
+    fn state(&self) -> tokio::sync::watch::Receiver<CaState> {
+        self.state.subscribe()
     }
 
     fn describe(&self) -> String {
@@ -170,7 +175,8 @@ impl Server {
                     if let Some(sockets) = &mut *sockets.borrow_mut() {
                         sockets.push(std::os::fd::AsFd::as_fd(&tcp).try_clone_to_owned().unwrap().into());
                     }
-                    let svid = identities.svid(&id).unwrap();
+                    // As the proxy: whoever has no certificate takes nobody in.
+                    let Some(svid) = identities.svid(&id) else { continue };
                     let served = serve(tcp, svid, limits.clone(), token.clone(), handler.clone());
                     let results = results.clone();
                     tokio::task::spawn_local(async move {
@@ -270,6 +276,7 @@ pub struct Client {
     pub key: TunnelKey,
     pub tunnel: SocketAddr,
     pub dials: Rc<std::cell::Cell<u32>>,
+    at_start: Arc<Svid>,
 }
 
 impl Client {
@@ -287,7 +294,13 @@ impl Client {
             key: key("pod-1", &id(destination)),
             tunnel,
             dials: Rc::default(),
+            at_start: identities.svid(&id(account)).unwrap(),
         })
+    }
+
+    /// The certificate that it had when it was made.
+    pub fn svid_at_start(&self) -> Arc<Svid> {
+        self.at_start.clone()
     }
 
     pub async fn open(&self, authority: SocketAddr) -> Result<Stream, OpenError> {

@@ -1,5 +1,7 @@
 //! Ring 2: who is let in, and who is not. Every refusal is tried in both directions, against a control that passes.
 
+mod lifecycle;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs;
@@ -205,8 +207,10 @@ fn agents_share_a_root_in_a_directory() {
 
     let wrong = LocalCa::directory(&path, "elsewhere").err().unwrap();
     assert!(wrong.to_string().contains("spiffe://cluster.local"), "{wrong}");
+    let root = fs::read(path.join("root.pem")).unwrap();
     fs::write(path.join("root.pem"), "not a root").unwrap();
     assert!(LocalCa::directory(&path, TRUST_DOMAIN).is_err(), "a root that cannot be read was replaced");
+    fs::write(path.join("root.pem"), root).unwrap();
 
     // Two agents with that root talk to each other.
     let mut agents = agents.into_iter();
@@ -222,7 +226,7 @@ fn agents_share_a_root_in_a_directory() {
 
 #[test]
 fn an_authority_that_fails_is_asked_again_and_the_reason_is_shown() {
-    use mesh_agent::identity::{BoxFuture, CaError, CertificateRequest, Config, IssuedCertificate};
+    use mesh_agent::identity::{BoxFuture, CaError, CaState, CertificateRequest, Config, IssuedCertificate};
     struct Flaky(Arc<TestCa>, std::sync::atomic::AtomicU32);
     impl CertificateAuthority for Flaky {
         fn issue(&self, request: CertificateRequest) -> BoxFuture<'_, Result<IssuedCertificate, CaError>> {
@@ -232,6 +236,9 @@ fn an_authority_that_fails_is_asked_again_and_the_reason_is_shown() {
                 1 => self.0.issue(CertificateRequest { id: id("impostor"), ..request }),
                 _ => self.0.issue(request),
             }
+        }
+        fn state(&self) -> tokio::sync::watch::Receiver<CaState> {
+            self.0.state()
         }
         fn describe(&self) -> String {
             "flaky".to_string()
