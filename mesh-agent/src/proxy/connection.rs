@@ -269,3 +269,65 @@ impl Drop for Registration {
         self.table.entries.borrow_mut().try_remove(self.slot);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+    use super::super::budget::{Budgets, Kind, PodBudget};
+    use super::super::limits::TABLE_CHUNK;
+    use super::super::record;
+    use super::*;
+    use crate::addr::ClientAddr;
+    use crate::state::StateWriter;
+
+    fn table(connections: usize) -> (Rc<LiveTable>, Vec<Registration>) {
+        let budget = PodBudget::new(Budgets {
+            connections,
+            accept_rate: 1,
+            accept_burst: 1,
+            handshakes: 1,
+            buffered_bytes: 1,
+            descriptors: 1,
+        });
+        let table = Rc::new(LiveTable::default());
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let register = |_| {
+            let record = record::blank(Direction::Inbound, ClientAddr::new(address));
+            let taken = budget.take(Kind::Connection).unwrap();
+            table.register("pod".into(), record, Counters::default(), taken)
+        };
+        let registrations = (0..connections).map(register).collect();
+        (table, registrations)
+    }
+
+    fn judged() -> Judged {
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let facts = Facts { source: None, source_ip: ip, destination_ip: ip, destination_port: 80 };
+        Judged { destination_uid: "pod".into(), facts }
+    }
+
+    /// In pieces, so that the worker's other tasks run in between; and all of it.
+    #[test]
+    fn a_long_table_is_judged_in_pieces_and_nothing_is_missed() {
+        let connections = 15_000;
+        let (_writer, state) = StateWriter::new("node");
+        let (table, registrations) = table(connections);
+        registrations.iter().for_each(|live| drop(live.judged.replace(Some(judged()))));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let local = tokio::task::LocalSet::new();
+        let (turns, longest) = local.block_on(&runtime, async {
+            let judging = tokio::task::spawn_local(async move { table.rejudge(&state).await });
+            let (mut turns, mut longest, mut last) = (0, std::time::Duration::ZERO, Instant::now());
+            while !judging.is_finished() {
+                tokio::task::yield_now().await;
+                longest = longest.max(last.elapsed());
+                (turns, last) = (turns + 1, Instant::now());
+            }
+            (turns, longest)
+        });
+        println!("the longest pause of another task: {longest:?}");
+        assert!(turns >= connections / TABLE_CHUNK, "another task ran {turns} times");
+        assert!(registrations.iter().all(|live| matches!(live.cancel.reason(), Some(Cut::Revoked(_)))));
+    }
+}

@@ -96,7 +96,7 @@ fn to_pod(pod: &Pod, client: ClientAddr) -> ConnectionRecord {
     }
 }
 
-fn blank(direction: Direction, client: ClientAddr) -> ConnectionRecord {
+pub(super) fn blank(direction: Direction, client: ClientAddr) -> ConnectionRecord {
     ConnectionRecord {
         direction,
         transport: Transport::Undecided,

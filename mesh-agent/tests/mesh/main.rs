@@ -1,5 +1,6 @@
 //! Ring 2: whole journeys between two agents in one process.
 
+mod budget;
 mod certificates;
 mod support;
 

@@ -331,6 +331,16 @@ pub fn echo_app(address: impl Into<SocketAddr>) -> mpsc::UnboundedReceiver<Socke
     clients
 }
 
+/// An application that sends without an end to whoever connects.
+pub fn flooding_app(address: impl Into<SocketAddr>) {
+    let listener = tokio::net::TcpListener::from_std(listener(address)).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move { while stream.write_all(&[7; 65_536]).await.is_ok() {} });
+        }
+    });
+}
+
 /// The YAML of an enrolled pod.
 pub fn pod_yaml(name: &str, node: &str, ip: Ipv4Addr) -> String {
     format!(

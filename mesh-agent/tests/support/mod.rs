@@ -143,8 +143,8 @@ pub struct Server {
     pub address: SocketAddr,
     pub ended: Rc<RefCell<Vec<Result<(), ServeError>>>>,
     pub drain: Drain,
-    /// Handles of the sockets that were accepted, to do to them what the wire does.
-    pub accepted: Rc<RefCell<Vec<socket2::Socket>>>,
+    /// For a test that asks: handles of the sockets that were accepted. They keep the connections open.
+    pub accepted: Rc<RefCell<Option<Vec<socket2::Socket>>>>,
 }
 
 impl Server {
@@ -161,7 +161,7 @@ impl Server {
     ) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let accepted = Rc::<RefCell<Vec<socket2::Socket>>>::default();
+        let accepted = Rc::<RefCell<Option<Vec<socket2::Socket>>>>::default();
         let sockets = accepted.clone();
         let ended = Rc::<RefCell<Vec<_>>>::default();
         let drain = Drain::new();
@@ -172,7 +172,9 @@ impl Server {
             let accept = async {
                 loop {
                     let (tcp, _) = listener.accept().await.unwrap();
-                    sockets.borrow_mut().push(std::os::fd::AsFd::as_fd(&tcp).try_clone_to_owned().unwrap().into());
+                    if let Some(sockets) = &mut *sockets.borrow_mut() {
+                        sockets.push(std::os::fd::AsFd::as_fd(&tcp).try_clone_to_owned().unwrap().into());
+                    }
                     // As the proxy: whoever has no certificate takes nobody in.
                     let Some(svid) = identities.svid(&id) else { continue };
                     let served = serve(tcp, svid, limits.clone(), token.clone(), handler.clone());
@@ -186,6 +188,16 @@ impl Server {
             tokio::select! { () = accept => {}, () = own.started() => {} }
         });
         Self { address, ended, drain, accepted }
+    }
+
+    /// From now on the machine of the server is gone, as far as the client's can tell: what arrives on connections is
+    /// thrown away before TCP sees it. Only for those that were accepted since `accepted` was set.
+    pub fn vanish(&self) {
+        let drop_all = [socket2::SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0)];
+        let accepted = self.accepted.borrow();
+        for socket in accepted.as_ref().expect("a test that asked for the sockets") {
+            socket.attach_filter(&drop_all).unwrap();
+        }
     }
 
     pub async fn first_end(&self) -> Result<(), ServeError> {

@@ -1,0 +1,128 @@
+//! What is over a pod's budget is refused or cut, counted by its reason, and nobody else notices.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use mesh_agent::proxy::Budgets;
+use mesh_agent::routing::OutboundMode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::support::*;
+use super::{Pair, vip};
+
+/// A pair whose first node (the client's) and second (the server's) have these budgets.
+async fn pair_within(budgets: [Budgets; 2]) -> Pair {
+    Pair::start_on(Mesh::start_within(OutboundMode::AllowAny, budgets)).await
+}
+
+/// An open connection that carries bytes, or how it was refused.
+async fn echoing(pair: &Pair) -> Result<TcpStream, ErrorKind> {
+    let exchange = async {
+        let mut stream = pair.client.connect(vip()).await?;
+        stream.write_all(b"x").await?;
+        stream.read_u8().await?;
+        Ok(stream)
+    };
+    let exchanged = tokio::time::timeout(PATIENCE, exchange).await.expect("an answer or a refusal in time");
+    exchanged.map_err(|error: std::io::Error| error.kind())
+}
+
+fn faults(node: &Node, direction: &str, result: &str, reason: &str) -> bool {
+    let line = format!(
+        "nodemesh_connection_faults_total{{direction=\"{direction}\",result=\"{result}\",reason=\"{reason}\"}} "
+    );
+    node.metrics.encode().contains(&line)
+}
+
+fn over(node: &Node, pod: &str, budget: &str) -> u64 {
+    let usage = node.proxy.usage().into_iter().find(|usage| &*usage.pod == pod).expect("a pod of this node");
+    usage.refused.into_iter().find(|(name, _)| *name == budget).expect("a budget").1
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_too_many_is_reset_where_it_is_dialled() {
+    let pair = pair_within([Budgets { connections: 2, ..ample() }, ample()]).await;
+    let [near, _] = &pair.mesh.nodes;
+    let _clients = echo_app((pair.server.ip, 8080));
+    let mut held = vec![echoing(&pair).await.unwrap(), echoing(&pair).await.unwrap()];
+    assert_eq!(echoing(&pair).await.unwrap_err(), ErrorKind::ConnectionReset);
+    assert!(faults(near, "outbound", "refused", "connection-budget"), "{}", near.metrics.encode());
+    assert_eq!(over(near, "client", "connection-budget"), 1);
+    for stream in &mut held {
+        stream.write_all(b"y").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'y', "what is open goes on");
+    }
+    held.pop();
+    near.until_live("one is left", |live| live.len() == 1).await;
+    held.push(echoing(&pair).await.expect("there is room again"));
+    drop(held);
+    pair.client.until_no_records().await;
+    assert_eq!(near.proxy.usage()[0].connections, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_too_many_is_refused_where_it_arrives() {
+    let pair = pair_within([ample(), Budgets { connections: 1, ..ample() }]).await;
+    let [near, far] = &pair.mesh.nodes;
+    let _clients = echo_app((pair.server.ip, 8080));
+    let _held = echoing(&pair).await.unwrap();
+    assert_eq!(echoing(&pair).await.unwrap_err(), ErrorKind::ConnectionReset);
+    assert!(faults(far, "inbound", "refused", "connection-budget"), "{}", far.metrics.encode());
+    assert!(faults(near, "outbound", "failed", "far-side-unavailable"), "{}", near.metrics.encode());
+    assert_eq!(over(far, "server", "connection-budget"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_come_too_fast_are_reset() {
+    let pair = pair_within([Budgets { accept_rate: 1, accept_burst: 3, ..ample() }, ample()]).await;
+    let [near, _] = &pair.mesh.nodes;
+    let _clients = echo_app((pair.server.ip, 8080));
+    let mut opened = 0;
+    for _ in 0..10 {
+        opened += usize::from(echoing(&pair).await.is_ok());
+    }
+    // Three at once, and one more for each second that a slow machine takes.
+    assert!((3..10).contains(&opened), "{opened} of 10");
+    assert_eq!(over(near, "client", "accept-budget"), 10 - opened as u64);
+    assert!(faults(near, "outbound", "refused", "accept-budget"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_short_of_descriptors_refuses_and_says_so() {
+    // Every socket of this process has a higher number.
+    let pair = pair_within([Budgets { descriptors: 3, ..ample() }, ample()]).await;
+    let [near, _] = &pair.mesh.nodes;
+    assert_eq!(echoing(&pair).await.unwrap_err(), ErrorKind::ConnectionReset);
+    assert!(faults(near, "outbound", "refused", "descriptor-budget"), "{}", near.metrics.encode());
+    pair.client.until_no_records().await;
+}
+
+/// Applications that stop reading fill their pod's buffer budget: one that makes more wait is cut; a connection that is
+/// read, and another pod, go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_applications_that_do_not_read_has_an_end() {
+    let pair = pair_within([Budgets { buffered_bytes: 1 << 20, ..ample() }, ample()]).await;
+    let [near, _] = &pair.mesh.nodes;
+    let _clients = echo_app((pair.server.ip, 8080));
+    flooding_app((pair.server.ip, 8081));
+    let mut read = echoing(&pair).await.unwrap();
+    let mut deaf = Vec::new();
+    for _ in 0..4 {
+        deaf.push(pair.client.connect((pair.server.ip, 8081)).await.unwrap());
+    }
+    let waited = tokio::time::timeout(PATIENCE, async {
+        while !faults(near, "outbound", "cut", "buffer-budget") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    waited.await.expect("somebody is cut");
+    assert!(over(near, "client", "buffer-budget") >= 1);
+    for _ in 0..20 {
+        read.write_all(b"z").await.unwrap();
+        assert_eq!(read.read_u8().await.unwrap(), b'z');
+    }
+    drop((deaf, read));
+    pair.client.until_no_records().await;
+    assert_eq!(near.proxy.usage()[0].buffered_bytes, 0, "all is given back");
+}
