@@ -244,8 +244,14 @@ impl Worker {
     /// Judges live connections again whenever the world changes.
     async fn rejudge_on_change(self: Rc<Self>) {
         let mut state = self.shared.state.clone();
+        let mut judged = None;
         while state.changed().await {
-            self.live.rejudge(&state.current());
+            let current = state.current();
+            // Most changes of the world are no change of what this node's pods accept.
+            if judged.as_ref() != Some(current.local_policies_stamp()) {
+                self.live.rejudge(&current);
+                judged = Some(current.local_policies_stamp().clone());
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use crate::spiffe::SpiffeId;
 
 /// A pod anywhere in the cluster.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// metadata.uid
     pub uid: Arc<str>,

@@ -83,7 +83,7 @@ impl Churn {
 
 /// A pod comes, calls and is called, and goes.
 fn pod(stage: &mut Stage, number: u64) -> Result<()> {
-    let node = if number % 2 == 0 { "n1" } else { "n2" };
+    let node = if number.is_multiple_of(2) { "n1" } else { "n2" };
     stage.passers += 1;
     let name = format!("passer-{}", stage.passers);
     stage.bed.add_pod(PodSpec::new(NAMESPACE, &name, node))?;
@@ -123,7 +123,7 @@ const SHIFTING: [&str; 2] = ["10.96.0.250", "fd00:10:96::fa"];
 
 /// A Service changes its endpoint while it is called; every connection is served by the old or the new one.
 fn endpoints(stage: &mut Stage, number: u64) -> Result<()> {
-    let behind = stage.bed.pod(if number % 2 == 0 { "servers" } else { "second" });
+    let behind = stage.bed.pod(if number.is_multiple_of(2) { "servers" } else { "second" });
     let mut yaml = format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: shifting, namespace: {NAMESPACE}}}\n\
          spec: {{type: ClusterIP, clusterIP: '{}', clusterIPs: ['{}', '{}'], ipFamilies: [IPv4, IPv6],\n  \

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::discovery::object::{self, Meaning};
-use crate::state::HostPort;
+use crate::state::{Backend, HostPort};
 
 /// (own label, namespace's label, spec) → enrolled, refused.
 #[test]
@@ -439,8 +439,9 @@ fn a_value() -> impl Strategy<Value = Value> {
 fn world(objects: &[Value]) -> crate::state::World {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     let file = crate::discovery::file::SourceFile { path: "a.json".into(), content: Ok(list.to_string()) };
-    let store = crate::discovery::store::Store::default().apply(&[file], "cluster.local");
-    assert_eq!(store.findings, []);
+    let mut store = crate::discovery::store::Store::new("cluster.local");
+    store.apply(&[file], &[]);
+    assert_eq!(store.findings(), []);
     crate::discovery::join::world(&store)
 }
 
