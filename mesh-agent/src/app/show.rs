@@ -181,9 +181,9 @@ mod tests {
 
     use super::*;
 
-    /// What bounds nothing at run time: numbers of the kernel's interface, forms of names, ranges of settings, and what
-    /// another constant of the list is made of.
-    const NO_LIMITS: [&str; 23] = [
+    /// What bounds nothing at run time: numbers of the kernel's interface, forms of names, ranges of settings, what another
+    /// constant of the list is made of, and the sizes of a test world.
+    const NO_LIMITS: [&str; 29] = [
         "CGROUP_SOCK_OPS",
         "CHUNK",
         "DRAIN_WINDOW_MAX",
@@ -195,10 +195,16 @@ mod tests {
         "MAX_NAMESPACE_BYTES",
         "MAX_SERVICE_ACCOUNT_BYTES",
         "MAX_TRUST_DOMAIN_BYTES",
+        "NAMESPACES",
+        "NODES",
         "ONLY_IF_ABSENT",
+        "PODS",
         "PORT",
         "RESULTS",
         "ROUND",
+        "ROUNDS",
+        "SERVICES",
+        "SHARDS",
         "SK_LOOKUP",
         "SVID_TTL_MAX",
         "SVID_TTL_MIN",
