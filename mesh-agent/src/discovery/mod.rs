@@ -17,6 +17,10 @@ mod translate;
 mod watch;
 
 #[cfg(test)]
+mod figures;
+#[cfg(test)]
+mod sequences;
+#[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};

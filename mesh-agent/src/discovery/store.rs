@@ -415,11 +415,13 @@ impl<'a> Reading<'a> {
                 Waiting::Closed { reason } => self.closed(reason),
             }
         }
-        // In a file with a part that could not be told apart, an object that is missing may be that part.
-        if in_pieces {
-            let missing: Vec<Key> = self.missing(store).cloned().collect();
-            self.said.claims.extend(missing.into_iter().map(|key| (key, Claim::Unread)));
-        }
+        // In a file with a part that could not be told apart, an object that is missing may be that part. A policy that
+        // cannot be read, and never could under this name, may be one that is missing.
+        let strange = |note: &Note| note.unreadable.is_some() && !store.is_in_force(note.key.as_ref());
+        let strange = self.said.notes.iter().any(strange);
+        let kept = self.missing(store).filter(|key| in_pieces || (strange && key.kind.is_policy()));
+        let kept: Vec<Key> = kept.cloned().collect();
+        self.said.claims.extend(kept.into_iter().map(|key| (key, Claim::Unread)));
     }
 
     fn nameless_object(&mut self, kind: Kind, problem: Problem, value: &Value, line: u64, store: &Store) {
@@ -430,12 +432,13 @@ impl<'a> Reading<'a> {
         self.keep(key, unreadable);
     }
 
-    /// A kind that there is not. A policy that the file held under this name is taken to be meant.
+    /// A kind that there is not. A policy that the file held under this name is taken to be meant, else one that is missing.
     fn mistaken(&mut self, problem: Problem, value: &Value, line: u64, store: &Store) {
         let name = object::text(value, &["metadata", "name"]).unwrap_or_default();
         let namespace = object::namespace(value).unwrap_or_default();
-        let meant = |key: &&Key| key.kind.is_policy() && key.name == name && key.namespace == namespace;
-        let key = self.missing(store).find(meant).cloned();
+        let policies: Vec<Key> = self.missing(store).filter(|key| key.kind.is_policy()).cloned().collect();
+        let meant = policies.iter().find(|key| key.name == name && key.namespace == namespace);
+        let key = meant.or(policies.first()).cloned();
         let unreadable = key.as_ref().and_then(|key| translate::unreadable(key.kind, Some(key), value));
         let kind = object::text(value, &["kind"]).unwrap_or_default();
         self.note(Some(line), kind, name, problem, Effect::Skipped);

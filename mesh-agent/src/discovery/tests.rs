@@ -17,7 +17,7 @@ use crate::state::{MeshState, StateReader, StateWriter, Workload};
 
 const NAMESPACE: &str =
     "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {nodemesh.dev/mesh: enabled}}}";
-const DENY: &str = "
+pub(super) const DENY: &str = "
 apiVersion: nodemesh.dev/v1alpha1
 kind: AuthorizationPolicy
 metadata: {namespace: shop, name: no-web}
@@ -486,6 +486,11 @@ impl Running {
     }
 }
 
+/// Whether the pod api refuses the identity web.
+pub(super) fn denies_web(state: &MeshState) -> bool {
+    state.inbound_policy("uid-api").is_none_or(|policy| authorize(policy, &facts(Some("web"))).is_err())
+}
+
 fn facts(account: Option<&str>) -> Facts {
     Facts {
         source: account.map(|name| SpiffeId::new("cluster.local", "shop", name).unwrap()),
@@ -495,7 +500,7 @@ fn facts(account: Option<&str>) -> Facts {
     }
 }
 
-fn world() -> String {
+pub(super) fn world() -> String {
     format!("{NAMESPACE}\n{}{}", pod("web", "web", "10.0.0.1"), pod("api", "api", "10.0.0.2"))
 }
 
@@ -519,7 +524,7 @@ fn directory(files: &[(&str, &str)]) -> TempDir {
     directory
 }
 
-fn config(node: &str) -> Config {
+pub(super) fn config(node: &str) -> Config {
     Config { node: node.into(), trust_domain: "cluster.local".into() }
 }
 
