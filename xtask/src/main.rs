@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
 use xtask::testbed::run;
-use xtask::{build, clean, demo, exec, probe, rings};
+use xtask::{build, clean, demo, exec, fuzz, probe, rings};
 
 /// Builds, demonstrates and tests Nodemesh
 #[derive(Parser)]
@@ -21,6 +21,7 @@ enum Xtask {
     Demo(demo::Demo),
     Test(rings::Test),
     Build(build::Build),
+    Fuzz(fuzz::Fuzz),
     /// Build the BPF object alone; prints its path
     BuildEbpf,
     Clean(clean::Clean),
@@ -57,6 +58,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Demo(demo) => return demo.run(),
         Xtask::Test(test) => return test.run(),
         Xtask::Build(build) => build.run()?,
+        Xtask::Fuzz(fuzz) => return fuzz.run(),
         Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),
         Xtask::Clean(clean) => clean.run()?,
         Xtask::InPod(exec) => return exec.run(),

@@ -9,6 +9,8 @@ pub mod health;
 
 mod document;
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod join;
 mod object;
 mod store;

@@ -136,7 +136,7 @@ pub(super) async fn establish(
     }
 }
 
-fn builder(limits: &Limits) -> Builder {
+pub(super) fn builder(limits: &Limits) -> Builder {
     let mut builder = Builder::new();
     builder
         .initial_window_size(limits::STREAM_WINDOW as u32)
@@ -159,7 +159,7 @@ fn builder(limits: &Limits) -> Builder {
 /// Sends one CONNECT and waits for its answer.
 pub(super) async fn connect(
     mut send: SendRequest<Bytes>,
-    occupied: Occupied,
+    occupied: Option<Occupied>,
     request: &ConnectRequest,
     limits: &Limits,
 ) -> Result<Stream, OpenError> {
@@ -177,7 +177,7 @@ pub(super) async fn connect(
         return Err(OpenError::Refused(response.status()));
     }
     let baggage = words::baggage(response.headers());
-    Ok(Stream::new(body, response.into_body(), baggage, Some(occupied)))
+    Ok(Stream::new(body, response.into_body(), baggage, occupied))
 }
 
 fn before_answer(error: h2::Error) -> OpenError {

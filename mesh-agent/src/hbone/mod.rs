@@ -15,6 +15,8 @@ pub use stream::{Stream, StreamError};
 pub use words::{Baggage, ConnectRequest, Forwarded, TraceParent, parse_authority};
 
 mod client;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod pool;
 mod server;
 mod stream;

@@ -129,13 +129,13 @@ impl Pool {
         loop {
             let Some((send, occupied)) = self.check_out(key, svid) else { break };
             let tunnel = occupied.0.clone();
-            match client::connect(send, occupied, request, &self.inner.limits).await {
+            match client::connect(send, Some(occupied), request, &self.inner.limits).await {
                 Err(error) if error.is_stale_tunnel() => self.inner.retire(&tunnel),
                 outcome => return outcome,
             }
         }
         let (send, occupied) = self.establish(key, svid, connect_tcp).await?;
-        client::connect(send, occupied, request, &self.inner.limits).await
+        client::connect(send, Some(occupied), request, &self.inner.limits).await
     }
 
     /// Retires the tunnels of a pod that left.
