@@ -239,12 +239,34 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = TRAFFIC)]
     pub workers: Option<Setting>,
 
+    /// How many connections of one pod may live at once, both directions together; more are refused. One pod never gets
+    /// more than four fifths of the descriptors that the agent may use [default: 32768]
+    #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub pod_connections: Option<Setting>,
+
+    /// How many new connections of one pod are taken per second; more are refused [default: 5000]
+    #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub pod_accept_rate: Option<Setting>,
+
+    /// How many new connections of one pod may come at once before the rate counts [default: 20000]
+    #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub pod_accept_burst: Option<Setting>,
+
+    /// How many peers of one pod's tunnel port may be in their handshake at once; more are refused [default: 1024]
+    #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub pod_handshakes: Option<Setting>,
+
+    /// How much may wait in the agent for the applications of one pod to read it; over it, a connection that makes more
+    /// wait is cut [default: 256Mi]
+    #[arg(long, value_name = "SIZE", value_parser = Setting::flag, help_heading = TRAFFIC)]
+    pub pod_buffer: Option<Setting>,
+
     /// How long connections may go on after the agent was told to end [default: 10m]
     #[arg(long, value_name = "DURATION", value_parser = Setting::flag, help_heading = TRAFFIC)]
     pub drain_window: Option<Setting>,
 
-    /// Where everything is shown and changed: /readyz /metrics /config_dump /connections /rotate /drain /log-level. A
-    /// loopback address or a unix socket, for whoever reaches it may use it [default: 127.0.0.1:15000]
+    /// Where everything is shown and changed: /readyz /metrics /config_dump /connections /rotate /drain /log-level
+    /// /access-log. A loopback address or a unix socket, for whoever reaches it may use it [default: 127.0.0.1:15000]
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_parser = Setting::flag, help_heading = HTTP)]
     pub admin: Option<Setting>,
 
@@ -264,6 +286,11 @@ pub struct RunArgs {
     /// The access log is the target access: info,access=off silences it [default: info]
     #[arg(long, value_name = "FILTER", value_parser = Setting::flag, help_heading = LOG)]
     pub log_level: Option<Setting>,
+
+    /// Which connections get a line in the access log: all, off, or words joined by commas: failures, result=NAME,
+    /// namespace=NAME, pod=NAMESPACE/NAME, sample=N (one of N that ended well) [default: all]
+    #[arg(long, value_name = "FILTER", value_parser = Setting::flag, help_heading = LOG)]
+    pub access_log: Option<Setting>,
 }
 
 impl Setting {
@@ -302,12 +329,18 @@ impl RunArgs {
             svid_ttl: setting("svid-ttl"),
             outbound_mode: setting("outbound-mode"),
             workers: setting("workers"),
+            pod_connections: setting("pod-connections"),
+            pod_accept_rate: setting("pod-accept-rate"),
+            pod_accept_burst: setting("pod-accept-burst"),
+            pod_handshakes: setting("pod-handshakes"),
+            pod_buffer: setting("pod-buffer"),
             drain_window: setting("drain-window"),
             admin: setting("admin"),
             metrics: setting("metrics"),
             readiness: setting("readiness"),
             log_format: setting("log-format"),
             log_level: setting("log-level"),
+            access_log: setting("access-log"),
         }
     }
 
@@ -328,12 +361,18 @@ impl RunArgs {
             svid_ttl: self.svid_ttl.or(lower.svid_ttl),
             outbound_mode: self.outbound_mode.or(lower.outbound_mode),
             workers: self.workers.or(lower.workers),
+            pod_connections: self.pod_connections.or(lower.pod_connections),
+            pod_accept_rate: self.pod_accept_rate.or(lower.pod_accept_rate),
+            pod_accept_burst: self.pod_accept_burst.or(lower.pod_accept_burst),
+            pod_handshakes: self.pod_handshakes.or(lower.pod_handshakes),
+            pod_buffer: self.pod_buffer.or(lower.pod_buffer),
             drain_window: self.drain_window.or(lower.drain_window),
             admin: self.admin.or(lower.admin),
             metrics: self.metrics.or(lower.metrics),
             readiness: self.readiness.or(lower.readiness),
             log_format: self.log_format.or(lower.log_format),
             log_level: self.log_level.or(lower.log_level),
+            access_log: self.access_log.or(lower.access_log),
         }
     }
 }

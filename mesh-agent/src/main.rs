@@ -7,6 +7,11 @@ use mesh_agent::cli::{Cli, Command};
 use mesh_agent::config::{Config, Refusals, Surroundings};
 use mesh_agent::{app, commands};
 
+/// glibc's allocator keeps what thousands of connections once needed: its arenas shrink from their ends alone, where
+/// something always lives. This one gives free pages back wherever they are.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What the command line, the environment or the file says cannot be done; as clap's own refusals.
 const WRONG_USAGE: u8 = 2;
 

@@ -611,6 +611,150 @@ fn a_tunnel_that_stops_answering_is_given_up() {
     });
 }
 
+/// The kernel of the other machine is gone: what arrives there is thrown away before TCP sees it, so nothing is
+/// acknowledged, as when a node loses its power.
+#[test]
+fn a_machine_that_vanishes_is_noticed_and_a_slow_one_is_not() {
+    local(async {
+        let limits = Limits { dead_peer: Duration::from_millis(1500), ..Limits::default() };
+        let (client, server) = pair_with(limits.clone()).await;
+        // A deaf application fills the windows of its stream; the tunnel lives, for its machine acknowledges.
+        let deaf = app(async |tcp: TcpStream| {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            drop(tcp);
+        })
+        .await;
+        let mut slow = client.open(deaf).await.unwrap();
+        let stuck = tokio::time::timeout(2 * limits.dead_peer, slow.send_all(vec![0; 16 << 20].into())).await;
+        assert!(stuck.is_err(), "the windows hold 16 MiB");
+        let mut near = client.dial(app(echo).await).await;
+        exchange(&mut near).await;
+        tokio::time::sleep(2 * limits.dead_peer).await;
+        exchange(&mut near).await;
+
+        let nothing = [socket2::SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0)];
+        for accepted in server.accepted.borrow().iter() {
+            accepted.attach_filter(&nothing).unwrap();
+        }
+        let begin = std::time::Instant::now();
+        near.write_all(b"into the void").await.unwrap();
+        let mut buffer = [0; 16];
+        let reset = near.read(&mut buffer).await.unwrap_err();
+        assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        eventually(|| client.pool.status().is_empty()).await;
+    });
+}
+
+#[test]
+fn an_idle_connection_to_a_machine_that_vanishes_is_reset_too() {
+    local(async {
+        let limits = Limits { dead_peer: Duration::from_millis(1500), ..Limits::default() };
+        let (client, server) = pair_with(limits).await;
+        let mut near = client.dial(app(echo).await).await;
+        exchange(&mut near).await;
+        let nothing = [socket2::SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0)];
+        server.accepted.borrow().iter().for_each(|accepted| accepted.attach_filter(&nothing).unwrap());
+        let reset = near.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
+    });
+}
+
+/// The old agent of a node says goodbye while its successor already accepts: nobody's request is lost between them.
+#[test]
+fn a_peer_that_drains_loses_no_request() {
+    local(async {
+        let (client, old) = pair().await;
+        let new = Server::start(&client.identities, "server", Limits::default(), relay()).await;
+        let app = app(echo).await;
+        exchange(&mut client.dial(app).await).await;
+        let tunnel = Rc::new(std::cell::Cell::new(old.address));
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let (client, tunnel) = (client.clone(), tunnel.clone());
+            asking.spawn_local(async move {
+                let svid = client.identities.svid(&client.id).unwrap();
+                for _ in 0..50 {
+                    let connect = async || TcpStream::connect(tunnel.get()).await;
+                    let mut stream = client.pool.open(&client.key, &svid, connect, &request(app)).await.unwrap();
+                    stream.send_all(Bytes::from_static(b"x")).await.unwrap();
+                    assert_eq!(stream.recv().await.unwrap().unwrap(), "x");
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        tunnel.set(new.address);
+        old.drain.start();
+        while let Some(asked) = asking.join_next().await {
+            asked.unwrap();
+        }
+        assert!(old.first_end().await.is_ok());
+        assert_eq!(client.pool.status().len(), 1);
+    });
+}
+
+/// A peer that refuses each request by REFUSED_STREAM until its successor is there.
+#[test]
+fn a_refused_stream_goes_to_a_new_tunnel() {
+    local(async {
+        let identities = identities(TestCa::new(), &["client", "server"]).await;
+        let app = app(echo).await;
+        let refusing = refusing_server(&identities).await;
+        let taking = Server::start(&identities, "server", Limits::default(), relay()).await;
+        let client = Client::new(&identities, "client", "server", refusing, Limits::default());
+        let svid = identities.svid(&client.id).unwrap();
+        let dials = std::cell::Cell::new(0);
+        let connect = async || {
+            dials.set(dials.get() + 1);
+            TcpStream::connect(if dials.get() == 1 { refusing } else { taking.address }).await
+        };
+        let mut stream = client.pool.open(&client.key, &svid, connect, &request(app)).await.unwrap();
+        stream.send_all(Bytes::from_static(b"x")).await.unwrap();
+        assert_eq!(stream.recv().await.unwrap().unwrap(), "x");
+        assert_eq!(dials.get(), 2);
+
+        // One that never takes any is not asked for ever.
+        let client = Client::new(&identities, "client", "server", refusing, Limits::default());
+        let refused = client.open(app).await.err().unwrap();
+        assert_eq!(refused, OpenError::Reset(h2::Reason::REFUSED_STREAM));
+        assert_eq!(client.dials.get(), 3);
+    });
+}
+
+#[test]
+fn a_peer_that_cannot_be_reached_is_asked_ever_less_often_and_found_when_it_is_back() {
+    local(async {
+        let identities = identities(TestCa::new(), &["client", "server"]).await;
+        let place = TcpListener::bind(loopback()).await.unwrap();
+        let address = place.local_addr().unwrap();
+        drop(place);
+        let client = Client::new(&identities, "client", "server", address, Limits::default());
+        let app = app(echo).await;
+        let (mut refused, mut backed_off) = (0, 0);
+        let begin = std::time::Instant::now();
+        while begin.elapsed() < Duration::from_secs(2) {
+            match client.open(app).await.err().unwrap() {
+                OpenError::Connect { .. } => refused += 1,
+                OpenError::BackingOff(why) => {
+                    backed_off += 1;
+                    assert!(why.contains("refused"), "{why}");
+                }
+                other => panic!("{other}"),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(client.dials.get(), refused);
+        assert!((5..200).contains(&refused) && backed_off > 2 * refused, "{refused} tries, {backed_off} not tried");
+        let server = Server::at(address, &identities, "server", Limits::default(), relay()).await;
+        let back = std::time::Instant::now();
+        while client.open(app).await.is_err() {
+            assert!(back.elapsed() < Duration::from_secs(2), "not found again");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        drop(server);
+    });
+}
+
 #[test]
 fn an_idle_tunnel_is_closed() {
     local(async {
@@ -689,6 +833,25 @@ async fn sockets() -> (TcpStream, TcpStream) {
 
 fn loopback_port(port: u16) -> std::net::SocketAddr {
     std::net::SocketAddr::new(loopback().ip(), port)
+}
+
+/// Accepts tunnels, and resets each request as not taken.
+async fn refusing_server(identities: &mesh_agent::identity::Identities) -> std::net::SocketAddr {
+    let listener = TcpListener::bind(loopback()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let svid = identities.svid(&id("server")).unwrap();
+    tokio::task::spawn_local(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let tls = tokio_rustls::TlsAcceptor::from(svid.server.clone()).accept(tcp).await.unwrap();
+            tokio::task::spawn_local(async move {
+                let mut connection = h2::server::handshake(tls).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                }
+            });
+        }
+    });
+    address
 }
 
 async fn raw_http2(client: &Client, server: &Server) -> h2::client::SendRequest<Bytes> {

@@ -8,6 +8,7 @@
 
 pub mod addr;
 pub mod capture;
+pub mod exclude;
 pub mod key;
 pub mod names;
 pub mod outcome;

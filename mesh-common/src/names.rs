@@ -22,6 +22,10 @@ pub mod maps {
     pub const NO_ENDPOINT: &str = "NO_ENDPOINT";
     /// host-side interface index → PodAddresses
     pub const GUARDED: &str = "GUARDED";
+    /// PortKey → nothing: ports that pods keep out of the mesh
+    pub const EXCLUDED_PORTS: &str = "EXCLUDED_PORTS";
+    /// NetworkKey → nothing, by longest prefix: destinations that pods keep out of the mesh
+    pub const EXCLUDED_NETS: &str = "EXCLUDED_NETS";
     /// cgroup id → nothing: the agents' own cgroups
     pub const AGENTS: &str = "AGENTS";
     /// Outcome → count, per CPU
@@ -30,8 +34,21 @@ pub mod maps {
     pub const EVENTS: &str = "EVENTS";
 
     /// Every map that is pinned.
-    pub const ALL: [&str; 11] =
-        [PODS, DIALS, DIALLED, CLIENTS, FILED, LISTENERS, NO_ENDPOINT, GUARDED, AGENTS, OUTCOMES, EVENTS];
+    pub const ALL: [&str; 13] = [
+        PODS,
+        DIALS,
+        DIALLED,
+        CLIENTS,
+        FILED,
+        LISTENERS,
+        NO_ENDPOINT,
+        GUARDED,
+        EXCLUDED_PORTS,
+        EXCLUDED_NETS,
+        AGENTS,
+        OUTCOMES,
+        EVENTS,
+    ];
     /// The maps whose size follows the number of connections that a node may hold.
     pub const PER_CONNECTION: [&str; 3] = [DIALS, CLIENTS, FILED];
 }

@@ -146,6 +146,13 @@ outcomes! {
     GuardForwarded = 50, "guard_forwarded", Refuse;
     /// TCP on an interface that no pod is filed for.
     GuardUnknownPod = 51, "guard_unknown_pod", Refuse;
+    // what pods keep out of the mesh, by annotation
+    /// A connect() to a port or network that the pod excludes: it goes out as the application dialled it.
+    ConnectExcluded = 53, "connect_excluded", Pass;
+    /// To a port that the pod excludes: to the application itself.
+    LookupExcluded = 54, "lookup_excluded", Pass;
+    /// A SYN of the pod's own, to a port or network that it excludes.
+    GuardSynExcluded = 55, "guard_syn_excluded", Pass;
     // all
     /// The ring buffer was full; counted beside the outcome that it was to report.
     EventLost = 52, "event_lost", Pass;

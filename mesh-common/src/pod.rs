@@ -1,7 +1,7 @@
 //! Lets user space treat the shared types as plain bytes.
 #![allow(unsafe_code, reason = "the trait is unsafe by definition; the layout tests prove what it asks for")]
 
-use crate::{addr, record};
+use crate::{addr, exclude, record};
 
 macro_rules! plain {
     ($($type:ty),+ $(,)?) => {
@@ -25,4 +25,6 @@ plain! {
     record::ListenerKey,
     record::Filed,
     record::Event,
+    exclude::PortKey,
+    exclude::NetworkKey,
 }

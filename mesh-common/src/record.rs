@@ -59,6 +59,13 @@ impl PodAddresses {
     pub const fn contain(&self, ip: &Ip) -> bool {
         !ip.is_unspecified() && (self.v4.equals(ip) || self.v6.equals(ip))
     }
+
+    /// The pod's address of the family of `other`; none if it has none.
+    #[inline(always)]
+    pub const fn of_family(&self, other: &Ip) -> Option<Ip> {
+        let own = if other.is_v4() { self.v4 } else { self.v6 };
+        if own.is_unspecified() { None } else { Some(own) }
+    }
 }
 
 /// DIALS, by [`DialKey`]: what an application passed to connect().

@@ -1,17 +1,15 @@
 //! What becomes of a TCP lookup inside an enrolled pod, and of a TCP packet on its host-side interface: the pure
 //! decisions of sk_lookup and of the guard.
 
-use crate::addr::{Endpoint, Ip};
+use crate::addr::{Endpoint, Ip, TUNNEL_PORT};
+use crate::exclude::{self, Exclusions};
 use crate::outcome::Outcome;
 use crate::record::{ListenerKey, ListenerRole, PodAddresses};
-
-/// The HBONE port.
-pub const TUNNEL_PORT: u16 = 15008;
 
 /// The decision of sk_lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Steer {
-    /// Decided without a map.
+    /// Decided.
     Done(Outcome),
     /// Pass if the agent filed this connection, else end with the outcome.
     FiledOr(Outcome),
@@ -22,7 +20,7 @@ pub enum Steer {
 /// Decides a TCP lookup from `remote` to `local`. `over_lo`: whether the packet came in over lo, which is not so for a
 /// local dial to the pod's own address.
 #[inline(always)]
-pub fn steer(local: Endpoint, remote: Ip, over_lo: bool) -> Steer {
+pub fn steer(local: Endpoint, remote: Ip, over_lo: bool, exclusions: &impl Exclusions) -> Steer {
     let ip = local.ip();
     if ip.is_capture() {
         if !over_lo {
@@ -52,6 +50,9 @@ pub fn steer(local: Endpoint, remote: Ip, over_lo: bool) -> Steer {
     if local.port() == TUNNEL_PORT {
         return Steer::Listener(ListenerKey::new(ip, ListenerRole::Tunnel), Outcome::LookupTunnel);
     }
+    if exclude::inbound(&local, exclusions) {
+        return Steer::Done(Outcome::LookupExcluded);
+    }
     // On file or not: the agent files what it dials for its other pods too, and those dials meet this pod's policy.
     Steer::Listener(ListenerKey::new(ip, ListenerRole::Plaintext), Outcome::LookupPlaintext)
 }
@@ -61,7 +62,7 @@ pub fn steer(local: Endpoint, remote: Ip, over_lo: bool) -> Steer {
 pub enum FromPod {
     /// Decided without a map.
     Done(Outcome),
-    /// Pass if the agent filed this connection, else drop.
+    /// Pass if the agent filed this connection, else [`unfiled_syn`].
     Filed,
 }
 
@@ -72,6 +73,15 @@ pub fn syn_from_pod(pod: &PodAddresses, destination: &Ip) -> FromPod {
         return FromPod::Done(Outcome::GuardToItself);
     }
     FromPod::Filed
+}
+
+/// Decides a SYN that the agent did not file: the pod's own, from its own address, to what it excludes, may go.
+#[inline(always)]
+pub fn unfiled_syn(pod: &PodAddresses, source: &Ip, destination: &Endpoint, exclusions: &impl Exclusions) -> Outcome {
+    if pod.contain(source) && exclude::outbound(pod, destination, exclusions) {
+        return Outcome::GuardSynExcluded;
+    }
+    Outcome::GuardSynUnfiled
 }
 
 /// Decides a TCP packet that is about to reach the pod `pod`.
@@ -93,6 +103,7 @@ mod tests {
     use core::net::IpAddr;
 
     use super::*;
+    use crate::exclude::fake::{Fake, NOTHING};
 
     fn ip(text: &str) -> Ip {
         text.parse::<IpAddr>().expect("an address").into()
@@ -125,7 +136,8 @@ mod tests {
             ("fd99::2", 80, "fd99::3", !lo, plaintext("fd99::2")),
         ];
         for (local, port, remote, over_lo, expected) in table {
-            assert_eq!(steer(Endpoint::new(ip(local), port), ip(remote), over_lo), expected, "{remote} -> {local}");
+            let local = Endpoint::new(ip(local), port);
+            assert_eq!(steer(local, ip(remote), over_lo, &NOTHING), expected, "{remote} -> {local:?}");
         }
     }
 
@@ -147,6 +159,52 @@ mod tests {
         ];
         for (source, destination, syn, expected) in table {
             assert_eq!(tcp_to_pod(&pod, &ip(source), &ip(destination), syn), expected, "{source} -> {destination}");
+        }
+    }
+
+    #[test]
+    fn excluded_ports_arrive() {
+        let exclusions = Fake::inbound(&[("10.0.0.2", 9100), ("fd99::2", 9100), ("10.0.0.2", 15008)]);
+        let listener = |pod, role, outcome| Steer::Listener(ListenerKey::new(ip(pod), role), outcome);
+        let table = [
+            ("10.0.0.2", 9100, "10.0.0.3", Steer::Done(Outcome::LookupExcluded)),
+            ("fd99::2", 9100, "fd99::3", Steer::Done(Outcome::LookupExcluded)),
+            ("10.0.0.2", 9101, "10.0.0.3", listener("10.0.0.2", ListenerRole::Plaintext, Outcome::LookupPlaintext)),
+            // Another pod's.
+            ("10.0.0.4", 9100, "10.0.0.3", listener("10.0.0.4", ListenerRole::Plaintext, Outcome::LookupPlaintext)),
+            ("10.0.0.2", 15008, "10.0.0.3", listener("10.0.0.2", ListenerRole::Tunnel, Outcome::LookupTunnel)),
+            ("10.0.0.2", 9100, "127.64.0.1", Steer::FiledOr(Outcome::LookupForged)),
+            ("10.0.0.2", 9100, "127.128.0.1", Steer::Done(Outcome::LookupLate)),
+        ];
+        for (local, port, remote, expected) in table {
+            let seen = steer(Endpoint::new(ip(local), port), ip(remote), false, &exclusions);
+            assert_eq!(seen, expected, "{remote} -> {local}:{port}");
+        }
+    }
+
+    #[test]
+    fn syns_of_the_pods_own() {
+        let pod = PodAddresses::new(ip("10.0.0.2"), ip("fd99::2"));
+        let exclusions = Fake::new(
+            &[("10.0.0.2", 3306), ("fd99::2", 3306)],
+            &[("10.0.0.2", "0.0.0.0", 0), ("fd99::2", "fd77::", 16)],
+        );
+        let (excluded, unfiled) = (Outcome::GuardSynExcluded, Outcome::GuardSynUnfiled);
+        let table = [
+            ("10.0.0.2", "10.9.9.9", 80, excluded),
+            ("fd99::2", "fd55::1", 3306, excluded),
+            ("fd99::2", "fd77::1", 80, excluded),
+            ("fd99::2", "fd55::1", 80, unfiled),
+            ("10.0.0.3", "10.9.9.9", 3306, unfiled),
+            ("fd99::3", "fd77::1", 80, unfiled),
+            ("10.0.0.2", "10.9.9.9", 15008, unfiled),
+            ("10.0.0.2", "127.128.0.1", 3306, unfiled),
+            ("fd99::2", "fe80::1", 3306, unfiled),
+            ("fd99::2", "fd6e:6f64:656d:6573::1", 3306, unfiled),
+        ];
+        for (source, destination, port, expected) in table {
+            let destination = Endpoint::new(ip(destination), port);
+            assert_eq!(unfiled_syn(&pod, &ip(source), &destination, &exclusions), expected, "{source} {destination:?}");
         }
     }
 }

@@ -8,6 +8,7 @@ use mesh_common::record::{DialRecord, DialStorage};
 
 use crate::count::{now, report};
 use crate::ctx::{self, SocketContext};
+use crate::exclude::Published;
 use crate::maps::{AGENTS, DIALS, NO_ENDPOINT, PODS};
 
 /// BPF_NOEXIST.
@@ -40,7 +41,7 @@ pub fn connect(socket: &SocketContext<'_>, destination: Endpoint, kind: Kind) ->
     if is_agent(socket) {
         return Outcome::ConnectAgent;
     }
-    let outcome = match capture::decide(&destination.ip(), &pod) {
+    let outcome = match capture::decide(&destination, &pod, &Published) {
         Decision::Done(outcome) => outcome,
         Decision::Capture => capture(socket, destination, kind, netns),
     };

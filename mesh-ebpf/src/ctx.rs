@@ -13,7 +13,8 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_set_retval,
     bpf_setsockopt, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set,
 };
-use aya_ebpf::maps::{HashMap, PerCpuArray};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray};
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext, TcContext};
 use mesh_common::addr::{Endpoint, FourTuple, Ip};
 use mesh_common::record::{DialStorage, ListenerKey};
@@ -34,6 +35,12 @@ pub fn get<K, V: Copy>(map: &HashMap<K, V>, key: &K) -> Option<V> {
     // SAFETY: the maps are not preallocated, so an element that is removed while it is read stays whole until the
     // program ends; the value is copied at once.
     unsafe { map.get(key) }.copied()
+}
+
+/// Whether a prefix in the trie covers all `bits` of `place`.
+#[inline(always)]
+pub fn covers<K: Copy>(trie: &LpmTrie<K, u8>, place: &K, bits: u32) -> bool {
+    trie.get(Key::new(bits, *place)).is_some()
 }
 
 /// Adds one to a counter.

@@ -1,11 +1,12 @@
-//! tc on the host-side interface of an enrolled pod: no TCP connection of the pod's own leaves, nothing forged arrives.
-//! SYNs are judged; connections that are under way pass.
+//! tc on the host-side interface of an enrolled pod: no TCP connection of the pod's own leaves but to what it excludes,
+//! nothing forged arrives. SYNs are judged; connections that are under way pass.
 
 use mesh_common::addr::{Endpoint, FourTuple, Ip};
 use mesh_common::outcome::Outcome;
 use mesh_common::steer::{self, FromPod};
 
 use crate::ctx::{self, PacketContext, Short};
+use crate::exclude::Published;
 use crate::maps::{FILED, GUARDED};
 
 /// Which way a packet goes, seen from the pod.
@@ -156,15 +157,13 @@ fn judge_tcp(
         Direction::FromPod if !syn => Outcome::GuardTcp,
         Direction::FromPod => match steer::syn_from_pod(&pod, &segment.destination) {
             FromPod::Done(outcome) => outcome,
-            FromPod::Filed => filed(judged.source, judged.destination),
+            FromPod::Filed if is_filed(judged.source, judged.destination) => Outcome::GuardSynFiled,
+            FromPod::Filed => steer::unfiled_syn(&pod, &segment.source, &judged.destination, &Published),
         },
     })
 }
 
 #[inline(always)]
-fn filed(source: Endpoint, destination: Endpoint) -> Outcome {
-    if ctx::get(&FILED, &FourTuple::new(source, destination)).is_some() {
-        return Outcome::GuardSynFiled;
-    }
-    Outcome::GuardSynUnfiled
+fn is_filed(source: Endpoint, destination: Endpoint) -> bool {
+    ctx::get(&FILED, &FourTuple::new(source, destination)).is_some()
 }

@@ -7,6 +7,7 @@ use mesh_common::record::ListenerKey;
 use mesh_common::steer::{self, Steer};
 
 use crate::ctx::{self, LookupContext};
+use crate::exclude::Published;
 use crate::maps::FILED;
 
 /// -ENOENT.
@@ -17,7 +18,7 @@ pub fn steer(lookup: &LookupContext<'_>) -> Outcome {
     if !lookup.is_tcp() {
         return Outcome::LookupNotTcp;
     }
-    match steer::steer(lookup.local(), lookup.remote().ip(), lookup.over_lo()) {
+    match steer::steer(lookup.local(), lookup.remote().ip(), lookup.over_lo(), &Published) {
         Steer::Done(outcome) => outcome,
         Steer::FiledOr(otherwise) => {
             if is_filed(lookup) {

@@ -10,6 +10,7 @@
 mod connect;
 mod count;
 mod ctx;
+mod exclude;
 mod guard;
 mod ingress;
 mod maps;

@@ -4,8 +4,9 @@
 use aya_ebpf::Global;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf, SockHash};
+use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
 use mesh_common::addr::{Endpoint, FourTuple};
+use mesh_common::exclude::{Place, PortKey};
 use mesh_common::outcome::Outcome;
 use mesh_common::record::{
     ClientRecord, DialRecord, DialStorage, Filed, ListenerKey, PodAddresses, PodConfig, SourceKey,
@@ -49,6 +50,14 @@ pub static NO_ENDPOINT: HashMap<Endpoint, u8> = HashMap::with_max_entries(65_536
 /// The pod behind each guarded interface, by interface index. The agent writes. Missing: TCP is dropped.
 #[map]
 pub static GUARDED: HashMap<u32, PodAddresses> = HashMap::with_max_entries(8_192, ON_DEMAND);
+
+/// Ports that pods keep out of the mesh. The agent writes. Full: what is beyond is not excluded.
+#[map]
+pub static EXCLUDED_PORTS: HashMap<PortKey, u8> = HashMap::with_max_entries(65_536, ON_DEMAND);
+
+/// Networks that pods keep out of the mesh. The agent writes. Full: what is beyond is not excluded.
+#[map]
+pub static EXCLUDED_NETS: LpmTrie<Place, u8> = LpmTrie::with_max_entries(16_384, ON_DEMAND);
 
 /// The agents' cgroups, by id: two during a handover. The agent writes.
 #[map]

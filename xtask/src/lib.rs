@@ -14,6 +14,7 @@ pub mod fuzz;
 pub mod packages;
 pub mod probe;
 pub mod rings;
+pub mod soak;
 pub mod testbed;
 
 mod sys;

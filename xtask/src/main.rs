@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
+use xtask::testbed::relay::Relay;
 use xtask::testbed::run;
-use xtask::{build, clean, demo, exec, fuzz, probe, rings};
+use xtask::{build, clean, demo, exec, fuzz, probe, rings, soak};
 
 /// Builds, demonstrates and tests Nodemesh
 #[derive(Parser)]
@@ -20,6 +21,7 @@ struct Arguments {
 enum Xtask {
     Demo(demo::Demo),
     Test(rings::Test),
+    Soak(soak::Soak),
     Build(build::Build),
     Fuzz(fuzz::Fuzz),
     /// Build the BPF object alone; prints its path
@@ -38,6 +40,9 @@ enum Xtask {
     /// Make a run and hold it, for the test that kills its maker
     #[command(name = "__hold", hide = true)]
     Hold,
+    /// Be a bad cable between two nodes
+    #[command(name = "__relay", hide = true)]
+    Relay(Relay),
     /// Be one end of a test connection
     #[command(name = "__probe", hide = true, subcommand)]
     Probe(probe::Probe),
@@ -57,6 +62,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
     match command {
         Xtask::Demo(demo) => return demo.run(),
         Xtask::Test(test) => return test.run(),
+        Xtask::Soak(soak) => return soak.run(),
         Xtask::Build(build) => build.run()?,
         Xtask::Fuzz(fuzz) => return fuzz.run(),
         Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),
@@ -65,6 +71,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Exec(exec) => exec.run()?,
         Xtask::Guard { run } => run::guard(&run)?,
         Xtask::Hold => run::hold()?,
+        Xtask::Relay(relay) => relay.run()?,
         Xtask::Probe(probe) => probe.run()?,
     }
     Ok(ExitCode::SUCCESS)

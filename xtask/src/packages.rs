@@ -25,6 +25,8 @@ enum Check {
     Program(&'static str),
     /// `/usr/bin/python3 -c import …`
     PythonModule(&'static str),
+    /// PostgreSQL's server, which is in no PATH.
+    Postgres,
 }
 
 const BUILD: &[Need] = &[
@@ -68,6 +70,16 @@ const TESTBED: &[Need] = &[
     same(Check::Program("wrk"), "measures latency", "wrk", ["wrk", "wrk", "wrk"]),
     same(Check::Program("tcpdump"), "is the witness on the wire", "tcpdump", ["tcpdump", "tcpdump", "tcpdump"]),
     same(Check::Program("bpftool"), "counts programs and maps", "bpftool", ["bpftool", "bpf", "bpftool"]),
+    Need {
+        check: Check::Postgres,
+        purpose: "is the database in a pod",
+        debian: "postgresql",
+        fedora: "postgresql-server postgresql-contrib",
+        arch: "postgresql",
+        alpine: "postgresql postgresql-contrib",
+    },
+    same(Check::Program("psql"), "is the database's client", "postgresql-client", ["postgresql"; 3]),
+    same(Check::Program("setpriv"), "ends root's rights", "util-linux", ["util-linux", "util-linux", "setpriv"]),
     same(
         Check::PythonModule("grpc"),
         "is the gRPC server and client in a pod",
@@ -101,6 +113,7 @@ impl Need {
     fn is_there(&self) -> bool {
         match self.check {
             Check::Program(name) => find_program(name),
+            Check::Postgres => crate::testbed::postgres_programs().is_ok(),
             Check::PythonModule(module) => {
                 let mut python = Command::new("/usr/bin/python3");
                 let found = python.args(["-c", &format!("import {module}")]).output();
@@ -112,6 +125,7 @@ impl Need {
     fn name(&self) -> String {
         match self.check {
             Check::Program(name) => name.to_string(),
+            Check::Postgres => "postgres".to_string(),
             Check::PythonModule(module) => format!("the Python module {module}"),
         }
     }

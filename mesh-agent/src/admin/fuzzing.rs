@@ -39,6 +39,7 @@ pub fn requests(input: &[u8]) {
         rotate: act.clone(),
         drain: act,
         log_filter: None,
+        access_log: crate::telemetry::AccessLog::default(),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime for fuzzing");
     let ended = runtime.block_on(async {

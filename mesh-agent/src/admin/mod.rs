@@ -13,6 +13,7 @@
 //! | `POST /rotate` | renews every certificate now |
 //! | `POST /drain` | begins the drain, as SIGTERM does |
 //! | `GET`, `PUT /log-level` | reads, replaces the log filter (plain text) |
+//! | `GET`, `PUT /access-log` | reads, replaces which connections get a line (plain text) |
 //!
 //! Not here: authentication (whoever reaches the admin address may use it) and TLS.
 
@@ -32,7 +33,7 @@ use std::sync::Arc;
 
 use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
-use crate::telemetry::{Metrics, logs};
+use crate::telemetry::{AccessLog, Metrics, logs};
 
 pub use listener::{Address, AddressError, Listener};
 pub use serve::{REQUEST_TIMEOUT, serve};
@@ -63,6 +64,8 @@ pub struct Sources {
     pub drain: Hook,
     /// For /log-level; without one the endpoint answers 404.
     pub log_filter: Option<logs::Filter>,
+    /// For /access-log.
+    pub access_log: AccessLog,
 }
 
 /// Which endpoints a listener has.

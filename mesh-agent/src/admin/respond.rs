@@ -15,7 +15,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::serve::REQUEST_TIMEOUT;
 use super::{Hook, Provider, Sources, Surface};
-use crate::telemetry::{logs, metrics};
+use crate::telemetry::access_log::FilterError;
+use crate::telemetry::{AccessLog, logs, metrics};
 
 /// How large the body of a request may be, in bytes: a log filter.
 pub(super) const MAX_BODY_BYTES: usize = 4096;
@@ -37,10 +38,11 @@ enum Endpoint {
     Rotate,
     Drain,
     LogLevel,
+    AccessLog,
 }
 
 impl Endpoint {
-    const ALL: [Endpoint; 7] = [
+    const ALL: [Endpoint; 8] = [
         Endpoint::Ready,
         Endpoint::Metrics,
         Endpoint::ConfigDump,
@@ -48,6 +50,7 @@ impl Endpoint {
         Endpoint::Rotate,
         Endpoint::Drain,
         Endpoint::LogLevel,
+        Endpoint::AccessLog,
     ];
 
     fn path(self) -> &'static str {
@@ -59,6 +62,7 @@ impl Endpoint {
             Endpoint::Rotate => "/rotate",
             Endpoint::Drain => "/drain",
             Endpoint::LogLevel => "/log-level",
+            Endpoint::AccessLog => "/access-log",
         }
     }
 
@@ -66,7 +70,7 @@ impl Endpoint {
         match self {
             Endpoint::Ready | Endpoint::Metrics | Endpoint::ConfigDump | Endpoint::Connections => "GET, HEAD",
             Endpoint::Rotate | Endpoint::Drain => "POST",
-            Endpoint::LogLevel => "GET, HEAD, PUT",
+            Endpoint::LogLevel | Endpoint::AccessLog => "GET, HEAD, PUT",
         }
     }
 
@@ -115,6 +119,7 @@ async fn act(endpoint: Endpoint, request: Request<Incoming>, sources: &Sources) 
         Endpoint::Rotate => run_hook(&sources.rotate).await,
         Endpoint::Drain => run_hook(&sources.drain).await,
         Endpoint::LogLevel => log_level(request, sources.log_filter.as_ref()).await,
+        Endpoint::AccessLog => access_log(request, &sources.access_log).await,
     }
 }
 
@@ -180,15 +185,32 @@ async fn run_hook(hook: &Hook) -> Answer {
 
 async fn log_level(request: Request<Incoming>, filter: Option<&logs::Filter>) -> Answer {
     let Some(filter) = filter else { return text(StatusCode::NOT_FOUND, "this agent has no log filter to change\n") };
+    setting(request, || filter.current(), |wanted| filter.set(wanted).map_err(|error| error.to_string())).await
+}
+
+async fn access_log(request: Request<Incoming>, log: &AccessLog) -> Answer {
+    let set = |wanted: &str| {
+        log.set(wanted.parse().map_err(|error: FilterError| error.to_string())?);
+        Ok(())
+    };
+    setting(request, || log.filter().to_string(), set).await
+}
+
+/// Shows a setting, or replaces it by the body of a PUT and shows what it is then.
+async fn setting(
+    request: Request<Incoming>,
+    current: impl Fn() -> String,
+    set: impl Fn(&str) -> Result<(), String>,
+) -> Answer {
     if request.method() != Method::PUT {
-        return text(StatusCode::OK, format!("{}\n", filter.current()));
+        return text(StatusCode::OK, format!("{}\n", current()));
     }
     let wanted = match Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await {
         Ok(body) => body.to_bytes(),
         Err(_) => return text(StatusCode::PAYLOAD_TOO_LARGE, "the filter is too long, or was not sent whole\n"),
     };
-    match filter.set(String::from_utf8_lossy(&wanted).trim()) {
-        Ok(()) => text(StatusCode::OK, format!("{}\n", filter.current())),
+    match set(String::from_utf8_lossy(&wanted).trim()) {
+        Ok(()) => text(StatusCode::OK, format!("{}\n", current())),
         Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     }
 }

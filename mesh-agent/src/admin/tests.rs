@@ -30,6 +30,7 @@ fn sources() -> Sources {
         }),
         drain: hook(|| async { Err("draining already".to_string()) }),
         log_filter: None,
+        access_log: AccessLog::default(),
     }
 }
 
@@ -162,6 +163,19 @@ async fn the_log_level_is_read_and_set() {
     assert_eq!(ask(address, "PUT", "/log-level", "", &"x".repeat(5000)).await.0, 413);
     assert_eq!(filter.current(), "access=off,debug");
     task.abort();
+}
+
+#[tokio::test]
+async fn the_access_log_is_read_and_replaced() {
+    let server = server(Surface::Admin).await;
+    let put = async |filter: &str| ask(server.address, "PUT", "/access-log", "", filter).await;
+    assert_eq!(get(&server, "/access-log").await.2, "all\n");
+    let (status, _, body) = put("failures,namespace=shop\n").await;
+    assert_eq!((status, body.as_str()), (200, "failures,namespace=shop\n"));
+    let (status, _, body) = put("errors").await;
+    assert!(status == 400 && body.contains("\"errors\""), "{status} {body}");
+    assert_eq!(get(&server, "/access-log").await.2, "failures,namespace=shop\n");
+    assert_eq!(server.sources.access_log.filter().to_string(), "failures,namespace=shop");
 }
 
 #[tokio::test]

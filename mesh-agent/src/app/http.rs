@@ -8,11 +8,10 @@ use tokio::task::JoinSet;
 
 use super::{Agent, Ended, part, show};
 use crate::admin::{self, Listener, Provider, Sources, Surface};
-use crate::telemetry::logs;
 
 /// Binds and serves admin, metrics and readiness.
-pub async fn start(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>, log_filter: logs::Filter) -> Result<()> {
-    let sources = Arc::new(sources(agent, log_filter));
+pub async fn start(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>) -> Result<()> {
+    let sources = Arc::new(sources(agent));
     let http = &agent.config.http;
     let surfaces = [
         ("--admin", &http.admin, Surface::Admin),
@@ -30,7 +29,7 @@ pub async fn start(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>, log_filter: l
     Ok(())
 }
 
-fn sources(agent: &Arc<Agent>, log_filter: logs::Filter) -> Sources {
+fn sources(agent: &Arc<Agent>) -> Sources {
     let show = |section: fn(&Agent) -> serde_json::Value| -> Provider {
         let agent = agent.clone();
         admin::provider(move || {
@@ -44,6 +43,7 @@ fn sources(agent: &Arc<Agent>, log_filter: logs::Filter) -> Sources {
         ("identities", show(show::identities)),
         ("limits", show(show::limits)),
         ("policies", show(show::policies)),
+        ("settings", show(show::settings)),
         ("services", show(show::services)),
         ("workloads", show(show::workloads)),
         ("tunnels", {
@@ -73,6 +73,7 @@ fn sources(agent: &Arc<Agent>, log_filter: logs::Filter) -> Sources {
                 async { Ok("draining".to_string()) }
             })
         },
-        log_filter: Some(log_filter),
+        log_filter: Some(agent.logs.levels.clone()),
+        access_log: agent.logs.access.clone(),
     }
 }

@@ -14,9 +14,10 @@ mod show;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow};
+use descriptors::Descriptors;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -26,10 +27,10 @@ use crate::config::{self, Config};
 use crate::drain::Drain;
 use crate::identity::{self, CertificateAuthority, Identities};
 use crate::limit::{Limit, limits};
-use crate::proxy::{Proxy, Shared};
+use crate::proxy::{Budgets, Proxy, Shared};
 use crate::readiness::Readiness;
 use crate::state::{StateReader, StateWriter};
-use crate::telemetry::{Metrics, logs};
+use crate::telemetry::{AccessLog, Metrics, TunnelNumbers, logs};
 use crate::{discovery, hbone};
 
 /// Threads of the control runtime: discovery may compile a large world while the admin endpoints answer.
@@ -53,6 +54,7 @@ fn limits() -> Vec<Limit> {
         FAREWELL, "milliseconds", "for resets and access log lines to leave after the drain window";
         descriptors::RESERVE, "descriptors", "that are not connections: maps, pins, listeners, socket stocks, logs";
         descriptors::PER_CONNECTION, "descriptors", "two where a connection does not go through a tunnel";
+        descriptors::POD_SHARE, "percent", "of the descriptors for one pod's connections; its neighbours have the rest";
     ]
 }
 
@@ -71,8 +73,11 @@ pub fn run(config: Config) -> Result<()> {
 /// The rooms, connected.
 pub(crate) struct Agent {
     config: Config,
+    started: SystemTime,
+    descriptors: Descriptors,
     readiness: Readiness,
     metrics: Metrics,
+    logs: LogControls,
     drain: Drain,
     /// The end of the drain: until then live connections are judged by the world as it is, and certificates renewed.
     end: Drain,
@@ -80,6 +85,12 @@ pub(crate) struct Agent {
     health: discovery::Health,
     identities: Identities,
     proxy: Proxy,
+}
+
+/// What is logged, as it is now; both change at run time.
+struct LogControls {
+    levels: logs::Filter,
+    access: AccessLog,
 }
 
 async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
@@ -94,10 +105,15 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let (writer, state) = StateWriter::new(&config.node);
     let identities = identities(&config.identity)?;
     let capture = Capture::start(capture_config(&config)).context("cannot capture on this node")?;
+    let descriptors = Descriptors::raise();
+    let (access_log, tunnels) = (AccessLog::new(config.logs.access.clone()), Arc::<hbone::Tally>::default());
     let shared = Shared {
         state: state.clone(),
         identities: identities.clone(),
         metrics: metrics.clone(),
+        access_log: access_log.clone(),
+        budgets: budgets(&config.proxy.pod, descriptors),
+        tunnels: tunnels.clone(),
         mode: config.proxy.outbound_mode,
         drain: drain.token(),
         limits: hbone::Limits { drain_window: config.proxy.drain_window, ..hbone::Limits::default() },
@@ -105,12 +121,27 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let proxy = Proxy::start(shared, config.proxy.workers.get()).context("cannot start the worker threads")?;
     let health = discovery::Health::default();
     register_collectors(&metrics, &capture, &identities, &health);
-    let agent = Arc::new(Agent { config, readiness, metrics, drain, end, state, health, identities, proxy });
+    register_usage(&metrics, &proxy, tunnels);
+    let (logs, started) = (LogControls { levels: log_filter, access: access_log }, SystemTime::now());
+    let agent = Arc::new(Agent {
+        config,
+        started,
+        descriptors,
+        readiness,
+        metrics,
+        logs,
+        drain,
+        end,
+        state,
+        health,
+        identities,
+        proxy,
+    });
 
     let mut parts = JoinSet::new();
-    http::start(&mut parts, &agent, log_filter).await?;
+    http::start(&mut parts, &agent).await?;
     agent.start_parts(&mut parts, writer, capture);
-    let connections = descriptors::raise();
+    let connections = descriptors.connections();
     tracing::info!(node = %agent.config.node, version = env!("CARGO_PKG_VERSION"), connections, "started");
     let failed = tokio::select! {
         () = signals.any() => None,
@@ -237,6 +268,30 @@ fn register_collectors(metrics: &Metrics, capture: &Capture, identities: &Identi
     metrics.register_certificates(Box::new(move || show::certificates(&identities)));
     let health = health.clone();
     metrics.register_config_age(Box::new(move || health.report().seen?.elapsed().ok()));
+}
+
+fn register_usage(metrics: &Metrics, proxy: &Proxy, tunnels: Arc<hbone::Tally>) {
+    let proxy = proxy.clone();
+    metrics.register_workloads(Box::new(move || proxy.usage()));
+    metrics.register_tunnels(Box::new(move || TunnelNumbers {
+        open: tunnels.tunnels(),
+        streams: tunnels.streams(),
+        establishments: tunnels.establishments(),
+    }));
+}
+
+/// What each pod may take, within what the process has.
+fn budgets(pod: &config::PodBudget, descriptors: Descriptors) -> Budgets {
+    let config::PodBudget { connections, accept_rate, accept_burst, handshakes, buffer } = *pod;
+    let connections = u64::from(connections).min(descriptors.of_one_pod());
+    Budgets {
+        connections: usize::try_from(connections).unwrap_or(usize::MAX),
+        accept_rate,
+        accept_burst,
+        handshakes: usize::try_from(handshakes).unwrap_or(usize::MAX),
+        buffered_bytes: buffer,
+        descriptors: descriptors.count(),
+    }
 }
 
 /// SIGTERM and SIGINT.

@@ -5,19 +5,84 @@ use std::time::UNIX_EPOCH;
 use serde_json::{Value, json};
 
 use super::Agent;
+use crate::config::{self, Config};
 use crate::identity::Identities;
 use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
 use crate::telemetry::{CertificateFacts, RootFacts};
 use crate::{admin, capture, discovery, hbone, identity, proxy, routing, telemetry};
 
-/// Version, node and the configuration as it was understood.
+/// Who this is, since when, and how it is.
 pub fn agent(agent: &Agent) -> Value {
+    let missing = agent.readiness.missing();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "node": agent.config.node,
         "pid": std::process::id(),
-        "config": format!("{:?}", agent.config),
+        "started": unix_seconds(agent.started),
+        "notReady": missing.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+        "connectionsByWorker": agent.proxy.loads(),
+        "descriptorsForConnections": agent.descriptors.count(),
+        "logLevel": agent.logs.levels.current(),
+        "accessLog": agent.logs.access.filter().to_string(),
+        "logLinesDropped": telemetry::logs::dropped_lines(),
+    })
+}
+
+/// The configuration as it was understood, by the names of the flags. Nothing in it is secret.
+pub fn settings(agent: &Agent) -> Value {
+    settings_of(&agent.config)
+}
+
+fn settings_of(config: &Config) -> Value {
+    let Config { node, discovery, capture, identity, proxy, http, logs } = config;
+    let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log } = capture;
+    let config::Identity { ca, trust_domain, svid_ttl } = identity;
+    let config::Proxy { outbound_mode, workers, drain_window, pod } = proxy;
+    let config::PodBudget { connections, accept_rate, accept_burst, handshakes, buffer } = pod;
+    let config::Http { admin, metrics, readiness } = http;
+    let config::Logs { format, level, access } = logs;
+    let config::Discovery::Directory(world) = discovery;
+    let duration = |duration: &std::time::Duration| humantime::format_duration(*duration).to_string();
+    json!({
+        "node": node,
+        "discovery": format!("dir:{}", world.display()),
+        "cgroup-root": cgroup_root,
+        "bpf-pins": bpf_pins,
+        "bpf-object": bpf_object,
+        "map-connections": map_connections,
+        "tc": match tc {
+            config::Tc::Auto => "auto",
+            config::Tc::Tcx => "tcx",
+            config::Tc::Clsact => "clsact",
+        },
+        "bpf-log": bpf_log,
+        "ca": match ca {
+            config::Ca::Memory => "memory".to_string(),
+            config::Ca::Directory(path) => format!("dir:{}", path.display()),
+        },
+        "trust-domain": trust_domain,
+        "svid-ttl": duration(svid_ttl),
+        "outbound-mode": match outbound_mode {
+            routing::OutboundMode::AllowAny => "allow-any",
+            routing::OutboundMode::RegistryOnly => "registry-only",
+        },
+        "workers": workers,
+        "pod-connections": connections,
+        "pod-accept-rate": accept_rate,
+        "pod-accept-burst": accept_burst,
+        "pod-handshakes": handshakes,
+        "pod-buffer": buffer,
+        "drain-window": duration(drain_window),
+        "admin": admin.to_string(),
+        "metrics": metrics.to_string(),
+        "readiness": readiness.to_string(),
+        "log-format": match format {
+            telemetry::logs::Format::Text => "text",
+            telemetry::logs::Format::Json => "json",
+        },
+        "log-level": level,
+        "access-log": access.to_string(),
     })
 }
 
@@ -115,7 +180,9 @@ pub fn policies(agent: &Agent) -> Value {
 /// The pods of this node, with the policy that stands before each.
 pub fn workloads(agent: &Agent) -> Value {
     let state = agent.state.current();
+    let usage = agent.proxy.usage();
     let one = |workload: &std::sync::Arc<crate::state::Workload>| {
+        let taken = usage.iter().find(|usage| usage.pod == workload.name && usage.namespace == workload.namespace);
         json!({
             "uid": workload.uid,
             "namespace": workload.namespace,
@@ -124,10 +191,28 @@ pub fn workloads(agent: &Agent) -> Value {
             "ips": workload.ips,
             "enrolled": workload.enrolled,
             "refusal": workload.refusal,
+            "excluded": {
+                "outboundPorts": workload.exclusions.outbound_ports,
+                "inboundPorts": workload.exclusions.inbound_ports,
+                "outboundCIDRs": workload.exclusions.outbound_networks,
+            },
+            "taken": taken.map(taken_json),
             "policy": state.inbound_policy(&workload.uid),
         })
     };
     state.local_workloads().map(one).collect()
+}
+
+fn taken_json(usage: &telemetry::WorkloadUsage) -> Value {
+    let telemetry::WorkloadUsage { namespace: _, pod: _, connections, tunnels, handshakes, buffered_bytes, refused } =
+        usage;
+    json!({
+        "connections": connections,
+        "tunnels": tunnels,
+        "handshakes": handshakes,
+        "bufferedBytes": buffered_bytes,
+        "overBudget": refused.iter().copied().collect::<std::collections::BTreeMap<_, _>>(),
+    })
 }
 
 /// The tunnels to other pods, of all workers.
@@ -235,6 +320,25 @@ mod tests {
         "WORKERS_MAX",
         "WRITE_BY_OTHERS",
     ];
+
+    #[test]
+    fn every_flag_is_among_the_settings() {
+        use clap::{CommandFactory, Parser};
+
+        let needed = ["mesh-agent", "run", "--node=n", "--discovery=dir:/w", "--ca=memory", "--cgroup-root=/c"];
+        let crate::cli::Command::Run(flags) = crate::cli::Cli::parse_from(needed).command else { panic!("not run") };
+        let nothing = crate::config::Surroundings {
+            variable: &|_| None,
+            read: &|_| Err(std::io::ErrorKind::NotFound.into()),
+            cpus: std::num::NonZeroUsize::MIN,
+        };
+        let shown = settings_of(&Config::load(*flags, &nothing).unwrap());
+        let run = crate::cli::Cli::command().find_subcommand("run").unwrap().clone();
+        let flags: BTreeSet<&str> =
+            run.get_arguments().filter_map(|flag| flag.get_long()).filter(|name| *name != "config").collect();
+        let shown: BTreeSet<&str> = shown.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(shown, flags);
+    }
 
     #[test]
     fn every_bound_is_shown_once() {

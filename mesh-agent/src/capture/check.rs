@@ -88,6 +88,7 @@ pub fn check(cgroup_root: &Path) -> Vec<Feature> {
         feature("tc classifier", Required, program(ProgramType::SchedClassifier), "the guard on the pods' interfaces"),
         feature("socket storage", Required, map(MapType::SkStorage), "remember what a socket dialled"),
         feature("SOCKHASH", Required, map(MapType::SockHash), "hold the agent's listeners"),
+        feature("LPM trie", Required, map(MapType::LpmTrie), "hold the networks that pods keep out of the mesh"),
         feature("ring buffer", Required, map(MapType::RingBuf), "report refusals and drops"),
         feature(
             "BPF type information",

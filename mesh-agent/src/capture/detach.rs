@@ -4,21 +4,23 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use mesh_common::names::maps;
+
 use super::error::Error;
 use super::guard;
 use super::loader::Pins;
-use super::tables::Tables;
+use super::table::Table;
 
 /// Removes every pinned link and map below `pins`: capture, steering and guard end, and pods' traffic is their own.
 /// Routes inside pods stay until the pod ends; they lead nowhere that anything dials.
 pub fn detach_all(pins: &Path) -> Result<(), Error> {
     let ours = Pins::new(pins);
-    if let Ok(tables) = Tables::open(&ours.maps()) {
-        for index in tables.guarded.keys(65_536) {
+    if let Ok(guarded) = Table::open(&ours.maps(), maps::GUARDED) {
+        for index in guarded.keys(65_536) {
             for uid in fs::read_dir(ours.pods()).into_iter().flatten().flatten() {
-                guard::detach(&tables, &uid.path(), index);
+                guard::detach_filed(&guarded, &uid.path(), index);
             }
-            guard::detach(&tables, &ours.pods(), index);
+            guard::detach_filed(&guarded, &ours.pods(), index);
         }
     }
     // Connect hooks before the lookups and maps: from then on nothing new is led to a listener that is not there.

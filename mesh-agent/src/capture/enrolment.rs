@@ -17,6 +17,7 @@ use mesh_common::record::{Gate, PodAddresses, PodConfig};
 use tokio::sync::mpsc::Sender;
 
 use super::TcMode;
+use super::exclusions::Exclusions;
 use super::links::{self, Target};
 use super::loader::Loaded;
 use super::namespace::{self, Found};
@@ -53,6 +54,7 @@ pub(super) struct Enroller {
     /// Pods whose enrolment has not succeeded yet, with their readiness gate.
     pub waiting: HashMap<Arc<str>, String>,
     pub refused: Refused,
+    pub exclusions: Exclusions,
     pub departed: Vec<Departed>,
 }
 
@@ -120,6 +122,7 @@ impl Enroller {
 
     async fn reconcile(&mut self, state: &MeshState) {
         self.refused.publish(state, &self.tables);
+        self.exclusions.publish(state, &self.tables);
         let wanted: HashMap<Arc<str>, Arc<Workload>> =
             state.local_workloads().filter(|w| w.enrolled).map(|w| (w.uid.clone(), w.clone())).collect();
         let leaving: Vec<Arc<str>> = self

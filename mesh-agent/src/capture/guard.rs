@@ -15,6 +15,7 @@ use super::links::{self, Target};
 use super::loader::Loaded;
 use super::netlink::{self, Interface};
 use super::pod_thread::PodThread;
+use super::table::Table;
 use super::tables::Tables;
 
 const TCX_INGRESS: u32 = 46;
@@ -124,6 +125,11 @@ fn attach_clsact(
 
 /// Takes the guard off an interface. Its pins go with the pod's directory.
 pub(super) fn detach(tables: &Tables, pins: &Path, index: u32) {
+    detach_filed(&tables.guarded, pins, index);
+}
+
+/// The same with the one map that it takes, whatever else an agent of another version has or has not pinned.
+pub(super) fn detach_filed(guarded: &Table<u32, PodAddresses>, pins: &Path, index: u32) {
     let interfaces = netlink::interfaces().unwrap_or_default();
     let interface = interfaces.iter().find(|interface| interface.index == index);
     for (_, way, _, name) in WAYS {
@@ -132,7 +138,7 @@ pub(super) fn detach(tables: &Tables, pins: &Path, index: u32) {
             detach_clsact(way, &interface.name);
         }
     }
-    tables.guarded.remove(&index);
+    guarded.remove(&index);
 }
 
 /// Takes our clsact filter off, if there is one.

@@ -10,6 +10,7 @@ mod detach;
 mod enrolment;
 mod error;
 mod events;
+mod exclusions;
 mod guard;
 mod links;
 mod loader;
@@ -46,6 +47,7 @@ use crate::readiness::Readiness;
 use crate::state::StateReader;
 use enrolment::Enroller;
 use events::Events;
+use exclusions::Exclusions;
 use loader::Loaded;
 use pod::Live;
 use program_log::ProgramLog;
@@ -116,6 +118,8 @@ pub fn limits() -> Vec<Limit> {
         events::BATCH, "events", "then the reader rests: a pod that provokes drops must not keep a core busy";
         events::REST, "milliseconds", "of the reader of the kernel's events";
         refused::MAX_ADDRESSES, "addresses", "of Services without endpoint get ECONNREFUSED; more of them a reset";
+        exclusions::MAX_PORTS, "ports that pods exclude, per address", "what is beyond stays in the mesh";
+        exclusions::MAX_NETWORKS, "networks that pods exclude, per address", "the same";
         program_log::FLUSH_EVERY, "milliseconds", "between two looks at the programs' own log";
     ]
 }
@@ -156,6 +160,7 @@ impl Capture {
             enrolled: HashMap::new(),
             waiting: HashMap::new(),
             refused: Refused::default(),
+            exclusions: Exclusions::default(),
             departed: Vec::new(),
         };
         tokio::select! {

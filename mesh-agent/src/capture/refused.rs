@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use mesh_common::addr::Endpoint;
 
 use super::tables::Tables;
-use crate::state::MeshState;
+use crate::state::{MeshState, Stamp};
 
 /// What the kernel's table holds (`NO_ENDPOINT` in mesh-ebpf). What is beyond it is captured, and refused by the agent:
 /// a reset at the first read instead of ECONNREFUSED.
@@ -17,6 +17,8 @@ pub(super) const MAX_ADDRESSES: usize = 65_536;
 pub(super) struct Refused {
     /// The snapshot that was published last; None before the first.
     version: Option<u64>,
+    /// Of what the table holds whole; None when something could not be written.
+    whole: Option<Stamp>,
     published: HashSet<Endpoint>,
 }
 
@@ -31,7 +33,7 @@ impl Refused {
     /// Publishes a snapshot, once. The first time also what an earlier agent left is collected: a Service that was
     /// given endpoints meanwhile would stay refused.
     pub fn publish(&mut self, state: &MeshState, tables: &Tables) {
-        if self.version == Some(state.version) {
+        if self.version == Some(state.version) || self.whole.as_ref() == Some(state.unserved_stamp()) {
             return;
         }
         if self.version.is_none() {
@@ -49,6 +51,7 @@ impl Refused {
                 Err(error) => failed = Some(error),
             }
         }
+        self.whole = failed.is_none().then(|| state.unserved_stamp().clone());
         if let Some(error) = failed {
             tracing::warn!(%error, "Service addresses without endpoint could not all be published: they are reset instead");
         }
@@ -74,6 +77,7 @@ mod tests {
         let address = |port| SocketAddr::from(([10, 96, 0, 1], port));
         let refused = |ports: &[u16]| Refused {
             version: Some(1),
+            whole: None,
             published: ports.iter().map(|port| address(*port).into()).collect(),
         };
         let table: [[&[u16]; 4]; 4] = [

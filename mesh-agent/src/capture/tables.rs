@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use mesh_common::addr::{Endpoint, FourTuple};
+use mesh_common::exclude::{NetworkKey, PortKey};
 use mesh_common::names::maps;
 use mesh_common::record::{ClientRecord, DialRecord, Filed, ListenerKey, PodAddresses, PodConfig, SourceKey};
 
@@ -21,6 +22,8 @@ pub(super) struct Tables {
     pub listeners: Table<ListenerKey, u32>,
     pub no_endpoint: Table<Endpoint, u8>,
     pub guarded: Table<u32, PodAddresses>,
+    pub excluded_ports: Table<PortKey, u8>,
+    pub excluded_networks: Table<NetworkKey, u8>,
     pub agents: Table<u64, u8>,
     pub outcomes: OwnedFd,
 }
@@ -35,6 +38,8 @@ impl Tables {
             listeners: Table::open(directory, maps::LISTENERS)?,
             no_endpoint: Table::open(directory, maps::NO_ENDPOINT)?,
             guarded: Table::open(directory, maps::GUARDED)?,
+            excluded_ports: Table::open(directory, maps::EXCLUDED_PORTS)?,
+            excluded_networks: Table::open(directory, maps::EXCLUDED_NETS)?,
             agents: Table::open(directory, maps::AGENTS)?,
             outcomes: sys::bpf_open(&directory.join(maps::OUTCOMES))?,
         })

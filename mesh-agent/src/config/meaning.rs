@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    Ca, Capture, Config, Discovery, Http, Identity, Logs, Proxy, Refusal, Refusals, Surroundings, Tc, default,
+    Ca, Capture, Config, Discovery, Http, Identity, Logs, PodBudget, Proxy, Refusal, Refusals, Surroundings, Tc,
+    default,
 };
 use crate::admin::Address;
 use crate::cli::{Origin, RunArgs, Setting};
 use crate::routing::OutboundMode;
-use crate::telemetry::logs;
+use crate::telemetry::{access_log, logs};
 
 /// Shorter lives would be renewed more often than a CA and a clock can be trusted to follow.
 const SVID_TTL_MIN: Duration = Duration::from_secs(10);
@@ -23,6 +24,11 @@ const DRAIN_WINDOW_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 const WORKERS_MAX: usize = 1024;
 /// Below it a busy pod alone fills the map; above it the map takes more than 2.5 GB.
 const MAP_CONNECTIONS: std::ops::RangeInclusive<u32> = 1024..=16_777_216;
+
+/// More than a machine has ports for.
+const POD_COUNT: std::ops::RangeInclusive<u32> = 1..=16_777_216;
+/// One connection's window at the least.
+const POD_BUFFER_RANGE: std::ops::RangeInclusive<usize> = 1 << 20..=1 << 40;
 
 impl Config {
     /// Puts `flags` over the environment over the file over the defaults, and says what they mean, or everything that
@@ -87,12 +93,18 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         svid_ttl,
         outbound_mode,
         workers,
+        pod_connections,
+        pod_accept_rate,
+        pod_accept_burst,
+        pod_handshakes,
+        pod_buffer,
         drain_window,
         admin,
         metrics,
         readiness,
         log_format,
         log_level,
+        access_log,
     } = typed;
     let node = reader.value(&NODE, node);
     let discovery = reader.value(&DISCOVERY, discovery);
@@ -113,12 +125,18 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         Some(setting) => reader.value(&WORKERS, Some(setting)),
         None => Some(surroundings.cpus),
     };
+    let connections = reader.value(&POD_CONNECTIONS, pod_connections);
+    let accept_rate = reader.value(&POD_ACCEPT_RATE, pod_accept_rate);
+    let accept_burst = reader.value(&POD_ACCEPT_BURST, pod_accept_burst);
+    let handshakes = reader.value(&POD_HANDSHAKES, pod_handshakes);
+    let buffer = reader.value(&POD_BUFFER, pod_buffer);
     let drain_window = reader.value(&DRAIN_WINDOW, drain_window);
     let admin = reader.value(&ADMIN, admin);
     let metrics = reader.value(&METRICS, metrics);
     let readiness = reader.value(&READINESS, readiness);
     let format = reader.value(&LOG_FORMAT, log_format);
     let level = reader.value(&LOG_LEVEL, log_level);
+    let access = reader.value(&ACCESS_LOG, access_log);
     Some(Config {
         node: node?,
         discovery: discovery?,
@@ -134,9 +152,20 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
             bpf_log: bpf_log?,
         },
         identity: Identity { ca: ca?, trust_domain: trust_domain?, svid_ttl: svid_ttl? },
-        proxy: Proxy { outbound_mode: outbound_mode?, workers: workers?, drain_window: drain_window? },
+        proxy: Proxy {
+            outbound_mode: outbound_mode?,
+            workers: workers?,
+            drain_window: drain_window?,
+            pod: PodBudget {
+                connections: connections?,
+                accept_rate: accept_rate?,
+                accept_burst: accept_burst?,
+                handshakes: handshakes?,
+                buffer: buffer?,
+            },
+        },
         http: Http { admin: admin?, metrics: metrics?, readiness: readiness? },
-        logs: Logs { format: format?, level: level? },
+        logs: Logs { format: format?, level: level?, access: access? },
     })
 }
 
@@ -291,6 +320,29 @@ const WORKERS: Row<NonZeroUsize> = Row {
     parse: |text| text.to_str()?.parse().ok().filter(|number: &NonZeroUsize| number.get() <= WORKERS_MAX),
 };
 
+const POD_CONNECTIONS: Row<u32> = count_row("pod-connections", default::POD_CONNECTIONS, "32768");
+const POD_ACCEPT_RATE: Row<u32> = count_row("pod-accept-rate", default::POD_ACCEPT_RATE, "5000");
+const POD_ACCEPT_BURST: Row<u32> = count_row("pod-accept-burst", default::POD_ACCEPT_BURST, "20000");
+const POD_HANDSHAKES: Row<u32> = count_row("pod-handshakes", default::POD_HANDSHAKES, "1024");
+
+const fn count_row(name: &'static str, default: &'static str, example: &'static str) -> Row<u32> {
+    Row {
+        name,
+        default: Some(default),
+        expected: "a number from 1 to 16777216",
+        example,
+        parse: |text| text.to_str()?.parse().ok().filter(|number| POD_COUNT.contains(number)),
+    }
+}
+
+const POD_BUFFER: Row<usize> = Row {
+    name: "pod-buffer",
+    default: Some(default::POD_BUFFER),
+    expected: "a size from 1Mi to 1024Gi (Ki, Mi and Gi are powers of 1024)",
+    example: "256Mi",
+    parse: |text| size(text.to_str()?).filter(|size| POD_BUFFER_RANGE.contains(size)),
+};
+
 const DRAIN_WINDOW: Row<Duration> = Row {
     name: "drain-window",
     default: Some(default::DRAIN_WINDOW),
@@ -350,6 +402,27 @@ const LOG_LEVEL: Row<String> = Row {
         logs::parse_filter(text).is_ok().then(|| text.to_string())
     },
 };
+
+const ACCESS_LOG: Row<access_log::Filter> = Row {
+    name: "access-log",
+    default: Some(default::ACCESS_LOG),
+    expected: "all, off, or words such as failures, result=NAME, namespace=NAME, pod=NAMESPACE/NAME, sample=N",
+    example: "failures,namespace=shop",
+    parse: |text| text.to_str()?.parse().ok(),
+};
+
+/// `256Mi`, as Kubernetes writes it; a number alone is bytes.
+fn size(text: &str) -> Option<usize> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit: usize = match unit {
+        "" => 1,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => return None,
+    };
+    number.parse::<usize>().ok()?.checked_mul(unit)
+}
 
 fn path(text: &OsStr) -> Option<PathBuf> {
     (!text.is_empty()).then(|| text.into())

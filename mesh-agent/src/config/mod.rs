@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::admin::Address;
 use crate::routing::OutboundMode;
-use crate::telemetry::logs;
+use crate::telemetry::{access_log, logs};
 
 pub use meaning::{PINS_EXPECTED, cgroup_root, is_pins_path};
 pub use refusal::{Refusal, Refusals};
@@ -42,6 +42,18 @@ pub mod default {
     pub const LOG_FORMAT: &str = "text";
     /// `--log-level`
     pub const LOG_LEVEL: &str = "info";
+    /// `--pod-connections`: twice what one pod is shown to hold, at 8 to 10 KB each.
+    pub const POD_CONNECTIONS: &str = "32768";
+    /// `--pod-accept-rate`: three times 100 000 a minute, about what one core serves.
+    pub const POD_ACCEPT_RATE: &str = "5000";
+    /// `--pod-accept-burst`: an application that opens all its connections at its start.
+    pub const POD_ACCEPT_BURST: &str = "20000";
+    /// `--pod-handshakes`
+    pub const POD_HANDSHAKES: &str = "1024";
+    /// `--pod-buffer`: 256 connections whose applications have stopped reading.
+    pub const POD_BUFFER: &str = "256Mi";
+    /// `--access-log`
+    pub const ACCESS_LOG: &str = "all";
     /// `--drain-window`
     pub const DRAIN_WINDOW: &str = "10m";
     /// `--map-connections`
@@ -137,6 +149,23 @@ pub struct Proxy {
     pub workers: NonZeroUsize,
     /// How long connections may go on after the agent was told to end.
     pub drain_window: Duration,
+    /// What each pod may take.
+    pub pod: PodBudget,
+}
+
+/// What one pod may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodBudget {
+    /// Connections that live at once.
+    pub connections: u32,
+    /// New connections per second.
+    pub accept_rate: u32,
+    /// New connections at once.
+    pub accept_burst: u32,
+    /// Peers in their handshake at once.
+    pub handshakes: u32,
+    /// Bytes that wait for applications that do not read.
+    pub buffer: usize,
 }
 
 /// The agent's own HTTP.
@@ -157,4 +186,6 @@ pub struct Logs {
     pub format: logs::Format,
     /// A level or a list of filter directives.
     pub level: String,
+    /// Which connections get a line.
+    pub access: access_log::Filter,
 }

@@ -72,13 +72,20 @@ fn defaults() {
             outbound_mode: OutboundMode::AllowAny,
             workers: NonZeroUsize::new(6).unwrap(),
             drain_window: Duration::from_secs(600),
+            pod: PodBudget {
+                connections: 32_768,
+                accept_rate: 5_000,
+                accept_burst: 20_000,
+                handshakes: 1_024,
+                buffer: 256 << 20,
+            },
         },
         http: Http {
             admin: Address::Tcp("127.0.0.1:15000".parse().unwrap()),
             metrics: Address::Tcp("[::]:15020".parse().unwrap()),
             readiness: Address::Tcp("[::]:15021".parse().unwrap()),
         },
-        logs: Logs { format: logs::Format::Text, level: "info".into() },
+        logs: Logs { format: logs::Format::Text, level: "info".into(), access: access_log::Filter::default() },
     };
     assert_eq!(config, expected);
 }
@@ -122,12 +129,18 @@ fn every_flag_is_read_from_every_source() {
         ("svid-ttl", "30m"),
         ("outbound-mode", "registry-only"),
         ("workers", "3"),
+        ("pod-connections", "16384"),
+        ("pod-accept-rate", "100"),
+        ("pod-accept-burst", "300"),
+        ("pod-handshakes", "10"),
+        ("pod-buffer", "4Mi"),
         ("drain-window", "90s"),
         ("admin", "unix:/run/a.sock"),
         ("metrics", "10.0.0.1:1"),
         ("readiness", "unix:/run/r.sock"),
         ("log-format", "json"),
         ("log-level", "debug,access=off"),
+        ("access-log", "failures"),
     ];
     let run = Cli::command().find_subcommand("run").unwrap().clone();
     let known: Vec<_> =
@@ -151,6 +164,8 @@ fn every_flag_is_read_from_every_source() {
     assert_eq!(by_flag.capture.cgroup_root, Path::new("/cg"));
     assert_eq!(by_flag.proxy.workers.get(), 3);
     assert!(by_flag.capture.bpf_log);
+    assert_eq!(by_flag.proxy.pod.buffer, 4 << 20);
+    assert_eq!(by_flag.logs.access.to_string(), "failures");
 }
 
 #[test]
@@ -172,6 +187,13 @@ fn wrong_values_are_refused_with_the_right_form() {
         ("--svid-ttl", "4", "for example 4h"),
         ("--outbound-mode", "any", "allow-any or registry-only"),
         ("--workers", "0", "1 to 1024"),
+        ("--pod-connections", "0", "1 to 16777216"),
+        ("--pod-accept-rate", "fast", "1 to 16777216"),
+        ("--pod-accept-burst", "-1", "1 to 16777216"),
+        ("--pod-handshakes", "1e3", "1 to 16777216"),
+        ("--pod-buffer", "256MB", "Ki, Mi and Gi"),
+        ("--pod-buffer", "1Ki", "from 1Mi"),
+        ("--access-log", "errors", "failures"),
         ("--drain-window", "ten minutes", "for example 10m"),
         ("--admin", "0.0.0.0:15000", "loopback"),
         ("--admin", "[::ffff:10.0.0.1]:15000", "loopback"),
@@ -198,7 +220,9 @@ fn the_examples_in_refusals_are_accepted() {
     // Each refusal shows a value; whoever copies it must get further.
     let wrong = ["node", "discovery", "cgroup-root", "bpf-pins", "map-connections", "tc", "bpf-log", "ca"];
     let wrong = wrong.iter().chain(&["trust-domain", "svid-ttl", "outbound-mode", "workers", "drain-window", "admin"]);
-    for name in wrong.chain(&["metrics", "readiness", "log-format", "log-level"]) {
+    let wrong =
+        wrong.chain(&["pod-connections", "pod-accept-rate", "pod-accept-burst", "pod-handshakes", "pod-buffer"]);
+    for name in wrong.chain(&["metrics", "readiness", "log-format", "log-level", "access-log"]) {
         let variable = crate::cli::environment_name(name);
         let mut environment =
             vec![("NODEMESH_NODE", "worker-1"), ("NODEMESH_DISCOVERY", "dir:/world"), ("NODEMESH_CA", "memory")];
@@ -273,6 +297,12 @@ fn help_states_the_defaults() {
         default::LOG_FORMAT,
         default::LOG_LEVEL,
         default::DRAIN_WINDOW,
+        default::POD_CONNECTIONS,
+        default::POD_ACCEPT_RATE,
+        default::POD_ACCEPT_BURST,
+        default::POD_HANDSHAKES,
+        default::POD_BUFFER,
+        default::ACCESS_LOG,
         default::MAP_CONNECTIONS,
         default::SVID_TTL,
         default::TC,

@@ -1,21 +1,28 @@
-//! A directory of Kubernetes YAML: lists it, reads it, and tells when it changed.
+//! A directory of Kubernetes YAML: lists it, and reads the files that are not as they were.
 //!
 //! Read are `.yaml`, `.yml` and `.json` files right in the directory, hidden ones left out, symbolic links followed (a
 //! mounted ConfigMap is made of them). Write files elsewhere and rename them into place: a file that is read while it
 //! is being written is read as it is.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, Metadata};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The largest file that is read, in bytes. Kubernetes objects are at most 1.5 MiB; a list of 10 000 pods is about
 /// 30 MiB.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
 /// How many files are read. A directory with more is likely the wrong one.
-pub const MAX_FILES: usize = 10_000;
+pub const MAX_FILES: usize = 50_000;
+/// How old a file's times must be for them to tell that it is as it was: file systems keep time in steps of up to 2 s
+/// (FAT), and what is written twice within a step looks the same. A younger file is read again.
+pub const SETTLED: Duration = Duration::from_secs(2);
 
 /// One file and what is in it, or why that could not be had.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceFile {
     /// Where it is.
     pub path: PathBuf,
@@ -23,10 +30,65 @@ pub struct SourceFile {
     pub content: Result<String, String>,
 }
 
-/// Reads a directory's files in the order of their names; a path that is a file is read alone.
-pub fn read(path: &Path) -> io::Result<Vec<SourceFile>> {
-    if std::fs::metadata(path)?.is_file() {
-        return Ok(vec![read_file(path.to_path_buf())]);
+/// The files of a directory as they were read last.
+#[derive(Default)]
+pub struct Directory {
+    known: BTreeMap<PathBuf, Known>,
+    hasher: RandomState,
+}
+
+/// What changed since the reading before.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Files that are new or say something else.
+    pub changed: Vec<SourceFile>,
+    /// Files that are gone.
+    pub gone: Vec<PathBuf>,
+}
+
+struct Known {
+    /// None while the times of the file do not tell.
+    identity: Option<Identity>,
+    content: u64,
+}
+
+/// What changes when a file does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    /// The same, of the inode: nobody sets it at will.
+    changed: (i64, i64),
+}
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether whatever was written until now shows in the times. Times in the future never tell.
+    fn is_settled(&self, now: SystemTime) -> bool {
+        let latest = self.modified.max(self.changed);
+        let seconds = u64::try_from(latest.0).unwrap_or_default();
+        let latest = UNIX_EPOCH + Duration::new(seconds, 0) + Duration::from_nanos(latest.1.unsigned_abs());
+        now.duration_since(latest).is_ok_and(|age| age > SETTLED)
+    }
+}
+
+/// The files of a directory in the order of their names; a path that is a file stands for itself.
+pub fn list(path: &Path) -> io::Result<Vec<(PathBuf, Identity)>> {
+    let metadata = std::fs::metadata(path)?;
+    if metadata.is_file() {
+        return Ok(vec![(path.to_path_buf(), Identity::of(&metadata))]);
     }
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(path)? {
@@ -40,8 +102,11 @@ pub fn read(path: &Path) -> io::Result<Vec<SourceFile>> {
     }
     paths.sort();
     // A file that went away since it was listed was deleted, no more.
-    let there = paths.into_iter().filter(|path| std::fs::metadata(path).is_ok_and(|file| file.is_file()));
-    Ok(there.map(read_file).collect())
+    let there = paths.into_iter().filter_map(|path| {
+        let metadata = std::fs::metadata(&path).ok().filter(Metadata::is_file)?;
+        Some((path, Identity::of(&metadata)))
+    });
+    Ok(there.collect())
 }
 
 fn is_wanted(path: &Path) -> bool {
@@ -50,23 +115,49 @@ fn is_wanted(path: &Path) -> bool {
     known && !hidden
 }
 
-fn read_file(path: PathBuf) -> SourceFile {
-    let content = read_text(&path).map_err(|error| format!("cannot be read: {error}"));
-    SourceFile { path, content }
+impl Directory {
+    /// Reads what is not as it was. `listed` is what [`list`] says now, `now` the time before that.
+    pub fn changes(&mut self, listed: Vec<(PathBuf, Identity)>, now: SystemTime) -> Changes {
+        let mut changes = Changes::default();
+        let there: BTreeSet<&PathBuf> = listed.iter().map(|(path, _)| path).collect();
+        changes.gone.extend(self.known.keys().filter(|path| !there.contains(path)).cloned());
+        for path in &changes.gone {
+            self.known.remove(path);
+        }
+        for (path, identity) in listed {
+            if self.known.get(&path).is_some_and(|known| known.identity == Some(identity)) {
+                continue;
+            }
+            let (identity, content) = match read(&path) {
+                Ok((identity, text)) => (Some(identity).filter(|identity| identity.is_settled(now)), Ok(text)),
+                // What cannot be read is tried again each time.
+                Err(error) => (None, Err(format!("cannot be read: {error}"))),
+            };
+            let hash = self.hasher.hash_one(&content);
+            let before = self.known.insert(path.clone(), Known { identity, content: hash });
+            if before.is_none_or(|before| before.content != hash) {
+                changes.changed.push(SourceFile { path, content });
+            }
+        }
+        changes
+    }
 }
 
-fn read_text(path: &Path) -> io::Result<String> {
+impl Changes {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.gone.is_empty()
+    }
+}
+
+/// A file's text, and what it was identified by before the first byte was read.
+fn read(path: &Path) -> io::Result<(Identity, String)> {
+    let file = File::open(path)?;
+    let identity = Identity::of(&file.metadata()?);
     let mut text = String::new();
-    let read = std::fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    let read = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
     if read as u64 > MAX_FILE_BYTES {
         return Err(io::Error::other(format!("larger than {} MiB", MAX_FILE_BYTES >> 20)));
     }
-    Ok(text)
-}
-
-/// Tells two readings apart.
-pub fn fingerprint(files: &[SourceFile]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    files.hash(&mut hasher);
-    hasher.finish()
+    Ok((identity, text))
 }

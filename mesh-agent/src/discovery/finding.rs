@@ -36,6 +36,8 @@ pub enum Effect {
     TargetDeniesAll,
     /// A PeerAuthentication without earlier version: its target refuses plaintext.
     TargetStrict,
+    /// A pod's annotation that keeps nothing out of the mesh.
+    ExcludesNothing,
     /// The later of two objects of one name is used.
     LaterWins,
 }
@@ -47,6 +49,7 @@ impl fmt::Display for Effect {
             Effect::PreviousStays => "the previous version stays in force",
             Effect::TargetDeniesAll => "there is no previous version, so its target refuses every connection",
             Effect::TargetStrict => "there is no previous version, so its target refuses plaintext",
+            Effect::ExcludesNothing => "the annotation excludes nothing, so everything it is about stays in the mesh",
             Effect::LaterWins => "the later one is used",
         })
     }

@@ -23,6 +23,8 @@ pub struct Report {
     pub seen: Option<SystemTime>,
     /// Why the source cannot be reached, if it cannot. The last good state stays in force.
     pub unreachable: Option<String>,
+    /// Since when it has been so.
+    pub unreachable_since: Option<SystemTime>,
     /// Objects in force, those kept from an earlier reading included.
     pub objects: usize,
     /// What is wrong in the source as it is now.
@@ -40,11 +42,13 @@ impl Health {
     }
 
     pub(super) fn seen_again(&self) {
-        let report = Report { seen: Some(SystemTime::now()), unreachable: None, ..(*self.report()).clone() };
-        self.set(report);
+        let seen = Some(SystemTime::now());
+        self.set(Report { seen, unreachable: None, unreachable_since: None, ..(*self.report()).clone() });
     }
 
     pub(super) fn unreachable(&self, reason: String) {
-        self.set(Report { unreachable: Some(reason), ..(*self.report()).clone() });
+        let report = self.report();
+        let unreachable_since = report.unreachable_since.or_else(|| Some(SystemTime::now()));
+        self.set(Report { unreachable: Some(reason), unreachable_since, ..(*report).clone() });
     }
 }

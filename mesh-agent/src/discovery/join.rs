@@ -1,4 +1,4 @@
-//! From the objects in force to the [`World`]: what only several objects together can say.
+//! From the objects in force to the [`World`], at once and by itself: what the engine's pieces are held against.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,16 +12,15 @@ use crate::state::{Backend, Backends, Node, ServiceSpec, Workload, World};
 /// Joins pods with their namespace's label and EndpointSlices with their Service. Cannot fail.
 pub fn world(store: &Store) -> World {
     let mut loose = Loose::default();
-    for (key, entry) in &store.entries {
-        if let Some(item) = &entry.item {
-            loose.take(key, item);
-        }
+    let items = store.items();
+    for (key, item) in &items {
+        loose.take(key, item);
     }
     World {
         workloads: loose.workloads(),
         services: loose.services,
         nodes: loose.nodes,
-        policies: PolicySet::new(loose.peers, loose.authorizations, store.unreadable.clone()),
+        policies: PolicySet::new(loose.peers, loose.authorizations, store.unreadable()),
     }
     .with_slices(loose.slices)
 }
@@ -43,15 +42,15 @@ impl<'a> Loose<'a> {
             Item::Namespace { mesh } => {
                 self.namespaces.insert(&key.name, *mesh);
             }
-            Item::Node(node) => self.nodes.push(node.clone()),
+            Item::Node(node) => self.nodes.push((**node).clone()),
             Item::Pod { workload, mesh } => self.pods.push((workload, *mesh)),
-            Item::Service(service) => self.services.push(service.clone()),
+            Item::Service(service) => self.services.push((**service).clone()),
             Item::EndpointSlice { service, backends } => {
                 let slice = self.slices.entry((key.namespace.as_str().into(), service.clone())).or_default();
                 slice.extend_from_slice(backends);
             }
-            Item::PeerAuthentication(peer) => self.peers.push(peer.clone()),
-            Item::AuthorizationPolicy(policy) => self.authorizations.push(policy.clone()),
+            Item::PeerAuthentication(peer) => self.peers.push((**peer).clone()),
+            Item::AuthorizationPolicy(policy) => self.authorizations.push((**policy).clone()),
         }
     }
 

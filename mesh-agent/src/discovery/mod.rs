@@ -11,6 +11,7 @@ mod document;
 mod file;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+#[cfg(any(test, feature = "fuzzing"))]
 mod join;
 mod object;
 mod store;
@@ -30,8 +31,9 @@ pub use translate::{MESH_LABEL, MESH_NAMESPACE};
 use crate::drain::Token;
 use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
-use crate::state::{MeshState, StateWriter};
-use store::Store;
+use crate::state::{Engine, MeshState, StateWriter};
+use file::{Changes, Directory};
+use store::{Delta, Store};
 
 /// The readiness gate of this room.
 pub const GATE: &str = "discovery";
@@ -76,7 +78,15 @@ pub async fn run(
     let Source::Directory(directory) = source;
     readiness.waiting(GATE, format!("{} has not been read", directory.display()));
     let mut changes = watch::Changes::of(&directory);
-    let mut publisher = Publisher { directory, config, writer, health, readiness, current: Current::default() };
+    let mut publisher = Publisher {
+        current: Current::new(&config),
+        files: Directory::default(),
+        directory,
+        writer,
+        health,
+        readiness,
+        published: None,
+    };
     loop {
         publisher = tokio::task::spawn_blocking(move || publisher.refresh()).await?;
         tokio::select! {
@@ -88,13 +98,20 @@ pub async fn run(
 
 /// Reads a directory or a file as [`run`] does at its start, and says what is wrong with it. Pure but for the reading.
 pub fn validate(path: &Path, trust_domain: &str) -> std::io::Result<Vec<Finding>> {
-    Ok(Store::default().apply(&file::read(path)?, trust_domain).findings)
+    let mut store = Store::new(trust_domain);
+    store.apply(&read_once(path)?, &[]);
+    Ok(store.findings())
 }
 
 /// Builds a snapshot from a directory or a file once, with no watching: for tests, and for tools that explain.
 pub fn load(path: &Path, config: &Config) -> std::io::Result<(MeshState, Vec<Finding>)> {
-    let store = Store::default().apply(&file::read(path)?, &config.trust_domain);
-    Ok((MeshState::build(1, &config.node, &join::world(&store)), store.findings))
+    let mut current = Current::new(config);
+    current.take(&Changes { changed: read_once(path)?, gone: Vec::new() });
+    Ok((current.engine.snapshot(), current.store.findings()))
+}
+
+fn read_once(path: &Path) -> std::io::Result<Vec<file::SourceFile>> {
+    Ok(Directory::default().changes(file::list(path)?, SystemTime::now()).changed)
 }
 
 /// The bounds of this room.
@@ -102,8 +119,11 @@ pub fn limits() -> Vec<Limit> {
     limits![
         file::MAX_FILE_BYTES, "bytes per file", "a list of 10 000 pods is about 30 MiB";
         file::MAX_FILES, "files", "a directory with more is likely the wrong one";
+        file::SETTLED, "milliseconds", "a file that changed within this time is read again: its times may not tell";
         document::MAX_NODES, "values per document", "a list of 10 000 pods has about a million";
         document::MAX_EVENTS, "parser's events per document", "two or so for each value";
+        translate::MAX_PORTS, "ports per annotation", "an exclusion is an exception; a map holds those of 250 pods";
+        translate::MAX_NETWORKS, "networks per annotation", "the same";
         watch::QUIET, "milliseconds", "several files of one change come in one snapshot";
         watch::PATIENCE, "milliseconds", "for a directory that never gets quiet";
         watch::POLL_WATCHED, "milliseconds", "the directory is read although nothing was heard";
@@ -113,29 +133,51 @@ pub fn limits() -> Vec<Limit> {
 
 struct Publisher {
     directory: PathBuf,
-    config: Config,
+    files: Directory,
+    current: Current,
     writer: StateWriter,
     health: Health,
     readiness: Readiness,
-    current: Current,
+    /// What was said of the source with the last snapshot; None before the first.
+    published: Option<Report>,
 }
 
-/// What is in force.
-#[derive(Default)]
+/// What is in force, and what follows from it.
 struct Current {
-    version: u64,
-    fingerprint: Option<u64>,
     store: Store,
+    engine: Engine,
+}
+
+impl Current {
+    fn new(config: &Config) -> Self {
+        Self { store: Store::new(&config.trust_domain), engine: Engine::new(&config.node) }
+    }
+
+    fn take(&mut self, changes: &Changes) {
+        let Delta { upserts, deletes } = self.store.apply(&changes.changed, &changes.gone);
+        for (key, item) in upserts {
+            self.engine.upsert(&key, item);
+        }
+        for key in deletes {
+            self.engine.delete(&key);
+        }
+        self.engine.refuse(self.store.unreadable());
+    }
 }
 
 impl Publisher {
-    /// Reads the source and publishes if it says something else than before.
+    /// Reads what changed in the source and publishes what follows.
     fn refresh(mut self) -> Self {
-        let emptied = |files: &Vec<_>| files.is_empty() && !self.current.store.entries.is_empty();
-        match file::read(&self.directory) {
+        let now = SystemTime::now();
+        match file::list(&self.directory) {
             // Nothing left of what was there is a volume that went away, not a wish to leave the mesh.
-            Ok(files) if emptied(&files) => self.keep("no files any more".to_string()),
-            Ok(files) => self.take(&files),
+            Ok(listed) if listed.is_empty() && self.current.store.len() > 0 => {
+                self.keep("no files any more".to_string())
+            }
+            Ok(listed) => {
+                let changes = self.files.changes(listed, now);
+                self.take(&changes);
+            }
             Err(error) => self.keep(error.to_string()),
         }
         self
@@ -147,33 +189,34 @@ impl Publisher {
         if self.health.report().unreachable.as_ref() != Some(&reason) {
             tracing::warn!(reason, "the source cannot be read; the last good state stays in force");
         }
-        if self.current.fingerprint.is_none() {
+        if self.published.is_none() {
             self.readiness.waiting(GATE, reason.clone());
         }
         self.health.unreachable(reason);
     }
 
-    fn take(&mut self, files: &[file::SourceFile]) {
-        let fingerprint = file::fingerprint(files);
-        if self.current.fingerprint == Some(fingerprint) {
+    fn take(&mut self, changes: &Changes) {
+        if changes.is_empty() && self.published.is_some() {
             return self.health.seen_again();
         }
-        let store = self.current.store.apply(files, &self.config.trust_domain);
-        for finding in store.findings.iter().filter(|finding| !self.current.store.findings.contains(finding)) {
-            tracing::warn!("{finding}");
-        }
-        let version = self.current.version + 1;
-        let state = MeshState::build(version, &self.config.node, &join::world(&store));
-        self.writer.publish(state);
-        self.health.set(Report {
-            version,
+        self.current.take(changes);
+        let state = self.current.engine.snapshot();
+        let report = Report {
+            version: state.version,
             seen: Some(SystemTime::now()),
             unreachable: None,
-            objects: store.entries.len(),
-            findings: store.findings.clone(),
-        });
+            unreachable_since: None,
+            objects: self.current.store.len(),
+            findings: self.current.store.findings(),
+        };
+        let known = self.published.as_ref().map(|published| published.findings.as_slice()).unwrap_or_default();
+        for finding in report.findings.iter().filter(|finding| !known.contains(finding)) {
+            tracing::warn!("{finding}");
+        }
+        self.writer.publish(state);
+        tracing::debug!(version = report.version, objects = report.objects, "a snapshot is published");
+        self.health.set(report.clone());
         self.readiness.ready(GATE);
-        tracing::debug!(version, objects = store.entries.len(), "a snapshot is published");
-        self.current = Current { version, fingerprint: Some(fingerprint), store };
+        self.published = Some(report);
     }
 }

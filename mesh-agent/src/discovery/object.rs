@@ -1,7 +1,5 @@
 //! One parsed document to the objects in it: which kinds the mesh reads, and by which name they go.
 
-use std::fmt;
-
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
@@ -9,60 +7,8 @@ use serde_json::Value;
 
 use super::crd::{AuthorizationPolicy, GROUP, PeerAuthentication, VERSION};
 use super::finding::{FieldPath, Problem, Step};
-use super::translate::{self, Item};
-
-/// The kinds that the mesh reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// v1
-    Namespace,
-    /// v1
-    Node,
-    /// v1
-    Pod,
-    /// v1
-    Service,
-    /// discovery.k8s.io/v1
-    EndpointSlice,
-    /// nodemesh.dev/v1alpha1
-    PeerAuthentication,
-    /// nodemesh.dev/v1alpha1
-    AuthorizationPolicy,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
-    }
-}
-
-impl Kind {
-    /// Whether an object of this kind restricts who may connect.
-    pub fn is_policy(self) -> bool {
-        match self {
-            Kind::PeerAuthentication | Kind::AuthorizationPolicy => true,
-            Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice => false,
-        }
-    }
-}
-
-/// How an object is told from all others.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// Its kind.
-    pub kind: Kind,
-    /// metadata.namespace, `default` when absent; empty for Namespaces and Nodes.
-    pub namespace: String,
-    /// metadata.name
-    pub name: String,
-}
-
-impl Key {
-    /// `namespace/name`, or the name alone.
-    pub fn object(&self) -> String {
-        if self.namespace.is_empty() { self.name.clone() } else { format!("{}/{}", self.namespace, self.name) }
-    }
-}
+use super::translate::{self, Taken};
+pub use crate::state::{Key, Kind};
 
 /// What an object in a file is to the mesh.
 pub enum Meaning {
@@ -167,20 +113,20 @@ pub fn namespace(object: &Value) -> Result<&str, Problem> {
 }
 
 /// Reads an object's body. None for an object that says nothing to the mesh, such as a pod that ended.
-pub fn read(key: &Key, object: &Value, trust_domain: &str) -> Result<Option<Item>, Problem> {
+pub fn read(key: &Key, object: &Value, trust_domain: &str) -> Result<Taken, Problem> {
     match key.kind {
-        Kind::Namespace => translate::namespace(&typed::<Namespace>(object)?).map(Some),
-        Kind::Node => translate::node(&typed::<Node>(object)?, key).map(Some),
+        Kind::Namespace => translate::namespace(&typed::<Namespace>(object)?).map(Taken::from),
+        Kind::Node => translate::node(&typed::<Node>(object)?, key).map(Taken::from),
         Kind::Pod => translate::pod(&typed::<Pod>(object)?, key, trust_domain),
-        Kind::Service => translate::service(&typed::<Service>(object)?, key).map(Some),
-        Kind::EndpointSlice => translate::endpoint_slice(&typed::<EndpointSlice>(object)?, key),
+        Kind::Service => translate::service(&typed::<Service>(object)?, key).map(Taken::from),
+        Kind::EndpointSlice => translate::endpoint_slice(&typed::<EndpointSlice>(object)?, key).map(Taken::from),
         Kind::PeerAuthentication => {
             ours(object)?;
-            translate::peer_authentication(&typed::<PeerAuthentication>(object)?, key).map(Some)
+            translate::peer_authentication(&typed::<PeerAuthentication>(object)?, key).map(Taken::from)
         }
         Kind::AuthorizationPolicy => {
             ours(object)?;
-            translate::authorization_policy(&typed::<AuthorizationPolicy>(object)?, key, trust_domain).map(Some)
+            translate::authorization_policy(&typed::<AuthorizationPolicy>(object)?, key, trust_domain).map(Taken::from)
         }
     }
 }

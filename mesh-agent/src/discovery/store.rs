@@ -1,13 +1,16 @@
 //! The objects in force: what was read last, and for what could not be read its last good version.
 //!
 //! ```text
-//! files ─► documents ─► objects ─┬─ read ────────────────► in force
-//!                                ├─ not read, known ─────► its last good version stays
-//!                                └─ not read, a policy ──► its target refuses (Unreadable)
+//! changed files ─► changed documents ─► objects ─┬─ read ────────────────► in force
+//!                                                ├─ not read, known ─────► its last good version stays
+//!                                                └─ not read, a policy ──► its target refuses (Unreadable)
 //! ```
+//! Several files may speak of one object: the last that can be read is in force, whatever the others are like.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -16,257 +19,498 @@ use super::document::{self, Document, SyntaxError};
 use super::file::SourceFile;
 use super::finding::{Effect, FieldPath, Finding, Problem};
 use super::object::{self, Key, Kind, Meaning};
-use super::translate::{self, Item};
+use super::translate::{self, Item, Taken};
 use crate::policy::{Unreadable, Weight};
 
-/// An object in force.
+/// All objects in force. Changes only by [`Store::apply`].
 #[derive(Clone, Debug)]
-pub struct Entry {
-    /// What the mesh takes from it; None for objects that say nothing now, such as pods that ended.
-    pub item: Option<Item>,
-    /// The file it came from.
-    file: PathBuf,
+pub struct Store {
+    trust_domain: String,
+    /// What each file says.
+    files: BTreeMap<Arc<Path>, Said>,
+    /// The files that speak of an object.
+    speakers: HashMap<Key, BTreeSet<Arc<Path>>>,
+    /// None for objects that say nothing now, such as pods that ended.
+    in_force: HashMap<Key, Option<Item>>,
+    /// Files in which something is wrong.
+    noted: BTreeSet<Arc<Path>>,
+    /// Objects that can be read in several files.
+    doubled: BTreeSet<Key>,
+    hasher: RandomState,
 }
 
-/// All objects in force. Grows only by [`Store::apply`].
+/// What a change of files comes to.
+#[derive(Debug, Default, PartialEq)]
+pub struct Delta {
+    /// Objects that are new or say something else.
+    pub upserts: Vec<(Key, Item)>,
+    /// Objects that are gone, or say nothing any more.
+    pub deletes: Vec<Key>,
+}
+
+/// What a file says.
 #[derive(Clone, Debug, Default)]
-pub struct Store {
-    /// Objects that could be read, now or before.
-    pub entries: BTreeMap<Key, Entry>,
-    /// Policies that never could.
-    pub unreadable: Vec<Unreadable>,
-    /// What is wrong with the source as it is now.
-    pub findings: Vec<Finding>,
-    /// Files that could be opened at least once.
-    known_files: BTreeSet<PathBuf>,
+struct Said {
+    claims: HashMap<Key, Claim>,
+    notes: Vec<Note>,
+    /// Documents in which nothing is wrong, by the hash of their text, with the objects in them and their hashes.
+    sound: HashMap<u64, Vec<(Key, u64)>>,
+    /// Whether it could be opened at least once.
+    opened: bool,
+}
+
+/// What a file says of one object.
+#[derive(Clone, Debug)]
+enum Claim {
+    /// This.
+    Read {
+        taken: Taken,
+        /// The hash of what it was read from.
+        hash: u64,
+        /// The line of its document.
+        line: u64,
+    },
+    /// Something that cannot be read: what is in force stays.
+    Unread,
+}
+
+/// Something that is wrong in a file.
+#[derive(Clone, Debug)]
+struct Note {
+    /// Its effect counts only where nothing else decides about it.
+    finding: Finding,
+    /// The object that it is about, if that can be told: what is in force of it stays.
+    key: Option<Key>,
+    /// What stands for the object as long as nothing is in force of it.
+    unreadable: Option<Unreadable>,
 }
 
 impl Store {
-    /// The store after reading the whole source again.
-    #[must_use]
-    pub fn apply(&self, files: &[SourceFile], trust_domain: &str) -> Store {
-        let mut reading = Reading { previous: self, next: Store::default(), broken: Vec::new(), trust_domain };
-        for file in files {
-            reading.file(file);
+    /// Nothing yet.
+    pub fn new(trust_domain: &str) -> Self {
+        Self {
+            trust_domain: trust_domain.to_string(),
+            files: BTreeMap::new(),
+            speakers: HashMap::new(),
+            in_force: HashMap::new(),
+            noted: BTreeSet::new(),
+            doubled: BTreeSet::new(),
+            hasher: RandomState::new(),
         }
-        reading.keep_objects_of_broken_files();
-        reading.next
+    }
+
+    /// Takes files that are new or changed, and those that are gone. The others are not looked at.
+    pub fn apply(&mut self, changed: &[SourceFile], gone: &[PathBuf]) -> Delta {
+        let mut touched = BTreeSet::new();
+        for path in gone {
+            let before = self.withdraw(path);
+            touched.extend(before.claims.into_keys());
+        }
+        let mut readings: Vec<Reading<'_>> = Vec::new();
+        for file in changed {
+            let before = self.withdraw(&file.path);
+            touched.extend(before.claims.keys().cloned());
+            readings.push(Reading::new(file, before, self));
+        }
+        for reading in &readings {
+            let keys: Vec<Key> = reading.said.claims.keys().cloned().collect();
+            keys.into_iter().for_each(|key| self.speak(&reading.path, key));
+        }
+        // What tells no name comes last: only then it shows which objects of a file are missing.
+        for mut reading in readings {
+            reading.nameless(self);
+            touched.extend(reading.said.claims.keys().cloned());
+            let keys: Vec<Key> = reading.said.claims.keys().cloned().collect();
+            keys.into_iter().for_each(|key| self.speak(&reading.path, key));
+            if !reading.said.notes.is_empty() {
+                self.noted.insert(reading.path.clone());
+            }
+            self.files.insert(reading.path, reading.said);
+        }
+        self.settle(touched)
+    }
+
+    /// How many objects are in force.
+    pub fn len(&self) -> usize {
+        self.in_force.len()
+    }
+
+    /// The policies that cannot be read now and never could.
+    pub fn unreadable(&self) -> Vec<Unreadable> {
+        let notes = self.notes().filter(|(_, note)| !self.is_in_force(note.key.as_ref()));
+        notes.filter_map(|(_, note)| note.unreadable.clone()).collect()
+    }
+
+    /// What is wrong with the source as it is now, by file.
+    pub fn findings(&self) -> Vec<Finding> {
+        let mut findings: Vec<Finding> = self.notes().map(|(_, note)| self.finding(note)).collect();
+        findings.extend(self.doubled.iter().flat_map(|key| self.double_findings(key)));
+        findings.sort_by(|one, other| one.file.cmp(&other.file));
+        findings
+    }
+
+    fn notes(&self) -> impl Iterator<Item = (&Arc<Path>, &Note)> {
+        let said = self.noted.iter().filter_map(|path| Some((path, self.files.get(path)?)));
+        said.flat_map(|(path, said)| said.notes.iter().map(move |note| (path, note)))
+    }
+
+    fn finding(&self, note: &Note) -> Finding {
+        let effect = match &note.unreadable {
+            _ if self.is_in_force(note.key.as_ref()) => Effect::PreviousStays,
+            Some(unreadable) => effect_of(unreadable.weight),
+            None => note.finding.effect,
+        };
+        Finding { effect, ..note.finding.clone() }
+    }
+
+    fn double_findings(&self, key: &Key) -> Vec<Finding> {
+        let files: Vec<(&Arc<Path>, u64)> = self.readers(key).map(|(path, _, line)| (path, line)).collect();
+        let pairs = files.iter().zip(files.iter().skip(1));
+        let mut findings = Vec::new();
+        for ((earlier, _), (later, line)) in pairs {
+            findings.push(Finding {
+                file: later.to_path_buf(),
+                line: Some(*line),
+                kind: key.kind.to_string(),
+                object: key.object(),
+                field: "metadata.name".to_string(),
+                reason: format!("is also in {}", earlier.display()),
+                effect: Effect::LaterWins,
+            });
+        }
+        findings
+    }
+
+    /// The files in which an object can be read, in their order, with what it says and the line of its document.
+    fn readers(&self, key: &Key) -> impl Iterator<Item = (&Arc<Path>, &Option<Item>, u64)> {
+        let speakers = self.speakers.get(key).into_iter().flatten();
+        speakers.filter_map(|path| match self.files.get(path)?.claims.get(key)? {
+            Claim::Read { taken, line, .. } => Some((path, &taken.item, *line)),
+            Claim::Unread => None,
+        })
+    }
+
+    fn is_in_force(&self, key: Option<&Key>) -> bool {
+        key.is_some_and(|key| self.in_force.contains_key(key))
+    }
+
+    fn speak(&mut self, path: &Arc<Path>, key: Key) {
+        self.speakers.entry(key).or_default().insert(path.clone());
+    }
+
+    /// Forgets what a file says.
+    fn withdraw(&mut self, path: &Path) -> Said {
+        let said = self.files.remove(path).unwrap_or_default();
+        self.noted.remove(path);
+        for key in said.claims.keys() {
+            let Some(files) = self.speakers.get_mut(key) else { continue };
+            files.remove(path);
+            if files.is_empty() {
+                self.speakers.remove(key);
+            }
+        }
+        said
+    }
+
+    /// Finds out what is in force of these objects now.
+    fn settle(&mut self, touched: BTreeSet<Key>) -> Delta {
+        let mut delta = Delta::default();
+        for key in touched {
+            let mut readers = self.readers(&key).map(|(_, item, _)| item);
+            let earlier = readers.next();
+            let later = readers.last();
+            let doubled = later.is_some();
+            let read = later.or(earlier).cloned();
+            if doubled {
+                self.doubled.insert(key.clone());
+            } else {
+                self.doubled.remove(&key);
+            }
+            let before = self.in_force.get(&key).cloned();
+            let now = match read {
+                Some(read) => Some(read),
+                None if self.speakers.contains_key(&key) => before.clone(),
+                None => None,
+            };
+            match &now {
+                Some(now) => drop(self.in_force.insert(key.clone(), now.clone())),
+                None => drop(self.in_force.remove(&key)),
+            }
+            match (before.flatten(), now.flatten()) {
+                (Some(before), Some(now)) if before == now => {}
+                (_, Some(now)) => delta.upserts.push((key, now)),
+                (Some(_), None) => delta.deletes.push(key),
+                (None, None) => {}
+            }
+        }
+        delta
+    }
+
+    /// The items in force, in the order of their keys.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn items(&self) -> BTreeMap<&Key, &Item> {
+        self.in_force.iter().filter_map(|(key, item)| Some((key, item.as_ref()?))).collect()
     }
 }
 
-/// One pass over all files.
+/// One file while it is read.
 struct Reading<'a> {
-    previous: &'a Store,
-    next: Store,
-    /// Files of which a part could not even be told apart into objects.
-    broken: Vec<&'a Path>,
-    trust_domain: &'a str,
+    path: Arc<Path>,
+    /// What it said before.
+    before: Said,
+    said: Said,
+    /// What has to wait until the names of all files are known.
+    waiting: Vec<Waiting<'a>>,
 }
 
-/// Which objects of a file are looked at.
-#[derive(Clone, Copy)]
-enum Pass {
-    /// Those of known kind and name.
-    Named,
-    /// The others.
-    Nameless,
+/// What tells no name.
+enum Waiting<'a> {
+    /// An object of a kind that the mesh reads.
+    Nameless { kind: Kind, problem: Problem, value: Value, line: u64 },
+    /// An object of a kind that there is not.
+    Mistaken { problem: Problem, value: Value, line: u64 },
+    /// Text that is no YAML.
+    Broken { document: Document<'a>, error: SyntaxError },
+    /// The file cannot be opened.
+    Closed { reason: String },
 }
 
 /// Where an object stands.
 struct Place<'a> {
-    file: &'a Path,
     document: &'a Document<'a>,
     /// The way to the object in its document.
     path: &'a FieldPath,
 }
 
+impl Place<'_> {
+    fn line(&self, problem: &Problem) -> u64 {
+        self.document.line_of(&problem.field.below(self.path))
+    }
+}
+
 impl<'a> Reading<'a> {
-    fn file(&mut self, file: &'a SourceFile) {
-        let text = match &file.content {
-            Ok(text) => text,
-            Err(reason) => return self.unreadable_file(&file.path, reason),
-        };
-        self.next.known_files.insert(file.path.clone());
-        let (mut parsed, mut broken) = (Vec::new(), Vec::new());
+    fn new(file: &'a SourceFile, before: Said, store: &Store) -> Self {
+        let mut reading = Self { path: file.path.as_path().into(), before, said: Said::default(), waiting: Vec::new() };
+        match &file.content {
+            Ok(text) => reading.text(text, store),
+            Err(reason) => reading.waiting.push(Waiting::Closed { reason: reason.clone() }),
+        }
+        reading
+    }
+
+    fn text(&mut self, text: &'a str, store: &Store) {
+        self.said.opened = true;
+        let mut broken = Vec::new();
         for document in document::split(text) {
+            let hash = store.hasher.hash_one(document.text);
+            if self.known(&document, hash) {
+                continue;
+            }
             match document.parse() {
-                Ok(value) => parsed.push((document, value)),
-                Err(error) => broken.push((document, error)),
+                Ok(value) => self.document(&document, hash, &value, store),
+                Err(error) => broken.push(Waiting::Broken { document, error }),
             }
         }
-        // What tells no name comes last: only then it shows which objects of the file are missing.
-        for pass in [Pass::Named, Pass::Nameless] {
-            for (document, value) in &parsed {
-                self.document(&file.path, document, value, pass);
+        self.waiting.append(&mut broken);
+    }
+
+    /// Takes what a document said before, if it is the same text and was sound. The line that it is on may be another.
+    fn known(&mut self, document: &Document<'_>, hash: u64) -> bool {
+        let Some(objects) = self.before.sound.get(&hash) else { return false };
+        let mut claims = Vec::with_capacity(objects.len());
+        for (key, hash) in objects {
+            match self.before.claims.get(key) {
+                // Of two documents about one object, the claim is that of the later. What comes twice has to be named.
+                Some(Claim::Read { taken, hash: read, line: _ })
+                    if read == hash && !self.said.claims.contains_key(key) =>
+                {
+                    let claim = Claim::Read { taken: taken.clone(), hash: *hash, line: document.line };
+                    claims.push((key.clone(), claim));
+                }
+                Some(_) | None => return false,
             }
         }
-        for (document, error) in broken {
-            self.broken_document(&file.path, &document, error);
-        }
+        self.said.claims.extend(claims);
+        self.said.sound.insert(hash, objects.clone());
+        true
     }
 
-    /// A file that cannot be opened may hold any policy. If it could be opened before, what it held stays.
-    fn unreadable_file(&mut self, path: &'a Path, reason: &str) {
-        self.broken.push(path);
-        let known = self.previous.known_files.contains(path);
-        if known {
-            self.next.known_files.insert(path.to_path_buf());
-        } else {
-            self.next.unreadable.extend(translate::unreadable(Kind::AuthorizationPolicy, None, &Value::Null));
-        }
-        self.next.findings.push(Finding {
-            file: path.to_path_buf(),
-            line: None,
-            kind: String::new(),
-            object: String::new(),
-            field: String::new(),
-            reason: reason.to_string(),
-            effect: if known { Effect::PreviousStays } else { Effect::TargetDeniesAll },
-        });
-    }
-
-    fn document(&mut self, file: &'a Path, document: &Document<'_>, value: &Value, pass: Pass) {
+    fn document(&mut self, document: &Document<'_>, hash: u64, value: &Value, store: &Store) {
+        let notes = self.said.notes.len() + self.waiting.len();
+        let mut objects = Vec::new();
         for (path, value) in object::objects(value) {
-            let place = Place { file, document, path: &path };
-            match (pass, object::meaning(value)) {
-                (Pass::Named, Meaning::Known { kind: _, key: Ok(key) }) => self.object(&place, key, value),
-                (Pass::Nameless, Meaning::Known { kind, key: Err(problem) }) => {
-                    self.nameless(&place, kind, problem, value);
+            let place = Place { document, path: &path };
+            match object::meaning(value) {
+                Meaning::Known { kind: _, key: Ok(key) } => {
+                    let hash = store.hasher.hash_one(value);
+                    objects.push((key.clone(), hash));
+                    self.object(&place, key, value, hash, store);
                 }
-                (Pass::Nameless, Meaning::Mistaken(problem)) => self.mistaken(&place, problem, value),
-                (Pass::Nameless, Meaning::Foreign) => {
+                Meaning::Known { kind, key: Err(problem) } => {
+                    let line = place.line(&problem);
+                    self.waiting.push(Waiting::Nameless { kind, problem, value: value.clone(), line });
+                }
+                Meaning::Mistaken(problem) => {
+                    let line = place.line(&problem);
+                    self.waiting.push(Waiting::Mistaken { problem, value: value.clone(), line });
+                }
+                Meaning::Foreign => {
                     let kind = object::text(value, &["kind"]).unwrap_or_default();
-                    tracing::debug!(file = %file.display(), kind, "not a kind that the mesh reads");
+                    tracing::debug!(file = %self.path.display(), kind, "not a kind that the mesh reads");
                 }
-                (Pass::Named, _) | (Pass::Nameless, Meaning::Known { kind: _, key: Ok(_) }) => {}
             }
+        }
+        if self.said.notes.len() + self.waiting.len() == notes {
+            self.said.sound.insert(hash, objects);
         }
     }
 
-    fn object(&mut self, place: &Place<'_>, key: Key, value: &Value) {
-        match self.admit(&key, value) {
-            Ok(item) => self.insert(place, key, item),
+    fn object(&mut self, place: &Place<'_>, key: Key, value: &Value, hash: u64, store: &Store) {
+        let taken = match self.before.claims.get(&key) {
+            Some(Claim::Read { taken, hash: known, .. }) if *known == hash => Ok(taken.clone()),
+            Some(_) | None => admit(&key, value, &store.trust_domain),
+        };
+        match taken {
+            Ok(taken) => {
+                for problem in taken.problems.iter().cloned() {
+                    let line = place.line(&problem);
+                    self.note(Some(line), &key.kind.to_string(), &key.object(), problem, Effect::ExcludesNothing);
+                }
+                let claim = Claim::Read { taken, hash, line: place.document.line };
+                if let Some(Claim::Read { .. }) = self.said.claims.insert(key.clone(), claim) {
+                    let reason = format!("is also in {}", self.path.display());
+                    let problem = Problem::new(FieldPath::of("metadata.name"), reason);
+                    let line = place.line(&problem);
+                    self.note(Some(line), &key.kind.to_string(), &key.object(), problem, Effect::LaterWins);
+                }
+            }
             Err(problem) => {
-                let effect = self.refuse_unless_known(key.kind, Some(&key), value);
-                self.find(place, &key.kind.to_string(), &key.object(), problem, effect);
+                let unreadable = translate::unreadable(key.kind, Some(&key), value);
+                let line = place.line(&problem);
+                self.note(Some(line), &key.kind.to_string(), &key.object(), problem, Effect::Skipped);
+                self.keep(Some(key), unreadable);
             }
         }
     }
 
-    fn nameless(&mut self, place: &Place<'_>, kind: Kind, problem: Problem, value: &Value) {
-        let key = self.missing(place.file, kind);
-        let effect = self.refuse_unless_known(kind, key.as_ref(), value);
-        self.find(place, &kind.to_string(), &key.map(|key| key.object()).unwrap_or_default(), problem, effect);
+    /// The second pass: what tells no name can only be taken for an object that the file held before and that is missing
+    /// now.
+    fn nameless(&mut self, store: &Store) {
+        let (mut nameless, mut mistaken, mut broken) = (Vec::new(), Vec::new(), Vec::new());
+        for waiting in std::mem::take(&mut self.waiting) {
+            match waiting {
+                Waiting::Nameless { .. } => nameless.push(waiting),
+                Waiting::Mistaken { .. } => mistaken.push(waiting),
+                Waiting::Broken { .. } | Waiting::Closed { .. } => broken.push(waiting),
+            }
+        }
+        let in_pieces = !broken.is_empty();
+        for waiting in nameless.into_iter().chain(mistaken).chain(broken) {
+            match waiting {
+                Waiting::Nameless { kind, problem, value, line } => {
+                    self.nameless_object(kind, problem, &value, line, store)
+                }
+                Waiting::Mistaken { problem, value, line } => self.mistaken(problem, &value, line, store),
+                Waiting::Broken { document, error } => self.broken_document(&document, error, store),
+                Waiting::Closed { reason } => self.closed(reason),
+            }
+        }
+        // In a file with a part that could not be told apart, an object that is missing may be that part.
+        if in_pieces {
+            let missing: Vec<Key> = self.missing(store).cloned().collect();
+            self.said.claims.extend(missing.into_iter().map(|key| (key, Claim::Unread)));
+        }
+    }
+
+    fn nameless_object(&mut self, kind: Kind, problem: Problem, value: &Value, line: u64, store: &Store) {
+        let key = self.missing(store).find(|key| key.kind == kind).cloned();
+        let unreadable = translate::unreadable(kind, key.as_ref(), value);
+        let object = key.as_ref().map(Key::object).unwrap_or_default();
+        self.note(Some(line), &kind.to_string(), &object, problem, Effect::Skipped);
+        self.keep(key, unreadable);
     }
 
     /// A kind that there is not. A policy that the file held under this name is taken to be meant.
-    fn mistaken(&mut self, place: &Place<'_>, problem: Problem, value: &Value) {
+    fn mistaken(&mut self, problem: Problem, value: &Value, line: u64, store: &Store) {
         let name = object::text(value, &["metadata", "name"]).unwrap_or_default();
         let namespace = object::namespace(value).unwrap_or_default();
         let meant = |key: &&Key| key.kind.is_policy() && key.name == name && key.namespace == namespace;
-        let key = self.missing_of(place.file).find(meant).cloned();
-        let effect = key.map_or(Effect::Skipped, |key| self.refuse_unless_known(key.kind, Some(&key), value));
+        let key = self.missing(store).find(meant).cloned();
+        let unreadable = key.as_ref().and_then(|key| translate::unreadable(key.kind, Some(key), value));
         let kind = object::text(value, &["kind"]).unwrap_or_default();
-        self.find(place, kind, name, problem, effect);
-    }
-
-    /// What an API server checks by the schema before an object is stored, then the reading proper.
-    fn admit(&self, key: &Key, value: &Value) -> Result<Option<Item>, Problem> {
-        let item = object::read(key, value, self.trust_domain)?;
-        if let Some(Item::AuthorizationPolicy(policy)) = &item
-            && let Some(index) = policy.rules.iter().position(|rule| rule.sources.is_empty())
-        {
-            let path = FieldPath::of("spec.rules").index(index).key("sources");
-            return Err(Problem::new(path, "empty: at least one source is needed; {type: Any} is everyone"));
-        }
-        Ok(item)
-    }
-
-    fn insert(&mut self, place: &Place<'_>, key: Key, item: Option<Item>) {
-        let entry = Entry { item, file: place.file.to_path_buf() };
-        if let Some(earlier) = self.next.entries.insert(key.clone(), entry) {
-            let reason = format!("is also in {}", earlier.file.display());
-            let problem = Problem::new(FieldPath::of("metadata.name"), reason);
-            self.find(place, &key.kind.to_string(), &key.object(), problem, Effect::LaterWins);
-        }
-    }
-
-    /// What follows when an object cannot be read: its last version stays, or, for a policy, its target refuses.
-    fn refuse_unless_known(&mut self, kind: Kind, key: Option<&Key>, value: &Value) -> Effect {
-        if let Some(key) = key
-            && let Some(previous) = self.previous.entries.get(key)
-        {
-            self.next.entries.entry(key.clone()).or_insert_with(|| previous.clone());
-            return Effect::PreviousStays;
-        }
-        let Some(unreadable) = translate::unreadable(kind, key, value) else {
-            return Effect::Skipped;
-        };
-        let effect = effect_of(unreadable.weight);
-        self.next.unreadable.push(unreadable);
-        effect
+        self.note(Some(line), kind, name, problem, Effect::Skipped);
+        self.keep(key, unreadable);
     }
 
     /// Text that is no YAML: what its file held before stays, and if it reads like a policy that is new, that refuses.
-    fn broken_document(&mut self, file: &'a Path, document: &Document<'_>, error: SyntaxError) {
-        self.broken.push(file);
-        let held = self.previous.entries.values().any(|entry| entry.file == file);
-        let mut effect = if held { Effect::PreviousStays } else { Effect::Skipped };
-        let mut object = String::new();
+    fn broken_document(&mut self, document: &Document<'_>, error: SyntaxError, store: &Store) {
+        let held = if self.before.claims.is_empty() { Effect::Skipped } else { Effect::PreviousStays };
         let metadata = document.metadata();
         let named = |kind| metadata.as_ref().and_then(|metadata| object::key(kind, metadata).ok());
-        let guesses = kinds_of(document.text);
-        let keys = guesses.iter().map(|kind| (*kind, named(*kind).or_else(|| self.missing(file, *kind))));
-        let keys: Vec<(Kind, Option<Key>)> = keys.collect();
-        let known = |key: &Key| self.previous.entries.contains_key(key);
-        let best = keys.iter().find(|(_, key)| key.as_ref().is_some_and(known)).or(keys.first());
-        if let Some((kind, key)) = best {
-            object = key.as_ref().map(Key::object).unwrap_or_default();
-            effect = self.refuse_unless_known(*kind, key.as_ref(), &Value::Null);
-        }
-        self.next.findings.push(Finding {
-            file: file.to_path_buf(),
-            line: error.line.or(Some(document.line)),
-            kind: String::new(),
-            object,
-            field: String::new(),
-            reason: format!("not YAML: {}", error.reason),
-            effect,
-        });
+        let missing = |kind| self.missing(store).find(|key| key.kind == kind).cloned();
+        let keys = kinds_of(document.text).into_iter().map(|kind| (kind, named(kind).or_else(|| missing(kind))));
+        let mut keys: Vec<(Kind, Option<Key>)> = keys.collect();
+        let best = keys.iter().position(|(_, key)| store.is_in_force(key.as_ref())).unwrap_or_default();
+        let best = if keys.is_empty() { None } else { Some(keys.swap_remove(best)) };
+        let unreadable = best.as_ref().and_then(|(kind, key)| translate::unreadable(*kind, key.as_ref(), &Value::Null));
+        let key = best.and_then(|(_, key)| key);
+        let object = key.as_ref().map(Key::object).unwrap_or_default();
+        let problem = Problem::new(FieldPath::default(), format!("not YAML: {}", error.reason));
+        self.note(error.line.or(Some(document.line)), "", &object, problem, held);
+        self.keep(key, unreadable);
     }
 
-    /// An object that the file held before and is not read from it now. What tells no name can only be taken for such
-    /// a one.
-    fn missing(&self, file: &Path, kind: Kind) -> Option<Key> {
-        self.missing_of(file).find(|key| key.kind == kind).cloned()
+    /// A file that cannot be opened may hold any policy. If it could be opened before, what it held stays.
+    fn closed(&mut self, reason: String) {
+        self.said.opened = self.before.opened;
+        let unknown = || translate::unreadable(Kind::AuthorizationPolicy, None, &Value::Null);
+        let unreadable = if self.before.opened { None } else { unknown() };
+        self.note(None, "", "", Problem::new(FieldPath::default(), reason), Effect::PreviousStays);
+        self.keep(None, unreadable);
     }
 
-    fn missing_of(&self, file: &Path) -> impl Iterator<Item = &Key> {
-        let of_file = self.previous.entries.iter().filter(move |(_, entry)| entry.file == file);
-        of_file.map(|(key, _)| key).filter(|key| !self.next.entries.contains_key(key))
+    /// The objects that the file held before, and that no file names now.
+    fn missing<'s>(&'s self, store: &'s Store) -> impl Iterator<Item = &'s Key> {
+        let named = |key: &Key| store.speakers.contains_key(key) || self.said.claims.contains_key(key);
+        let mut missing: Vec<&Key> = self.before.claims.keys().filter(|key| !named(key)).collect();
+        missing.sort_unstable();
+        missing.into_iter()
     }
 
-    /// In a file with a part that could not be told apart, an object that is missing may be that part.
-    fn keep_objects_of_broken_files(&mut self) {
-        for (key, entry) in &self.previous.entries {
-            if self.broken.iter().any(|file| **file == entry.file) {
-                self.next.entries.entry(key.clone()).or_insert_with(|| entry.clone());
-            }
-        }
-    }
-
-    fn find(&mut self, place: &Place<'_>, kind: &str, object: &str, problem: Problem, effect: Effect) {
-        let Problem { field, reason } = problem;
-        self.next.findings.push(Finding {
-            file: place.file.to_path_buf(),
-            line: Some(place.document.line_of(&field.below(place.path))),
+    fn note(&mut self, line: Option<u64>, kind: &str, object: &str, problem: Problem, effect: Effect) {
+        let finding = Finding {
+            file: self.path.to_path_buf(),
+            line,
             kind: kind.to_string(),
             object: object.to_string(),
-            field: field.to_string(),
-            reason,
+            field: problem.field.to_string(),
+            reason: problem.reason,
             effect,
-        });
+        };
+        self.said.notes.push(Note { finding, key: None, unreadable: None });
     }
+
+    /// What the last note is about: its last version stays, or, for a policy without one, its target refuses.
+    fn keep(&mut self, key: Option<Key>, unreadable: Option<Unreadable>) {
+        if let Some(key) = &key {
+            self.said.claims.entry(key.clone()).or_insert(Claim::Unread);
+        }
+        if let Some(note) = self.said.notes.last_mut() {
+            (note.key, note.unreadable) = (key, unreadable);
+        }
+    }
+}
+
+/// What an API server checks by the schema before an object is stored, then the reading proper.
+fn admit(key: &Key, value: &Value, trust_domain: &str) -> Result<Taken, Problem> {
+    let taken = object::read(key, value, trust_domain)?;
+    if let Some(Item::AuthorizationPolicy(policy)) = &taken.item
+        && let Some(index) = policy.rules.iter().position(|rule| rule.sources.is_empty())
+    {
+        let path = FieldPath::of("spec.rules").index(index).key("sources");
+        return Err(Problem::new(path, "empty: at least one source is needed; {type: Any} is everyone"));
+    }
+    Ok(taken)
 }
 
 /// The kinds of policy that a text which is no YAML may be, the strictest first.

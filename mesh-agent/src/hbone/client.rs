@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::Reason;
 use h2::client::{Builder, Connection, SendRequest};
-use h2::{Ping, PingPong, Reason};
 use http::StatusCode;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -15,6 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::limits::{self, Limits};
+use super::liveness;
 use super::pool::Occupied;
 use super::stream::Stream;
 use super::words::{self, ConnectRequest};
@@ -50,6 +51,9 @@ pub enum OpenError {
     /// The tunnel broke, or was going away, before the answer came.
     #[error("the tunnel was lost before the answer: {0}")]
     Lost(String),
+    /// The peer drains: it said goodbye (GOAWAY) and did not take the request.
+    #[error("the peer is going away: {0}")]
+    GoingAway(String),
     /// The far side answered with something else than 200: 401 policy, 400 bad request, 503 no application.
     #[error("the far side answered {0}")]
     Refused(StatusCode),
@@ -59,6 +63,9 @@ pub enum OpenError {
     /// See [`limits::MAX_TUNNELS_PER_KEY`].
     #[error("too many tunnels to one endpoint")]
     TooManyTunnels,
+    /// The other agent could not be reached lately, and it is not yet time to try again. Nothing was tried.
+    #[error("not tried again yet: {0}")]
+    BackingOff(String),
 }
 
 /// The steps that are timed.
@@ -95,9 +102,35 @@ impl OpenError {
         matches!(self, OpenError::Connect { kind, .. } if closed(kind))
     }
 
+    /// Whether the next try, in a moment, may well succeed: the port was closed, or it was not the time to try.
+    pub fn is_passing(&self) -> bool {
+        self.is_closed_port() || matches!(self, OpenError::BackingOff(_))
+    }
+
+    /// The stable label for metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            OpenError::Connect { .. } => "connect-failed",
+            OpenError::TimedOut(_) => "timed-out",
+            OpenError::Tls(_) => "tls",
+            OpenError::WrongIdentity { .. } => "wrong-identity",
+            OpenError::Lost(_) => "lost",
+            OpenError::GoingAway(_) => "going-away",
+            OpenError::Refused(_) => "refused",
+            OpenError::Reset(_) => "reset",
+            OpenError::TooManyTunnels => "too-many-tunnels",
+            OpenError::BackingOff(_) => "backoff",
+        }
+    }
+
     /// Whether a tunnel from the pool was already on its way out, so that a new one is worth a try at once.
     pub(super) fn is_stale_tunnel(&self) -> bool {
-        matches!(self, OpenError::Lost(_) | OpenError::Reset(Reason::REFUSED_STREAM))
+        matches!(self, OpenError::Lost(_)) || self.is_goodbye()
+    }
+
+    /// Whether the peer said that it does not take this request, and that somebody else may.
+    pub(super) fn is_goodbye(&self) -> bool {
+        matches!(self, OpenError::GoingAway(_) | OpenError::Reset(Reason::REFUSED_STREAM))
     }
 }
 
@@ -114,6 +147,7 @@ pub(super) async fn establish(
 ) -> Result<(SendRequest<Bytes>, Driver, Peer), OpenError> {
     let handshake = async {
         let _ = tcp.set_nodelay(true);
+        liveness::watch(&tcp, limits);
         let connector = TlsConnector::from(svid.client.clone());
         // The name is neither sent nor checked: the identity is.
         let tls = connector.connect(ServerName::IpAddress(address.into()), tcp).await;
@@ -137,22 +171,8 @@ pub(super) async fn establish(
 }
 
 pub(super) fn builder(limits: &Limits) -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .initial_window_size(limits::STREAM_WINDOW as u32)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW as u32)
-        .max_frame_size(limits::MAX_FRAME_BYTES as u32)
-        .max_header_list_size(limits::MAX_HEADER_LIST_BYTES as u32)
-        .header_table_size(limits::HEADER_TABLE_BYTES as u32)
-        .max_send_buffer_size(limits::SEND_BUFFER_BYTES as usize)
-        .data_frame_budget(limits::DATA_FRAME_BUDGET as usize)
-        .max_concurrent_reset_streams(limits::MAX_RESET_STREAMS as usize)
-        .reset_stream_duration(Duration::from_secs(limits::RESET_STREAM_SECONDS))
-        .max_pending_accept_reset_streams(limits::MAX_PENDING_RESETS as usize)
-        .max_local_error_reset_streams(Some(limits::MAX_LOCAL_ERROR_RESETS as usize))
-        .initial_max_send_streams(limits.max_streams as usize)
-        .max_concurrent_streams(0)
-        .enable_push(false);
+    let mut builder = bound!(Builder::new());
+    builder.initial_max_send_streams(limits.max_streams as usize).max_concurrent_streams(0).enable_push(false);
     builder
 }
 
@@ -183,20 +203,7 @@ pub(super) async fn connect(
 fn before_answer(error: h2::Error) -> OpenError {
     match error.reason() {
         Some(reason) if error.is_reset() && error.is_remote() => OpenError::Reset(reason),
+        Some(Reason::NO_ERROR) if error.is_go_away() && error.is_remote() => OpenError::GoingAway(error.to_string()),
         Some(_) | None => OpenError::Lost(error.to_string()),
-    }
-}
-
-/// Pings until the peer stops answering; returns only then.
-pub(super) async fn keep_alive(ping_pong: Option<PingPong>, limits: &Limits) {
-    let Some(mut ping_pong) = ping_pong else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(limits.ping_interval).await;
-        match tokio::time::timeout(limits.ping_timeout, ping_pong.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            // The connection itself is over, and whoever drives it says so better.
-            Ok(Err(_)) => return std::future::pending().await,
-            Err(_) => return,
-        }
     }
 }

@@ -53,10 +53,32 @@ limits! {
         "TLS and HTTP/2 preface together, either side: a stalled peer holds no socket for longer.";
     RESPONSE_TIMEOUT_MS = 15_000, "milliseconds",
         "From CONNECT to its answer; the far side's dial of its application is in it.";
+    DEAD_PEER_MS = 8_000, "milliseconds",
+        "Sent and not acknowledged, or silent to every probe: the other machine is gone, and the tunnel's connections are reset. Six transmissions of a segment, so that one packet lost in twenty ends no tunnel.";
+    KEEPALIVE_IDLE_MS = 3_000, "milliseconds",
+        "A silent tunnel is probed by the kernel after this, so that DEAD_PEER_MS holds for idle connections too.";
+    KEEPALIVE_INTERVAL_MS = 1_000, "milliseconds",
+        "Between probes: five are lost before the peer is held to be gone.";
     PING_INTERVAL_MS = 10_000, "milliseconds",
-        "As ztunnel: between a pong and the next ping.";
+        "As ztunnel: between a pong and the next ping, while the tunnel has streams.";
     PING_TIMEOUT_MS = 20_000, "milliseconds",
-        "As ztunnel: a tunnel that does not answer for this long is dead, and its connections are reset.";
+        "As ztunnel: an agent that hangs though its machine answers is given up after this, and its connections are reset.";
+    BACKOFF_FIRST_MS = 50, "milliseconds",
+        "At most this long after the second failure in a row to reach one peer nobody tries again; then twice that, and so on.";
+    BACKOFF_MOST_MS = 1_000, "milliseconds",
+        "The longest such pause: a peer that is back is found within two seconds.";
+    BACKOFF_CLOSED_MS = 200, "milliseconds",
+        "The longest when the port was closed, which costs little to ask: shorter than the pause before a connection's second try, so that a pod is reached as soon as it is enrolled.";
+    BACKOFF_MEMORY_MS = 30_000, "milliseconds",
+        "A failure older than this is forgotten.";
+    MAX_BACKOFFS = 4096, "peers per worker",
+        "Remembered as not reachable; half a KiB each.";
+    RETRY_CONNECT_TIMEOUT_MS = 1_500, "milliseconds",
+        "TCP connect to a peer that could not be reached lately: one lost SYN, so that its return is noticed soon.";
+    RETRY_WAIT_MS = 300, "milliseconds",
+        "How long callers wait for the one who tries such a peer again, before they take another endpoint.";
+    FRESH_TUNNELS = 3, "tunnels per request",
+        "Made for one request if each says goodbye before it answers: a peer that hands over to its successor does so once.";
     IDLE_TUNNEL_MS = 300_000, "milliseconds",
         "As ztunnel: a tunnel without connections is closed by its client after this.";
     IDLE_SERVER_TUNNEL_MS = 900_000, "milliseconds",
@@ -80,10 +102,14 @@ pub struct Limits {
     pub max_streams: u32,
     /// See [`CONNECT_TIMEOUT_MS`].
     pub connect_timeout: Duration,
+    /// See [`RETRY_CONNECT_TIMEOUT_MS`].
+    pub retry_connect_timeout: Duration,
     /// See [`HANDSHAKE_TIMEOUT_MS`].
     pub handshake_timeout: Duration,
     /// See [`RESPONSE_TIMEOUT_MS`].
     pub response_timeout: Duration,
+    /// See [`DEAD_PEER_MS`].
+    pub dead_peer: Duration,
     /// See [`PING_INTERVAL_MS`].
     pub ping_interval: Duration,
     /// See [`PING_TIMEOUT_MS`].
@@ -101,8 +127,10 @@ impl Default for Limits {
         Self {
             max_streams: MAX_STREAMS as u32,
             connect_timeout: Duration::from_millis(CONNECT_TIMEOUT_MS),
+            retry_connect_timeout: Duration::from_millis(RETRY_CONNECT_TIMEOUT_MS),
             handshake_timeout: Duration::from_millis(HANDSHAKE_TIMEOUT_MS),
             response_timeout: Duration::from_millis(RESPONSE_TIMEOUT_MS),
+            dead_peer: Duration::from_millis(DEAD_PEER_MS),
             ping_interval: Duration::from_millis(PING_INTERVAL_MS),
             ping_timeout: Duration::from_millis(PING_TIMEOUT_MS),
             idle_tunnel: Duration::from_millis(IDLE_TUNNEL_MS),

@@ -11,7 +11,8 @@ use std::io;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -19,9 +20,12 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::backoff::{Backoffs, Turn};
 use super::client::{self, OpenError, Timeout};
 use super::limits::{self, Limits};
+use super::liveness;
 use super::stream::Stream;
+use super::tally::Tally;
 use super::words::ConnectRequest;
 use crate::identity::{Peer, Svid};
 use crate::spiffe::SpiffeId;
@@ -61,6 +65,8 @@ pub struct Pool {
 struct Inner {
     limits: Limits,
     slots: RefCell<HashMap<TunnelKey, Rc<Slot>>>,
+    backoffs: RefCell<Backoffs>,
+    tally: Arc<Tally>,
     /// Every tunnel that still lives, retired ones too; for status only.
     living: RefCell<Vec<Weak<Tunnel>>>,
 }
@@ -92,6 +98,7 @@ struct Tunnel {
     since: SystemTime,
     /// No new streams: retired or broken.
     retired: Cell<bool>,
+    tally: Arc<Tally>,
 }
 
 /// One stream's place in a tunnel; given back on drop.
@@ -100,6 +107,7 @@ pub(super) struct Occupied(Rc<Tunnel>);
 impl Occupied {
     fn new(tunnel: &Rc<Tunnel>) -> Self {
         tunnel.streams.set(tunnel.streams.get() + 1);
+        tunnel.tally.streams.fetch_add(1, Ordering::Relaxed);
         Self(tunnel.clone())
     }
 }
@@ -108,38 +116,78 @@ impl Drop for Occupied {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get().saturating_sub(1));
         self.0.idle_since.set(Instant::now());
+        self.0.tally.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A caller's hold on a slot: the last one leaves no empty slot behind.
+struct Visit<'a> {
+    inner: &'a Inner,
+    key: &'a TunnelKey,
+    slot: Rc<Slot>,
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        let is_ours = self.inner.slots.borrow().get(self.key).is_some_and(|slot| Rc::ptr_eq(slot, &self.slot));
+        if is_ours {
+            // The map holds it, and this visit.
+            self.inner.forget_if_empty(self.key, 2);
+        }
     }
 }
 
 impl Pool {
     /// An empty pool. Use it within a `LocalSet`.
     pub fn new(limits: Limits) -> Self {
-        Self { inner: Rc::new(Inner { limits, slots: RefCell::default(), living: RefCell::default() }) }
+        Self::counted(limits, Arc::default())
+    }
+
+    /// An empty pool that counts into `tally`.
+    pub fn counted(limits: Limits, tally: Arc<Tally>) -> Self {
+        let inner = Inner {
+            limits,
+            slots: RefCell::default(),
+            backoffs: RefCell::default(),
+            tally,
+            living: RefCell::default(),
+        };
+        Self { inner: Rc::new(inner) }
     }
 
     /// Opens a stream, on a tunnel that is there or on a new one. `connect_tcp` dials the peer's port 15008 from the
-    /// source pod's namespace; it is called at most once.
+    /// source pod's namespace. A request that a peer did not take because it was saying goodbye goes to a new tunnel.
     pub async fn open(
         &self,
         key: &TunnelKey,
         svid: &Arc<Svid>,
-        connect_tcp: impl AsyncFnOnce() -> io::Result<TcpStream>,
+        connect_tcp: impl AsyncFn() -> io::Result<TcpStream>,
         request: &ConnectRequest,
     ) -> Result<Stream, OpenError> {
+        let mut fresh = 0;
         loop {
-            let Some((send, occupied)) = self.check_out(key, svid) else { break };
+            let (is_fresh, (send, occupied)) = match self.check_out(key, svid) {
+                Some(place) => (false, place),
+                None => (true, self.establish(key, svid, &connect_tcp).await?),
+            };
+            fresh += u64::from(is_fresh);
             let tunnel = occupied.0.clone();
             match client::connect(send, Some(occupied), request, &self.inner.limits).await {
-                Err(error) if error.is_stale_tunnel() => self.inner.retire(&tunnel),
+                Err(error) if error.is_stale_tunnel() => {
+                    self.inner.retire(&tunnel);
+                    if is_fresh && (fresh >= limits::FRESH_TUNNELS || !error.is_goodbye()) {
+                        self.inner.failed(key, &error);
+                        return Err(error);
+                    }
+                }
                 outcome => return outcome,
             }
         }
-        let (send, occupied) = self.establish(key, svid, connect_tcp).await?;
-        client::connect(send, Some(occupied), request, &self.inner.limits).await
     }
 
     /// Retires the tunnels of a pod that left.
     pub fn drop_source(&self, uid: &str) {
+        self.inner.backoffs.borrow_mut().drop_source(uid);
         self.inner.slots.borrow_mut().retain(|key, slot| {
             let left = *key.source_uid == *uid;
             if left {
@@ -162,16 +210,29 @@ impl Pool {
         slot.check_out(svid, &self.inner.limits)
     }
 
-    /// Makes a tunnel, or waits for the caller who is making one.
+    /// Makes a tunnel, or waits for the caller who is making one. A peer that could not be reached lately is tried by
+    /// one caller at a time, in its time; the others hear of it at once.
     async fn establish(
         &self,
         key: &TunnelKey,
         svid: &Arc<Svid>,
-        connect_tcp: impl AsyncFnOnce() -> io::Result<TcpStream>,
+        connect_tcp: impl AsyncFn() -> io::Result<TcpStream>,
     ) -> Result<(SendRequest<Bytes>, Occupied), OpenError> {
+        let turn = self.inner.backoffs.borrow().turn(key, Instant::now());
+        if let Turn::Wait(reason) = turn {
+            return Err(self.inner.backing_off(reason));
+        }
         let slot = self.inner.slots.borrow_mut().entry(key.clone()).or_default().clone();
+        let visit = Visit { inner: &self.inner, key, slot };
+        let slot = &visit.slot;
         let tries = slot.tries.get();
-        let _establishing = slot.establishing.lock().await;
+        let patience = match turn {
+            Turn::Retry => Duration::from_millis(limits::RETRY_WAIT_MS),
+            Turn::Free | Turn::Wait(_) => Duration::MAX,
+        };
+        let Ok(_establishing) = tokio::time::timeout(patience, slot.establishing.lock()).await else {
+            return Err(self.inner.backing_off("another connection is trying".to_string()));
+        };
         if let Some(place) = slot.check_out(svid, &self.inner.limits) {
             return Ok(place);
         }
@@ -181,18 +242,24 @@ impl Pool {
         if slot.open.borrow().len() as u64 >= limits::MAX_TUNNELS_PER_KEY {
             return Err(OpenError::TooManyTunnels);
         }
-        let made = self.make(key, svid, connect_tcp).await;
+        let connect_timeout = match turn {
+            Turn::Retry => self.inner.limits.retry_connect_timeout,
+            Turn::Free | Turn::Wait(_) => self.inner.limits.connect_timeout,
+        };
+        let made = self.make(key, svid, connect_timeout, connect_tcp).await;
+        self.inner.tally.established(&made);
         slot.tries.set(slot.tries.get() + 1);
         match made {
             Ok(open) => {
+                self.inner.backoffs.borrow_mut().reached(key);
                 let place = (open.send.clone(), Occupied::new(&open.tunnel));
                 // The pod may have left meanwhile: then this tunnel serves its first stream and nobody else.
                 slot.open.borrow_mut().push(open);
                 Ok(place)
             }
             Err(error) => {
+                self.inner.failed(key, &error);
                 *slot.failure.borrow_mut() = Some((slot.tries.get(), error.clone()));
-                self.inner.forget_if_empty(key);
                 Err(error)
             }
         }
@@ -202,16 +269,17 @@ impl Pool {
         &self,
         key: &TunnelKey,
         svid: &Arc<Svid>,
-        connect_tcp: impl AsyncFnOnce() -> io::Result<TcpStream>,
+        connect_timeout: Duration,
+        connect_tcp: impl AsyncFn() -> io::Result<TcpStream>,
     ) -> Result<Open, OpenError> {
         let limits = &self.inner.limits;
-        let tcp = match tokio::time::timeout(limits.connect_timeout, connect_tcp()).await {
+        let tcp = match tokio::time::timeout(connect_timeout, connect_tcp()).await {
             Ok(Ok(tcp)) => tcp,
             Ok(Err(error)) => return Err(OpenError::Connect { kind: error.kind(), message: error.to_string() }),
             Err(_) => return Err(OpenError::TimedOut(Timeout::Connect)),
         };
         let (send, driver, peer) = client::establish(tcp, svid, key.address, &key.destination, limits).await?;
-        let tunnel = Rc::new(Tunnel::new(key.clone(), svid.generation, peer));
+        let tunnel = Rc::new(Tunnel::new(key.clone(), svid.generation, peer, self.inner.tally.clone()));
         self.inner.living.borrow_mut().retain(|tunnel| tunnel.strong_count() > 0);
         self.inner.living.borrow_mut().push(Rc::downgrade(&tunnel));
         tokio::task::spawn_local(drive(driver, tunnel.clone(), Rc::downgrade(&self.inner)));
@@ -249,18 +317,28 @@ impl Drop for Open {
 }
 
 impl Inner {
+    fn failed(&self, key: &TunnelKey, error: &OpenError) {
+        self.backoffs.borrow_mut().failed(key, error, Instant::now(), fastrand::f32());
+    }
+
+    fn backing_off(&self, reason: String) -> OpenError {
+        let error = OpenError::BackingOff(reason);
+        self.tally.established::<()>(&Err(error.clone()));
+        error
+    }
+
     fn retire(&self, tunnel: &Rc<Tunnel>) {
         tunnel.retired.set(true);
         if let Some(slot) = self.slots.borrow().get(&tunnel.key) {
             slot.open.borrow_mut().retain(|open| !open.tunnel.retired.get());
         }
-        self.forget_if_empty(&tunnel.key);
+        self.forget_if_empty(&tunnel.key, 1);
     }
 
-    /// Drops a slot that has nothing and that nobody waits at.
-    fn forget_if_empty(&self, key: &TunnelKey) {
+    /// Drops a slot that has nothing and that no more than so many hold, the map among them.
+    fn forget_if_empty(&self, key: &TunnelKey, holders: usize) {
         let mut slots = self.slots.borrow_mut();
-        let unused = |slot: &Rc<Slot>| Rc::strong_count(slot) == 1 && slot.open.borrow().is_empty();
+        let unused = |slot: &Rc<Slot>| Rc::strong_count(slot) <= holders && slot.open.borrow().is_empty();
         if slots.get(key).is_some_and(unused) {
             slots.remove(key);
         }
@@ -268,8 +346,10 @@ impl Inner {
 }
 
 impl Tunnel {
-    fn new(key: TunnelKey, generation: u64, peer: Peer) -> Self {
+    fn new(key: TunnelKey, generation: u64, peer: Peer, tally: Arc<Tally>) -> Self {
+        tally.tunnels.fetch_add(1, Ordering::Relaxed);
         Self {
+            tally,
             key,
             generation,
             peer,
@@ -296,6 +376,12 @@ impl Tunnel {
     }
 }
 
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.tally.tunnels.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Drives a tunnel to its end: closed, lost, or not answering.
 async fn drive(mut driver: client::Driver, tunnel: Rc<Tunnel>, pool: Weak<Inner>) {
     let Some(limits) = pool.upgrade().map(|pool| pool.limits.clone()) else { return };
@@ -318,7 +404,7 @@ async fn drive(mut driver: client::Driver, tunnel: Rc<Tunnel>, pool: Weak<Inner>
             Ok(()) => debug!(%address, "tunnel closed"),
             Err(error) => debug!(%address, %error, "tunnel lost"),
         },
-        () = client::keep_alive(ping_pong, &limits) => debug!(%address, "tunnel lost: no answer to a ping"),
+        () = liveness::keep_alive(ping_pong, &limits, || tunnel.streams.get() > 0) => debug!(%address, "tunnel lost: no answer to a ping"),
         () = tunnel.peer.distrusted() => debug!(%address, "tunnel cut: the root of its peer is no longer trusted"),
         () = watch_idle => {}
     }
@@ -327,8 +413,7 @@ async fn drive(mut driver: client::Driver, tunnel: Rc<Tunnel>, pool: Weak<Inner>
 
 async fn until_idle(tunnel: &Tunnel, limits: &Limits) {
     loop {
-        let idle =
-            if tunnel.streams.get() == 0 { tunnel.idle_since.get().elapsed() } else { std::time::Duration::ZERO };
+        let idle = if tunnel.streams.get() == 0 { tunnel.idle_since.get().elapsed() } else { Duration::ZERO };
         match limits.idle_tunnel.checked_sub(idle) {
             Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
             Some(_) | None => return,

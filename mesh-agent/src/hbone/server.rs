@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::client::keep_alive;
 use super::limits::{self, Limits};
+use super::liveness;
 use super::stream::{Stream, StreamError};
 use super::words::{self, Headers, TraceParent};
 use crate::drain;
@@ -143,6 +143,7 @@ pub async fn accept(tcp: TcpStream, svid: &Svid, limits: &Limits) -> Result<Tunn
 
 async fn handshake(tcp: TcpStream, svid: &Svid, limits: &Limits) -> Result<Tunnel, ServeError> {
     let _ = tcp.set_nodelay(true);
+    liveness::watch(&tcp, limits);
     let tls = TlsAcceptor::from(svid.server.clone()).accept(tcp).await.map_err(ServeError::Tls)?;
     let (_, session) = tls.get_ref();
     let peer = svid.peer(session.peer_certificates())?;
@@ -153,20 +154,8 @@ async fn handshake(tcp: TcpStream, svid: &Svid, limits: &Limits) -> Result<Tunne
 }
 
 fn builder(limits: &Limits) -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .initial_window_size(limits::STREAM_WINDOW as u32)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW as u32)
-        .max_frame_size(limits::MAX_FRAME_BYTES as u32)
-        .max_header_list_size(limits::MAX_HEADER_LIST_BYTES as u32)
-        .header_table_size(limits::HEADER_TABLE_BYTES as u32)
-        .max_send_buffer_size(limits::SEND_BUFFER_BYTES as usize)
-        .data_frame_budget(limits::DATA_FRAME_BUDGET as usize)
-        .max_concurrent_streams(limits.max_streams)
-        .max_concurrent_reset_streams(limits::MAX_RESET_STREAMS as usize)
-        .reset_stream_duration(Duration::from_secs(limits::RESET_STREAM_SECONDS))
-        .max_pending_accept_reset_streams(limits::MAX_PENDING_RESETS as usize)
-        .max_local_error_reset_streams(Some(limits::MAX_LOCAL_ERROR_RESETS as usize));
+    let mut builder = bound!(Builder::new());
+    builder.max_concurrent_streams(limits.max_streams);
     builder
 }
 
@@ -195,7 +184,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
     {
         let Self { peer, mut connection, handlers } = self;
         let ping_pong = connection.ping_pong();
-        let mut lost = std::pin::pin!(keep_alive(ping_pong, limits));
+        let is_in_use = || handlers.count.get() > 0;
+        let mut lost = std::pin::pin!(liveness::keep_alive(ping_pong, limits, is_in_use));
         let mut distrusted = std::pin::pin!(peer.distrusted());
         let mut idle = std::pin::pin!(handlers.until_idle(limits.idle_server_tunnel));
         let mut is_idle = false;

@@ -60,6 +60,9 @@ pub struct PolicySet {
     #[serde(rename = "authorizationPolicies")]
     authorizations: Shelf<AuthorizationPolicy>,
     unreadable: Shelf<Unreadable>,
+    /// How many targets are this Service, as (namespace, name).
+    #[serde(skip)]
+    services: HashMap<(Arc<str>, Arc<str>), usize>,
 }
 
 impl PolicySet {
@@ -69,23 +72,45 @@ impl PolicySet {
         authorizations: Vec<AuthorizationPolicy>,
         unreadable: Vec<Unreadable>,
     ) -> Self {
-        Self {
-            peers: Shelf::new(peers),
-            authorizations: Shelf::new(authorizations),
-            unreadable: Shelf::new(unreadable),
+        let mut set = Self::default();
+        for peer in peers {
+            set.replace_peer_authentication(None, Some(Arc::new(peer)));
         }
+        for authorization in authorizations {
+            set.replace_authorization_policy(None, Some(Arc::new(authorization)));
+        }
+        for unreadable in unreadable {
+            set.replace_unreadable(None, Some(Arc::new(unreadable)));
+        }
+        set
     }
 
-    /// The Services that some policy targets, as (namespace, name).
-    pub fn targeted_services(&self) -> BTreeSet<(Arc<str>, Arc<str>)> {
-        let peers = self.peers.all.iter().flat_map(|object| &object.targets);
-        let authorizations = self.authorizations.all.iter().flat_map(|object| &object.targets);
-        let unreadable = self.unreadable.all.iter().flat_map(|object| &object.targets);
-        let services = peers.chain(authorizations).chain(unreadable).filter_map(|target| match target {
-            Target::Service { namespace, name } => Some((namespace.clone(), name.clone())),
-            Target::Mesh | Target::Namespace(_) | Target::Pods { .. } => None,
-        });
-        services.collect()
+    /// Takes one object out and puts another in.
+    pub fn replace_peer_authentication(
+        &mut self,
+        before: Option<&Arc<PeerAuthentication>>,
+        now: Option<Arc<PeerAuthentication>>,
+    ) {
+        replace(&mut self.peers, &mut self.services, before, now);
+    }
+
+    /// Takes one object out and puts another in.
+    pub fn replace_authorization_policy(
+        &mut self,
+        before: Option<&Arc<AuthorizationPolicy>>,
+        now: Option<Arc<AuthorizationPolicy>>,
+    ) {
+        replace(&mut self.authorizations, &mut self.services, before, now);
+    }
+
+    /// Takes one object out and puts another in.
+    pub fn replace_unreadable(&mut self, before: Option<&Arc<Unreadable>>, now: Option<Arc<Unreadable>>) {
+        replace(&mut self.unreadable, &mut self.services, before, now);
+    }
+
+    /// Whether some policy targets a Service.
+    pub fn targets_service(&self, namespace: &Arc<str>, name: &Arc<str>) -> bool {
+        self.services.contains_key(&(namespace.clone(), name.clone()))
     }
 
     /// The modes of a workload's ports.
@@ -155,6 +180,13 @@ fn width(targets: &[Target], subject: &Subject<'_>) -> Option<Width> {
     targets.iter().filter_map(|target| target_width(target, subject)).min()
 }
 
+impl Target {
+    /// Whether it is these pods as a whole; a Service is never more than ports of them.
+    pub fn selects(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+        target_width(self, &Subject { namespace, labels, services: &BTreeMap::new() }).is_some()
+    }
+}
+
 fn target_width(target: &Target, subject: &Subject<'_>) -> Option<Width> {
     match target {
         Target::Mesh => Some(Width::Mesh),
@@ -187,22 +219,25 @@ fn service_ports<'a>(target: &Target, subject: &Subject<'a>) -> Option<&'a BTree
 /// Objects of one kind, oldest first, found by namespace without a look at the rest.
 #[derive(Clone, Debug)]
 struct Shelf<T> {
-    all: Vec<Arc<T>>,
-    /// Indexes of the objects that may apply in any namespace, ascending.
-    everywhere: Vec<usize>,
-    /// Indexes of the objects that apply in one namespace, ascending.
-    by_namespace: HashMap<Arc<str>, Vec<usize>>,
+    all: BTreeMap<Place, Arc<T>>,
+    /// Those that may apply in any namespace.
+    everywhere: BTreeSet<Place>,
+    /// Those that apply in one namespace.
+    by_namespace: HashMap<Arc<str>, BTreeSet<Place>>,
 }
+
+/// An object's age and name, and a number that tells apart those that have both in common.
+type Place = (i64, Arc<str>, usize);
 
 impl<T> Default for Shelf<T> {
     fn default() -> Self {
-        Self { all: Vec::new(), everywhere: Vec::new(), by_namespace: HashMap::new() }
+        Self { all: BTreeMap::new(), everywhere: BTreeSet::new(), by_namespace: HashMap::new() }
     }
 }
 
 impl<T: Serialize> Serialize for Shelf<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.all.iter().map(|object| &**object))
+        serializer.collect_seq(self.all.values().map(|object| &**object))
     }
 }
 
@@ -226,30 +261,81 @@ macro_rules! shelved {
 
 shelved!(PeerAuthentication, AuthorizationPolicy, Unreadable);
 
+/// Takes one object off a shelf and puts another on it.
+fn replace<T: Shelved>(
+    shelf: &mut Shelf<T>,
+    services: &mut HashMap<(Arc<str>, Arc<str>), usize>,
+    before: Option<&Arc<T>>,
+    now: Option<Arc<T>>,
+) {
+    if let Some(before) = before
+        && shelf.remove(before)
+    {
+        for service in targeted_services(before.targets()) {
+            let count = services.remove(&service).unwrap_or_default();
+            if count > 1 {
+                services.insert(service, count - 1);
+            }
+        }
+    }
+    if let Some(now) = now {
+        for service in targeted_services(now.targets()) {
+            *services.entry(service).or_default() += 1;
+        }
+        shelf.insert(now);
+    }
+}
+
+fn targeted_services(targets: &[Target]) -> impl Iterator<Item = (Arc<str>, Arc<str>)> {
+    targets.iter().filter_map(|target| match target {
+        Target::Service { namespace, name } => Some((namespace.clone(), name.clone())),
+        Target::Mesh | Target::Namespace(_) | Target::Pods { .. } => None,
+    })
+}
+
 impl<T: Shelved> Shelf<T> {
-    fn new(mut objects: Vec<T>) -> Self {
-        objects.sort_by_cached_key(|object| object.meta().age_order());
-        let mut shelf = Self::default();
-        for (index, object) in objects.iter().enumerate() {
-            match namespaces(object.targets()) {
-                None => shelf.everywhere.push(index),
-                Some(namespaces) => {
-                    for namespace in namespaces {
-                        shelf.by_namespace.entry(namespace).or_default().push(index);
-                    }
+    fn insert(&mut self, object: Arc<T>) {
+        let (created, id) = object.meta().age_order();
+        let alike = self.all.range((created, id.clone(), 0)..=(created, id.clone(), usize::MAX));
+        let number = alike.last().map_or(0, |((_, _, number), _)| number + 1);
+        let place = (created, id, number);
+        match namespaces(object.targets()) {
+            None => drop(self.everywhere.insert(place.clone())),
+            Some(namespaces) => {
+                for namespace in namespaces {
+                    self.by_namespace.entry(namespace).or_default().insert(place.clone());
                 }
             }
         }
-        shelf.all = objects.into_iter().map(Arc::new).collect();
-        shelf
+        self.all.insert(place, object);
+    }
+
+    /// False when the object is not here.
+    fn remove(&mut self, object: &Arc<T>) -> bool {
+        let (created, id) = object.meta().age_order();
+        let mut alike = self.all.range((created, id.clone(), 0)..=(created, id, usize::MAX));
+        let Some(place) = alike.find(|(_, candidate)| Arc::ptr_eq(candidate, object)).map(|(place, _)| place.clone())
+        else {
+            return false;
+        };
+        self.all.remove(&place);
+        self.everywhere.remove(&place);
+        for namespace in namespaces(object.targets()).into_iter().flatten() {
+            let Some(places) = self.by_namespace.get_mut(&namespace) else { continue };
+            places.remove(&place);
+            if places.is_empty() {
+                self.by_namespace.remove(&namespace);
+            }
+        }
+        true
     }
 
     /// The objects that may apply in a namespace, oldest first.
     fn of(&self, namespace: &str) -> impl Iterator<Item = &Arc<T>> {
-        let here = self.by_namespace.get(namespace).map(Vec::as_slice).unwrap_or_default();
-        let mut indexes: Vec<usize> = self.everywhere.iter().chain(here).copied().collect();
-        indexes.sort_unstable();
-        indexes.into_iter().filter_map(|index| self.all.get(index))
+        let here = self.by_namespace.get(namespace);
+        let mut places: Vec<&Place> = self.everywhere.iter().chain(here.into_iter().flatten()).collect();
+        places.sort_unstable();
+        places.into_iter().filter_map(|place| self.all.get(place))
     }
 }
 

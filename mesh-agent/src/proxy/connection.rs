@@ -1,7 +1,8 @@
 //! The table of live connections of one worker, and the late revocation of those that policy no longer allows.
 //!
 //! A worker is one thread: deciding, registering and re-judging never overlap there, so a connection that was allowed
-//! by an old snapshot is in the table before the re-judgement of the new one can run.
+//! by an old snapshot is in the table before the re-judgement of the new one can run. Judging a long table again goes in
+//! pieces; what is decided between two of them is decided by the newest snapshot, and so is the next piece.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -12,9 +13,11 @@ use std::time::Instant;
 use slab::Slab;
 use tokio::sync::Notify;
 
+use super::budget::Taken;
 use super::copy::Counters;
+use super::limits::TABLE_CHUNK;
 use crate::policy::{self, Denial, Facts, Permit};
-use crate::state::MeshState;
+use crate::state::{MeshState, StateReader};
 use crate::telemetry::{ConnectionRecord, Direction, Metrics, OpenConnection, Transport};
 
 /// Why a live connection was cut.
@@ -88,7 +91,7 @@ pub struct Live {
     /// What is known of it so far; completed when it closes.
     pub record: RefCell<ConnectionRecord>,
     /// Bytes carried, updated while it runs.
-    pub counters: Arc<Counters>,
+    pub counters: Counters,
     /// When it was accepted.
     pub started: Instant,
     /// How it is told to end.
@@ -179,25 +182,45 @@ impl LiveTable {
     }
 
     /// Puts a connection into the table until the returned guard is dropped.
-    pub fn register(self: &Rc<Self>, pod_uid: Arc<str>, record: ConnectionRecord) -> Registration {
+    pub fn register(
+        self: &Rc<Self>,
+        pod_uid: Arc<str>,
+        record: ConnectionRecord,
+        counters: Counters,
+        taken: Taken,
+    ) -> Registration {
         let live = Rc::new(Live {
             pod_uid,
             judged: RefCell::default(),
             record: RefCell::new(record),
-            counters: Arc::default(),
+            counters,
             started: Instant::now(),
             cancel: Cancel::default(),
             open: RefCell::default(),
         });
         self.load.fetch_add(1, Ordering::Relaxed);
         let slot = self.entries.borrow_mut().insert(live.clone());
-        Registration { table: self.clone(), slot, live }
+        Registration { table: self.clone(), slot, live, _taken: taken }
     }
 
     /// Decides again about every connection that this node authorised, and cuts those that are no longer allowed. A
     /// destination that the snapshot does not know is not allowed.
-    pub fn rejudge(&self, state: &MeshState) {
-        self.snapshot().iter().for_each(|live| live.rejudge(state));
+    pub async fn rejudge(&self, state: &StateReader) {
+        self.visit_by(|| state.current(), |state, live| live.rejudge(state)).await;
+    }
+
+    /// Does something about every connection of now, piece by piece: the worker's others go ahead in between.
+    pub async fn visit(&self, mut work: impl FnMut(&Live)) {
+        self.visit_by(|| (), |(), live| work(live)).await;
+    }
+
+    /// As [`LiveTable::visit`], with something that is looked up anew for each piece.
+    async fn visit_by<T>(&self, look_up: impl Fn() -> T, mut work: impl FnMut(&T, &Live)) {
+        for piece in self.snapshot().chunks(TABLE_CHUNK) {
+            let found = look_up();
+            piece.iter().for_each(|live| work(&found, live));
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Cuts every connection that came in by a pod's listeners.
@@ -229,6 +252,7 @@ pub struct Registration {
     table: Rc<LiveTable>,
     slot: usize,
     live: Rc<Live>,
+    _taken: Taken,
 }
 
 impl std::ops::Deref for Registration {

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -23,6 +24,7 @@ use socket2::SockRef;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
+use super::budget::{Held, Over, PodBudget};
 use crate::hbone::limits::{COPY_CHUNK_BYTES, COPY_JOIN_BYTES, COPY_ROUND_BYTES};
 use crate::hbone::{Stream, StreamError};
 
@@ -41,14 +43,20 @@ thread_local! {
     static READ_BLOCK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
-/// Bytes so far, readable while the pump runs.
-#[derive(Debug, Default)]
+/// Bytes so far, readable while the pump runs, and the budget that bounds what waits.
+#[derive(Default)]
 pub struct Counters {
     forward: AtomicU64,
     backward: AtomicU64,
+    budget: Option<Arc<PodBudget>>,
 }
 
 impl Counters {
+    /// Those of a connection whose waiting bytes count against this budget.
+    pub(super) fn within(budget: Arc<PodBudget>) -> Self {
+        Self { budget: Some(budget), ..Self::default() }
+    }
+
     /// From the first argument of the pump to the second: application to tunnel, or `a` to `b`.
     pub fn forward(&self) -> u64 {
         self.forward.load(Ordering::Relaxed)
@@ -73,6 +81,8 @@ pub enum End {
     StreamReset(Reason),
     /// The tunnel was lost: passed on as a TCP reset.
     TunnelLost(String),
+    /// Its application does not read, and its pod has no room for more: a reset on both sides.
+    OverBudget(Over),
     /// Cut by `cancel`, with a reset on both sides.
     Cut,
 }
@@ -85,6 +95,7 @@ impl End {
             End::FirstReset(_) | End::SecondReset(_) => "reset",
             End::StreamReset(_) => "stream-reset",
             End::TunnelLost(_) => "tunnel-lost",
+            End::OverBudget(over) => over.label(),
             End::Cut => "cut",
         }
     }
@@ -102,8 +113,8 @@ impl From<StreamError> for End {
 /// Copies between an application's socket and a tunnelled stream until both have ended, one breaks, or `cancel` is
 /// ready.
 pub async fn tunnel(tcp: TcpStream, stream: Stream, counters: &Counters, cancel: impl Future<Output = ()>) -> End {
-    let queue = Queue::default();
-    let mut pump = TunnelPump { tcp, stream, counters, queue, reserved: false, up: Half::Open, down: Half::Open };
+    let (queue, held) = (Queue::default(), Held::of(counters.budget.clone()));
+    let mut pump = TunnelPump { tcp, stream, counters, queue, held, reserved: false, up: Half::Open, down: Half::Open };
     let mut cancel = pin!(cancel);
     let end = std::future::poll_fn(|cx| {
         if cancel.as_mut().poll(cx).is_ready() {
@@ -123,6 +134,7 @@ pub async fn tunnel(tcp: TcpStream, stream: Stream, counters: &Counters, cancel:
 pub async fn plain(mut a: TcpStream, mut b: TcpStream, counters: &Counters, cancel: impl Future<Output = ()>) -> End {
     let mut forward = PlainPump::default();
     let mut backward = PlainPump::default();
+    let mut held = Held::of(counters.budget.clone());
     let mut cancel = pin!(cancel);
     let end = std::future::poll_fn(|cx| {
         if cancel.as_mut().poll(cx).is_ready() {
@@ -140,7 +152,13 @@ pub async fn plain(mut a: TcpStream, mut b: TcpStream, counters: &Counters, canc
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
-        if forth && back { Poll::Ready(End::Finished) } else { Poll::Pending }
+        if forth && back {
+            return Poll::Ready(End::Finished);
+        }
+        match held.set(forward.pending.len() + backward.pending.len()) {
+            Ok(()) => Poll::Pending,
+            Err(over) => Poll::Ready(End::OverBudget(over)),
+        }
     })
     .await;
     if end != End::Finished {
@@ -163,6 +181,8 @@ struct TunnelPump<'a> {
     counters: &'a Counters,
     /// Received, not yet written to the application.
     queue: Queue,
+    /// What of it counts against the pod's budget.
+    held: Held,
     /// Whether room in the tunnel is held for what is about to be read.
     reserved: bool,
     /// Application to tunnel.
@@ -182,6 +202,10 @@ impl TunnelPump<'_> {
             && let Poll::Ready(Err(end)) = self.poll_down(cx)
         {
             return Poll::Ready(end);
+        }
+        // Only what the application has left waiting: nothing is counted for one that keeps up.
+        if let Err(over) = self.held.set(self.queue.length) {
+            return Poll::Ready(End::OverBudget(over));
         }
         match (self.up, self.down) {
             (Half::Ended, Half::Ended) => Poll::Ready(End::Finished),
@@ -291,16 +315,24 @@ impl TunnelPump<'_> {
 #[derive(Default)]
 struct Queue {
     blocks: VecDeque<Bytes>,
+    /// Bytes in all of it.
+    length: usize,
     /// Small blocks behind a backlog are copied here. Each would otherwise hold on to the whole read that it came in.
     joined: BytesMut,
 }
 
 impl Queue {
     fn is_empty(&self) -> bool {
-        self.blocks.is_empty() && self.joined.is_empty()
+        self.length == 0
     }
 
     fn push(&mut self, bytes: Bytes) {
+        let length = self.length.saturating_add(bytes.len());
+        self.append(bytes);
+        self.length = length;
+    }
+
+    fn append(&mut self, bytes: Bytes) {
         if !self.is_empty() && bytes.len() < JOIN {
             if self.joined.capacity() - self.joined.len() < bytes.len() {
                 self.seal();
@@ -336,6 +368,7 @@ impl Queue {
     }
 
     fn advance(&mut self, mut written: usize) {
+        self.length = self.length.saturating_sub(written);
         while let Some(front) = self.blocks.front_mut() {
             if written < front.len() {
                 return front.advance(written);

@@ -3,20 +3,21 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::os::fd::AsRawFd;
 
 use socket2::{SockAddr, SockRef, Socket, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use super::limits::{CONNECT_TIMEOUT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
+use super::worker::Pod;
 use crate::addr::{ClientAddr, ServerAddr};
-use crate::podnet::{ClientRecord, Family, PodNet};
+use crate::podnet::{ClientRecord, Family};
 use crate::policy::Permit;
 
 /// Dials `address` from the pod, with the pod's own IP as the source.
-pub async fn from_pod(net: &Arc<dyn PodNet>, address: SocketAddr) -> io::Result<TcpStream> {
+pub async fn from_pod(pod: &Pod, address: SocketAddr) -> io::Result<TcpStream> {
     in_time(async {
-        let tcp = connect(socket(net, Family::of(address.ip())).await?, address).await?;
+        let tcp = connect(socket(pod, Family::of(address.ip())).await?, address).await?;
         keep_alive(&tcp);
         Ok(tcp)
     })
@@ -42,15 +43,15 @@ pub struct AppConnection {
 
 /// Dials the pod's application at `server` on behalf of `client`. The permit is the proof that policy was asked.
 pub async fn application(
-    net: &Arc<dyn PodNet>,
+    pod: &Pod,
     _permit: &Permit,
     client: ClientAddr,
     server: ServerAddr,
 ) -> io::Result<AppConnection> {
     let family = Family::of(server.ip());
     in_time(async {
-        let socket = socket(net, family).await?;
-        let record = ClientRecord::file(net, client, family)?;
+        let socket = socket(pod, family).await?;
+        let record = ClientRecord::file(&pod.net, client, family)?;
         // The port is chosen at connect(): the address is this connection's own, so any port is free.
         socket.bind(&SockAddr::from(SocketAddr::new(record.source(), 0)))?;
         let tcp = connect(socket, server.socket()).await?;
@@ -59,11 +60,22 @@ pub async fn application(
     .await
 }
 
-async fn socket(net: &Arc<dyn PodNet>, family: Family) -> io::Result<Socket> {
-    match net.stocked_socket(family) {
-        Some(socket) => Ok(socket),
-        None => net.make_socket(family).await,
+/// A socket in the pod's namespace. When the process is short of descriptors the error is EMFILE, as the kernel's own
+/// would be a little later.
+async fn socket(pod: &Pod, family: Family) -> io::Result<Socket> {
+    let socket = match pod.net.stocked_socket(family) {
+        Some(socket) => socket,
+        None => pod.net.make_socket(family).await?,
+    };
+    match pod.budget.check_descriptor(socket.as_raw_fd()) {
+        Ok(()) => Ok(socket),
+        Err(_) => Err(io::Error::from_raw_os_error(libc::EMFILE)),
     }
+}
+
+/// Whether the process, or the machine, has no descriptors left.
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 async fn connect(socket: Socket, address: SocketAddr) -> io::Result<TcpStream> {

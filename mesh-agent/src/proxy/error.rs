@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::budget::Over;
+use super::dial;
 use crate::hbone::{OpenError, ServeError, Status};
 use crate::podnet::RecordError;
 use crate::policy::Denial;
@@ -41,9 +43,9 @@ pub enum Failure {
         /// What the kernel said.
         error: io::Error,
     },
-    /// Too many peers of a pod have not said who they are yet.
-    #[error("too many tunnels to this pod are in their handshake; is somebody flooding it?")]
-    TooManyStrangers,
+    /// The pod has taken all that one pod may take, or the process has.
+    #[error("over budget: {}", .0.label())]
+    OverBudget(Over),
     /// A socket of the agent's own failed.
     #[error("socket: {0}")]
     Socket(io::Error),
@@ -55,7 +57,21 @@ pub enum Failure {
     Cut(super::connection::Cut),
 }
 
+impl From<Over> for Failure {
+    fn from(over: Over) -> Self {
+        Failure::OverBudget(over)
+    }
+}
+
 impl Failure {
+    /// A dial that failed.
+    pub fn dial(address: std::net::SocketAddr, error: io::Error) -> Self {
+        if dial::is_out_of_descriptors(&error) {
+            return Failure::OverBudget(Over::Descriptors);
+        }
+        Failure::Connect { address, error }
+    }
+
     /// The stable label for metrics and logs.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -68,7 +84,7 @@ impl Failure {
             Failure::NoCertificate(_) => "no-certificate",
             Failure::Tunnel { error, .. } => tunnel_reason(error),
             Failure::Connect { .. } => "connect-failed",
-            Failure::TooManyStrangers => "too-many-handshakes",
+            Failure::OverBudget(over) => over.label(),
             Failure::Socket(_) => "socket-failed",
             Failure::Abandoned => "abandoned",
             Failure::Cut(cut) => cut.reason(),
@@ -87,7 +103,7 @@ impl Failure {
             | Failure::NoCertificate(_)
             | Failure::Tunnel { .. }
             | Failure::Connect { .. }
-            | Failure::TooManyStrangers
+            | Failure::OverBudget(_)
             | Failure::Socket(_)
             | Failure::Abandoned
             | Failure::Cut(_) => Status::Unavailable,
@@ -102,9 +118,11 @@ fn tunnel_reason(error: &OpenError) -> &'static str {
         OpenError::Tls(_) => "tunnel-tls",
         OpenError::WrongIdentity { .. } => "tunnel-wrong-identity",
         OpenError::Lost(_) => "tunnel-lost",
+        OpenError::GoingAway(_) => "tunnel-going-away",
         OpenError::Refused(status) => refused_reason(status.as_u16()),
         OpenError::Reset(_) => "tunnel-reset",
         OpenError::TooManyTunnels => "too-many-tunnels",
+        OpenError::BackingOff(_) => "tunnel-backoff",
     }
 }
 

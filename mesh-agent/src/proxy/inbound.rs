@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
+use super::budget::{Kind, Taken};
 use super::connection::{Judged, Registration};
 use super::error::Failure;
 use super::worker::{Pod, Worker};
@@ -19,11 +20,14 @@ use crate::policy::{Facts, Permit};
 use crate::spiffe::SpiffeId;
 
 /// Serves one TCP connection accepted on the pod's tunnel listener.
-pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
+pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, _taken: Taken, tcp: TcpStream) {
     let Some((client, reached)) = worker.ends(&pod, Role::Tunnel, &tcp) else { return };
-    let Some(stranger) = pod.strangers.admit() else {
-        worker.report_failed(record::tunnel(&pod, client), &Failure::TooManyStrangers);
-        return copy::reset(tcp);
+    let stranger = match pod.budget.take(Kind::Handshake) {
+        Ok(stranger) => stranger,
+        Err(over) => {
+            worker.report_failed(record::tunnel(&pod, client), &over.into());
+            return copy::reset(tcp);
+        }
     };
     let svid = match worker.svid(&pod.workload.identity).await {
         Ok(svid) => svid,
@@ -62,7 +66,15 @@ async fn serve_connect(
     let client = real_client(tunnel, incoming.forwarded);
     let trace_id = incoming.traceparent.map(|trace| trace.trace_id().into());
     let record = record::inbound(&pod, client, Some(&incoming.peer), server, trace_id);
-    let live = worker.register(&pod, record);
+    let taken = match pod.budget.admit(Kind::Connection) {
+        Ok(taken) => taken,
+        Err(over) => {
+            let failure = Failure::OverBudget(over);
+            incoming.refuse(failure.status());
+            return worker.report_failed(record, &failure);
+        }
+    };
+    let live = worker.register(&pod, taken, record);
     let judged = judged(&pod, Some(incoming.peer.clone()), tunnel.ip(), server);
     let permit = match check_authority(reached, server).and_then(|()| authorize(&worker, &live, judged)) {
         Ok(permit) => permit,
@@ -132,8 +144,8 @@ pub async fn reach_application(
     tokio::select! {
         biased;
         cut = live.cancel.cancelled() => Err(Failure::Cut(cut)),
-        dialled = dial::application(&pod.net, permit, client, server) => {
-            dialled.map_err(|error| Failure::Connect { address: server.socket(), error })
+        dialled = dial::application(pod, permit, client, server) => {
+            dialled.map_err(|error| Failure::dial(server.socket(), error))
         }
     }
 }

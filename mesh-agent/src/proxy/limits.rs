@@ -26,9 +26,12 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// How often the byte counters of live connections are brought up to date: below a common scrape interval (15 s).
 pub const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How many peers of one pod's tunnel port may be in their handshake at once; more are refused. A stalled one holds a
-/// descriptor for `hbone`'s HANDSHAKE_TIMEOUT_MS, and descriptors are the whole node's.
-pub const MAX_STRANGERS: usize = 1024;
+/// What a pod's connection may hold for an application that does not read, in bytes, though its pod is over budget: an
+/// application that keeps up holds less, and does not pay for one that has stopped.
+pub const FAIR_BUFFER: usize = 16 << 10;
+
+/// How many live connections are looked at before the others of the worker go ahead: under a millisecond of judging.
+pub const TABLE_CHUNK: usize = 256;
 
 /// How long a connection on the wire outside a tunnel may be silent before its other end is asked whether it lives. As
 /// ztunnel.
@@ -49,7 +52,8 @@ pub fn all() -> Vec<Limit> {
         SPILL, "connections", "before a connection leaves its pod's home worker";
         ACCEPT_BACKOFF, "milliseconds", "no spinning when descriptors run out";
         COUNT_INTERVAL, "milliseconds", "byte counters move while a connection lives";
-        MAX_STRANGERS, "handshakes per pod", "a flood of one pod's tunnel port does not take the node's descriptors";
+        FAIR_BUFFER, "bytes per connection", "held for a slow application though its pod is over its buffer budget";
+        TABLE_CHUNK, "connections", "judged again, or listed, before the others of the worker go ahead";
         KEEPALIVE_IDLE, "milliseconds", "then a silent end of a plaintext connection is asked whether it lives";
         KEEPALIVE_INTERVAL, "milliseconds", "between two such questions";
         KEEPALIVE_PROBES, "questions", "before the connection is given up";

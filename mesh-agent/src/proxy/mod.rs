@@ -3,6 +3,7 @@
 //!
 //! The proxy takes listeners that `capture` bound inside the pods, and knows nothing of eBPF, cgroups or YAML.
 
+mod budget;
 pub mod connection;
 pub mod copy;
 mod dial;
@@ -20,11 +21,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
+pub use budget::Budgets;
 use worker::{Job, Pod, WorkerHandle};
 pub use worker::{LiveConnection, Shared};
 
 use crate::hbone::TunnelStatus;
 use crate::podnet::{EnrolledPod, PodEvent};
+use crate::telemetry::WorkloadUsage;
 
 /// The data plane of one agent. Cheap to clone.
 #[derive(Clone)]
@@ -62,7 +65,7 @@ impl Proxy {
         let EnrolledPod { workload, net, listeners } = enrolled;
         tracing::info!(pod = %workload.name, namespace = %workload.namespace, identity = %workload.identity, "enrolled");
         self.left(&workload.uid.clone());
-        let pod = Arc::new(Pod::new(workload, net));
+        let pod = Arc::new(Pod::new(workload, net, self.shared.budgets.clone()));
         let worker = self.add(&pod);
         if let Some(worker) = self.workers.get(worker) {
             worker.send(Job::Listen(pod, listeners));
@@ -127,8 +130,18 @@ impl Proxy {
         self.workers.iter().for_each(|worker| worker.send(Job::CutAll));
     }
 
+    /// What each pod has taken of its budget.
+    pub fn usage(&self) -> Vec<WorkloadUsage> {
+        self.pods().values().map(|home| home.pod.usage()).collect()
+    }
+
+    /// The number of live connections of each worker.
+    pub fn loads(&self) -> Vec<usize> {
+        self.workers.iter().map(WorkerHandle::load).collect()
+    }
+
     /// The number of live connections.
     pub fn live(&self) -> usize {
-        self.workers.iter().map(WorkerHandle::load).sum()
+        self.loads().into_iter().sum()
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
+use super::budget::Taken;
 use super::connection::{Judged, Registration};
 use super::copy;
 use super::error::Failure;
@@ -37,7 +38,7 @@ enum Reached {
 }
 
 /// Serves one connection accepted on the pod's outbound listener.
-pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
+pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStream) {
     let decision = match decide(&worker, &pod, &tcp) {
         Ok(decision) => decision,
         Err(failure) => {
@@ -46,7 +47,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
         }
     };
     let Decision { dial, client, route } = decision;
-    let live = worker.register(&pod, record::outbound(&pod, client, dial.dialled(), &route));
+    let live = worker.register(&pod, taken, record::outbound(&pod, client, dial.dialled(), &route));
     match &route {
         Route::Refused(refusal) => {
             worker.finish_failed(live, &Failure::Refused(*refusal));
@@ -87,7 +88,7 @@ async fn try_upstreams(
 ) {
     let mut reached = reach_first(worker, pod, &live, client, service, upstreams).await;
     if let Err(Failure::Tunnel { error, .. }) = &reached
-        && error.is_closed_port()
+        && error.is_passing()
     {
         tokio::time::sleep(TUNNEL_RETRY_PAUSE).await;
         reached = reach_first(worker, pod, &live, client, service, upstreams).await;
@@ -140,7 +141,7 @@ fn is_final(failure: &Failure) -> bool {
         | Failure::NotThisPod(_)
         | Failure::Record(_)
         | Failure::Connect { .. }
-        | Failure::TooManyStrangers
+        | Failure::OverBudget(_)
         | Failure::Socket(_)
         | Failure::Abandoned => false,
     }
@@ -157,8 +158,8 @@ async fn reach(
     let address = upstream.address.socket();
     match &upstream.transport {
         Transport::Plaintext => {
-            let dialled = dial::from_pod(&pod.net, address).await;
-            dialled.map(Reached::Direct).map_err(|error| Failure::Connect { address, error })
+            let dialled = dial::from_pod(pod, address).await;
+            dialled.map(Reached::Direct).map_err(|error| Failure::dial(address, error))
         }
         Transport::Itself => {
             let permit = inbound::authorize(worker, live, judged_itself(pod, upstream.address))?;
@@ -174,7 +175,7 @@ async fn reach(
             };
             let request = connect_request(pod, live, client, service, upstream);
             let tunnel_address = std::net::SocketAddr::new(upstream.address.ip(), hbone::PORT);
-            let connect = async || dial::from_pod(&pod.net, tunnel_address).await;
+            let connect = async || dial::from_pod(pod, tunnel_address).await;
             let opened = worker.pool.open(&key, &svid, connect, &request).await;
             opened.map(Reached::Tunnel).map_err(|error| Failure::Tunnel { address, error })
         }

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
+use super::budget::Taken;
 use super::worker::{Pod, Worker};
 use super::{copy, inbound, record};
 use crate::podnet::Role;
 
 /// Serves one connection accepted on the pod's plaintext listener.
-pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, tcp: TcpStream) {
+pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStream) {
     let Some((client, server)) = worker.ends(&pod, Role::Plaintext, &tcp) else { return copy::reset(tcp) };
-    let live = worker.register(&pod, record::inbound(&pod, client, None, server, None));
+    let live = worker.register(&pod, taken, record::inbound(&pod, client, None, server, None));
     let judged = inbound::judged(&pod, None, client.ip(), server);
     let reached = match inbound::authorize(&worker, &live, judged) {
         Ok(permit) => inbound::reach_application(&pod, &permit, &live, client, server).await,

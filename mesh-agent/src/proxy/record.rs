@@ -31,11 +31,15 @@ pub fn outbound(pod: &Pod, client: ClientAddr, dialled: OrigDstAddr, route: &Rou
 
 /// A connection that failed before its ends were known.
 pub fn nameless(pod: &Pod, role: Role) -> ConnectionRecord {
-    let nobody = ClientAddr::new(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0));
+    unserved(pod, role, ClientAddr::new(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0)))
+}
+
+/// A connection of which no more is known than who made it.
+pub fn unserved(pod: &Pod, role: Role, client: ClientAddr) -> ConnectionRecord {
     match role {
-        Role::Outbound => from_pod(pod, nobody),
-        Role::Tunnel => tunnel(pod, nobody),
-        Role::Plaintext => ConnectionRecord { transport: Transport::Plaintext, ..to_pod(pod, nobody) },
+        Role::Outbound => from_pod(pod, client),
+        Role::Tunnel => tunnel(pod, client),
+        Role::Plaintext => ConnectionRecord { transport: Transport::Plaintext, ..to_pod(pod, client) },
     }
 }
 
@@ -125,6 +129,7 @@ pub fn result_of(end: &copy::End) -> ConnectionResult {
         copy::End::Finished | copy::End::FirstReset(_) | copy::End::SecondReset(_) | copy::End::StreamReset(_) => {
             ConnectionResult::Ok
         }
+        copy::End::OverBudget(over) => ConnectionResult::Cut { reason: over.label() },
         copy::End::TunnelLost(_) | copy::End::Cut => ConnectionResult::Failed { reason: end.reason() },
     }
 }
@@ -134,9 +139,7 @@ pub fn result_of_failure(failure: &Failure) -> ConnectionResult {
     let reason = failure.reason();
     match failure {
         Failure::Denied(_) => ConnectionResult::Denied { reason },
-        Failure::Refused(_) | Failure::NotThisPod(_) | Failure::TooManyStrangers => {
-            ConnectionResult::Refused { reason }
-        }
+        Failure::Refused(_) | Failure::NotThisPod(_) | Failure::OverBudget(_) => ConnectionResult::Refused { reason },
         Failure::Cut(_) => ConnectionResult::Cut { reason },
         Failure::Record(_)
         | Failure::NoCertificate(_)

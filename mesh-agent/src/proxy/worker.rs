@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,19 +14,20 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
 
+use super::budget::{Budgets, Kind, Over, PodBudget, Taken};
 use super::connection::{Cut, LiveTable, Registration};
 use super::error::{Failure, serve_reason};
-use super::limits::{ACCEPT_BACKOFF, COUNT_INTERVAL, MAX_STRANGERS, SPILL, SVID_TIMEOUT};
+use super::limits::{ACCEPT_BACKOFF, COUNT_INTERVAL, SPILL, SVID_TIMEOUT};
 use super::{copy, dial, inbound, outbound, plaintext, record};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::drain;
 use crate::hbone::{self, Pool, TunnelStatus};
 use crate::identity::{Identities, Svid};
-use crate::podnet::{PodListener, PodNet, Role};
+use crate::podnet::{DialRecord, PodListener, PodNet, Role};
 use crate::routing::OutboundMode;
 use crate::spiffe::SpiffeId;
 use crate::state::{StateReader, Workload};
-use crate::telemetry::{self, ConnectionRecord, ConnectionResult, Metrics};
+use crate::telemetry::{AccessLog, ConnectionRecord, ConnectionResult, Metrics, WorkloadUsage};
 
 /// What every worker reads.
 pub struct Shared {
@@ -35,12 +37,18 @@ pub struct Shared {
     pub identities: Identities,
     /// Counters.
     pub metrics: Metrics,
+    /// A line per connection that ended.
+    pub access_log: AccessLog,
+    /// What each pod may take.
+    pub budgets: Budgets,
     /// What happens to unknown destinations.
     pub mode: OutboundMode,
     /// The end of the process.
     pub drain: drain::Token,
     /// What tunnels may cost.
     pub limits: hbone::Limits,
+    /// What became of the tunnels of all workers.
+    pub tunnels: Arc<hbone::Tally>,
 }
 
 /// A pod of this node, as its connections see it. Any worker may serve one.
@@ -51,35 +59,14 @@ pub struct Pod {
     pub net: Arc<dyn PodNet>,
     /// The `baggage` header that describes it, written once.
     pub baggage: String,
-    /// Peers of its tunnel port that have not proved who they are yet.
-    pub strangers: Strangers,
+    /// What it may take and has taken.
+    pub budget: Arc<PodBudget>,
     left: watch::Sender<bool>,
-}
-
-/// Counts peers that have not proved who they are.
-#[derive(Default)]
-pub struct Strangers(Arc<AtomicUsize>);
-
-/// One such peer.
-pub struct Stranger(Arc<AtomicUsize>);
-
-impl Strangers {
-    /// Takes in one more until the result is dropped; none when there are too many.
-    pub fn admit(&self) -> Option<Stranger> {
-        let stranger = Stranger(self.0.clone());
-        (self.0.fetch_add(1, Ordering::Relaxed) < MAX_STRANGERS).then_some(stranger)
-    }
-}
-
-impl Drop for Stranger {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Pod {
     /// A pod that has just been enrolled.
-    pub fn new(workload: Arc<Workload>, net: Arc<dyn PodNet>) -> Self {
+    pub fn new(workload: Arc<Workload>, net: Arc<dyn PodNet>, budgets: Budgets) -> Self {
         let baggage = hbone::Baggage {
             namespace: workload.namespace.to_string(),
             workload_kind: "pod".to_string(),
@@ -87,8 +74,8 @@ impl Pod {
             service: workload.identity.service_account().to_string(),
             ..hbone::Baggage::default()
         };
-        let (strangers, left) = (Strangers::default(), watch::Sender::new(false));
-        Self { workload, net, baggage: baggage.to_string(), strangers, left }
+        let (budget, left) = (PodBudget::new(budgets), watch::Sender::new(false));
+        Self { workload, net, baggage: baggage.to_string(), budget, left }
     }
 
     /// metadata.uid
@@ -99,6 +86,11 @@ impl Pod {
     /// `namespace/name`, for logs.
     pub fn name(&self) -> String {
         format!("{}/{}", self.workload.namespace, self.workload.name)
+    }
+
+    /// What it has taken of its budget.
+    pub fn usage(&self) -> WorkloadUsage {
+        self.budget.usage(&self.workload.namespace, &self.workload.name)
     }
 
     /// Says that the pod left the mesh or ended.
@@ -125,7 +117,7 @@ pub enum Job {
     /// The pod left: close its listeners and tunnels, cut its connections.
     Leave(Arc<str>),
     /// A connection accepted by another worker.
-    Serve(Arc<Pod>, Role, std::net::TcpStream),
+    Serve(Arc<Pod>, Role, Taken, std::net::TcpStream),
     /// List the live connections.
     Connections(oneshot::Sender<Vec<LiveConnection>>),
     /// List the tunnels of the pool.
@@ -199,15 +191,8 @@ pub fn start(shared: Arc<Shared>, count: usize) -> io::Result<Arc<[WorkerHandle]
 impl Worker {
     fn new(shared: Arc<Shared>, index: usize, peers: Arc<[WorkerHandle]>) -> Self {
         let live = peers.get(index).map(|own| LiveTable::with_load(own.load.clone())).unwrap_or_default();
-        let limits = shared.limits.clone();
-        Self {
-            shared,
-            pool: Pool::new(limits),
-            live: Rc::new(live),
-            index,
-            peers,
-            random: RefCell::new(fastrand::Rng::new()),
-        }
+        let pool = Pool::counted(shared.limits.clone(), shared.tunnels.clone());
+        Self { shared, pool, live: Rc::new(live), index, peers, random: RefCell::new(fastrand::Rng::new()) }
     }
 
     async fn run(self, mut inbox: mpsc::UnboundedReceiver<Job>) {
@@ -229,8 +214,8 @@ impl Worker {
                     worker.pool.drop_source(&uid);
                     worker.live.cut_pod(&uid);
                 }
-                Job::Serve(pod, role, tcp) => worker.clone().adopt(pod, role, tcp),
-                Job::Connections(answer) => drop(answer.send(worker.connections())),
+                Job::Serve(pod, role, taken, tcp) => worker.clone().adopt(pod, role, taken, tcp),
+                Job::Connections(answer) => drop(tokio::task::spawn_local(worker.clone().connections(answer))),
                 Job::Tunnels(answer) => drop(answer.send(worker.pool.status())),
                 Job::StopListening => {
                     is_draining = true;
@@ -244,8 +229,14 @@ impl Worker {
     /// Judges live connections again whenever the world changes.
     async fn rejudge_on_change(self: Rc<Self>) {
         let mut state = self.shared.state.clone();
+        let mut judged = None;
         while state.changed().await {
-            self.live.rejudge(&state.current());
+            let stamp = state.current().local_policies_stamp().clone();
+            // Most changes of the world are no change of what this node's pods accept.
+            if judged.as_ref() != Some(&stamp) {
+                self.live.rejudge(&state).await;
+                judged = Some(stamp);
+            }
         }
     }
 
@@ -253,7 +244,7 @@ impl Worker {
     async fn count_bytes(self: Rc<Self>) {
         loop {
             tokio::time::sleep(COUNT_INTERVAL).await;
-            self.live.snapshot().iter().for_each(|live| live.count_bytes());
+            self.live.visit(|live| live.count_bytes()).await;
         }
     }
 
@@ -270,8 +261,14 @@ impl Worker {
     async fn accept(self: Rc<Self>, pod: Arc<Pod>, role: Role, listener: tokio::net::TcpListener) {
         loop {
             match listener.accept().await {
-                Ok((tcp, _)) => self.clone().place(&pod, role, tcp),
+                Ok((tcp, client)) => match admit(&pod, role, &tcp) {
+                    Ok(taken) => self.clone().place(&pod, role, taken, tcp),
+                    Err(over) => self.turn_away(&pod, role, ClientAddr::new(client), tcp, over),
+                },
                 Err(error) => {
+                    if dial::is_out_of_descriptors(&error) {
+                        pod.budget.out_of_descriptors();
+                    }
                     tracing::warn!(pod = %pod.name(), %error, "accept failed; raise the limit of open files?");
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
@@ -280,34 +277,48 @@ impl Worker {
     }
 
     /// Serves a new connection here, or on the least loaded worker if that one carries clearly less.
-    fn place(self: Rc<Self>, pod: &Arc<Pod>, role: Role, tcp: TcpStream) {
+    fn place(self: Rc<Self>, pod: &Arc<Pod>, role: Role, taken: Taken, tcp: TcpStream) {
         let own = self.peers.get(self.index).map_or(0, WorkerHandle::load);
         let least = self.peers.iter().min_by_key(|peer| peer.load());
         match least {
             Some(least) if least.load() + SPILL <= own => match tcp.into_std() {
-                Ok(tcp) => least.send(Job::Serve(pod.clone(), role, tcp)),
+                Ok(tcp) => least.send(Job::Serve(pod.clone(), role, taken, tcp)),
                 Err(error) => self.report_failed(record::nameless(pod, role), &Failure::Socket(error)),
             },
-            _ => self.serve(pod.clone(), role, tcp),
+            _ => self.serve(pod.clone(), role, taken, tcp),
         }
     }
 
-    fn adopt(self: Rc<Self>, pod: Arc<Pod>, role: Role, tcp: std::net::TcpStream) {
+    /// Refuses a connection that is over budget, with a reset.
+    fn turn_away(&self, pod: &Arc<Pod>, role: Role, client: ClientAddr, tcp: TcpStream, over: Over) {
+        let mut record = record::unserved(pod, role, client);
+        if role == Role::Outbound
+            && let Ok(local) = tcp.local_addr()
+            && let Ok(dial) = DialRecord::lookup(&pod.net, local)
+        {
+            // Dropped here, and the kernel's record with it.
+            record.dialled = Some(dial.dialled().socket());
+        }
+        self.report_failed(record, &Failure::OverBudget(over));
+        copy::reset(tcp);
+    }
+
+    fn adopt(self: Rc<Self>, pod: Arc<Pod>, role: Role, taken: Taken, tcp: std::net::TcpStream) {
         match TcpStream::from_std(tcp) {
-            Ok(tcp) => self.serve(pod, role, tcp),
+            Ok(tcp) => self.serve(pod, role, taken, tcp),
             Err(error) => self.report_failed(record::nameless(&pod, role), &Failure::Socket(error)),
         }
     }
 
-    fn serve(self: Rc<Self>, pod: Arc<Pod>, role: Role, tcp: TcpStream) {
+    fn serve(self: Rc<Self>, pod: Arc<Pod>, role: Role, taken: Taken, tcp: TcpStream) {
         // Small writes go out at once: the far end decides how to batch.
         let _ = tcp.set_nodelay(true);
         match role {
-            Role::Outbound => drop(tokio::task::spawn_local(outbound::serve(self, pod, tcp))),
-            Role::Tunnel => drop(tokio::task::spawn_local(inbound::serve_tunnel(self, pod, tcp))),
+            Role::Outbound => drop(tokio::task::spawn_local(outbound::serve(self, pod, taken, tcp))),
+            Role::Tunnel => drop(tokio::task::spawn_local(inbound::serve_tunnel(self, pod, taken, tcp))),
             Role::Plaintext => {
                 dial::keep_alive(&tcp);
-                drop(tokio::task::spawn_local(plaintext::serve(self, pod, tcp)));
+                drop(tokio::task::spawn_local(plaintext::serve(self, pod, taken, tcp)));
             }
         }
     }
@@ -334,8 +345,9 @@ impl Worker {
 
     /// Puts a connection into the table. What was accepted before its pod left, and comes here after the table was
     /// cleared of that pod, is cut at once.
-    pub fn register(&self, pod: &Pod, record: ConnectionRecord) -> Registration {
-        let live = self.live.register(pod.uid().clone(), record);
+    pub fn register(&self, pod: &Pod, taken: Taken, record: ConnectionRecord) -> Registration {
+        let counters = copy::Counters::within(pod.budget.clone());
+        let live = self.live.register(pod.uid().clone(), record, counters, taken);
         if pod.has_left() {
             live.cancel.cut(Cut::PodLeft);
         }
@@ -373,7 +385,7 @@ impl Worker {
         tracing::debug!(%failure, "connection refused");
         record.result = record::result_of_failure(failure);
         self.shared.metrics.closed(&record);
-        telemetry::access_log::write(&record);
+        self.shared.access_log.write(&record);
     }
 
     /// Counts a tunnel that ended in an error: a handshake that failed, or a peer that broke the protocol.
@@ -381,7 +393,7 @@ impl Worker {
         tracing::debug!(%error, client = %record.client, "tunnel refused or broken");
         record.result = ConnectionResult::Failed { reason: serve_reason(error) };
         self.shared.metrics.closed(&record);
-        telemetry::access_log::write(&record);
+        self.shared.access_log.write(&record);
     }
 
     fn close(&self, live: Registration, result: ConnectionResult) {
@@ -392,28 +404,22 @@ impl Worker {
             None => self.shared.metrics.closed(&record),
         }
         drop(live);
-        telemetry::access_log::write(&record);
+        self.shared.access_log.write(&record);
     }
 
-    fn connections(&self) -> Vec<LiveConnection> {
-        let lines = self.live.snapshot();
-        lines.iter().map(|live| LiveConnection { worker: self.index, record: live.so_far() }).collect()
+    async fn connections(self: Rc<Self>, answer: oneshot::Sender<Vec<LiveConnection>>) {
+        let mut lines = Vec::new();
+        self.live.visit(|live| lines.push(LiveConnection { worker: self.index, record: live.so_far() })).await;
+        // Whoever asked may have gone meanwhile.
+        let _ = answer.send(lines);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strangers_have_an_end_and_make_room() {
-        let strangers = Strangers::default();
-        let mut admitted: Vec<Stranger> = (0..MAX_STRANGERS).map_while(|_| strangers.admit()).collect();
-        assert_eq!(admitted.len(), MAX_STRANGERS);
-        assert!(strangers.admit().is_none() && strangers.admit().is_none());
-        admitted.pop();
-        admitted.extend(strangers.admit());
-        assert_eq!(admitted.len(), MAX_STRANGERS);
-        assert!(strangers.admit().is_none());
-    }
+/// Whether the pod, and the process, have room for one more.
+fn admit(pod: &Pod, role: Role, tcp: &TcpStream) -> Result<Taken, Over> {
+    pod.budget.check_descriptor(tcp.as_raw_fd())?;
+    pod.budget.admit(match role {
+        Role::Outbound | Role::Plaintext => Kind::Connection,
+        Role::Tunnel => Kind::Tunnel,
+    })
 }

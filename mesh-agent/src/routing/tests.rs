@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::policy::{Mode, PeerAuthentication, PolicyMeta, PolicySet, Target};
 use crate::state::{
-    Backend, Backends, ExternalAddresses, HostPort, InternalTraffic, Node, PortSpec, ServiceSpec, TargetPort, Traffic,
-    World,
+    Backend, Backends, Exclusions, ExternalAddresses, HostPort, InternalTraffic, Node, PortSpec, ServiceSpec,
+    TargetPort, Traffic, World,
 };
 
 #[test]
@@ -145,7 +145,8 @@ fn a_decision_among_many_services() {
             let external = ExternalAddresses { ips: vec![IpAddr::from([198, 18, high, low])], ..Default::default() };
             let port = PortSpec { node_port: Some(20_000 + index), ..service("", &[], &[]).ports.remove(0) };
             let cluster_ip = format!("10.96.{high}.{low}");
-            ServiceSpec { external, ports: vec![port], ..service("s", &[&cluster_ip], &[("10.0.0.2", 8080)]) }
+            let name = format!("s-{index}");
+            ServiceSpec { external, ports: vec![port], ..service(&name, &[&cluster_ip], &[("10.0.0.2", 8080)]) }
         };
         let services = (0..count).map(one).collect();
         let workloads = vec![pod("meshed", &["10.0.0.2"], true)];
@@ -324,6 +325,7 @@ fn pod(name: &str, ips: &[&str], enrolled: bool) -> Workload {
         named_ports: BTreeMap::new(),
         host_ips: vec![],
         host_ports: vec![],
+        exclusions: Exclusions::default(),
         enrolled,
         refusal: None,
         host_network: false,

@@ -1,27 +1,41 @@
 //! The world model: workloads, services and compiled policies, as immutable snapshots.
 //!
 //! One writer (`discovery`) publishes; everyone else reads. A connection works on the snapshot that it started with.
-//! No I/O, no clock, no async work here: a snapshot is built by a pure function ([`MeshState::build`], from a
-//! [`World`]) and cannot fail for outside reasons.
+//! No I/O, no clock, no async work here: an [`Engine`] takes objects as they come and go and makes snapshots of them,
+//! which cannot fail for outside reasons. [`MeshState::build`] is that for a whole [`World`] at once.
+//!
+//! ```text
+//! upsert, delete ─► what was read ─► what depends on it, found by indexes ─► the next snapshot
+//!                   pods, nodes,     engine                                 (shares with the one before it
+//!                   specs            endpoints, frontends, topology          all that did not change: cow)
+//! ```
 
-mod build;
+mod claims;
+mod cow;
 mod endpoints;
+mod engine;
 mod frontends;
 mod nodes;
+mod object;
 mod pods;
 mod service;
 mod snapshot;
+mod specs;
 mod topology;
 mod workload;
 mod world;
 
 #[cfg(test)]
+mod sequences;
+#[cfg(test)]
 mod tests;
 
+pub use engine::Engine;
 pub use frontends::Destination;
+pub use object::{Item, Key, Kind};
 pub use service::{Endpoint, Frontend, Service, ServicePort};
-pub use snapshot::{MeshState, StateReader, StateWriter};
-pub use workload::{HostPort, Workload};
+pub use snapshot::{MeshState, Stamp, StateReader, StateWriter};
+pub use workload::{Exclusions, HostPort, Workload};
 pub use world::{
     Affinity, Backend, Backends, Distribution, ExternalAddresses, Hints, InternalTraffic, Node, PortSpec, ServiceSpec,
     TargetPort, Traffic, World,

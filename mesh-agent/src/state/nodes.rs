@@ -1,20 +1,47 @@
-//! The nodes of a world, indexed while a snapshot is built.
+//! What is known of nodes: by their objects, and by what their pods say of them.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::claims::Claims;
+use super::object::Name;
 use super::topology::Here;
-use super::{Node, Workload, World};
+use super::{Node, Workload};
 
-/// What is known of nodes: by their objects, and by what their pods say of them.
-pub(super) struct Nodes<'a> {
-    by_name: HashMap<&'a str, &'a Node>,
+#[derive(Default)]
+pub(super) struct Nodes {
+    by_name: HashMap<Arc<str>, Arc<Node>>,
+    ips: Claims<IpAddr, Teller, ()>,
 }
 
-impl<'a> Nodes<'a> {
-    pub(super) fn index(world: &'a World) -> Self {
-        Self { by_name: world.nodes.iter().map(|node| (&*node.name, node)).collect() }
+/// Who says that an address is a node's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Teller {
+    Node(Arc<str>),
+    Pod(Name),
+}
+
+impl Nodes {
+    /// Takes a node as it is now. Returns how it was, and the addresses that changed hands.
+    pub(super) fn take(&mut self, name: &Arc<str>, node: Option<Arc<Node>>) -> (Option<Arc<Node>>, Vec<IpAddr>) {
+        let ips = node.iter().flat_map(|node| node.ips.iter().map(|ip| (*ip, ())));
+        let changed = self.ips.replace(&Teller::Node(name.clone()), ips);
+        let before = match node {
+            Some(node) => self.by_name.insert(name.clone(), node),
+            None => self.by_name.remove(name),
+        };
+        (before, changed)
+    }
+
+    /// Takes what a pod says of its node. Returns the addresses that changed hands.
+    pub(super) fn take_pod(&mut self, name: &Name, workload: Option<&Workload>) -> Vec<IpAddr> {
+        self.ips.replace(&Teller::Pod(name.clone()), workload.into_iter().flat_map(told_by).map(|ip| (ip, ())))
+    }
+
+    /// Whether it is the address of a node.
+    pub(super) fn have(&self, ip: &IpAddr) -> bool {
+        self.ips.is_claimed(ip)
     }
 
     /// The zone of a node; empty when not known.
@@ -30,12 +57,6 @@ impl<'a> Nodes<'a> {
     pub(super) fn ips_under(&self, workload: &Workload) -> HashSet<IpAddr> {
         let of_object = self.by_name.get(&*workload.node).map(|node| node.ips.as_slice()).unwrap_or_default();
         of_object.iter().copied().chain(told_by(workload)).collect()
-    }
-
-    /// The addresses of all nodes.
-    pub(super) fn all_ips(&self, world: &World) -> HashSet<IpAddr> {
-        let of_objects = self.by_name.values().flat_map(|node| node.ips.iter().copied());
-        of_objects.chain(world.workloads.iter().flat_map(told_by)).collect()
     }
 }
 

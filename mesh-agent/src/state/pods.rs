@@ -1,68 +1,233 @@
-//! The pods of a world, indexed while a snapshot is built.
+//! The pods with the ways to find them, kept up to date one by one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Workload;
+use super::claims::Claims;
+use super::cow::CowMap;
+use super::object::Name;
 
-/// The pods with the ways to find them.
-pub(super) struct Pods<'a> {
-    pub(super) all: Vec<Arc<Workload>>,
-    pub(super) by_ip: HashMap<IpAddr, Arc<Workload>>,
-    /// By namespace, label and its value: indexes into `all`.
-    by_label: HashMap<(&'a str, &'a str, &'a str), Vec<usize>>,
+#[derive(Default)]
+pub(super) struct Pods {
+    /// As they were read, each with what its own label says.
+    read: BTreeMap<Name, (Arc<Workload>, Option<bool>)>,
+    /// What the namespaces' labels say.
+    namespaces: HashMap<Arc<str>, bool>,
+    /// As they are, with what their namespace says.
+    all: BTreeMap<Name, Arc<Workload>>,
+    by_label: HashMap<LabelHash, BTreeSet<Name>>,
+    by_node: HashMap<Arc<str>, BTreeSet<Name>>,
+    by_uid: HashMap<Arc<str>, BTreeSet<Name>>,
+    claims: Claims<IpAddr, Name, ()>,
+    /// Who of those that claim an IP holds it.
+    by_ip: CowMap<IpAddr, Arc<Workload>>,
+    labels: Labels,
 }
 
-impl<'a> Pods<'a> {
-    pub(super) fn index(workloads: &'a [Workload]) -> Self {
-        let all: Vec<Arc<Workload>> = workloads.iter().cloned().map(Arc::new).collect();
-        let mut by_ip: HashMap<IpAddr, Arc<Workload>> = HashMap::with_capacity(all.len());
-        let mut by_label: HashMap<_, Vec<usize>> = HashMap::new();
-        for (index, workload) in workloads.iter().enumerate() {
-            for (label, value) in &workload.labels {
-                by_label.entry((&*workload.namespace, &**label, &**value)).or_default().push(index);
-            }
+/// What became of a pod: as it was, and as it is.
+pub(super) struct Changed {
+    pub(super) old: Option<Arc<Workload>>,
+    pub(super) new: Option<Arc<Workload>>,
+    /// The IPs that may have another holder now.
+    pub(super) ips: Vec<IpAddr>,
+}
+
+/// Namespace, label and value in one number. What is found by it has to be compared: two may share a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct LabelHash(u64);
+
+/// Makes the numbers.
+#[derive(Default)]
+pub(super) struct Labels(RandomState);
+
+impl Labels {
+    pub(super) fn hash(&self, namespace: &str, label: &str, value: &str) -> LabelHash {
+        LabelHash(self.0.hash_one((namespace, label, value)))
+    }
+
+    pub(super) fn of(&self, workload: &Workload) -> Vec<LabelHash> {
+        workload.labels.iter().map(|(label, value)| self.hash(&workload.namespace, label, value)).collect()
+    }
+}
+
+impl Pods {
+    /// Takes a pod as it is read, or that it is gone. [`Pods::settle`] makes it count.
+    pub(super) fn take(&mut self, name: &Name, pod: Option<(Arc<Workload>, Option<bool>)>) {
+        match pod {
+            Some(pod) => drop(self.read.insert(name.clone(), pod)),
+            None => drop(self.read.remove(name)),
         }
-        for workload in &all {
-            if workload.host_network {
-                continue;
-            }
-            for ip in &workload.ips {
-                let holder = by_ip.entry(*ip).or_insert_with(|| workload.clone());
-                if workload.beats(holder) {
-                    *holder = workload.clone();
-                }
-            }
+    }
+
+    /// Takes what a namespace's label says. Returns the pods that this may be about.
+    pub(super) fn take_namespace(&mut self, namespace: &Arc<str>, mesh: Option<bool>) -> Vec<Name> {
+        let before = match mesh {
+            Some(mesh) => self.namespaces.insert(namespace.clone(), mesh),
+            None => self.namespaces.remove(namespace),
+        };
+        if before == mesh { Vec::new() } else { self.read_in(namespace) }
+    }
+
+    fn read_in(&self, namespace: &Arc<str>) -> Vec<Name> {
+        let from = Name { namespace: namespace.clone(), name: "".into() };
+        let names = self.read.range(from..).map(|(name, _)| name);
+        names.take_while(|name| name.namespace == *namespace).cloned().collect()
+    }
+
+    /// Brings one pod up to date with what was taken. None when that changes nothing.
+    pub(super) fn settle(&mut self, name: &Name) -> Option<Changed> {
+        let new = self.effective(name);
+        let old = self.all.get(name).cloned();
+        if old == new {
+            return None;
         }
-        Self { all, by_ip, by_label }
+        if let Some(old) = &old {
+            self.unindex(name, old);
+            self.all.remove(name);
+        }
+        let claimed = new.iter().filter(|new| !new.host_network).flat_map(|new| new.ips.iter().map(|ip| (*ip, ())));
+        let mut ips: BTreeSet<IpAddr> = self.claims.replace(name, claimed).into_iter().collect();
+        // The holder of an IP is told by more than the claim.
+        ips.extend(self.claims.of(name));
+        if let Some(new) = &new {
+            self.index(name, new);
+            self.all.insert(name.clone(), new.clone());
+        }
+        Some(Changed { old, new, ips: ips.into_iter().collect() })
+    }
+
+    /// A pod that nobody asks for is not enrolled, and not refused either.
+    fn effective(&self, name: &Name) -> Option<Arc<Workload>> {
+        let (workload, own) = self.read.get(name)?;
+        let asked = own.or_else(|| self.namespaces.get(&name.namespace).copied()) == Some(true);
+        if asked || (!workload.enrolled && workload.refusal.is_none()) {
+            return Some(workload.clone());
+        }
+        Some(Arc::new(Workload { enrolled: false, refusal: None, ..(**workload).clone() }))
+    }
+
+    fn index(&mut self, name: &Name, workload: &Workload) {
+        for label in self.labels.of(workload) {
+            self.by_label.entry(label).or_default().insert(name.clone());
+        }
+        self.by_node.entry(workload.node.clone()).or_default().insert(name.clone());
+        self.by_uid.entry(workload.uid.clone()).or_default().insert(name.clone());
+    }
+
+    fn unindex(&mut self, name: &Name, workload: &Workload) {
+        for label in self.labels.of(workload) {
+            remove(&mut self.by_label, &label, name);
+        }
+        remove(&mut self.by_node, &workload.node, name);
+        remove(&mut self.by_uid, &workload.uid, name);
+    }
+
+    /// Finds out who holds an IP. True when that is another pod than before, or the same one changed.
+    pub(super) fn settle_ip(&mut self, ip: &IpAddr) -> bool {
+        let mut claimants = self.claimants(ip);
+        let first = claimants.next();
+        let holder =
+            first.map(|first| claimants.fold(first, |best, other| if other.beats(best) { other } else { best }));
+        let holder = holder.cloned();
+        if same(holder.as_ref(), self.by_ip.get(ip)) {
+            return false;
+        }
+        self.by_ip.set(ip, holder);
+        true
+    }
+
+    /// The pods that claim an IP.
+    pub(super) fn claimants(&self, ip: &IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
+        self.claims.claimants(ip).filter_map(|(name, ())| self.all.get(name))
+    }
+
+    pub(super) fn get(&self, name: &Name) -> Option<&Arc<Workload>> {
+        self.all.get(name)
+    }
+
+    /// Every pod, also those that hold no IP.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.all.values()
+    }
+
+    pub(super) fn in_namespace(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Arc<Workload>> {
+        let from = Name { namespace: namespace.clone(), name: "".into() };
+        self.all.range(from..).map(|(_, workload)| workload).take_while(|workload| workload.namespace == *namespace)
+    }
+
+    /// The pods of a node.
+    pub(super) fn on(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        self.by_node.get(node).into_iter().flatten().filter_map(|name| self.all.get(name))
+    }
+
+    /// The pod of a uid. Two pods of one uid are not a thing of Kubernetes; the choice is repeatable.
+    pub(super) fn by_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.all.get(self.by_uid.get(uid)?.last()?)
     }
 
     /// The pods of a namespace that have all these labels; none for an empty selector, as Kubernetes has it.
-    pub(super) fn selected<'s>(
-        &'s self,
-        namespace: &'s str,
-        selector: &'s BTreeMap<String, String>,
-    ) -> impl Iterator<Item = &'s Arc<Workload>> {
+    pub(super) fn selected<'a>(
+        &'a self,
+        namespace: &'a str,
+        selector: &'a BTreeMap<String, String>,
+    ) -> impl Iterator<Item = &'a Arc<Workload>> {
         let lists = selector.iter().map(|(label, value)| self.having(namespace, label, value));
-        let fewest = lists.min_by_key(|indexes| indexes.len()).unwrap_or_default();
-        let candidates = fewest.iter().filter_map(|index| self.all.get(*index));
-        candidates.filter(|pod| selector.iter().all(|(label, value)| pod.labels.get(label) == Some(value)))
+        let fewest = lists.min_by_key(|names| names.map_or(0, BTreeSet::len)).flatten();
+        let candidates = fewest.into_iter().flatten().filter_map(|name| self.all.get(name));
+        candidates.filter(move |workload| *workload.namespace == *namespace && selects(selector, workload))
     }
 
-    fn having<'s>(&'s self, namespace: &'s str, label: &'s str, value: &'s str) -> &'s [usize] {
-        self.by_label.get(&(namespace, label, value)).map(Vec::as_slice).unwrap_or_default()
+    /// The pods that may have a label: those whose number it is.
+    pub(super) fn having(&self, namespace: &str, label: &str, value: &str) -> Option<&BTreeSet<Name>> {
+        self.by_label.get(&self.labels.hash(namespace, label, value))
     }
 
-    /// The pods that hold at least one of the IPs they claim, and those of the host network.
-    pub(super) fn holding_ips(&self) -> Vec<Arc<Workload>> {
-        let holds =
-            |workload: &Arc<Workload>| workload.host_network || workload.ips.iter().any(|ip| self.holds(workload, *ip));
-        self.all.iter().filter(|workload| holds(workload)).cloned().collect()
+    pub(super) fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
+    /// The pod that holds an IP.
+    pub(super) fn by_ip(&self, ip: &IpAddr) -> Option<&Arc<Workload>> {
+        self.by_ip.get(ip)
+    }
+
+    pub(super) fn holders(&self) -> &CowMap<IpAddr, Arc<Workload>> {
+        &self.by_ip
     }
 
     /// Whether a pod holds an IP that it claims.
-    pub(super) fn holds(&self, workload: &Workload, ip: IpAddr) -> bool {
-        self.by_ip.get(&ip).is_some_and(|holder| holder.uid == workload.uid)
+    pub(super) fn holds(&self, workload: &Workload, ip: &IpAddr) -> bool {
+        self.by_ip.get(ip).is_some_and(|holder| holder.uid == workload.uid)
+    }
+
+    /// Whether a pod holds at least one of the IPs that it claims, or is of the host network.
+    pub(super) fn is_there(&self, workload: &Workload) -> bool {
+        workload.host_network || workload.ips.iter().any(|ip| self.holds(workload, ip))
+    }
+}
+
+/// Whether a pod has all the labels; an empty selector selects nothing.
+pub(super) fn selects(selector: &BTreeMap<String, String>, workload: &Workload) -> bool {
+    !selector.is_empty() && selector.iter().all(|(label, value)| workload.labels.get(label) == Some(value))
+}
+
+/// Whether two are one and the same, not just alike.
+pub(super) fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    }
+}
+
+/// Removes a name from an index, and the place of the last one.
+pub(super) fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<Name>>, key: &K, name: &Name) {
+    let Some(names) = index.get_mut(key) else { return };
+    names.remove(name);
+    if names.is_empty() {
+        index.remove(key);
     }
 }

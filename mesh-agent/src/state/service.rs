@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Affinity, ExternalAddresses, Workload};
 
 /// A Service with its ports; endpoints are per port, because readiness and target ports are.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// metadata.namespace
     pub namespace: Arc<str>,
@@ -23,7 +23,7 @@ pub struct Service {
 }
 
 /// One TCP port of a Service.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// spec.ports[].name; empty when unnamed.
     pub name: Arc<str>,
@@ -48,7 +48,7 @@ pub enum Frontend {
 }
 
 /// One place that serves a Service's port.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Canonical.
     pub ip: IpAddr,

@@ -1,37 +1,62 @@
 //! The snapshot and its one writer.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use super::cow::CowMap;
 use super::frontends::Frontends;
+use super::object::Name;
 use super::{Service, Workload};
 use crate::policy::{Mode, PeerModes, PolicySet, WorkloadPolicy};
 
-/// Everything that a decision may read, frozen. Made by [`MeshState::build`].
-#[derive(Default)]
+/// Everything that a decision may read, frozen. Made by [`super::Engine`]; what did not change between two snapshots is
+/// the same object in both, not just an equal one.
+#[derive(Clone, Default)]
 pub struct MeshState {
     /// Counts up with every publication.
     pub version: u64,
     /// The name of the node this agent runs on.
     pub node: Arc<str>,
     /// Pods that hold an IP, and pods of the host network.
-    pub(super) workloads: Vec<Arc<Workload>>,
-    pub(super) workloads_by_ip: HashMap<IpAddr, Arc<Workload>>,
+    pub(super) workloads: CowMap<Name, Arc<Workload>>,
+    pub(super) workloads_by_ip: CowMap<IpAddr, Arc<Workload>>,
+    /// Those of `workloads` that are on this node.
+    pub(super) local: Arc<BTreeMap<Name, Arc<Workload>>>,
     /// All Services, also those without cluster IP.
-    pub(super) services: Vec<Arc<Service>>,
-    pub(super) services_by_ip: HashMap<IpAddr, Arc<Service>>,
+    pub(super) services: CowMap<Name, Arc<Service>>,
+    pub(super) services_by_ip: CowMap<IpAddr, Arc<Service>>,
     /// All addresses that lead to Services and pods besides their own.
     pub(super) frontends: Frontends,
     /// Every policy object, as it was read.
-    pub(super) policies: PolicySet,
+    pub(super) policies: Arc<PolicySet>,
     /// By uid: enrolled pods of all nodes whose modes are not the default.
-    pub(super) peer_modes: HashMap<Arc<str>, PeerModes>,
+    pub(super) peer_modes: CowMap<Arc<str>, Arc<PeerModes>>,
     /// By uid: pods of this node.
-    pub(super) local_policies: HashMap<Arc<str>, Arc<WorkloadPolicy>>,
+    pub(super) local_policies: CowMap<Arc<str>, Arc<WorkloadPolicy>>,
+    pub(super) stamps: Stamps,
+}
+
+/// Tells whether a part of the state is the same in two snapshots: then the stamps are equal. Those of two engines never
+/// are.
+#[derive(Clone, Debug, Default)]
+pub struct Stamp(Arc<()>);
+
+impl PartialEq for Stamp {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// Who looks at one part of the state alone sees by these whether it changed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stamps {
+    pub(super) local_workloads: Stamp,
+    pub(super) local_policies: Stamp,
+    pub(super) unserved: Stamp,
 }
 
 impl MeshState {
@@ -45,14 +70,16 @@ impl MeshState {
         self.services_by_ip.get(&ip)
     }
 
-    /// Every pod of the cluster that holds an IP, enrolled or not.
+    /// Every pod of the cluster that holds an IP, enrolled or not, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.iter()
+        self.workloads.values()
     }
 
-    /// Every Service of the cluster.
+    /// Every Service of the cluster, by namespace and name.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.iter()
+        let mut services: Vec<_> = self.services.iter().collect();
+        services.sort_unstable_by_key(|(name, _)| *name);
+        services.into_iter().map(|(_, service)| service)
     }
 
     /// Every policy object of the cluster, for people to read.
@@ -60,9 +87,25 @@ impl MeshState {
         &self.policies
     }
 
-    /// The pods of this node, each once, enrolled or not.
+    /// The pods of this node, each once, enrolled or not, by namespace and name. A list of their own: the pods of other
+    /// nodes are not looked at.
     pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.iter().filter(|w| w.node == self.node)
+        self.local.values()
+    }
+
+    /// Equal in two snapshots: so is [`MeshState::local_workloads`].
+    pub fn local_workloads_stamp(&self) -> &Stamp {
+        &self.stamps.local_workloads
+    }
+
+    /// Equal in two snapshots: so is every [`MeshState::inbound_policy`].
+    pub fn local_policies_stamp(&self) -> &Stamp {
+        &self.stamps.local_policies
+    }
+
+    /// Equal in two snapshots: so is the set of [`MeshState::vips_without_endpoint`].
+    pub fn unserved_stamp(&self) -> &Stamp {
+        &self.stamps.unserved
     }
 
     /// The compiled policy of a pod of this node, by uid. None: the pod is unknown, refuse.

@@ -122,7 +122,8 @@ fn selected_pods_serve_as_their_slices_would() {
         let nodes = vec![node("node", "z1"), node("near", "z1"), node("far", "z2")];
         let state = MeshState::build(1, "node", &World { workloads, services, nodes, ..World::default() });
         let endpoints = &state.service_by_ip(ip("10.96.0.1")).unwrap().port(80).unwrap().endpoints;
-        let seen: Vec<String> = endpoints.iter().map(|e| e.ip.to_string().replace("10.0.0", "")).collect();
+        let mut seen: Vec<String> = endpoints.iter().map(|e| e.ip.to_string().replace("10.0.0", "")).collect();
+        seen.sort();
         assert_eq!(seen.join(" "), expected, "{what}");
     }
 }
@@ -232,6 +233,7 @@ fn pod(name: &str, ips: &[&str]) -> Workload {
         named_ports: BTreeMap::new(),
         host_ips: vec![],
         host_ports: vec![],
+        exclusions: Exclusions::default(),
         enrolled: true,
         refusal: None,
         host_network: false,

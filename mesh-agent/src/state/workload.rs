@@ -1,13 +1,15 @@
 //! A pod, as the mesh knows it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use crate::spiffe::SpiffeId;
 
 /// A pod anywhere in the cluster.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// metadata.uid
     pub uid: Arc<str>,
@@ -29,6 +31,8 @@ pub struct Workload {
     pub host_ips: Vec<IpAddr>,
     /// Ports of the node that lead to it. None for hostNetwork pods, which hold the node's ports themselves.
     pub host_ports: Vec<HostPort>,
+    /// What its annotations keep out of the mesh.
+    pub exclusions: Exclusions,
     /// Whether label and kind put it into the mesh. False for pods that ask but cannot be (see `refusal`).
     pub enrolled: bool,
     /// Why a pod that asks for the mesh cannot be enrolled (hostNetwork, …).
@@ -52,6 +56,18 @@ pub struct HostPort {
     pub port: u16,
     /// containerPort
     pub target: u16,
+}
+
+/// What a pod keeps out of the mesh, new connections only. Empty when nothing is asked for, or what is asked for cannot be
+/// read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exclusions {
+    /// Connections that it opens to these ports, at whatever address.
+    pub outbound_ports: BTreeSet<u16>,
+    /// Connections that it receives at these ports of its own.
+    pub inbound_ports: BTreeSet<u16>,
+    /// Connections that it opens to these networks, at whatever port; no bits beyond the prefix.
+    pub outbound_networks: BTreeSet<IpNet>,
 }
 
 impl Workload {

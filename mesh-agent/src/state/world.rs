@@ -23,7 +23,7 @@ pub struct World {
 }
 
 /// A machine that runs pods.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// metadata.name
     pub name: Arc<str>,
@@ -55,7 +55,7 @@ pub struct ServiceSpec {
 }
 
 /// Where a Service is reached besides its cluster IPs, at the same ports. Node ports are with the ports.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExternalAddresses {
     /// spec.externalIPs, canonical.
     pub ips: Vec<IpAddr>,
@@ -111,7 +111,7 @@ pub enum Affinity {
 }
 
 /// One TCP port of a Service.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortSpec {
     /// Empty when unnamed.
     pub name: Arc<str>,
@@ -124,7 +124,7 @@ pub struct PortSpec {
 }
 
 /// A target port, by number or by the name that each pod gives it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetPort {
     /// The same on every pod.
     Number(u16),

@@ -1,4 +1,5 @@
 //! One line per closed connection, under the target `access` at level info: `--log-level info,access=off` silences it.
+//! Which connections get a line is a filter of its own ([`Filter`]), which changes at run time.
 //!
 //! The fields are an interface, stable by name; a field with nothing to say is left out. Every text is recorded as a
 //! string, never through `Display`: the text format then quotes and escapes it and the JSON format encodes it, so no
@@ -10,18 +11,165 @@
 //! ```
 //! (one line in truth)
 
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
 use tracing::info;
 
-use super::ConnectionRecord;
+use super::series::RESULT_NAMES;
+use super::{ConnectionRecord, ConnectionResult};
 
 /// The target of access log lines.
 pub const TARGET: &str = "access";
 
-/// Writes the line of a connection that has ended. Costs one look at the filter when the target is off.
-pub fn write(record: &ConnectionRecord) {
-    if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
-        return;
+/// Writes the lines of connections that its filter admits. Cheap to clone; clones share the filter.
+#[derive(Clone, Default)]
+pub struct AccessLog {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    filter: ArcSwap<Filter>,
+    /// Connections that ended well and were to be sampled.
+    ok: AtomicU64,
+}
+
+/// Which connections get a line. Its text is what an operator writes:
+///
+/// | word | means |
+/// |---|---|
+/// | `all`, `off` | alone: every connection, none |
+/// | `failures` | all that did not end `ok` |
+/// | `result=denied` | those that ended so; also `ok`, `refused`, `failed`, `cut` |
+/// | `namespace=shop` | those with a party in this namespace |
+/// | `pod=shop/web-0` | those of this pod |
+/// | `sample=100` | of those that ended `ok`, one in so many |
+///
+/// Words are joined by commas: words of one kind widen (`result=denied,result=cut`), kinds narrow each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    text: String,
+    is_off: bool,
+    /// None given: any.
+    results: Vec<&'static str>,
+    namespaces: Vec<String>,
+    pods: Vec<String>,
+    sample: u64,
+}
+
+/// Why a text is no filter.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{text:?} is no access log filter: {word:?}; give all, off, or words such as failures,namespace=shop,sample=100"
+)]
+pub struct FilterError {
+    text: String,
+    word: String,
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self {
+            text: "all".to_string(),
+            is_off: false,
+            results: Vec::new(),
+            namespaces: Vec::new(),
+            pods: Vec::new(),
+            sample: 1,
+        }
     }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::str::FromStr for Filter {
+    type Err = FilterError;
+
+    fn from_str(text: &str) -> Result<Self, FilterError> {
+        let mut filter = Self { text: text.to_string(), ..Self::default() };
+        match text {
+            "all" => return Ok(filter),
+            "off" => return Ok(Self { is_off: true, ..filter }),
+            _ => {}
+        }
+        for word in text.split(',') {
+            let word = word.trim();
+            filter.add(word).ok_or_else(|| FilterError { text: text.to_string(), word: word.to_string() })?;
+        }
+        Ok(filter)
+    }
+}
+
+impl Filter {
+    fn add(&mut self, word: &str) -> Option<()> {
+        let is_name = |name: &str| !name.is_empty() && !name.contains(|c: char| c.is_control() || c == ' ');
+        match word.split_once('=') {
+            None if word == "failures" => self.results.extend(RESULT_NAMES.into_iter().filter(|name| *name != "ok")),
+            Some(("result", name)) => self.results.push(RESULT_NAMES.into_iter().find(|known| *known == name)?),
+            Some(("namespace", name)) if is_name(name) => self.namespaces.push(name.to_string()),
+            Some(("pod", name)) if is_name(name) && name.contains('/') => self.pods.push(name.to_string()),
+            Some(("sample", number)) => self.sample = number.parse().ok().filter(|number| *number > 0)?,
+            Some(_) | None => return None,
+        }
+        Some(())
+    }
+
+    /// Whether this connection gets a line; `ok` counts those that are sampled.
+    fn admits(&self, record: &ConnectionRecord, ok: &AtomicU64) -> bool {
+        let names_namespace = |name: &String| {
+            let of_pod = [&record.source_pod, &record.destination_pod].into_iter().flatten();
+            let of_identity = [&record.source_identity, &record.destination_identity].into_iter().flatten();
+            of_pod.filter_map(|pod| pod.split_once('/')).any(|(namespace, _)| namespace == name)
+                || of_identity.into_iter().any(|identity| identity.namespace() == name)
+        };
+        let names_pod = |name: &String| {
+            [&record.source_pod, &record.destination_pod].into_iter().flatten().any(|pod| **pod == **name)
+        };
+        !self.is_off
+            && (self.results.is_empty() || self.results.contains(&record.result.name()))
+            && (self.namespaces.is_empty() || self.namespaces.iter().any(names_namespace))
+            && (self.pods.is_empty() || self.pods.iter().any(names_pod))
+            && (self.sample == 1
+                || record.result != ConnectionResult::Ok
+                || ok.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.sample))
+    }
+}
+
+impl AccessLog {
+    /// A log with this filter.
+    pub fn new(filter: Filter) -> Self {
+        let log = Self::default();
+        log.set(filter);
+        log
+    }
+
+    /// The filter as it is.
+    pub fn filter(&self) -> Arc<Filter> {
+        self.inner.filter.load_full()
+    }
+
+    /// Replaces the filter.
+    pub fn set(&self, filter: Filter) {
+        self.inner.filter.store(Arc::new(filter));
+    }
+
+    /// Writes the line of a connection that has ended. Costs one look at the filters when they admit none.
+    pub fn write(&self, record: &ConnectionRecord) {
+        let is_enabled = tracing::enabled!(target: TARGET, tracing::Level::INFO);
+        if is_enabled && self.inner.filter.load().admits(record, &self.inner.ok) {
+            write(record);
+        }
+    }
+}
+
+fn write(record: &ConnectionRecord) {
     let ConnectionRecord {
         direction,
         transport,

@@ -11,6 +11,14 @@
 //! | `nodemesh_denials_total` | counter | `direction`, `reason`, `destination_namespace`, `destination_service_account` |
 //! | `nodemesh_connection_faults_total` | counter | `direction`, `result` (refused, failed, cut), `reason` |
 //! | `nodemesh_audit_matches_total` | counter | `policy` (`<namespace>/<name>`); connections that an AUDIT policy matched |
+//! | `nodemesh_workload_connections` | gauge | *workload*; live, each counted at the pod where it was accepted |
+//! | `nodemesh_workload_tunnels` | gauge | *workload*; that peers hold open to it |
+//! | `nodemesh_workload_handshakes` | gauge | *workload*; peers of its tunnel port that have not proved who they are |
+//! | `nodemesh_workload_buffered_bytes` | gauge | *workload*; that wait for its applications to read |
+//! | `nodemesh_workload_over_budget_total` | counter | *workload*, `budget`; refused, or cut for `buffer-budget` |
+//! | `nodemesh_tunnels_open` | gauge | – ; tunnels that this agent dialled |
+//! | `nodemesh_tunnel_streams_open` | gauge | – ; connections on them |
+//! | `nodemesh_tunnel_establishments_total` | counter | `result` (ok, connect-failed, timed-out, tls, wrong-identity, lost, backoff: not tried, since it failed a moment ago) |
 //! | `nodemesh_metrics_overflow_total` | counter | – ; connections counted under `_overflow` |
 //! | `nodemesh_kernel_outcomes_total` | counter | `outcome` |
 //! | `nodemesh_certificate_expiry_timestamp_seconds` | gauge | `identity`; Unix time |
@@ -27,7 +35,9 @@
 //! `destination_service_account`. A party that is not known has empty names. All of these are stable, but for
 //! `nodemesh_connection_duration_seconds`, whose buckets may change.
 //!
-//! Cardinality is bounded: *connection* by [`MAX_SERIES`], reasons by the words in
+//! *workload* = `namespace`, `pod`: the pods that are enrolled on this node now; a series goes with its pod.
+//!
+//! Cardinality is bounded: *connection* by [`MAX_SERIES`], *workload* by the pods of a node, reasons by the words in
 //! the code, denials by the service accounts of this node, certificates likewise, audit matches by the policies that
 //! there were.
 
@@ -47,7 +57,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::series::{MAX_SERIES, OVERFLOW_NAME, Owner, Series, SeriesTable};
-use super::{ConnectionKey, ConnectionRecord, ConnectionResult, logs};
+use super::{ConnectionKey, ConnectionRecord, ConnectionResult, TunnelNumbers, WorkloadUsage, logs};
 use crate::spiffe::SpiffeId;
 
 /// The content type of [`Metrics::encode`].
@@ -92,6 +102,12 @@ pub type CertificateSource = Box<dyn Fn() -> (Vec<CertificateFacts>, Vec<RootFac
 
 /// Reads how long ago the world was last read whole; nothing before the first time.
 pub type ConfigAgeSource = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
+
+/// Reads what the pods of this node have taken of their budgets.
+pub type WorkloadSource = Box<dyn Fn() -> Vec<WorkloadUsage> + Send + Sync>;
+
+/// Reads what became of tunnels.
+pub type TunnelSource = Box<dyn Fn() -> TunnelNumbers + Send + Sync>;
 
 /// All metrics of the process. Cheap to clone; no method waits for another thread for longer than a look-up.
 #[derive(Clone)]
@@ -198,6 +214,16 @@ impl Metrics {
     /// Shows the age of the world as `nodemesh_config_age_seconds`.
     pub fn register_config_age(&self, source: ConfigAgeSource) {
         self.inner.collect(ConfigAgeCollector(source));
+    }
+
+    /// Shows what each pod takes as `nodemesh_workload_…`.
+    pub fn register_workloads(&self, source: WorkloadSource) {
+        self.inner.collect(WorkloadCollector(source));
+    }
+
+    /// Shows tunnels as `nodemesh_tunnel…`.
+    pub fn register_tunnels(&self, source: TunnelSource) {
+        self.inner.collect(TunnelCollector(source));
     }
 
     /// Everything, as OpenMetrics text (see [`CONTENT_TYPE`]).
@@ -483,6 +509,59 @@ impl Collector for ConfigAgeCollector {
     }
 }
 
+struct WorkloadCollector(WorkloadSource);
+
+/// Picks one number of a pod's usage.
+type UsageOf = fn(&WorkloadUsage) -> u64;
+
+impl Collector for WorkloadCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let all = (self.0)();
+        let gauges: [(&str, &str, UsageOf); 4] = [
+            ("workload_connections", "Live connections of a pod", |usage| usage.connections),
+            ("workload_tunnels", "Tunnels that peers hold open to a pod", |usage| usage.tunnels),
+            ("workload_handshakes", "Peers of a pod that have not proved who they are", |usage| usage.handshakes),
+            ("workload_buffered_bytes", "Bytes that wait for a pod's applications", |usage| usage.buffered_bytes),
+        ];
+        for (name, help, number) in gauges {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for usage in &all {
+                let labels = [("namespace", &*usage.namespace), ("pod", &*usage.pod)];
+                family.encode_family(&labels)?.encode_gauge(&number(usage))?;
+            }
+        }
+        let help = "Connections of a pod that were refused or cut, because it had taken its budget";
+        let mut family = encoder.encode_descriptor("workload_over_budget", help, None, MetricType::Counter)?;
+        for usage in &all {
+            for (budget, count) in usage.refused.iter().filter(|(_, count)| *count > 0) {
+                let labels = [("namespace", &*usage.namespace), ("pod", &*usage.pod), ("budget", budget)];
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct TunnelCollector(TunnelSource);
+
+impl Collector for TunnelCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let TunnelNumbers { open, streams, establishments } = (self.0)();
+        for (name, help, number) in [
+            ("tunnels_open", "Tunnels that this agent dialled and that are open", open),
+            ("tunnel_streams_open", "Connections on the tunnels that this agent dialled", streams),
+        ] {
+            ConstGauge::new(number).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        let help = "Tries to make a tunnel, by how they ended";
+        let mut family = encoder.encode_descriptor("tunnel_establishments", help, None, MetricType::Counter)?;
+        for (result, count) in establishments {
+            family.encode_family(&[("result", result)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        Ok(())
+    }
+}
+
 macro_rules! debug_by_name {
     ($($collector:ident)*) => {$(
         impl fmt::Debug for $collector {
@@ -493,4 +572,4 @@ macro_rules! debug_by_name {
     )*};
 }
 
-debug_by_name! { OutcomeCollector CertificateCollector ConfigAgeCollector }
+debug_by_name! { OutcomeCollector CertificateCollector ConfigAgeCollector WorkloadCollector TunnelCollector }

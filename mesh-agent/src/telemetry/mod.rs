@@ -19,6 +19,7 @@ use std::time::Duration;
 use crate::limit::{Limit, limits};
 use crate::spiffe::SpiffeId;
 
+pub use access_log::AccessLog;
 pub use metrics::{CertificateFacts, Metrics, OpenConnection, RootFacts};
 
 /// The bounds of this room.
@@ -129,6 +130,36 @@ impl ConnectionResult {
             | ConnectionResult::Cut { reason } => Some(reason),
         }
     }
+}
+
+/// What one pod of this node has taken of its budget, and was refused for being over it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadUsage {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub pod: Arc<str>,
+    /// Live connections, each counted at the pod where it was accepted.
+    pub connections: u64,
+    /// Tunnels that peers hold open to it.
+    pub tunnels: u64,
+    /// Peers of its tunnel port that have not proved who they are yet.
+    pub handshakes: u64,
+    /// Bytes that wait in the agent for its applications to read.
+    pub buffered_bytes: u64,
+    /// Refusals and cuts, by budget; every budget is named.
+    pub refused: Vec<(&'static str, u64)>,
+}
+
+/// The tunnels that this agent dials, all workers together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TunnelNumbers {
+    /// Those that live.
+    pub open: u64,
+    /// Their streams.
+    pub streams: u64,
+    /// How tries to make one ended, by stable label.
+    pub establishments: Vec<(&'static str, u64)>,
 }
 
 /// What the metrics of a connection are kept by, known once its route or its peer is.

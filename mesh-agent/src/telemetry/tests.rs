@@ -105,7 +105,7 @@ fn what_audit_policies_match_is_counted_and_logged() {
     for policy in ["policy=\"shop/dry-run\"", "policy=\"shop/other\""] {
         assert_eq!(value(&scrape, "nodemesh_audit_matches_total", &[policy]), Some(1.0), "{scrape}");
     }
-    let text = logged(Format::Text, "info", |_| access_log::write(&audited));
+    let text = logged(Format::Text, "info", |_| AccessLog::default().write(&audited));
     assert!(text.contains("audited=\"shop/dry-run,shop/other\""), "{text}");
 }
 
@@ -166,12 +166,92 @@ fn what_other_rooms_know_is_read_at_the_scrape() {
     assert!(scrape.ends_with("# EOF\n"));
 }
 
+fn usage(pod: &str) -> WorkloadUsage {
+    WorkloadUsage {
+        namespace: "shop".into(),
+        pod: pod.into(),
+        connections: 3,
+        tunnels: 2,
+        handshakes: 1,
+        buffered_bytes: 4096,
+        refused: vec![("connection-budget", 7), ("accept-budget", 0)],
+    }
+}
+
+#[test]
+fn pods_and_tunnels_are_shown_as_long_as_they_are_there() {
+    let metrics = Metrics::new();
+    let pods = Arc::new(Mutex::new(vec![usage("web-0"), usage("web-1")]));
+    let source = pods.clone();
+    metrics.register_workloads(Box::new(move || source.lock().unwrap().clone()));
+    let establishments = vec![("ok", 5), ("backoff", 1)];
+    metrics.register_tunnels(Box::new(move || TunnelNumbers {
+        open: 2,
+        streams: 9,
+        establishments: establishments.clone(),
+    }));
+    let scrape = metrics.encode();
+    let web = ["namespace=\"shop\"", "pod=\"web-0\""];
+    for (name, expected) in [
+        ("nodemesh_workload_connections", 3.0),
+        ("nodemesh_workload_tunnels", 2.0),
+        ("nodemesh_workload_handshakes", 1.0),
+        ("nodemesh_workload_buffered_bytes", 4096.0),
+    ] {
+        assert_eq!(value(&scrape, name, &web), Some(expected), "{name}: {scrape}");
+    }
+    let over = |budget: &str| value(&scrape, "nodemesh_workload_over_budget_total", &[web[1], budget]);
+    assert_eq!((over("connection-budget"), over("accept-budget")), (Some(7.0), None));
+    assert_eq!(value(&scrape, "nodemesh_tunnels_open", &[]), Some(2.0));
+    assert_eq!(value(&scrape, "nodemesh_tunnel_streams_open", &[]), Some(9.0));
+    assert_eq!(value(&scrape, "nodemesh_tunnel_establishments_total", &["result=\"backoff\""]), Some(1.0));
+    pods.lock().unwrap().remove(0);
+    let scrape = metrics.encode();
+    assert!(!scrape.contains("web-0") && scrape.contains("web-1"), "{scrape}");
+}
+
+#[test]
+fn the_access_log_writes_what_its_filter_admits() {
+    let denied = ConnectionResult::Denied { reason: "no-allow-rule" };
+    let cut = ConnectionResult::Cut { reason: "policy-revoked" };
+    for (filter, of_ten_ok, of_denied, of_cut) in [
+        ("all", 10, 1, 1),
+        ("off", 0, 0, 0),
+        ("failures", 0, 1, 1),
+        ("result=cut", 0, 0, 1),
+        ("result=ok,result=cut", 10, 0, 1),
+        ("namespace=shop", 10, 1, 1),
+        ("namespace=elsewhere", 0, 0, 0),
+        ("namespace=elsewhere, namespace=shop", 10, 1, 1),
+        ("pod=shop/db-0", 10, 1, 1),
+        ("pod=shop/web-0,failures", 0, 1, 1),
+        ("pod=shop/other", 0, 0, 0),
+        ("sample=5", 2, 1, 1),
+        ("sample=5,failures", 0, 1, 1),
+    ] {
+        let log = AccessLog::new(filter.parse().unwrap());
+        assert_eq!(log.filter().to_string(), filter);
+        let lines = |result: &ConnectionResult, times: usize| {
+            let record = record(result.clone());
+            logged(Format::Text, "info", |_| (0..times).for_each(|_| log.write(&record))).lines().count()
+        };
+        let written = (lines(&ConnectionResult::Ok, 10), lines(&denied, 1), lines(&cut, 1));
+        assert_eq!(written, (of_ten_ok, of_denied, of_cut), "{filter}");
+    }
+    for wrong in ["", "ok", "result=fine", "result=", "namespace=", "pod=web", "sample=0", "sample=x", "all,failures"] {
+        let told = wrong.parse::<access_log::Filter>().unwrap_err().to_string();
+        assert!(told.contains("failures,namespace=shop"), "{told}");
+    }
+}
+
 #[test]
 fn every_metric_is_in_the_table_of_the_module() {
     let metrics = Metrics::new();
     metrics.register_outcomes(Box::new(|| vec![("captured", 7)]));
     metrics.register_certificates(Box::new(|| (Vec::new(), Vec::new())));
     metrics.register_config_age(Box::new(|| Some(Duration::ZERO)));
+    metrics.register_workloads(Box::new(|| vec![usage("web-0")]));
+    metrics.register_tunnels(Box::new(TunnelNumbers::default));
     let documentation: String = include_str!("metrics.rs").lines().take_while(|line| line.starts_with("//!")).collect();
     for line in metrics.encode().lines().filter(|line| line.starts_with("# TYPE ")) {
         let mut words = line.split(' ').skip(2);
@@ -230,7 +310,7 @@ fn forging_record() -> ConnectionRecord {
 
 #[test]
 fn no_value_can_forge_a_line_of_text() {
-    let text = logged(Format::Text, "info", |_| access_log::write(&forging_record()));
+    let text = logged(Format::Text, "info", |_| AccessLog::default().write(&forging_record()));
     assert_eq!(text.matches('\n').count(), 1, "{text}");
     assert!(text.ends_with('\n') && !text.trim_end().contains(char::is_control), "{text:?}");
     assert!(text.contains("rule=\"x\\\"}\\n2026"), "{text}");
@@ -238,7 +318,7 @@ fn no_value_can_forge_a_line_of_text() {
 
 #[test]
 fn no_value_can_forge_a_line_of_json() {
-    let text = logged(Format::Json, "info", |_| access_log::write(&forging_record()));
+    let text = logged(Format::Json, "info", |_| AccessLog::default().write(&forging_record()));
     assert_eq!(text.matches('\n').count(), 1, "{text}");
     assert!(!text.trim_end().contains(char::is_control), "{text:?}");
     let line: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -257,13 +337,13 @@ fn a_message_of_another_room_is_one_line_as_well() {
 
 #[test]
 fn the_access_log_says_everything_once() {
-    let text = logged(Format::Text, "info", |_| access_log::write(&record(ConnectionResult::Ok)));
+    let text = logged(Format::Text, "info", |_| AccessLog::default().write(&record(ConnectionResult::Ok)));
     let expected = "INFO access: connection direction=\"inbound\" transport=\"tunnel\" result=\"ok\" \
         source_pod=\"shop/web-0\" source_identity=\"spiffe://cluster.local/ns/shop/sa/web\" client=\"10.1.0.5:40000\" \
         destination_pod=\"shop/db-0\" destination_identity=\"spiffe://cluster.local/ns/shop/sa/db\" \
         server=\"[fd00::7]:5432\" bytes_sent=100 bytes_received=2000 duration_ms=1.5\n";
     assert!(text.ends_with(expected), "{text}");
-    let json = logged(Format::Json, "info", |_| access_log::write(&record(ConnectionResult::Ok)));
+    let json = logged(Format::Json, "info", |_| AccessLog::default().write(&record(ConnectionResult::Ok)));
     let line: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(line["target"], "access");
     assert_eq!(line["bytes_received"], 2000);
@@ -274,7 +354,7 @@ fn the_access_log_says_everything_once() {
 #[test]
 fn the_filter_changes_at_run_time() {
     let text = logged(Format::Text, "info,access=off", |filter| {
-        access_log::write(&record(ConnectionResult::Ok));
+        AccessLog::default().write(&record(ConnectionResult::Ok));
         tracing::debug!("not yet");
         assert!(filter.set("mesh_agent=loud").is_err());
         filter.set("debug").unwrap();

@@ -17,7 +17,7 @@ use mesh_agent::drain::Drain;
 use mesh_agent::podnet::{ClientRecord, DialRecord, EnrolledPod, Family, PodEvent, PodListener, PodNet, Role};
 use mesh_agent::readiness::Readiness;
 use mesh_agent::spiffe::SpiffeId;
-use mesh_agent::state::{MeshState, StateWriter, Workload, World};
+use mesh_agent::state::{Exclusions, MeshState, StateWriter, Workload, World};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const POD_UID: &str = "5e6f0000-1111-2222-3333-0000nodemesh";
@@ -342,6 +342,7 @@ fn world(enrolled: bool) -> World {
         named_ports: BTreeMap::new(),
         host_ips: vec![],
         host_ports: vec![],
+        exclusions: Exclusions::default(),
         enrolled,
         refusal: None,
         host_network: false,

@@ -21,10 +21,10 @@ use mesh_agent::hbone;
 use mesh_agent::identity::local_ca::LocalCa;
 use mesh_agent::identity::{self, CertificateAuthority, Identities};
 use mesh_agent::podnet::{EnrolledPod, Family, PodEvent, PodListener, PodNet, RecordError, Role};
-use mesh_agent::proxy::{LiveConnection, Proxy, Shared};
+use mesh_agent::proxy::{Budgets, LiveConnection, Proxy, Shared};
 use mesh_agent::routing::OutboundMode;
 use mesh_agent::state::{StateReader, StateWriter};
-use mesh_agent::telemetry::Metrics;
+use mesh_agent::telemetry::{AccessLog, Metrics};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -67,12 +67,21 @@ impl Mesh {
     }
 
     pub fn start_with(mode: OutboundMode) -> Self {
-        Self::start_on(Arc::new(LocalCa::memory(TRUST_DOMAIN).unwrap()), mode)
+        Self::start_within(mode, [ample(), ample()])
+    }
+
+    /// Two agents with these budgets for each of their pods.
+    pub fn start_within(mode: OutboundMode, budgets: [Budgets; 2]) -> Self {
+        Self::start_by(Arc::new(LocalCa::memory(TRUST_DOMAIN).unwrap()), mode, budgets)
     }
 
     /// On a CA of the test's own.
     pub fn start_on(ca: Arc<dyn CertificateAuthority>, mode: OutboundMode) -> Self {
-        let nodes = [Node::start("node1", ca.clone(), mode), Node::start("node2", ca, mode)];
+        Self::start_by(ca, mode, [ample(), ample()])
+    }
+
+    fn start_by(ca: Arc<dyn CertificateAuthority>, mode: OutboundMode, [first, second]: [Budgets; 2]) -> Self {
+        let nodes = [Node::start("node1", ca.clone(), mode, first), Node::start("node2", ca, mode, second)];
         Self { nodes, world: tempfile::tempdir().unwrap() }
     }
 
@@ -110,8 +119,20 @@ impl Mesh {
     }
 }
 
+/// More than a test takes unless it means to.
+pub fn ample() -> Budgets {
+    Budgets {
+        connections: 32_768,
+        accept_rate: 100_000,
+        accept_burst: 100_000,
+        handshakes: 1024,
+        buffered_bytes: 256 << 20,
+        descriptors: u64::MAX,
+    }
+}
+
 impl Node {
-    fn start(name: &'static str, ca: Arc<dyn CertificateAuthority>, mode: OutboundMode) -> Self {
+    fn start(name: &'static str, ca: Arc<dyn CertificateAuthority>, mode: OutboundMode, budgets: Budgets) -> Self {
         let config = identity::Config { trust_domain: TRUST_DOMAIN.into(), lifetime: Duration::from_secs(3600) };
         let identities = Identities::new(ca, config);
         let drain = Drain::new();
@@ -122,6 +143,9 @@ impl Node {
             state: state.clone(),
             identities: identities.clone(),
             metrics: metrics.clone(),
+            access_log: AccessLog::default(),
+            budgets,
+            tunnels: Arc::default(),
             mode,
             drain: drain.token(),
             limits: hbone::Limits::default(),

@@ -143,12 +143,26 @@ pub struct Server {
     pub address: SocketAddr,
     pub ended: Rc<RefCell<Vec<Result<(), ServeError>>>>,
     pub drain: Drain,
+    /// Handles of the sockets that were accepted, to do to them what the wire does.
+    pub accepted: Rc<RefCell<Vec<socket2::Socket>>>,
 }
 
 impl Server {
     pub async fn start(identities: &Identities, account: &str, limits: Limits, handler: Handler) -> Self {
-        let listener = TcpListener::bind(loopback()).await.unwrap();
+        Self::at(loopback(), identities, account, limits, handler).await
+    }
+
+    pub async fn at(
+        address: SocketAddr,
+        identities: &Identities,
+        account: &str,
+        limits: Limits,
+        handler: Handler,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
+        let accepted = Rc::<RefCell<Vec<socket2::Socket>>>::default();
+        let sockets = accepted.clone();
         let ended = Rc::<RefCell<Vec<_>>>::default();
         let drain = Drain::new();
         let (identities, id, results, token) = (identities.clone(), id(account), ended.clone(), drain.token());
@@ -158,6 +172,7 @@ impl Server {
             let accept = async {
                 loop {
                     let (tcp, _) = listener.accept().await.unwrap();
+                    sockets.borrow_mut().push(std::os::fd::AsFd::as_fd(&tcp).try_clone_to_owned().unwrap().into());
                     // As the proxy: whoever has no certificate takes nobody in.
                     let Some(svid) = identities.svid(&id) else { continue };
                     let served = serve(tcp, svid, limits.clone(), token.clone(), handler.clone());
@@ -170,7 +185,7 @@ impl Server {
             };
             tokio::select! { () = accept => {}, () = own.started() => {} }
         });
-        Self { address, ended, drain }
+        Self { address, ended, drain, accepted }
     }
 
     pub async fn first_end(&self) -> Result<(), ServeError> {

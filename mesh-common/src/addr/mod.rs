@@ -1,5 +1,8 @@
 //! Addresses as both sides keep them: 16 bytes, network order, IPv4 in its v4-mapped form.
 
+/// The HBONE port.
+pub const TUNNEL_PORT: u16 = 15008;
+
 /// The capture range: connections of an enrolled pod's applications are led here. 127.128.0.0/9.
 const CAPTURE_V4: (u32, u32) = (0x7f80_0000, 0xff80_0000);
 /// The agent's source addresses, one per connection to an application. 127.64.0.0/10.

@@ -3,8 +3,14 @@
 //! Both ends follow a script of steps and print one JSON line per step, so a test reads as two short lists: see
 //! [`script::Step`].
 
+mod bulk;
+mod echo;
+mod hold;
 mod redis;
 pub mod script;
+mod session;
+mod short;
+mod tally;
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -49,6 +55,18 @@ pub enum Probe {
     },
     /// Keep one Redis connection busy and say when it breaks
     Redis(redis::Session),
+    /// Keep one connection to an echo server busy and say when it breaks
+    Session(session::Session),
+    /// Answer thousands of connections
+    Echo(echo::Echo),
+    /// Open many connections, hold them, use them again
+    Hold(hold::Hold),
+    /// Make many short connections
+    Short(short::Short),
+    /// Serve large transfers
+    BulkServer(bulk::BulkServer),
+    /// Make large transfers and check every byte
+    Bulk(bulk::Bulk),
 }
 
 impl Probe {
@@ -60,6 +78,12 @@ impl Probe {
             Probe::UdpEcho { port } => udp_echo(port),
             Probe::UdpSend { address, text } => udp_send(address, &text),
             Probe::Redis(session) => session.run(),
+            Probe::Session(session) => session.run(),
+            Probe::Echo(echo) => echo.run(),
+            Probe::Hold(hold) => hold.run(),
+            Probe::Short(short) => short.run(),
+            Probe::BulkServer(server) => server.run(),
+            Probe::Bulk(bulk) => bulk.run(),
         }
     }
 }

@@ -15,6 +15,11 @@ impl Family {
     /// Both, for loops.
     pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
+    /// The family of an address.
+    pub fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
     /// curl's flag for it.
     pub fn flag(self) -> &'static str {
         match self {
@@ -87,7 +92,7 @@ pub struct ServiceAddress {
     pub namespace: String,
     /// metadata.name
     pub name: String,
-    /// spec.clusterIPs
+    /// What its name resolves to: spec.clusterIPs, or the addresses of a pod where there are none.
     pub ips: DualStack,
 }
 

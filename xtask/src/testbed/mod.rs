@@ -24,27 +24,36 @@
 
 pub mod address;
 mod agent;
+mod bpf;
 pub mod cgroup;
 pub mod enter;
 mod net;
 mod node;
 mod pod;
 mod process;
+pub mod relay;
 pub mod run;
 mod servers;
+mod service;
 mod wire;
 mod world;
 mod yaml;
 
 pub use address::{Family, ServiceAddress};
 pub use agent::{Agent, AgentOptions};
-pub use net::Netns;
+pub use bpf::map_entries;
+pub use net::{Links, Netns};
 pub use node::Node;
 pub use pod::{Pod, PodSpec};
 pub use process::{Finished, Place, Process};
-pub use servers::{greeter_client, start_greeter, start_nginx, start_redis};
+pub use relay::Impairment;
+pub use servers::{
+    greeter_client, greeter_session, postgres_programs, postgres_url, psql, start_greeter, start_nginx, start_postgres,
+    start_redis,
+};
+pub use service::{PortSpec, ServiceSpec};
 pub use wire::{Packets, Recording, TcpPacket};
-pub use world::{PortSpec, ServiceSpec, World};
+pub use world::World;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -53,25 +62,48 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use run::Run;
+use rustix::process::Signal;
 
 /// One run: its nodes, pods, Services and world directory. Dropping it ends all of it.
 pub struct Testbed {
     // Field order is drop order: processes before what they live in, `run` last.
     agents: BTreeMap<String, Agent>,
     pods: BTreeMap<String, Pod>,
+    cables: Vec<Cable>,
     nodes: Vec<Node>,
+    links: Links,
     services: Vec<ServiceAddress>,
     /// The directory of Kubernetes YAML that the agents watch.
     pub world: World,
     run: Run,
 }
 
+/// A bad cable and the names of the nodes that it joins.
+struct Cable {
+    ends: [String; 2],
+    process: Process,
+}
+
 impl Testbed {
     /// An empty testbed. Needs root.
     pub fn new() -> Result<Self> {
+        Self::with_links(Links::default())
+    }
+
+    /// An empty testbed whose nodes and pods will have such links.
+    pub fn with_links(links: Links) -> Result<Self> {
         let run = Run::create()?;
         let world = World::create(run.dir())?;
-        Ok(Self { agents: BTreeMap::new(), pods: BTreeMap::new(), nodes: Vec::new(), services: Vec::new(), world, run })
+        Ok(Self {
+            agents: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            cables: Vec::new(),
+            nodes: Vec::new(),
+            links,
+            services: Vec::new(),
+            world,
+            run,
+        })
     }
 
     /// The run's id, part of every name that it makes.
@@ -86,9 +118,16 @@ impl Testbed {
 
     /// Adds a node and joins it to those that exist. Nodes are called n1, n2, … in the order they are added.
     pub fn add_node(&mut self) -> Result<()> {
-        let node = Node::create(&self.run, self.nodes.len() + 1)?;
+        self.add_node_in("")
+    }
+
+    /// The same in a zone.
+    pub fn add_node_in(&mut self, zone: &str) -> Result<()> {
+        let node = Node::create(&self.run, self.nodes.len() + 1, zone)?;
         for other in &self.nodes {
-            net::join_nodes(other, &node)?;
+            if let Some(process) = net::join_nodes(other, &node, &self.links)? {
+                self.cables.push(Cable { ends: [other.name.clone(), node.name.clone()], process });
+            }
         }
         self.world.write_node(&node)?;
         self.nodes.push(node);
@@ -104,9 +143,9 @@ impl Testbed {
     pub fn add_pod(&mut self, spec: PodSpec) -> Result<()> {
         let node = self.nodes.iter_mut().find(|n| n.name == spec.node);
         let node = node.with_context(|| format!("no node {}", spec.node))?;
-        let pod = Pod::create(&self.run, node, spec)?;
+        let pod = Pod::create(&self.run, node, spec, self.links.pod_mtu)?;
         pod.write_hosts(&self.services)?;
-        self.world.write_pod(&pod)?;
+        self.world.write_pod(&pod, self.node(&pod.spec.node))?;
         self.pods.insert(pod.spec.name.clone(), pod);
         Ok(())
     }
@@ -118,10 +157,13 @@ impl Testbed {
         pod.destroy()
     }
 
-    /// Adds a Service, dual-stack, with the EndpointSlices that its selector gives now.
+    /// Adds a Service with the EndpointSlices that its selector gives now. It is dual-stack unless it says otherwise.
     pub fn add_service(&mut self, spec: ServiceSpec) -> Result<ServiceAddress> {
-        let address = ServiceAddress::nth(self.services.len(), &spec.namespace, &spec.name);
-        self.world.write_service(&spec, &address, self.pods.values())?;
+        let mut address = ServiceAddress::nth(self.services.len(), &spec.namespace, &spec.name);
+        if let Some(pod) = self.pods.values().find(|pod| spec.resolves_to(pod)) {
+            address.ips = pod.ips;
+        }
+        self.world.write_service(&spec, &address, self.pods.values(), &self.nodes)?;
         self.services.push(address.clone());
         for pod in self.pods.values() {
             pod.write_hosts(&self.services)?;
@@ -146,12 +188,43 @@ impl Testbed {
             Some(value) => pod.spec.labels.insert(label.to_string(), value.to_string()),
             None => pod.spec.labels.remove(label),
         };
-        self.world.write_pod(pod)
+        self.write_pod(name)
+    }
+
+    /// The same with an annotation.
+    pub fn annotate_pod(&mut self, name: &str, annotation: &str, value: Option<&str>) -> Result<()> {
+        let pod = self.pods.get_mut(name).with_context(|| format!("no pod {name}"))?;
+        match value {
+            Some(value) => pod.spec.annotations.insert(annotation.to_string(), value.to_string()),
+            None => pod.spec.annotations.remove(annotation),
+        };
+        self.write_pod(name)
+    }
+
+    fn write_pod(&self, name: &str) -> Result<()> {
+        let pod = self.pod(name);
+        self.world.write_pod(pod, self.node(&pod.spec.node))
     }
 
     /// A node by its name.
     pub fn node(&self, name: &str) -> &Node {
         self.nodes.iter().find(|n| n.name == name).unwrap_or_else(|| panic!("the testbed has no node {name}"))
+    }
+
+    /// Pulls the cable between two nodes: nothing passes and nobody is told. They must be joined by a cable.
+    pub fn pull_cable(&self, a: &str, b: &str) -> Result<()> {
+        self.cable(a, b)?.signal(Signal::STOP)
+    }
+
+    /// Plugs it in again.
+    pub fn plug_cable(&self, a: &str, b: &str) -> Result<()> {
+        self.cable(a, b)?.signal(Signal::CONT)
+    }
+
+    fn cable(&self, a: &str, b: &str) -> Result<&Process> {
+        let joins = |cable: &&Cable| cable.ends.iter().all(|end| end == a || end == b);
+        let cable = self.cables.iter().find(joins).with_context(|| format!("no cable joins {a} and {b}"))?;
+        Ok(&cable.process)
     }
 
     /// All nodes.
@@ -218,6 +291,9 @@ impl Testbed {
         }
         for pod in self.pods.values_mut() {
             pod.keep();
+        }
+        for cable in &mut self.cables {
+            cable.process.keep();
         }
         self.run.keep();
         self.run.dir().to_path_buf()

@@ -11,14 +11,33 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::address;
+use super::address::{self, Family};
 use super::enter::join_network;
 use super::eventually;
 use super::node::Node;
+use super::process::Process;
+use super::relay::{self, Impairment};
 use super::run::{Kind, Run};
 
 /// Ethernet's usual; what most clouds and kind give to pods.
 const MTU: u32 = 1500;
+
+/// What the links of a testbed are like.
+#[derive(Clone, Copy, Debug)]
+pub struct Links {
+    /// Between nodes, in bytes.
+    pub mtu: u32,
+    /// Of pods, in bytes.
+    pub pod_mtu: u32,
+    /// What happens to frames between nodes; None: nothing, over a veth pair.
+    pub impairment: Option<Impairment>,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self { mtu: MTU, pod_mtu: MTU, impairment: None }
+    }
+}
 
 /// A network namespace with a name.
 #[derive(Clone, Debug)]
@@ -63,15 +82,36 @@ pub fn forward(netns: &Netns) -> Result<()> {
     netns.within(|| set_sysctls(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")]))?
 }
 
-/// Joins two nodes by a veth pair, `to-n2` in n1 and `to-n1` in n2, with routes to each other's pods.
-pub fn join_nodes(a: &Node, b: &Node) -> Result<()> {
-    a.netns.batch(&format!(
-        "link add to-{} mtu {MTU} type veth peer name to-{} mtu {MTU} netns {}",
-        b.name, a.name, b.netns.name
-    ))?;
-    bring_up([(&a.netns, &a.link_to(&b.name)), (&b.netns, &b.link_to(&a.name))])?;
+/// Joins two nodes, `to-n2` in n1 and `to-n1` in n2, with routes to each other's pods: by a veth pair, or by a bad cable,
+/// whose process is returned.
+pub fn join_nodes(a: &Node, b: &Node, links: &Links) -> Result<Option<Process>> {
+    let (to_b, to_a, mtu) = (a.link_to(&b.name), b.link_to(&a.name), links.mtu);
+    let cable = match links.impairment {
+        Some(impairment) => Some(lay_cable(a, b, impairment)?),
+        None => {
+            a.netns.batch(&format!("link add {to_b} type veth peer name {to_a} netns {}", b.netns.name))?;
+            None
+        }
+    };
+    a.netns.batch(&format!("link set {to_b} mtu {mtu}"))?;
+    b.netns.batch(&format!("link set {to_a} mtu {mtu}"))?;
+    bring_up([(&a.netns, &to_b), (&b.netns, &to_a)])?;
     half_of_link(a, b)?;
-    half_of_link(b, a)
+    half_of_link(b, a)?;
+    Ok(cable)
+}
+
+fn lay_cable(a: &Node, b: &Node, impairment: Impairment) -> Result<Process> {
+    let places = [a.tool_place(), b.tool_place()];
+    let [to_b, to_a] = [a.link_to(&b.name), b.link_to(&a.name)];
+    let argv = relay::argv([(&places[0], &to_b), (&places[1], &to_a)], impairment)?;
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    let mut cable = places[0].spawn(&format!("cable-{to_b}"), &argv)?;
+    eventually(Duration::from_secs(5), "the cable to be there", || {
+        cable.check_running()?;
+        Ok(cable.log().contains("relaying").then_some(()))
+    })?;
+    Ok(cable)
 }
 
 fn half_of_link(here: &Node, there: &Node) -> Result<()> {
@@ -91,29 +131,37 @@ fn half_of_link(here: &Node, there: &Node) -> Result<()> {
     ))
 }
 
-/// Joins a pod to its node as the CNI plugin `ptp` does: a /32 and a /128, and the host's end as the gateway.
-pub fn join_pod(node: &Node, pod: &Netns, ips: &address::DualStack, host_end: &str) -> Result<()> {
-    let gateway = address::gateway(node.index);
-    let (ip4, ip6, gateway4, gateway6) = (ips.v4, ips.v6, gateway.v4, gateway.v6);
+/// Joins a pod to its node as the CNI plugin `ptp` does: a /32, a /128 or both, and the host's end as the gateway.
+pub fn join_pod(
+    node: &Node,
+    pod: &Netns,
+    ips: &address::DualStack,
+    families: &[Family],
+    host_end: &str,
+    mtu: u32,
+) -> Result<()> {
+    let gateways = address::gateway(node.index);
     node.netns.batch(&format!(
-        "link add {host_end} mtu {MTU} type veth peer name eth0 mtu {MTU} netns {}
-         address add {gateway4}/32 dev {host_end}
-         address add {gateway6}/128 dev {host_end} nodad",
-        pod.name
+        "link add {host_end} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}
+         address add {}/32 dev {host_end}
+         address add {}/128 dev {host_end} nodad",
+        pod.name, gateways.v4, gateways.v6
     ))?;
     bring_up([(&node.netns, host_end), (pod, "eth0")])?;
-    node.netns.batch(&format!(
-        "route add {ip4}/32 dev {host_end} src {gateway4}
-         route add {ip6}/128 dev {host_end} src {gateway6}"
-    ))?;
-    pod.batch(&format!(
-        "address add {ip4}/32 dev eth0
-         address add {ip6}/128 dev eth0 nodad
-         route add {gateway4}/32 dev eth0 scope link src {ip4}
-         route add default via {gateway4} dev eth0 src {ip4}
-         route add {gateway6}/128 dev eth0 src {ip6}
-         route add default via {gateway6} dev eth0 src {ip6}"
-    ))
+    for family in families {
+        let (ip, gateway) = (ips.ip(*family), gateways.ip(*family));
+        let (length, once, near) = match family {
+            Family::V4 => (32, "", "scope link"),
+            Family::V6 => (128, "nodad", ""),
+        };
+        node.netns.batch(&format!("route add {ip}/{length} dev {host_end} src {gateway}"))?;
+        pod.batch(&format!(
+            "address add {ip}/{length} dev eth0 {once}
+             route add {gateway}/{length} dev eth0 {near} src {ip}
+             route add default via {gateway} dev eth0 src {ip}"
+        ))?;
+    }
+    Ok(())
 }
 
 /// Brings both ends of a veth pair up and waits for their carrier, without which IPv6 refuses routes and the first
@@ -125,7 +173,9 @@ fn bring_up(ends: [(&Netns, &str); 2]) -> Result<()> {
     for (netns, link) in ends {
         eventually(Duration::from_secs(5), &format!("{link} of {} to be up", netns.name), || {
             let shown = ip(&["-n", &netns.name, "-oneline", "link", "show", "dev", link], "")?;
-            Ok(shown.contains("state UP").then_some(()))
+            // A TAP interface does not know its state, and has a carrier from the start.
+            let up = shown.contains("state UP") || shown.contains("state UNKNOWN") && shown.contains("LOWER_UP");
+            Ok(up.then_some(()))
         })?;
     }
     Ok(())

@@ -20,15 +20,17 @@ pub struct Node {
     pub netns: Netns,
     /// Its part of the cgroup tree: what an agent on a real node sees at the root.
     pub cgroup: PathBuf,
-    /// Its own addresses.
+    /// Its own addresses, which are no pod's.
     pub ips: DualStack,
+    /// The label topology.kubernetes.io/zone; none if empty.
+    pub zone: String,
     /// How many pods it was given so far; addresses are not used twice.
     pub(super) pods_made: usize,
     logs: PathBuf,
 }
 
 impl Node {
-    pub(super) fn create(run: &Run, index: usize) -> Result<Self> {
+    pub(super) fn create(run: &Run, index: usize, zone: &str) -> Result<Self> {
         let name = format!("n{index}");
         let cgroup = run.cgroup().join(&name);
         for part in ["kubepods/besteffort", "agent", "tools"] {
@@ -36,7 +38,8 @@ impl Node {
         }
         let netns = Netns::create(run, &name)?;
         net::forward(&netns)?;
-        Ok(Self { name, index, netns, cgroup, ips: address::node(index), pods_made: 0, logs: run.dir().join("logs") })
+        let (ips, zone, logs) = (address::node(index), zone.to_string(), run.dir().join("logs"));
+        Ok(Self { name, index, netns, cgroup, ips, zone, pods_made: 0, logs })
     }
 
     /// The interface that leads to another node.

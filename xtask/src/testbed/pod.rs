@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::address::{self, DualStack, ServiceAddress};
+use super::address::{self, DualStack, Family, ServiceAddress};
 use super::net::{self, Netns};
 use super::node::Node;
 use super::process::{Finished, Place, Process};
@@ -29,8 +29,18 @@ pub struct PodSpec {
     pub service_account: String,
     /// metadata.labels
     pub labels: BTreeMap<String, String>,
+    /// metadata.annotations
+    pub annotations: BTreeMap<String, String>,
     /// Named container ports.
     pub ports: Vec<(String, u16)>,
+    /// Ports of the node, and the ports of the pod that they lead to.
+    pub host_ports: Vec<(u16, u16)>,
+    /// The families that it has an address of.
+    pub families: Vec<Family>,
+    /// The Ready condition.
+    pub ready: bool,
+    /// metadata.deletionTimestamp is set; its processes go on.
+    pub terminating: bool,
 }
 
 impl PodSpec {
@@ -42,7 +52,12 @@ impl PodSpec {
             node: node.to_string(),
             service_account: name.to_string(),
             labels: BTreeMap::from([("app".to_string(), name.to_string())]),
+            annotations: BTreeMap::new(),
             ports: Vec::new(),
+            host_ports: Vec::new(),
+            families: Family::BOTH.to_vec(),
+            ready: true,
+            terminating: false,
         }
     }
 
@@ -55,6 +70,36 @@ impl PodSpec {
     /// The same with a label.
     pub fn label(mut self, name: &str, value: &str) -> Self {
         self.labels.insert(name.to_string(), value.to_string());
+        self
+    }
+
+    /// The same with an annotation.
+    pub fn annotation(mut self, name: &str, value: &str) -> Self {
+        self.annotations.insert(name.to_string(), value.to_string());
+        self
+    }
+
+    /// The same behind a port of its node.
+    pub fn host_port(mut self, host: u16, target: u16) -> Self {
+        self.host_ports.push((host, target));
+        self
+    }
+
+    /// The same with an address of one family alone.
+    pub fn only(mut self, family: Family) -> Self {
+        self.families = vec![family];
+        self
+    }
+
+    /// The same while it is not ready.
+    pub fn not_ready(mut self) -> Self {
+        self.ready = false;
+        self
+    }
+
+    /// The same while it is being deleted, and still serves.
+    pub fn terminating(mut self) -> Self {
+        self.terminating = true;
         self
     }
 }
@@ -79,14 +124,14 @@ pub struct Pod {
 }
 
 impl Pod {
-    pub(super) fn create(run: &Run, node: &mut Node, spec: PodSpec) -> Result<Self> {
+    pub(super) fn create(run: &Run, node: &mut Node, spec: PodSpec, mtu: u32) -> Result<Self> {
         let uid = random_uuid()?;
         let place = node.pods_made + 2;
         let host_end = format!("nm{}", node.pods_made);
         node.pods_made += 1;
         let ips = address::pod(node.index, place);
         let netns = Netns::create(run, &format!("{}-{}", node.name, spec.name))?;
-        net::join_pod(node, &netns, &ips, &host_end)?;
+        net::join_pod(node, &netns, &ips, &spec.families, &host_end, mtu)?;
         let cgroup = node.cgroup.join(format!("kubepods/besteffort/pod{uid}"));
         let dir = run.dir().join("pods").join(&spec.name);
         for part in [&cgroup, &dir] {
@@ -120,7 +165,17 @@ impl Pod {
 
     /// Runs xtask's probe (see [`crate::probe`]) to its end.
     pub fn probe(&self, arguments: &[&str]) -> Result<Finished> {
-        self.run(&as_strs(&probe_argv(arguments)?), Duration::from_secs(30))
+        self.probe_for(arguments, Duration::from_secs(30))
+    }
+
+    /// The same with another limit of time.
+    pub fn probe_for(&self, arguments: &[&str], timeout: Duration) -> Result<Finished> {
+        self.run(&as_strs(&probe_argv(arguments)?), timeout)
+    }
+
+    /// Starts xtask's probe, which lives as long as the pod.
+    pub fn start_probe(&self, name: &str, arguments: &[&str]) -> Result<()> {
+        self.start(name, &as_strs(&probe_argv(arguments)?))
     }
 
     /// Starts xtask's probe, which lives as long as what is returned.
@@ -155,8 +210,8 @@ impl Pod {
 
     pub(super) fn write_hosts(&self, services: &[ServiceAddress]) -> Result<()> {
         let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost\n");
-        for ip in [self.ips.v4.to_string(), self.ips.v6.to_string()] {
-            text.push_str(&format!("{ip} {}\n", self.spec.name));
+        for family in &self.spec.families {
+            text.push_str(&format!("{} {}\n", self.ips.ip(*family), self.spec.name));
         }
         for ServiceAddress { namespace, name, ips } in services {
             let names = format!("{name}.{namespace}.svc.cluster.local {name}.{namespace}.svc {name}.{namespace}");

@@ -136,6 +136,20 @@ impl Process {
         String::from_utf8_lossy(bytes.get(self.log_start..).unwrap_or_default()).into_owned()
     }
 
+    /// The last few kilobytes of what it has said, for one that says much and is asked often.
+    pub fn recent_log(&self) -> String {
+        const RECENT_BYTES: u64 = 4096;
+        let read = || -> std::io::Result<Vec<u8>> {
+            let mut file = File::open(&self.log)?;
+            let from = file.metadata()?.len().saturating_sub(RECENT_BYTES).max(self.log_start as u64);
+            file.seek(SeekFrom::Start(from))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+    }
+
     /// Its log's file.
     pub fn log_path(&self) -> &Path {
         &self.log

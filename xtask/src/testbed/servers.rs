@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::pod::Pod;
-use super::process::Finished;
+use super::process::{Finished, Process};
 
 /// Debian's interpreter, which sees Debian's grpcio; another `python3` may come first in PATH.
 const PYTHON: &str = "/usr/bin/python3";
@@ -39,7 +41,67 @@ pub fn start_redis(pod: &Pod) -> Result<()> {
     pod.wait_listening(6379)
 }
 
-/// A gRPC server on port 50051: `demo.Greeter/Hello` (unary) and `demo.Greeter/Count` (server streaming).
+/// PostgreSQL on port 5432, as the user `postgres`, in the pod's directory. Everyone is its superuser, and nothing is
+/// safe from a power cut.
+pub fn start_postgres(pod: &Pod) -> Result<()> {
+    let dir = pod.dir.join("postgres");
+    fs::create_dir_all(&dir)?;
+    // PostgreSQL refuses to run as root, and takes no directory that others may read.
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
+    let user = postgres_user()?;
+    std::os::unix::fs::chown(&dir, Some(user), Some(user)).context("giving PostgreSQL its directory")?;
+    let (programs, data) = (postgres_programs()?, dir.join("data").to_string_lossy().into_owned());
+    let program = |name: &str| programs.join(name).to_string_lossy().into_owned();
+    let as_user = ["setpriv", &format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"];
+    let (initdb, postgres) = (program("initdb"), program("postgres"));
+    let make = [&initdb, "-D", &data, "-U", "postgres", "--auth=trust", "--no-sync", "--locale=C.UTF-8"];
+    pod.run(&[&as_user[..], &make].concat(), Duration::from_secs(60))?.expect_ok("initdb")?;
+    let anyone = "host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n";
+    let rules = dir.join("data/pg_hba.conf");
+    fs::write(&rules, fs::read_to_string(&rules)? + anyone)?;
+    let sockets = format!("unix_socket_directories={}", dir.display());
+    let settings = ["listen_addresses=*", "fsync=off", "max_connections=200", "shared_buffers=32MB", &sockets];
+    let settings = settings.iter().flat_map(|setting| ["-c", setting]);
+    let serve: Vec<&str> = [&postgres, "-D", &data].into_iter().chain(settings).collect();
+    pod.start("postgres", &[&as_user[..], &serve].concat())?;
+    pod.wait_listening(5432)
+}
+
+/// The user that the distribution's package makes; without it, nobody.
+fn postgres_user() -> Result<u32> {
+    let users = fs::read_to_string("/etc/passwd").context("reading /etc/passwd")?;
+    let id = |name: &str| {
+        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
+        line.split(':').nth(2)?.parse().ok()
+    };
+    id("postgres").or_else(|| id("nobody")).context("there is neither a user postgres nor nobody")
+}
+
+/// Where the server and its tools are: Debian has a directory for each version.
+pub fn postgres_programs() -> Result<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut places: Vec<PathBuf> = versions.map(|version| version.path().join("bin")).collect();
+    places.extend(["/usr/bin".into(), "/usr/libexec/postgresql".into()]);
+    let found = places.into_iter().filter(|place| place.join("postgres").is_file() && place.join("initdb").is_file());
+    found.max().context("PostgreSQL's server is not installed")
+}
+
+/// psql from a pod, as superuser, with every command of `script` in one session; stops at the first that fails.
+pub fn psql(pod: &Pod, server: SocketAddr, script: &str) -> Result<Finished> {
+    let file = pod.dir.join("script.sql");
+    fs::write(&file, script)?;
+    let target = postgres_url(server);
+    let quiet = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-f"];
+    pod.run(&[&quiet[..], &[&file.to_string_lossy(), &target]].concat(), Duration::from_secs(60))
+}
+
+/// The server's database `postgres` as its superuser.
+pub fn postgres_url(server: SocketAddr) -> String {
+    let (host, port) = (server.ip(), server.port());
+    format!("host={host} port={port} user=postgres dbname=postgres connect_timeout=10")
+}
+
+/// A gRPC server on port 50051, `demo.Greeter`: calls of all four kinds, and one that waits.
 pub fn start_greeter(pod: &Pod) -> Result<()> {
     let script = pod.dir.join("greeter_server.py");
     fs::write(&script, include_str!("servers/greeter_server.py"))?;
@@ -52,4 +114,13 @@ pub fn greeter_client(pod: &Pod, server: SocketAddr, name: &str) -> Result<Finis
     let script = pod.dir.join("greeter_client.py");
     fs::write(&script, include_str!("servers/greeter_client.py"))?;
     pod.run(&[PYTHON, &script.to_string_lossy(), &server.to_string(), name], Duration::from_secs(20))
+}
+
+/// Starts a client that makes calls of every kind over one channel, for at least so many seconds; it ends with a line of
+/// JSON.
+pub fn greeter_session(pod: &Pod, server: SocketAddr, seconds: u64) -> Result<Process> {
+    let script = pod.dir.join("greeter_session.py");
+    fs::write(&script, include_str!("servers/greeter_session.py"))?;
+    let argv = [PYTHON, "-u", &script.to_string_lossy(), &server.to_string(), &seconds.to_string()];
+    pod.spawn("greeter-session", &argv)
 }

@@ -9,54 +9,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::address::{self, Family, ServiceAddress};
+use super::address::{self, DualStack, Family, ServiceAddress};
 use super::node::Node;
 use super::pod::Pod;
+use super::service::ServiceSpec;
 use super::yaml;
 
 /// The directory, and a place beside it where files are written before they are moved in.
 pub struct World {
     dir: PathBuf,
     staging: PathBuf,
-}
-
-/// A Service to be made.
-#[derive(Clone, Debug)]
-pub struct ServiceSpec {
-    /// metadata.namespace
-    pub namespace: String,
-    /// metadata.name
-    pub name: String,
-    /// spec.selector app=…: the pods of this label in the namespace are its endpoints.
-    pub app: String,
-    /// spec.ports
-    pub ports: Vec<PortSpec>,
-}
-
-/// A port of a Service.
-#[derive(Clone, Debug)]
-pub struct PortSpec {
-    /// Its name; empty for the only port of a Service.
-    pub name: String,
-    /// The port at the cluster IP.
-    pub port: u16,
-    /// The port in the pods.
-    pub target: u16,
-    /// TCP or UDP.
-    pub protocol: &'static str,
-}
-
-impl ServiceSpec {
-    /// A Service in front of the pods whose `app` label is its name.
-    pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.into(), name: name.into(), app: name.into(), ports: Vec::new() }
-    }
-
-    /// The same with a TCP port.
-    pub fn port(mut self, name: &str, port: u16, target: u16) -> Self {
-        self.ports.push(PortSpec { name: name.into(), port, target, protocol: "TCP" });
-        self
-    }
 }
 
 impl World {
@@ -102,17 +64,21 @@ impl World {
             .iter()
             .map(|f| json!({"type": "InternalIP", "address": node.ips.ip(*f).to_string()}))
             .collect();
+        let mut labels = json!({"kubernetes.io/hostname": node.name});
+        if !node.zone.is_empty() {
+            labels["topology.kubernetes.io/zone"] = node.zone.as_str().into();
+        }
         let object = json!({
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": node.name, "labels": {"kubernetes.io/hostname": node.name}},
+            "metadata": {"name": node.name, "labels": labels},
             "spec": {"podCIDR": ranges[0], "podCIDRs": ranges},
             "status": {"addresses": addresses},
         });
         self.apply(&format!("node-{}", node.name), &yaml::document(&object))
     }
 
-    pub(super) fn write_pod(&self, pod: &Pod) -> Result<()> {
+    pub(super) fn write_pod(&self, pod: &Pod, node: &Node) -> Result<()> {
         let spec = &pod.spec;
         let account = json!({
             "apiVersion": "v1",
@@ -120,7 +86,7 @@ impl World {
             "metadata": {"name": spec.service_account, "namespace": spec.namespace},
         });
         self.apply(&format!("serviceaccount-{}-{}", spec.namespace, spec.service_account), &yaml::document(&account))?;
-        self.apply(&pod_file(pod), &yaml::document(&pod_object(pod)))
+        self.apply(&pod_file(pod), &yaml::document(&pod_object(pod, node)))
     }
 
     pub(super) fn remove_pod(&self, pod: &Pod) -> Result<()> {
@@ -132,16 +98,11 @@ impl World {
         spec: &ServiceSpec,
         address: &ServiceAddress,
         pods: impl Iterator<Item = &'a Pod>,
+        nodes: &[Node],
     ) -> Result<()> {
-        let behind: Vec<&Pod> = pods
-            .filter(|pod| pod.spec.namespace == spec.namespace && pod.spec.labels.get("app") == Some(&spec.app))
-            .collect();
-        let mut text = yaml::document(&service_object(spec, address));
-        for family in Family::BOTH {
-            text.push_str("---\n");
-            text.push_str(&yaml::document(&endpoint_slice(spec, family, &behind)));
-        }
-        self.apply(&format!("service-{}-{}", spec.namespace, spec.name), &text)
+        let behind: Vec<&Pod> = pods.filter(|pod| spec.selects(pod)).collect();
+        let documents: Vec<String> = spec.objects(address, &behind, nodes).iter().map(yaml::document).collect();
+        self.apply(&format!("service-{}-{}", spec.namespace, spec.name), &documents.join("---\n"))
     }
 }
 
@@ -149,87 +110,43 @@ fn pod_file(pod: &Pod) -> String {
     format!("pod-{}-{}", pod.spec.namespace, pod.spec.name)
 }
 
-fn pod_object(pod: &Pod) -> Value {
+fn pod_object(pod: &Pod, node: &Node) -> Value {
     let spec = &pod.spec;
-    let ports: Vec<Value> =
-        spec.ports.iter().map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": "TCP"})).collect();
-    let ips: Vec<Value> = Family::BOTH.iter().map(|f| json!({"ip": pod.ips.ip(*f).to_string()})).collect();
+    let named = spec.ports.iter().map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": "TCP"}));
+    let of_host = spec.host_ports.iter();
+    let of_host = of_host.map(|(host, port)| json!({"hostPort": host, "containerPort": port, "protocol": "TCP"}));
+    let ips = |addresses: &DualStack| -> Vec<Value> {
+        spec.families.iter().map(|family| json!({"ip": addresses.ip(*family).to_string()})).collect()
+    };
+    let mut metadata = json!({
+        "name": spec.name,
+        "namespace": spec.namespace,
+        "uid": pod.uid,
+        "labels": spec.labels,
+        "annotations": spec.annotations,
+    });
+    if spec.terminating {
+        metadata["deletionTimestamp"] = "2026-01-31T12:00:00Z".into();
+    }
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": spec.name, "namespace": spec.namespace, "uid": pod.uid, "labels": spec.labels},
+        "metadata": metadata,
         "spec": {
             "nodeName": spec.node,
             "serviceAccountName": spec.service_account,
-            "containers": [{"name": spec.name, "image": format!("testbed/{}", spec.name), "ports": ports}],
+            "containers": [{
+                "name": spec.name,
+                "image": format!("testbed/{}", spec.name),
+                "ports": named.chain(of_host).collect::<Vec<_>>(),
+            }],
         },
         "status": {
             "phase": "Running",
-            "podIP": pod.ips.v4.to_string(),
-            "podIPs": ips,
-            "conditions": [{"type": "Ready", "status": "True"}],
+            "podIP": ips(&pod.ips)[0]["ip"],
+            "podIPs": ips(&pod.ips),
+            "hostIPs": Family::BOTH.map(|family| json!({"ip": node.ips.ip(family).to_string()})),
+            "conditions": [{"type": "Ready", "status": if spec.ready { "True" } else { "False" }}],
         },
     })
-}
-
-fn service_object(spec: &ServiceSpec, address: &ServiceAddress) -> Value {
-    let ports: Vec<Value> = spec.ports.iter().map(|p| port_object(p, "port", p.port, Some(p.target))).collect();
-    let ips: Vec<String> = Family::BOTH.iter().map(|f| address.ips.ip(*f).to_string()).collect();
-    json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": spec.name, "namespace": spec.namespace},
-        "spec": {
-            "type": "ClusterIP",
-            "clusterIP": ips[0],
-            "clusterIPs": ips,
-            "ipFamilies": ["IPv4", "IPv6"],
-            "ipFamilyPolicy": "RequireDualStack",
-            "selector": {"app": spec.app},
-            "ports": ports,
-        },
-    })
-}
-
-fn endpoint_slice(spec: &ServiceSpec, family: Family, behind: &[&Pod]) -> Value {
-    let endpoints: Vec<Value> = behind
-        .iter()
-        .map(|pod| {
-            json!({
-                "addresses": [pod.ips.ip(family).to_string()],
-                "conditions": {"ready": true, "serving": true, "terminating": false},
-                "nodeName": pod.spec.node,
-                "targetRef": {
-                    "kind": "Pod",
-                    "name": pod.spec.name,
-                    "namespace": pod.spec.namespace,
-                    "uid": pod.uid,
-                },
-            })
-        })
-        .collect();
-    let ports: Vec<Value> = spec.ports.iter().map(|p| port_object(p, "port", p.target, None)).collect();
-    json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": format!("{}-{}", spec.name, family.to_string().to_lowercase()),
-            "namespace": spec.namespace,
-            "labels": {"kubernetes.io/service-name": spec.name},
-        },
-        "addressType": family.to_string(),
-        "endpoints": endpoints,
-        "ports": ports,
-    })
-}
-
-fn port_object(port: &PortSpec, field: &str, number: u16, target: Option<u16>) -> Value {
-    let mut object = json!({field: number, "protocol": port.protocol});
-    if !port.name.is_empty() {
-        object["name"] = port.name.clone().into();
-    }
-    if let Some(target) = target {
-        object["targetPort"] = target.into();
-    }
-    object
 }

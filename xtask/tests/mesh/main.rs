@@ -2,12 +2,20 @@
 //!
 //! Each test has a testbed of its own, so they run beside each other.
 
+mod bulk;
 mod connections;
+mod crash_under_load;
 mod dishonest_peer;
+mod exclusions;
 mod kernel;
 mod lifecycle;
+mod many;
 mod pair;
 mod policy;
+mod reach;
 mod root;
+mod rough_network;
+mod services;
+mod sessions;
 mod steps;
 mod wire;

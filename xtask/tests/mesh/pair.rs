@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::rings::can_use_kernel;
-use xtask::testbed::{AgentOptions, Family, Finished, PodSpec, Process, ServiceSpec, Testbed, eventually};
+use xtask::testbed::{AgentOptions, Family, Finished, Links, PodSpec, Process, ServiceSpec, Testbed, eventually};
 
 /// With this set, the tests of connections run over plain networking: what fails then is a fault of the test.
 const WITHOUT_MESH: &str = "MESH_TEST_WITHOUT_MESH";
@@ -23,7 +23,12 @@ pub struct Pair {
 impl Pair {
     /// Pods only; the mesh is for the caller to start.
     pub fn build() -> Result<Self> {
-        let mut bed = Testbed::new()?;
+        Self::build_over(Links::default())
+    }
+
+    /// The same over links of some kind.
+    pub fn build_over(links: Links) -> Result<Self> {
+        let mut bed = Testbed::with_links(links)?;
         bed.add_node()?;
         bed.add_node()?;
         bed.add_namespace("pair", &[("nodemesh.dev/mesh", "enabled")])?;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{ContainerPort, Namespace, Pod, PodSpec, PodStatus};
 
-use super::{FieldPath, Item, Problem, is_tcp, mesh_label, parse_ip, port_number};
+use super::{FieldPath, Item, Problem, Taken, exclusions, is_tcp, mesh_label, parse_ip, port_number};
 use crate::discovery::object::Key;
 use crate::spiffe::SpiffeId;
 use crate::state::{HostPort, Workload};
@@ -16,13 +16,13 @@ pub fn namespace(namespace: &Namespace) -> Result<Item, Problem> {
 }
 
 /// A pod counts once it has an IP, until it has ended.
-pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Option<Item>, Problem> {
+pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Taken, Problem> {
     let nothing_yet = PodStatus::default();
     let status = pod.status.as_ref().unwrap_or(&nothing_yet);
     let ips = pod_ips(status)?;
     let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
     let Some(spec) = pod.spec.as_ref().filter(|_| !ended && !ips.is_empty()) else {
-        return Ok(None);
+        return Ok(Taken::default());
     };
     let metadata = &pod.metadata;
     let Some(uid) = metadata.uid.as_deref().filter(|uid| !uid.is_empty()) else {
@@ -32,6 +32,7 @@ pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Option<Item>, Pro
     let identity = SpiffeId::new(trust_domain, &key.namespace, account)
         .map_err(|error| Problem::new(FieldPath::of("spec.serviceAccountName"), error.to_string()))?;
     let refusal = refusal(spec);
+    let mut problems = Vec::new();
     let workload = Workload {
         uid: uid.into(),
         name: key.name.as_str().into(),
@@ -43,6 +44,7 @@ pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Option<Item>, Pro
         named_ports: named_ports(spec)?,
         host_ips: host_ips(status)?,
         host_ports: host_ports(spec)?,
+        exclusions: exclusions::read(metadata.annotations.as_ref(), &mut problems),
         enrolled: refusal.is_none(),
         refusal,
         host_network: spec.host_network == Some(true),
@@ -50,7 +52,8 @@ pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Option<Item>, Pro
         terminating: metadata.deletion_timestamp.is_some(),
         created: metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
     };
-    Ok(Some(Item::Pod { workload, mesh: mesh_label(metadata.labels.as_ref())? }))
+    let item = Item::Pod { workload: workload.into(), mesh: mesh_label(metadata.labels.as_ref())? };
+    Ok(Taken { item: Some(item), problems })
 }
 
 fn pod_ips(status: &PodStatus) -> Result<Vec<IpAddr>, Problem> {

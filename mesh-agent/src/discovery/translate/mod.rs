@@ -4,6 +4,7 @@
 //! the field; it is up to the caller what stays in force then.
 
 mod core;
+mod exclusions;
 mod node;
 mod policy;
 mod service;
@@ -14,53 +15,35 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 pub use self::core::{namespace, pod};
+pub use self::exclusions::{MAX_NETWORKS, MAX_PORTS};
 pub use self::node::node;
 pub use self::policy::{authorization_policy, peer_authentication, unreadable};
 pub use self::service::service;
 pub use self::slice::endpoint_slice;
 
 use super::finding::{FieldPath, Problem};
-use crate::policy::{AuthorizationPolicy, PeerAuthentication};
-use crate::state::{Backend, Node, ServiceSpec, Workload};
+pub use crate::state::Item;
 
 /// The label that puts a namespace or a pod into the mesh (`enabled`) or keeps a pod out of it (`disabled`).
 pub const MESH_LABEL: &str = "nodemesh.dev/mesh";
 /// The namespace of objects that hold for the whole mesh.
 pub const MESH_NAMESPACE: &str = "nodemesh-system";
 
-/// What the mesh takes from one object.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Item {
-    /// A namespace: what its label says.
-    Namespace {
-        /// None: nothing.
-        mesh: Option<bool>,
-    },
-    /// A node.
-    Node(Node),
-    /// A pod; whether it is enrolled is settled with its namespace.
-    Pod {
-        /// `enrolled` and `refusal` say what would be if the pod were asked for.
-        workload: Workload,
-        /// What the pod's own label says.
-        mesh: Option<bool>,
-    },
-    /// A Service; its endpoints come with the EndpointSlices.
-    Service(ServiceSpec),
-    /// Some endpoints of a Service.
-    EndpointSlice {
-        /// Its name, in the slice's namespace.
-        service: Arc<str>,
-        /// The endpoints.
-        backends: Vec<Backend>,
-    },
-    /// Whether plaintext is acceptable.
-    PeerAuthentication(PeerAuthentication),
-    /// Who may connect.
-    AuthorizationPolicy(AuthorizationPolicy),
+/// One object, translated.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Taken {
+    /// None for an object that says nothing now.
+    pub item: Option<Item>,
+    /// Annotations that are taken as if they were not there, because they cannot be read.
+    pub problems: Vec<Problem>,
+}
+
+impl<T: Into<Option<Item>>> From<T> for Taken {
+    fn from(item: T) -> Self {
+        Self { item: item.into(), problems: Vec::new() }
+    }
 }
 
 /// What the mesh label says. A word that is neither is refused, not guessed.

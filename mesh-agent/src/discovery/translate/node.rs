@@ -15,11 +15,12 @@ pub fn node(node: &Node, key: &Key) -> Result<Item, Problem> {
     let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL));
     let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten()).enumerate();
     let ips = addresses.filter(|(_, address)| is_ip(address)).map(|(index, address)| ip(address, index));
-    Ok(Item::Node(state::Node {
+    let node = state::Node {
         name: key.name.as_str().into(),
         ips: ips.collect::<Result<_, _>>()?,
         zone: zone.map(String::as_str).unwrap_or_default().into(),
-    }))
+    };
+    Ok(Item::Node(node.into()))
 }
 
 /// The other types are names.

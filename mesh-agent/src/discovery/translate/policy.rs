@@ -34,7 +34,7 @@ pub fn peer_authentication(peer: &crd::PeerAuthentication, key: &Key) -> Result<
         return Err(Problem::new(FieldPath::of("spec.mode"), "missing: neither mode nor portOverrides is set"));
     }
     let meta = meta(key, &peer.metadata);
-    Ok(Item::PeerAuthentication(PeerAuthentication { meta, targets, mode: mode.map(peer_mode), ports }))
+    Ok(Item::PeerAuthentication(PeerAuthentication { meta, targets, mode: mode.map(peer_mode), ports }.into()))
 }
 
 fn peer_mode(mode: crd::PeerMode) -> Mode {
@@ -52,7 +52,7 @@ pub fn authorization_policy(policy: &crd::AuthorizationPolicy, key: &Key, trust_
         let path = FieldPath::of("spec.rules").index(index);
         read_rule(rule, &path, key, trust_domain)
     });
-    Ok(Item::AuthorizationPolicy(AuthorizationPolicy {
+    let policy = AuthorizationPolicy {
         meta: meta(key, &policy.metadata),
         targets: targets(target_refs, key)?,
         action: match action {
@@ -61,7 +61,8 @@ pub fn authorization_policy(policy: &crd::AuthorizationPolicy, key: &Key, trust_
             crd::PolicyAction::Audit => Action::Audit,
         },
         rules: rules.collect::<Result<_, _>>()?,
-    }))
+    };
+    Ok(Item::AuthorizationPolicy(policy.into()))
 }
 
 fn meta(key: &Key, metadata: &ObjectMeta) -> PolicyMeta {

@@ -38,7 +38,7 @@ pub fn service(service: &Service, key: &Key) -> Result<Item, Problem> {
         translated.external = ExternalAddresses::default();
         translated.ports.iter_mut().for_each(|port| port.node_port = None);
     }
-    Ok(Item::Service(translated))
+    Ok(Item::Service(translated.into()))
 }
 
 fn cluster_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>, Problem> {

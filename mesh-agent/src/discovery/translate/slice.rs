@@ -27,7 +27,7 @@ pub fn endpoint_slice(slice: &EndpointSlice, key: &Key) -> Result<Option<Item>, 
             backends.extend(slice_backend(endpoint, index, name, number)?);
         }
     }
-    Ok(Some(Item::EndpointSlice { service: service.as_str().into(), backends }))
+    Ok(Some(Item::EndpointSlice { service: service.as_str().into(), backends: backends.into() }))
 }
 
 /// The addresses of one endpoint are all the same place: clients use the first.

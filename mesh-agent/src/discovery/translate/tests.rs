@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::discovery::object::{self, Meaning};
-use crate::state::HostPort;
+use crate::state::{Backend, HostPort};
 
 /// (own label, namespace's label, spec) → enrolled, refused.
 #[test]
@@ -262,6 +262,72 @@ fn ports_of_the_node() {
     assert_eq!(on_host.host_ports, []);
 }
 
+/// (annotation, value) → (taken, or the reason why not).
+#[test]
+fn exclusions_of_a_pod() {
+    let many: String = (1..=65).map(|port| format!("{port},")).collect();
+    let most = many.trim_end_matches(",65,");
+    let table = [
+        ("outbound-ports", "3306", Ok("out 3306")),
+        ("outbound-ports", " 3306 ,6379,3306", Ok("out 3306 6379")),
+        ("outbound-ports", "", Ok("")),
+        ("inbound-ports", "9100", Ok("in 9100")),
+        ("outbound-cidrs", "10.0.0.0/8, fd77::/16", Ok("net 10.0.0.0/8 fd77::/16")),
+        ("outbound-cidrs", "0.0.0.0/0,::/0", Ok("net 0.0.0.0/0 ::/0")),
+        ("outbound-cidrs", "169.254.169.254/32", Ok("net 169.254.169.254/32")),
+        ("inbound-ports", most, Ok("in 64 of them")),
+        ("outbound-ports", "3306,", Err("\"\" is not a port")),
+        ("outbound-ports", "3306,http", Err("\"http\" is not a port")),
+        ("outbound-ports", "0", Err("\"0\" is not a port")),
+        ("outbound-ports", "65536", Err("\"65536\" is not a port")),
+        ("outbound-ports", "+80", Err("\"+80\" is not a port")),
+        ("outbound-ports", "8000-8100", Err("\"8000-8100\" is not a port")),
+        ("outbound-ports", "80,15008", Err("15008 is the agents' own port")),
+        ("inbound-ports", "15008", Err("15008 is the agents' own port")),
+        ("inbound-ports", many.trim_end_matches(','), Err("65 entries; 64 at most")),
+        ("outbound-cidrs", "10.0.0.0", Err("\"10.0.0.0\" is not a CIDR")),
+        ("outbound-cidrs", "10.0.0.0/33", Err("\"10.0.0.0/33\" is not a CIDR")),
+        ("outbound-cidrs", "10.0.0.0/8,db.example/32", Err("\"db.example/32\" is not a CIDR")),
+        ("outbound-cidrs", "10.1.2.3/8", Err("bits beyond its prefix; 10.0.0.0/8 is the network")),
+        ("outbound-cidrs", "127.128.0.0/9", Err("loopback")),
+        ("outbound-cidrs", "::1/128", Err("loopback")),
+        ("outbound-cidrs", "fe80::/64", Err("link-local")),
+        ("outbound-cidrs", "fd6e:6f64:656d:6573::/64", Err("the mesh's own range")),
+        ("outbound-cidrs", "fd6e:6f64:656d:6572::9/128", Err("the mesh's own range")),
+        ("outbound-cidrs", "::ffff:10.0.0.0/104", Err("write it as IPv4")),
+        ("outbound-port", "80", Err("unknown: ")),
+    ];
+    for (name, value, expected) in table {
+        let name = format!("nodemesh.dev/exclude-{name}");
+        let annotations = BTreeMap::from([(name.clone(), value.to_string()), ("other".to_string(), "80".to_string())]);
+        let mut problems = Vec::new();
+        let taken = exclusions::read(Some(&annotations), &mut problems);
+        match expected {
+            Ok(expected) => {
+                assert_eq!((shown(&taken), &problems[..]), (expected.to_string(), &[][..]), "{name}: {value}");
+            }
+            Err(reason) => {
+                assert_eq!(taken, crate::state::Exclusions::default(), "{name}: {value}");
+                let [problem] = &problems[..] else { panic!("{name}: {value}: {problems:?}") };
+                assert_eq!(problem.field.to_string(), format!("metadata.annotations[{name:?}]"));
+                assert!(problem.reason.contains(reason), "{name}: {value}: {}", problem.reason);
+            }
+        }
+    }
+}
+
+fn shown(exclusions: &crate::state::Exclusions) -> String {
+    let crate::state::Exclusions { outbound_ports, inbound_ports, outbound_networks } = exclusions;
+    let part = |word: &str, entries: Vec<String>| match entries.len() {
+        0 => String::new(),
+        1..=9 => format!("{word} {}", entries.join(" ")),
+        many => format!("{word} {many} of them"),
+    };
+    let texts = |ports: &std::collections::BTreeSet<u16>| ports.iter().map(u16::to_string).collect();
+    let networks = outbound_networks.iter().map(ToString::to_string).collect();
+    [part("out", texts(outbound_ports)), part("in", texts(inbound_ports)), part("net", networks)].concat()
+}
+
 #[test]
 fn an_external_name_is_no_destination() {
     let service = json!({
@@ -373,8 +439,9 @@ fn a_value() -> impl Strategy<Value = Value> {
 fn world(objects: &[Value]) -> crate::state::World {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     let file = crate::discovery::file::SourceFile { path: "a.json".into(), content: Ok(list.to_string()) };
-    let store = crate::discovery::store::Store::default().apply(&[file], "cluster.local");
-    assert_eq!(store.findings, []);
+    let mut store = crate::discovery::store::Store::new("cluster.local");
+    store.apply(&[file], &[]);
+    assert_eq!(store.findings(), []);
     crate::discovery::join::world(&store)
 }
 

@@ -1,0 +1,122 @@
+//! One object of the cluster, as far as the mesh cares: what discovery hands over, one by one, for good or until it is
+//! handed over again.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::{Backend, Node, ServiceSpec, Workload};
+use crate::policy::{AuthorizationPolicy, PeerAuthentication};
+
+/// The kinds that the mesh reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// v1
+    Namespace,
+    /// v1
+    Node,
+    /// v1
+    Pod,
+    /// v1
+    Service,
+    /// discovery.k8s.io/v1
+    EndpointSlice,
+    /// nodemesh.dev/v1alpha1
+    PeerAuthentication,
+    /// nodemesh.dev/v1alpha1
+    AuthorizationPolicy,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl Kind {
+    /// Whether an object of this kind restricts who may connect.
+    pub fn is_policy(self) -> bool {
+        match self {
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy => true,
+            Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice => false,
+        }
+    }
+}
+
+/// How an object is told from all others.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// metadata.namespace, `default` when absent; empty for Namespaces and Nodes.
+    pub namespace: String,
+    /// metadata.name
+    pub name: String,
+}
+
+impl Key {
+    /// `namespace/name`, or the name alone.
+    pub fn object(&self) -> String {
+        if self.namespace.is_empty() { self.name.clone() } else { format!("{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// What the mesh takes from one object. Cheap to clone.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Item {
+    /// A namespace: what its label says.
+    Namespace {
+        /// None: nothing.
+        mesh: Option<bool>,
+    },
+    /// A node.
+    Node(Arc<Node>),
+    /// A pod; whether it is enrolled is settled with its namespace.
+    Pod {
+        /// `enrolled` and `refusal` say what would be if the pod were asked for.
+        workload: Arc<Workload>,
+        /// What the pod's own label says.
+        mesh: Option<bool>,
+    },
+    /// A Service; its endpoints come with the EndpointSlices.
+    Service(Arc<ServiceSpec>),
+    /// Some endpoints of a Service.
+    EndpointSlice {
+        /// Its name, in the slice's namespace.
+        service: Arc<str>,
+        /// The endpoints.
+        backends: Arc<[Backend]>,
+    },
+    /// Whether plaintext is acceptable.
+    PeerAuthentication(Arc<PeerAuthentication>),
+    /// Who may connect.
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
+}
+
+/// Namespace and name: how pods, Services and slices are told apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Name {
+    pub(super) namespace: Arc<str>,
+    pub(super) name: Arc<str>,
+}
+
+impl Name {
+    pub(super) fn new(namespace: &Arc<str>, name: &Arc<str>) -> Self {
+        Self { namespace: namespace.clone(), name: name.clone() }
+    }
+
+    pub(super) fn of(key: &Key) -> Self {
+        Self { namespace: key.namespace.as_str().into(), name: key.name.as_str().into() }
+    }
+}
+
+impl From<&Workload> for Name {
+    fn from(workload: &Workload) -> Self {
+        Self::new(&workload.namespace, &workload.name)
+    }
+}
+
+impl From<&ServiceSpec> for Name {
+    fn from(spec: &ServiceSpec) -> Self {
+        Self::new(&spec.namespace, &spec.name)
+    }
+}

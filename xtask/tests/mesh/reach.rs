@@ -1,0 +1,96 @@
+//! Servers that say their name, and callers that find out whom they reached and how.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use xtask::testbed::{Process, Testbed, eventually};
+
+use crate::pair::{lines, text_of};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Starts a server in a pod that says the pod's name to whoever connects.
+pub fn say_names(bed: &Testbed, pods: &[&str], port: u16) -> Result<Vec<Process>> {
+    let start = |pod: &&str| {
+        let says = format!("send:{pod}");
+        bed.pod(pod).spawn_probe(&format!("names-{port}"), &["listen", &port.to_string(), &says, "fin", "read-end"])
+    };
+    let servers = pods.iter().map(start).collect::<Result<_>>()?;
+    for pod in pods {
+        bed.pod(pod).wait_listening(port)?;
+    }
+    Ok(servers)
+}
+
+/// A connection that was answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// The name that the server said.
+    pub name: String,
+    /// The caller's own address.
+    pub local: String,
+}
+
+/// Connects from a pod and listens to the name.
+pub fn ask(bed: &Testbed, from: &str, address: SocketAddr) -> Result<Answer> {
+    let said = bed.pod(from).probe(&["connect", &address.to_string(), "read-end"])?;
+    ensure!(said.ok(), "{from} to {address}: {said}");
+    let said = lines(&said.stdout);
+    let local = said.iter().find_map(|line| line["local"].as_str()).context("no address of its own")?;
+    Ok(Answer { name: text_of(&said, "read-end").to_string(), local: local.to_string() })
+}
+
+/// Why a connection from a pod fails, by the name of the error; an error if it does not.
+pub fn failure(bed: &Testbed, from: &str, address: SocketAddr) -> Result<String> {
+    let said = bed.pod(from).probe(&["connect", "--timeout", "2", &address.to_string(), "read-end"])?;
+    let last = lines(&said.stdout).pop().context("the probe said nothing")?;
+    match last["error"].as_str() {
+        Some(error) => Ok(format!("{} at {}", error, last["step"].as_str().unwrap_or_default())),
+        None => bail!("{from} reached something at {address}: {last}"),
+    }
+}
+
+/// The caller's side of an answer, in the access log of its node.
+pub fn record(bed: &Testbed, from: &str, answer: &Answer) -> Result<Value> {
+    let agent = bed.agent(&bed.pod(from).spec.node);
+    let is_it = |record: &Value| record["direction"] == "outbound" && record["client"] == *answer.local;
+    eventually(PATIENCE, "the connection to be logged", || Ok(agent.access_log().into_iter().find(is_it)))
+}
+
+/// Whether the agent of the caller's node carried it.
+pub fn is_logged(bed: &Testbed, from: &str, answer: &Answer) -> bool {
+    let log = bed.agent(&bed.pod(from).spec.node).access_log();
+    log.iter().any(|record| record["client"] == *answer.local)
+}
+
+/// Connects, and fails unless a tunnel led to the pod that answered. Its name.
+pub fn ask_by_tunnel(bed: &Testbed, from: &str, address: SocketAddr) -> Result<String> {
+    let answer = ask(bed, from, address)?;
+    let record = record(bed, from, &answer)?;
+    let pod = bed.pod(&answer.name);
+    let expected = format!("{}/{}", pod.spec.namespace, pod.spec.name);
+    ensure!(
+        record["transport"] == "tunnel" && record["destination_pod"] == *expected && record["result"] == "ok",
+        "{from} to {address} was answered by {} and logged as {record}",
+        answer.name
+    );
+    Ok(answer.name)
+}
+
+/// Connects, and fails unless the caller's agent led it on in plaintext. The name of who answered.
+pub fn ask_in_plaintext(bed: &Testbed, from: &str, address: SocketAddr) -> Result<String> {
+    let answer = ask(bed, from, address)?;
+    let record = record(bed, from, &answer)?;
+    ensure!(record["transport"] == "plaintext" && record["result"] == "ok", "{from} to {address}: {record}");
+    Ok(answer.name)
+}
+
+/// How often the kernel programs of a node ended in an outcome.
+pub fn outcome(bed: &Testbed, node: &str, name: &str) -> Result<u64> {
+    let (_, metrics) = bed.agent(node).get("/metrics")?;
+    let line = metrics.lines().find(|line| line.contains(&format!("outcome=\"{name}\"")));
+    let value = line.and_then(|line| line.rsplit(' ').next()).with_context(|| format!("no outcome {name}"))?;
+    Ok(value.parse()?)
+}
