@@ -29,6 +29,8 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod drain;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod limit;
 pub mod readiness;
 pub mod spiffe;

@@ -10,6 +10,7 @@ pub mod clean;
 pub mod demo;
 pub mod ebpf;
 pub mod exec;
+pub mod fuzz;
 pub mod packages;
 pub mod probe;
 pub mod rings;

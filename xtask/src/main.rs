@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
 use xtask::testbed::relay::Relay;
 use xtask::testbed::run;
-use xtask::{build, clean, demo, exec, probe, rings, soak};
+use xtask::{build, clean, demo, exec, fuzz, probe, rings, soak};
 
 /// Builds, demonstrates and tests Nodemesh
 #[derive(Parser)]
@@ -23,6 +23,7 @@ enum Xtask {
     Test(rings::Test),
     Soak(soak::Soak),
     Build(build::Build),
+    Fuzz(fuzz::Fuzz),
     /// Build the BPF object alone; prints its path
     BuildEbpf,
     Clean(clean::Clean),
@@ -63,6 +64,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Test(test) => return test.run(),
         Xtask::Soak(soak) => return soak.run(),
         Xtask::Build(build) => build.run()?,
+        Xtask::Fuzz(fuzz) => return fuzz.run(),
         Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),
         Xtask::Clean(clean) => clean.run()?,
         Xtask::InPod(exec) => return exec.run(),

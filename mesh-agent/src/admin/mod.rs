@@ -17,6 +17,8 @@
 //!
 //! Not here: authentication (whoever reaches the admin address may use it) and TLS.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod listener;
 mod respond;
 mod serve;

@@ -64,7 +64,7 @@ pub async fn serve(listener: Listener, surface: Surface, sources: Arc<Sources>) 
     }
 }
 
-async fn serve_connection<S>(stream: S, surface: Surface, sources: Arc<Sources>)
+pub(super) async fn serve_connection<S>(stream: S, surface: Surface, sources: Arc<Sources>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

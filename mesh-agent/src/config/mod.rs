@@ -3,6 +3,8 @@
 //! `cli` holds the texts, this module judges them. No room imports it: `app` hands each room the values that it needs.
 //! Every refusal says where the value came from, what the right form is, and shows one.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod meaning;
 mod refusal;
 mod surroundings;

@@ -9,7 +9,9 @@ pub mod health;
 
 mod document;
 mod file;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+#[cfg(any(test, feature = "fuzzing"))]
 mod join;
 mod object;
 mod store;

@@ -247,7 +247,7 @@ impl Store {
     }
 
     /// The items in force, in the order of their keys.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn items(&self) -> BTreeMap<&Key, &Item> {
         self.in_force.iter().filter_map(|(key, item)| Some((key, item.as_ref()?))).collect()
     }

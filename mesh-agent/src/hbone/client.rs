@@ -170,7 +170,7 @@ pub(super) async fn establish(
     }
 }
 
-fn builder(limits: &Limits) -> Builder {
+pub(super) fn builder(limits: &Limits) -> Builder {
     let mut builder = bound!(Builder::new());
     builder.initial_max_send_streams(limits.max_streams as usize).max_concurrent_streams(0).enable_push(false);
     builder
@@ -179,7 +179,7 @@ fn builder(limits: &Limits) -> Builder {
 /// Sends one CONNECT and waits for its answer.
 pub(super) async fn connect(
     mut send: SendRequest<Bytes>,
-    occupied: Occupied,
+    occupied: Option<Occupied>,
     request: &ConnectRequest,
     limits: &Limits,
 ) -> Result<Stream, OpenError> {
@@ -197,7 +197,7 @@ pub(super) async fn connect(
         return Err(OpenError::Refused(response.status()));
     }
     let baggage = words::baggage(response.headers());
-    Ok(Stream::new(body, response.into_body(), baggage, Some(occupied)))
+    Ok(Stream::new(body, response.into_body(), baggage, occupied))
 }
 
 fn before_answer(error: h2::Error) -> OpenError {

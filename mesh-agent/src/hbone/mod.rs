@@ -37,6 +37,8 @@ macro_rules! bound {
 
 mod backoff;
 mod client;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod liveness;
 mod pool;
 mod server;

@@ -172,7 +172,7 @@ impl Pool {
             };
             fresh += u64::from(is_fresh);
             let tunnel = occupied.0.clone();
-            match client::connect(send, occupied, request, &self.inner.limits).await {
+            match client::connect(send, Some(occupied), request, &self.inner.limits).await {
                 Err(error) if error.is_stale_tunnel() => {
                     self.inner.retire(&tunnel);
                     if is_fresh && (fresh >= limits::FRESH_TUNNELS || !error.is_goodbye()) {

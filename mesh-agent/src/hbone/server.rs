@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Method, Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
@@ -137,15 +138,10 @@ fn refuse(mut respond: SendResponse<Bytes>, status: Status) {
 /// Makes a tunnel of a TCP connection: until this has returned nobody knows who the peer is.
 pub async fn accept(tcp: TcpStream, svid: &Svid, limits: &Limits) -> Result<Tunnel, ServeError> {
     let handshake = tokio::time::timeout(limits.handshake_timeout, handshake(tcp, svid, limits));
-    let (peer, connection) = handshake.await.map_err(|_| ServeError::HandshakeTimeout)??;
-    Ok(Tunnel { peer, connection, handlers: Handlers::new() })
+    handshake.await.map_err(|_| ServeError::HandshakeTimeout)?
 }
 
-async fn handshake(
-    tcp: TcpStream,
-    svid: &Svid,
-    limits: &Limits,
-) -> Result<(Peer, Connection<TlsStream<TcpStream>, Bytes>), ServeError> {
+async fn handshake(tcp: TcpStream, svid: &Svid, limits: &Limits) -> Result<Tunnel, ServeError> {
     let _ = tcp.set_nodelay(true);
     liveness::watch(&tcp, limits);
     let tls = TlsAcceptor::from(svid.server.clone()).accept(tcp).await.map_err(ServeError::Tls)?;
@@ -154,8 +150,7 @@ async fn handshake(
     if session.alpn_protocol() != Some(b"h2") {
         return Err(ServeError::NotHttp2);
     }
-    let connection = builder(limits).handshake(tls).await?;
-    Ok((peer, connection))
+    Tunnel::with(peer, tls, limits).await
 }
 
 fn builder(limits: &Limits) -> Builder {
@@ -165,13 +160,19 @@ fn builder(limits: &Limits) -> Builder {
 }
 
 /// A tunnel that a peer has opened to one of our pods.
-pub struct Tunnel {
+pub struct Tunnel<T = TlsStream<TcpStream>> {
     peer: Peer,
-    connection: Connection<TlsStream<TcpStream>, Bytes>,
+    connection: Connection<T, Bytes>,
     handlers: Handlers,
 }
 
-impl Tunnel {
+impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
+    /// HTTP/2 with a peer who has proved who it is.
+    pub(super) async fn with(peer: Peer, io: T, limits: &Limits) -> Result<Self, ServeError> {
+        let connection = builder(limits).handshake(io).await?;
+        Ok(Self { peer, connection, handlers: Handlers::new() })
+    }
+
     /// Serves it to its end. `on_connect` runs as a local task per CONNECT.
     ///
     /// When the drain starts the peer is told to open no more streams; those that are open go on until
@@ -266,7 +267,10 @@ async fn at(time: Option<Instant>) {
 }
 
 /// Says goodbye and closes, whatever streams there are.
-async fn farewell(mut connection: Connection<TlsStream<TcpStream>, Bytes>, why: ServeError) -> Result<(), ServeError> {
+async fn farewell<T: AsyncRead + AsyncWrite + Unpin>(
+    mut connection: Connection<T, Bytes>,
+    why: ServeError,
+) -> Result<(), ServeError> {
     connection.abrupt_shutdown(Reason::NO_ERROR);
     let _ = tokio::time::timeout(
         Duration::from_millis(limits::FAREWELL_MS),

@@ -12,6 +12,8 @@ pub mod ca;
 mod certs;
 mod clock;
 mod directory;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod local_ca;
 mod schedule;
 mod tls;
