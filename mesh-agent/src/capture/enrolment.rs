@@ -19,7 +19,7 @@ use super::loader::Loaded;
 use super::namespace::{self, Found};
 use super::netlink::{self, Interface, LocalRoute};
 use super::ownership::{Ownership, Standing};
-use super::plan::{self, Duty, Held, Kernel, Phase, Plan, Step, Uid, View};
+use super::plan::{self, Duty, Failures, Held, Kernel, Phase, Plan, Step, Uid, View};
 use super::pod::{Live, PodNamespace};
 use super::pod_thread::PodThread;
 use super::refused::Refused;
@@ -189,6 +189,8 @@ impl Enroller {
         if duty != Duty::LetGo {
             self.publish(world).await;
         }
+        // Another agent may have met pods in other namespaces, and left anything behind.
+        let look = if duty == Duty::Resume { Look::Close } else { look };
         let view = self.look(&wanted, look, duty).await;
         let Plan { steps, in_conflict } = plan::plan(&view, duty);
         for uid in in_conflict {
@@ -281,7 +283,7 @@ impl Enroller {
     }
 
     async fn look(&mut self, wanted: &BTreeMap<Uid, Arc<Workload>>, look: Look, duty: Duty) -> View {
-        let held = self.look_at_held(wanted, look, duty).await;
+        let held = self.look_at_held(wanted, look).await;
         let found = match duty {
             Duty::Own | Duty::Resume => self.find(wanted, &held).await,
             Duty::LetGo => BTreeMap::new(),
@@ -291,12 +293,7 @@ impl Enroller {
         View { wanted: wanted.collect(), held, found, kernel }
     }
 
-    async fn look_at_held(
-        &mut self,
-        wanted: &BTreeMap<Uid, Arc<Workload>>,
-        look: Look,
-        duty: Duty,
-    ) -> BTreeMap<u64, Held> {
+    async fn look_at_held(&mut self, wanted: &BTreeMap<Uid, Arc<Workload>>, look: Look) -> BTreeMap<u64, Held> {
         let (kubepods, now) = (&self.loaded.kubepods, Instant::now());
         let mut seen = BTreeMap::new();
         for (cookie, pod) in &mut self.state.held {
@@ -309,9 +306,8 @@ impl Enroller {
             if look == Look::Close || !is_enrolled {
                 pod.present = namespace::is_current(kubepods, &uid, pod.inode) == Some(true);
             }
-            let looks = is_enrolled && pod.present && (duty == Duty::Resume || look == Look::Close);
             let mut interfaces = None;
-            if looks {
+            if look == Look::Close && is_enrolled && pod.present {
                 match guard::host_side(pod.net.thread()).await {
                     Ok(found) => {
                         interfaces = Some(indexes(&found));
@@ -381,15 +377,15 @@ impl Enroller {
     /// Does the steps in order. A pod of which one fails has no more of them done; false when the owner changed before
     /// the last.
     async fn carry_out(&mut self, steps: Vec<Step>) -> bool {
-        let mut failed = BTreeSet::new();
+        let mut failures = Failures::default();
         for step in steps {
-            if step.cookie().is_some_and(|cookie| failed.contains(&cookie)) {
+            if failures.forbid(&step) {
                 continue;
             }
             match self.carry_out_one(&step).await {
                 Some(Ok(())) => {}
                 Some(Err(reason)) => {
-                    failed.extend(step.cookie());
+                    failures.add(&step, |cookie| Some(self.state.held.get(&cookie)?.workload.uid.clone()));
                     if !self.after_failure(&step, reason).await {
                         return false;
                     }
@@ -437,7 +433,7 @@ impl Enroller {
     async fn act(&mut self, step: &Step) -> Result<(), String> {
         match step {
             Step::Join { uid, cookie } => self.join(uid, *cookie),
-            Step::AddRoutes { cookie } => self.add_routes(*cookie).await,
+            Step::AddRoutes { cookie } | Step::RestoreRoutes { cookie } => self.add_routes(*cookie).await,
             Step::Steer { cookie } => self.steer(*cookie).await,
             Step::Announce { cookie } => self.announce(*cookie).await,
             Step::AttachLookup { cookie } => self.attach_lookup(*cookie),

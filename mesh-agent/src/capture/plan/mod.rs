@@ -101,6 +101,8 @@ pub(super) enum Step {
     Join { uid: Uid, cookie: u64 },
     /// Adds the routes of the capture ranges to its namespace.
     AddRoutes { cookie: u64 },
+    /// The same where it may have lost them, and for which it is not refused.
+    RestoreRoutes { cookie: u64 },
     /// Makes its listeners, unless they are there, and leads what is looked up to them.
     Steer { cookie: u64 },
     /// Hands its listeners to the proxy.
@@ -140,6 +142,7 @@ impl Step {
             Step::Announce { .. } | Step::Settle { .. } | Step::Release { .. } | Step::LetGo { .. } => false,
             Step::Join { .. }
             | Step::AddRoutes { .. }
+            | Step::RestoreRoutes { .. }
             | Step::Steer { .. }
             | Step::AttachLookup { .. }
             | Step::OpenGate { .. }
@@ -159,6 +162,7 @@ impl Step {
         match self {
             Step::Join { cookie, .. }
             | Step::AddRoutes { cookie }
+            | Step::RestoreRoutes { cookie }
             | Step::Steer { cookie }
             | Step::Announce { cookie }
             | Step::AttachLookup { cookie }
@@ -178,6 +182,31 @@ impl Step {
     }
 }
 
+/// The steps of a plan that failed, and so which others are not to be done.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    cookies: BTreeSet<u64>,
+    uids: BTreeSet<Uid>,
+}
+
+impl Failures {
+    /// `holds` tells whose namespace is held under a cookie.
+    pub fn add(&mut self, step: &Step, holds: impl Fn(u64) -> Option<Uid>) {
+        self.cookies.extend(step.cookie());
+        match step {
+            Step::Unguard { uid, .. } => self.uids.extend(uid.clone()),
+            Step::DetachLookup { uid } | Step::RemoveStrangersRoutes { uid } => drop(self.uids.insert(uid.clone())),
+            other => self.uids.extend(other.cookie().and_then(holds)),
+        }
+    }
+
+    /// Whether a step must not follow those that failed. By its pins the next round finds what is left of a pod.
+    pub fn forbid(&self, step: &Step) -> bool {
+        let of_pins = matches!(step, Step::RemovePins { uid } if self.uids.contains(uid));
+        of_pins || step.cookie().is_some_and(|cookie| self.cookies.contains(&cookie))
+    }
+}
+
 /// What was decided.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
@@ -193,21 +222,25 @@ pub(super) fn plan(view: &View, duty: Duty) -> Plan {
     match duty {
         Duty::LetGo => plan.steps = let_go(view),
         Duty::Own | Duty::Resume => {
+            // What is captured must be looked up: gates go before lookups.
+            let unexplained = view.kernel.as_ref().map(|kernel| collect_gates(view, kernel, &mut plan.steps));
+            let unexplained = unexplained.unwrap_or_default();
             // What leaves first: the addresses of a pod may already be another's.
             for (cookie, pod) in &view.held {
+                let lookup_stays = lives_elsewhere(view, *cookie, &pod.uid) || !pod.ips.is_disjoint(&unexplained);
                 match pod.phase {
-                    Phase::Enrolled if !stays(pod) => leave(view, *cookie, pod, &mut plan.steps),
+                    Phase::Enrolled if !stays(pod) => leave(view, *cookie, pod, lookup_stays, &mut plan.steps),
                     Phase::Joining => plan.steps.extend(give_up(*cookie)),
-                    Phase::Departed { due } => part(view, *cookie, pod, due, &mut plan.steps),
+                    Phase::Departed { due } => part(view, *cookie, pod, due, lookup_stays, &mut plan.steps),
                     Phase::Enrolled => {}
                 }
             }
             if let Some(kernel) = &view.kernel {
-                collect(view, kernel, &mut plan.steps);
+                collect(view, kernel, unexplained.is_empty(), &mut plan.steps);
             }
             for (cookie, pod) in view.held.iter().filter(|(_, pod)| pod.phase == Phase::Enrolled && stays(pod)) {
                 if duty == Duty::Resume || pod.closed {
-                    resume(*cookie, pod, &mut plan.steps);
+                    resume(view, *cookie, pod, &mut plan.steps);
                 } else {
                     repair(view, *cookie, pod, &mut plan.steps);
                 }
@@ -223,7 +256,7 @@ pub(super) fn after_failure(cookie: u64, phase: Phase, step: &Step) -> Vec<Step>
     match (phase, step) {
         (Phase::Joining, _) => give_up(cookie),
         // Its captured connections fail; none goes astray.
-        (Phase::Enrolled, Step::AddRoutes { .. }) => Vec::new(),
+        (Phase::Enrolled, Step::RestoreRoutes { .. }) => Vec::new(),
         (Phase::Enrolled, step) if step.is_owners() => vec![Step::CloseGate { cookie }],
         (Phase::Enrolled | Phase::Departed { .. }, _) => Vec::new(),
     }
@@ -254,19 +287,27 @@ fn let_go(view: &View) -> Vec<Step> {
 }
 
 /// A pod leaves in the opposite order of its enrolment.
-fn leave(view: &View, cookie: u64, pod: &Held, steps: &mut Vec<Step>) {
+fn leave(view: &View, cookie: u64, pod: &Held, lookup_stays: bool, steps: &mut Vec<Step>) {
     let guards = pod.guards.iter().filter(|index| !is_anothers(view, cookie, **index));
     steps.extend(guards.map(|index| Step::Unguard { uid: Some(pod.uid.clone()), index: *index }));
     steps.push(Step::RemoveGate { cookie });
-    steps.push(Step::DetachLookup { uid: pod.uid.clone() });
+    if !lookup_stays {
+        steps.push(Step::DetachLookup { uid: pod.uid.clone() });
+    }
     steps.push(Step::Release { cookie });
     if !pod.present {
-        part(view, cookie, pod, true, steps);
+        part(view, cookie, pod, true, lookup_stays, steps);
     }
 }
 
+/// Whether the pod has another namespace now. Its lookup may be on that one already, and else is led there.
+fn lives_elsewhere(view: &View, cookie: u64, uid: &Uid) -> bool {
+    let found = view.found.get(uid).is_some_and(|found| found.cookie != cookie);
+    found || view.held.iter().any(|(other, pod)| *other != cookie && pod.uid == *uid && stays(pod))
+}
+
 /// The last of a pod that left, once its captured connections have met their end; at once where no process of it is.
-fn part(view: &View, cookie: u64, pod: &Held, due: bool, steps: &mut Vec<Step>) {
+fn part(view: &View, cookie: u64, pod: &Held, due: bool, lookup_stays: bool, steps: &mut Vec<Step>) {
     let returns = view.found.get(&pod.uid).is_some_and(|found| found.cookie == cookie);
     let waits = pod.present && !due;
     if returns || waits {
@@ -276,7 +317,11 @@ fn part(view: &View, cookie: u64, pod: &Held, due: bool, steps: &mut Vec<Step>) 
         steps.push(Step::RemoveRoutes { cookie });
     }
     let others = view.held.iter().any(|(other, held)| *other != cookie && held.uid == pod.uid);
-    if !view.wanted.contains_key(&pod.uid) && !others {
+    if !view.wanted.contains_key(&pod.uid) && !others && !lookup_stays {
+        if !pod.present {
+            // Another agent may have met it in another namespace since.
+            steps.push(Step::RemoveStrangersRoutes { uid: pod.uid.clone() });
+        }
         steps.push(Step::RemovePins { uid: pod.uid.clone() });
     }
     steps.push(Step::LetGo { cookie });
@@ -288,34 +333,42 @@ fn is_anothers(view: &View, cookie: u64, index: u32) -> bool {
     held || view.found.values().any(|found| found.cookie != cookie && found.interfaces.contains(&index))
 }
 
-/// Collects what no pod of the mesh stands for any more: earlier agents left it, or a step that failed did.
-fn collect(view: &View, kernel: &Kernel, steps: &mut Vec<Step>) {
-    // A wanted pod whose namespace is not known yet may be the one that an entry is of.
+/// Whether these may be addresses of a wanted pod whose namespace is not known yet.
+fn may_be_wanted(view: &View, ips: &BTreeSet<IpAddr>) -> bool {
     let known = |uid: &Uid| view.found.contains_key(uid) || view.held.values().any(|pod| pod.uid == *uid);
-    let unknown = || view.wanted.iter().filter(|(uid, _)| !known(uid));
-    let may_be_wanted = |ips: &BTreeSet<IpAddr>| unknown().any(|(_, wanted)| !wanted.is_disjoint(ips));
-    for (index, ips) in &kernel.guards {
-        let held = view.held.values().any(|pod| pod.guards.contains(index));
-        let found = view.found.values().any(|found| found.interfaces.contains(index));
-        if !held && !found && !may_be_wanted(ips) {
-            let of = kernel.pins.iter().find(|(_, guards)| guards.contains(index));
-            steps.push(Step::Unguard { uid: of.map(|(uid, _)| uid.clone()), index: *index });
-        }
-    }
-    let mut all_known = true;
+    view.wanted.iter().any(|(uid, wanted)| !known(uid) && !wanted.is_disjoint(ips))
+}
+
+/// Removes the gates that no pod of the mesh stands for any more: earlier agents left them, or a step that failed did.
+/// Returns the addresses of those that stay because nobody can say whose they are.
+fn collect_gates(view: &View, kernel: &Kernel, steps: &mut Vec<Step>) -> BTreeSet<IpAddr> {
+    let mut unexplained = BTreeSet::new();
     for (cookie, ips) in &kernel.gates {
         let found = view.found.values().any(|found| found.cookie == *cookie);
         if view.held.contains_key(cookie) || found {
             continue;
         }
-        if may_be_wanted(ips) {
-            all_known = false;
+        if may_be_wanted(view, ips) {
+            unexplained.extend(ips.iter().copied());
         } else {
             steps.push(Step::RemoveGate { cookie: *cookie });
         }
     }
-    // Not before every gate that may be theirs is gone: what is captured must be looked up.
-    for uid in kernel.pins.keys().filter(|uid| all_known && !view.wanted.contains_key(*uid)) {
+    unexplained
+}
+
+/// Collects what else no pod of the mesh stands for any more.
+fn collect(view: &View, kernel: &Kernel, all_explained: bool, steps: &mut Vec<Step>) {
+    for (index, ips) in &kernel.guards {
+        let held = view.held.values().any(|pod| pod.guards.contains(index));
+        let found = view.found.values().any(|found| found.interfaces.contains(index));
+        if !held && !found && !may_be_wanted(view, ips) {
+            let of = kernel.pins.iter().find(|(_, guards)| guards.contains(index));
+            steps.push(Step::Unguard { uid: of.map(|(uid, _)| uid.clone()), index: *index });
+        }
+    }
+    // A gate that nobody can explain may be any pod's.
+    for uid in kernel.pins.keys().filter(|uid| all_explained && !view.wanted.contains_key(*uid)) {
         if view.held.values().all(|pod| pod.uid != *uid) {
             steps.push(Step::DetachLookup { uid: uid.clone() });
             steps.push(Step::RemoveStrangersRoutes { uid: uid.clone() });
@@ -324,22 +377,28 @@ fn collect(view: &View, kernel: &Kernel, steps: &mut Vec<Step>) {
     }
 }
 
-/// Everything of a pod once more: over what another agent put in its place, or because a step failed.
-fn resume(cookie: u64, pod: &Held, steps: &mut Vec<Step>) {
+/// Everything of a pod once more: over what another agent put in its place or took away, or because a step failed. Its
+/// gate opens last: unlike at enrolment nothing that the pod dials by itself is to pass meanwhile.
+fn resume(view: &View, cookie: u64, pod: &Held, steps: &mut Vec<Step>) {
     steps.extend([Step::AddRoutes { cookie }, Step::Steer { cookie }, Step::AttachLookup { cookie }]);
-    steps.push(Step::OpenGate { cookie });
     let guards = pod.interfaces.as_ref().unwrap_or(&pod.guards);
     steps.extend(guards.iter().map(|index| Step::Guard { cookie, index: *index }));
+    unguard_gone(view, cookie, pod, guards, steps);
+    steps.push(Step::OpenGate { cookie });
 }
 
 /// Puts back what a pod lost, such as routes when IPv6 was switched off and on, and guards interfaces that it was given.
 fn repair(view: &View, cookie: u64, pod: &Held, steps: &mut Vec<Step>) {
     let Some(interfaces) = &pod.interfaces else { return };
-    steps.push(Step::AddRoutes { cookie });
-    let gone = pod.guards.difference(interfaces).filter(|index| !is_anothers(view, cookie, **index));
-    steps.extend(gone.map(|index| Step::Unguard { uid: Some(pod.uid.clone()), index: *index }));
+    steps.push(Step::RestoreRoutes { cookie });
+    unguard_gone(view, cookie, pod, interfaces, steps);
     let new = interfaces.difference(&pod.guards);
     steps.extend(new.map(|index| Step::Guard { cookie, index: *index }));
+}
+
+fn unguard_gone(view: &View, cookie: u64, pod: &Held, interfaces: &BTreeSet<u32>, steps: &mut Vec<Step>) {
+    let gone = pod.guards.difference(interfaces).filter(|index| !is_anothers(view, cookie, **index));
+    steps.extend(gone.map(|index| Step::Unguard { uid: Some(pod.uid.clone()), index: *index }));
 }
 
 fn enrol_found(view: &View, plan: &mut Plan) {

@@ -212,7 +212,7 @@ impl Node {
             if close || !pod.fits || pod.phase != Phase::Enrolled {
                 pod.present = sandbox.is_some();
             }
-            let looks = pod.phase == Phase::Enrolled && pod.fits && pod.present && (close || duty == Duty::Resume);
+            let looks = close && pod.phase == Phase::Enrolled && pod.fits && pod.present;
             pod.interfaces = sandbox.filter(|_| looks).map(|sandbox| sandbox.interfaces.clone());
         }
         let is_held = |uid: &Uid| {
@@ -248,7 +248,7 @@ impl Node {
     /// One round of an agent; returns what it did.
     fn round(&mut self, index: usize, close: bool, mishap: Mishap) -> Vec<Step> {
         let (duty, newest) = (self.duty(index), self.newest);
-        let view = self.view(&self.agents[index], close, duty);
+        let view = self.view(&self.agents[index], close || duty == Duty::Resume, duty);
         let id = self.agents[index].id;
         // What the look has seen; and what left before this round has had its time.
         for (cookie, pod) in &view.held {
@@ -259,7 +259,7 @@ impl Node {
             }
         }
         let steps = plan(&view, duty).steps;
-        let mut failed = BTreeSet::new();
+        let mut failures = Failures::default();
         for (number, step) in steps.iter().enumerate() {
             match mishap {
                 Mishap::Killed(after) if after == number => {
@@ -269,7 +269,7 @@ impl Node {
                 Mishap::NewerAgentStarts(after) if after == number => self.start_agent(),
                 _ => {}
             }
-            if step.cookie().is_some_and(|cookie| failed.contains(&cookie)) {
+            if failures.forbid(step) {
                 continue;
             }
             if step.is_owners() && index + 1 != self.agents.len() {
@@ -281,7 +281,7 @@ impl Node {
                 Step::RemoveGate { .. } | Step::Unguard { .. } | Step::Release { .. } | Step::LetGo { .. }
             );
             if can_fail && matches!(mishap, Mishap::StepFails(at) if at == number) {
-                failed.extend(step.cookie());
+                failures.add(step, |cookie| Some(self.agents[index].held.get(&cookie)?.uid.clone()));
                 let phase = step.cookie().and_then(|cookie| Some(self.agents[index].held.get(&cookie)?.phase));
                 for step in
                     step.cookie().into_iter().flat_map(|c| after_failure(c, phase.unwrap_or(Phase::Joining), step))
@@ -325,7 +325,7 @@ impl Node {
                 };
                 held.insert(*cookie, pod);
             }
-            Step::AddRoutes { cookie } => {
+            Step::AddRoutes { cookie } | Step::RestoreRoutes { cookie } => {
                 if sandboxes.contains_key(cookie) {
                     pinned.routes.insert(*cookie);
                 }
@@ -485,7 +485,7 @@ proptest! {
         // And then there is nothing left to do but to look.
         for index in 0..node.agents.len() {
             let steps = node.round(index, true, Mishap::None);
-            prop_assert!(steps.iter().all(|step| matches!(step, Step::AddRoutes { .. })), "{:?}", steps);
+            prop_assert!(steps.iter().all(|step| matches!(step, Step::RestoreRoutes { .. })), "{:?}", steps);
         }
     }
 }
