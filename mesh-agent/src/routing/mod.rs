@@ -59,7 +59,7 @@ pub struct Upstream {
 }
 
 /// How an upstream is reached.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// HBONE to the pod's :15008, whose certificate must carry this identity.
     Tunnel(SpiffeId),

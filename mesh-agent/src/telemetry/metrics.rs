@@ -29,6 +29,7 @@
 //! | `nodemesh_root_peers` | gauge | `root`; live tunnels, either direction, whose peer rests on it |
 //! | `nodemesh_config_age_seconds` | gauge | – ; since the world was last read whole |
 //! | `nodemesh_log_lines_dropped_total` | counter | – ; lines that a slow reader of the log lost |
+//! | `nodemesh_http_…` | – | requests; see `requests.rs` |
 //! | `nodemesh_build_info` | info | `version` |
 //!
 //! *connection* = `direction`, `transport`, `source_namespace`, `source_service_account`, `destination_namespace`,
@@ -56,8 +57,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::requests::{MAX_REQUEST_SERIES, RequestCollector, RequestTable};
 use super::series::{MAX_SERIES, OVERFLOW_NAME, Owner, Series, SeriesTable};
-use super::{ConnectionKey, ConnectionRecord, ConnectionResult, TunnelNumbers, WorkloadUsage, logs};
+use super::{
+    ConnectionKey, ConnectionRecord, ConnectionResult, RequestMemo, RequestRecord, TunnelNumbers, WorkloadUsage, logs,
+};
 use crate::spiffe::SpiffeId;
 
 /// The content type of [`Metrics::encode`].
@@ -121,6 +125,7 @@ pub struct Metrics {
 struct Inner {
     registry: Mutex<Registry>,
     connections: Arc<SeriesTable>,
+    requests: Arc<RequestTable>,
     denials: Family<DenialLabels, Counter>,
     audits: Family<AuditLabels, Counter>,
     faults: Family<FaultLabels, Counter>,
@@ -175,6 +180,7 @@ impl Metrics {
         let inner = Inner {
             registry: Mutex::new(Registry::with_prefix("nodemesh")),
             connections: Arc::new(SeriesTable::new(max_series)),
+            requests: Arc::new(RequestTable::new(MAX_REQUEST_SERIES)),
             denials: Family::default(),
             audits: Family::default(),
             faults: Family::default(),
@@ -202,6 +208,11 @@ impl Metrics {
     /// Counts a connection that was over before it was open: denied, refused, or failed at once.
     pub fn closed(&self, record: &ConnectionRecord) {
         self.opened(&record.key()).closed(record);
+    }
+
+    /// Counts a request. `memo` is the connection's own.
+    pub fn request(&self, record: &RequestRecord, memo: &RequestMemo) {
+        self.inner.requests.count(record, memo);
     }
 
     /// Shows the kernel's counters as `nodemesh_kernel_outcomes_total`.
@@ -308,6 +319,7 @@ impl Inner {
             self.durations.clone(),
         );
         registry.register_collector(Box::new(ConnectionCollector(self.connections.clone())));
+        registry.register_collector(Box::new(RequestCollector(self.requests.clone())));
     }
 
     fn collect(&self, collector: impl Collector) {

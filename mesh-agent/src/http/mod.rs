@@ -1,0 +1,102 @@
+//! Requests: what is between a connection of bytes and an application that speaks HTTP.
+//!
+//! ```text
+//!  client ─► server ─► screen ─► hyper ─► session ─────────────────────────► upstream ─► hyper ─► io ─► tunnel, socket
+//!            h1 or h2  two       parses   hygiene ─► plan ─► endpoint          lends       writes
+//!            by its    readings  heads      │ no       │ 404, 500   │ 503      connections   │
+//!            preface   ─► 400                ─► 400     ─► Local     ─► Local   kept between  │
+//!                                                                              requests      │
+//!  client ◄─ hyper ◄───────────── DownBody (counted, trailers cleaned, one frame at a time) ◄─┘
+//!            101: both connections become bytes (upgrade)
+//! ```
+//!
+//! What a connection of a client is in the course of its life:
+//!
+//! ```text
+//!  undecided ─► HTTP/1.1 ─► idle ⇄ request ─► closing (bad bytes, drain, idle too long) ─► lingering ─► closed
+//!      │            └─ 101 ─► bytes both ways ─► closed
+//!      └──────► HTTP/2 ───► idle ⇄ requests ─► GOAWAY (drain, idle too long) ─► last answer ─► closed
+//!  any ─► cut (policy, pod left, drain window) ─► reset
+//! ```
+//!
+//! The room does not know pods, sockets in namespaces or policy: whoever serves a connection with it hands in a
+//! [`Mesh`], which says where a request goes and makes connections. Everything here lives on one worker: no locks, and
+//! nothing is shared between workers but counters.
+
+mod answer;
+mod body;
+mod exchange;
+mod framing;
+mod hygiene;
+mod io;
+pub mod limits;
+mod screen;
+mod server;
+mod session;
+mod upgrade;
+mod upstream;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::request;
+
+pub use answer::Local;
+pub use io::Io;
+pub use server::{Ended, serve};
+pub use session::{Client, Session};
+pub use upstream::{Cut, Reached, Tally, Unreached, Upstreams, Wire};
+
+use crate::routing::Upstream;
+use crate::state::Service;
+use crate::telemetry::RequestRecord;
+
+/// What is around a client's connection.
+pub trait Mesh: 'static {
+    /// Which Service a request goes to, and on what terms.
+    fn plan(&self, head: &request::Parts) -> Result<Plan, Local>;
+
+    /// The endpoints to try, in this order.
+    fn endpoints(&self, plan: &Plan) -> Vec<Upstream>;
+
+    /// Makes a connection to an endpoint, on behalf of the pod. `template` is what requests' records begin with.
+    fn reach(&self, upstream: &Upstream, template: &RequestRecord) -> impl Future<Output = Result<Reached, Unreached>>;
+
+    /// Counts bytes of the client's connection: read from it, and written to it.
+    fn carried(&self, read: usize, written: usize);
+
+    /// Counts and logs a request that is over.
+    fn report(&self, record: &RequestRecord);
+}
+
+/// Where a request goes.
+pub struct Plan {
+    /// The Service.
+    pub service: Arc<Service>,
+    /// Its port.
+    pub port: u16,
+    /// What is spoken there.
+    pub wire: Wire,
+    /// The route that said so, for telemetry: `<namespace>/<name>`, with the rule's name where it has one.
+    pub route: Option<Arc<str>>,
+    /// From the request to the end of its answer.
+    pub timeout: Option<Duration>,
+}
+
+impl Plan {
+    /// gRPC is HTTP/2 whatever the port is called: nobody speaks it otherwise.
+    fn wire(&self, is_grpc: bool) -> Wire {
+        if is_grpc { Wire::Http2 } else { self.wire }
+    }
+}
+
+/// Runs the HTTP library's tasks on the worker that serves the connection.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
