@@ -37,6 +37,6 @@ pub use service::{Endpoint, Frontend, Service, ServicePort};
 pub use snapshot::{MeshState, Stamp, StateReader, StateWriter};
 pub use workload::{Exclusions, HostPort, Workload};
 pub use world::{
-    Affinity, Backend, Backends, Distribution, ExternalAddresses, Hints, InternalTraffic, Node, PortSpec, ServiceSpec,
-    TargetPort, Traffic, World,
+    Affinity, AppProtocol, Backend, Backends, Distribution, ExternalAddresses, Hints, InternalTraffic, Node, PortSpec,
+    ServiceSpec, TargetPort, Traffic, World,
 };

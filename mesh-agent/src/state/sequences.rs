@@ -254,7 +254,13 @@ fn selecting(namespace: &str, name: &str, vip: &str, app: u32) -> (Key, Item) {
         name: name.into(),
         cluster_ips: vec![vip.parse().unwrap()],
         selector: Some(BTreeMap::from([("app".to_string(), app.to_string())])),
-        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(8080), node_port: None }],
+        ports: vec![PortSpec {
+            name: "".into(),
+            port: 80,
+            target: TargetPort::Number(8080),
+            node_port: None,
+            protocol: AppProtocol::Bytes,
+        }],
         ..ServiceSpec::default()
     };
     (key, Item::Service(Arc::new(spec)))
@@ -336,6 +342,7 @@ fn a_service() -> impl Strategy<Value = (Key, Item)> {
             port,
             target,
             node_port,
+            protocol: AppProtocol::of(None, ""),
         };
         let spec = ServiceSpec {
             namespace: namespace.as_str().into(),

@@ -179,6 +179,41 @@ fn traffic_of_a_service() {
     }
 }
 
+/// (appProtocol, name of the port) → what is spoken there.
+#[test]
+fn protocols_of_a_port() {
+    use crate::state::AppProtocol::{Bytes, Grpc, Http1, Http2};
+    let table = [
+        (None, "", Bytes),
+        (None, "http", Http1),
+        (None, "http-web", Http1),
+        (None, "http2", Http2),
+        (None, "http2-web", Http2),
+        (None, "grpc", Grpc),
+        (None, "grpc-web", Grpc),
+        (None, "https", Bytes),
+        (None, "httpx", Bytes),
+        (None, "http3", Bytes),
+        (None, "web-http", Bytes),
+        (None, "tcp", Bytes),
+        (Some("http"), "", Http1),
+        (Some("kubernetes.io/ws"), "", Http1),
+        (Some("kubernetes.io/h2c"), "", Http2),
+        (Some("grpc"), "", Grpc),
+        // appProtocol decides alone.
+        (Some("grpc"), "http", Grpc),
+        (Some("https"), "http", Bytes),
+        (Some("kubernetes.io/wss"), "http", Bytes),
+        (Some("redis"), "grpc-cache", Bytes),
+        (Some("HTTP"), "", Bytes),
+    ];
+    for (app_protocol, name, expected) in table {
+        let port = json!({"name": name, "port": 80, "appProtocol": app_protocol});
+        let service = one_service(&json!({"spec": {"ports": [port]}}));
+        assert_eq!(service.ports[0].protocol, expected, "{app_protocol:?} {name:?}");
+    }
+}
+
 /// What a Service cannot mean is named with its field.
 #[test]
 fn services_that_cannot_be_read() {
