@@ -10,7 +10,7 @@ use crate::identity::Identities;
 use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
 use crate::telemetry::{CertificateFacts, RootFacts};
-use crate::{admin, capture, discovery, hbone, identity, proxy, routing, telemetry};
+use crate::{admin, capture, discovery, hbone, http, identity, proxy, routing, telemetry};
 
 /// Who this is, since when, and how it is.
 pub fn agent(agent: &Agent) -> Value {
@@ -134,6 +134,7 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("proxy", proxy::limits::all()),
         ("routing", routing::limits()),
         ("hbone", hbone::limits::all()),
+        ("http", http::limits::all()),
         ("identity", identity::limits()),
         ("discovery", discovery::limits()),
         ("telemetry", telemetry::limits()),

@@ -9,52 +9,75 @@
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::limits::MAX_TUNNEL_WRITE;
+use super::limits::{LINGER, LINGER_BYTES, MAX_TUNNEL_WRITE};
 use crate::hbone::{Stream, StreamError};
 
+/// Counts the bytes of a connection.
+pub trait Meter {
+    /// So many more were read from it, and written to it.
+    fn carried(&self, read: usize, written: usize);
+}
+
 /// A connection to an application, or from one.
-pub enum Io {
-    /// A socket.
+pub struct Io {
+    way: Way,
+    meter: Rc<dyn Meter>,
+}
+
+enum Way {
     Socket(TcpStream),
-    /// A connection within a tunnel.
     Tunnel(Tunnelled),
 }
 
 /// A tunnelled connection as a byte stream.
-pub struct Tunnelled {
+struct Tunnelled {
     stream: Stream,
     /// Received, not yet taken.
     frame: Bytes,
 }
 
-impl From<Stream> for Io {
-    fn from(stream: Stream) -> Self {
-        Io::Tunnel(Tunnelled { stream, frame: Bytes::new() })
-    }
-}
-
-impl From<TcpStream> for Io {
-    fn from(tcp: TcpStream) -> Self {
-        Io::Socket(tcp)
-    }
-}
-
 impl Io {
+    /// A connection within a tunnel.
+    pub fn tunnel(stream: Stream, meter: Rc<dyn Meter>) -> Self {
+        Self { way: Way::Tunnel(Tunnelled { stream, frame: Bytes::new() }), meter }
+    }
+
+    /// A socket.
+    pub fn socket(tcp: TcpStream, meter: Rc<dyn Meter>) -> Self {
+        Self { way: Way::Socket(tcp), meter }
+    }
+
     /// Ends it as what it is: broken.
     pub fn reset(self) {
-        match self {
+        match self.way {
             // It fails only on a socket that is gone already.
-            Io::Socket(tcp) => drop(SockRef::from(&tcp).set_linger(Some(Duration::ZERO))),
-            Io::Tunnel(mut tunnelled) => tunnelled.stream.reset(),
+            Way::Socket(tcp) => drop(SockRef::from(&tcp).set_linger(Some(Duration::ZERO))),
+            Way::Tunnel(mut tunnelled) => tunnelled.stream.reset(),
         }
+    }
+
+    /// Reads on for a while, so that the last answer is not lost to the reset that closing on unread bytes would be.
+    pub async fn linger(mut self) {
+        let mut left = LINGER_BYTES;
+        let mut waste = [0; 4096];
+        let reading = async {
+            while let Ok(read) = self.read(&mut waste).await
+                && read > 0
+                && left > 0
+            {
+                left = left.saturating_sub(read);
+            }
+        };
+        let _ = tokio::time::timeout(LINGER, reading).await;
     }
 }
 
@@ -103,19 +126,22 @@ impl Tunnelled {
 
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Io::Socket(tcp) => Pin::new(tcp).poll_read(cx, out),
-            Io::Tunnel(tunnelled) => tunnelled.poll_read(cx, out),
+        let Self { way, meter } = self.get_mut();
+        let before = out.filled().len();
+        let polled = match way {
+            Way::Socket(tcp) => Pin::new(tcp).poll_read(cx, out),
+            Way::Tunnel(tunnelled) => tunnelled.poll_read(cx, out),
+        };
+        if polled.is_ready() {
+            meter.carried(out.filled().len().saturating_sub(before), 0);
         }
+        polled
     }
 }
 
 impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Io::Socket(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Io::Tunnel(tunnelled) => tunnelled.poll_write(cx, &[io::IoSlice::new(bytes)]),
-        }
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -123,10 +149,15 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Io::Socket(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
-            Io::Tunnel(tunnelled) => tunnelled.poll_write(cx, slices),
+        let Self { way, meter } = self.get_mut();
+        let polled = match way {
+            Way::Socket(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
+            Way::Tunnel(tunnelled) => tunnelled.poll_write(cx, slices),
+        };
+        if let Poll::Ready(Ok(written)) = &polled {
+            meter.carried(0, *written);
         }
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -134,18 +165,18 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Io::Socket(tcp) => Pin::new(tcp).poll_flush(cx),
+        match &mut self.get_mut().way {
+            Way::Socket(tcp) => Pin::new(tcp).poll_flush(cx),
             // What was sent is the tunnel's to bring.
-            Io::Tunnel(_) => Poll::Ready(Ok(())),
+            Way::Tunnel(_) => Poll::Ready(Ok(())),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Io::Socket(tcp) => Pin::new(tcp).poll_shutdown(cx),
+        match &mut self.get_mut().way {
+            Way::Socket(tcp) => Pin::new(tcp).poll_shutdown(cx),
             // It fails when the far side wants no more, which is an end as well.
-            Io::Tunnel(tunnelled) => {
+            Way::Tunnel(tunnelled) => {
                 let _ = tunnelled.stream.finish();
                 Poll::Ready(Ok(()))
             }

@@ -43,13 +43,13 @@ use std::time::Duration;
 use http::request;
 
 pub use answer::Local;
-pub use io::Io;
+pub use io::{Io, Meter};
 pub use server::{Ended, serve};
 pub use session::{Client, Session};
 pub use upstream::{Cut, Reached, Tally, Unreached, Upstreams, Wire};
 
 use crate::routing::Upstream;
-use crate::state::Service;
+use crate::state::{Frontend, Service};
 use crate::telemetry::RequestRecord;
 
 /// What is around a client's connection.
@@ -60,11 +60,8 @@ pub trait Mesh: 'static {
     /// The endpoints to try, in this order.
     fn endpoints(&self, plan: &Plan) -> Vec<Upstream>;
 
-    /// Makes a connection to an endpoint, on behalf of the pod. `template` is what requests' records begin with.
-    fn reach(&self, upstream: &Upstream, template: &RequestRecord) -> impl Future<Output = Result<Reached, Unreached>>;
-
-    /// Counts bytes of the client's connection: read from it, and written to it.
-    fn carried(&self, read: usize, written: usize);
+    /// Makes a connection to an endpoint, on behalf of the pod.
+    fn reach(&self, plan: &Plan, upstream: &Upstream) -> impl Future<Output = Result<Reached, Unreached>>;
 
     /// Counts and logs a request that is over.
     fn report(&self, record: &RequestRecord);
@@ -76,6 +73,8 @@ pub struct Plan {
     pub service: Arc<Service>,
     /// Its port.
     pub port: u16,
+    /// By which of its addresses it is meant.
+    pub frontend: Frontend,
     /// What is spoken there.
     pub wire: Wire,
     /// The route that said so, for telemetry: `<namespace>/<name>`, with the rule's name where it has one.

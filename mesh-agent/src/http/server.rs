@@ -5,7 +5,6 @@ use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -13,13 +12,13 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::framing::Violation;
+use super::io::{Io, Meter};
 use super::limits::{
-    BUFFER_BYTES, CONNECTION_WINDOW, FAREWELL, HEAD_TIMEOUT, IDLE_CLIENT, LINGER, LINGER_BYTES, MAX_FRAME_BYTES,
-    MAX_HEAD_BYTES, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS, PREFACE_PAUSE, SEND_BUFFER_BYTES, STREAM_WINDOW,
+    BUFFER_BYTES, CONNECTION_WINDOW, FAREWELL, HEAD_TIMEOUT, IDLE_CLIENT, MAX_FRAME_BYTES, MAX_HEAD_BYTES,
+    MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS, PREFACE_PAUSE, SEND_BUFFER_BYTES, STREAM_WINDOW,
 };
 use super::screen::Screen;
 use super::session::Session;
@@ -47,7 +46,7 @@ pub enum Ended {
 pub async fn serve<M: Mesh>(
     tcp: TcpStream,
     session: Rc<Session<M>>,
-    mesh: Rc<M>,
+    meter: Rc<dyn Meter>,
     drain: drain::Token,
     cut: impl Future<Output = ()>,
 ) -> Ended {
@@ -69,8 +68,8 @@ pub async fn serve<M: Mesh>(
             Ended::Broken(error.kind())
         }
         Some(Ok(Ok(Protocol::Nothing))) => Ended::Finished,
-        Some(Ok(Ok(Protocol::Http1))) => http1(Metered { tcp, mesh }, session, drain, cut).await,
-        Some(Ok(Ok(Protocol::Http2))) => http2(Metered { tcp, mesh }, session, drain, cut).await,
+        Some(Ok(Ok(Protocol::Http1))) => http1(Io::socket(tcp, meter), session, drain, cut).await,
+        Some(Ok(Ok(Protocol::Http2))) => http2(Io::socket(tcp, meter), session, drain, cut).await,
     }
 }
 
@@ -104,7 +103,7 @@ async fn protocol(tcp: &TcpStream) -> io::Result<Protocol> {
 }
 
 async fn http1<M: Mesh>(
-    client: Metered<M>,
+    client: Io,
     session: Rc<Session<M>>,
     drain: drain::Token,
     mut cut: Pin<&mut impl Future<Output = ()>>,
@@ -127,7 +126,7 @@ async fn http1<M: Mesh>(
     match ended {
         Driven::Ended(Ok(())) => {}
         Driven::Ended(Err(error)) if gate.violation().is_none() && !error.is_parse() => {
-            reset(&client.tcp);
+            client.reset();
             return Ended::Broken(kind(&error));
         }
         // The parser has answered with 400 or 431.
@@ -139,11 +138,11 @@ async fn http1<M: Mesh>(
                 StatusCode::BAD_REQUEST
             };
             session.report_refused(reason, Some(status));
-            linger(&client.tcp).await;
+            client.linger().await;
             return Ended::Refused(reason);
         }
         Driven::Cut => {
-            reset(&client.tcp);
+            client.reset();
             return Ended::Cut;
         }
         Driven::Rested => return Ended::Finished,
@@ -159,24 +158,24 @@ async fn http1<M: Mesh>(
             match ended {
                 Some(upgrade::Ended::Finished) => Ended::Finished,
                 Some(upgrade::Ended::Broken(kind)) => {
-                    reset(&client.tcp);
+                    client.reset();
                     Ended::Broken(kind)
                 }
                 None => {
-                    reset(&client.tcp);
+                    client.reset();
                     Ended::Cut
                 }
             }
         }
         None => {
-            linger(&client.tcp).await;
+            client.linger().await;
             Ended::Finished
         }
     }
 }
 
 async fn http2<M: Mesh>(
-    client: Metered<M>,
+    client: Io,
     session: Rc<Session<M>>,
     drain: drain::Token,
     cut: Pin<&mut impl Future<Output = ()>>,
@@ -274,73 +273,4 @@ fn kind(error: &hyper::Error) -> io::ErrorKind {
 fn reset(tcp: &TcpStream) {
     // It fails only on a socket that is gone already.
     let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
-}
-
-/// Reads on for a while, so that the last answer is not lost to the reset that closing on unread bytes would be.
-async fn linger(tcp: &TcpStream) {
-    let mut left = LINGER_BYTES;
-    let mut waste = [0; 4096];
-    let reading = async {
-        while left > 0 && tcp.readable().await.is_ok() {
-            match tcp.try_read(&mut waste) {
-                Ok(0) => return,
-                Ok(read) => left = left.saturating_sub(read),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return,
-            }
-        }
-    };
-    let _ = tokio::time::timeout(LINGER, reading).await;
-}
-
-/// A client's socket, whose bytes are counted.
-struct Metered<M> {
-    tcp: TcpStream,
-    mesh: Rc<M>,
-}
-
-impl<M: Mesh> AsyncRead for Metered<M> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = out.filled().len();
-        let polled = Pin::new(&mut this.tcp).poll_read(cx, out);
-        this.mesh.carried(out.filled().len().saturating_sub(before), 0);
-        polled
-    }
-}
-
-impl<M: Mesh> AsyncWrite for Metered<M> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.tcp).poll_write(cx, bytes);
-        if let Poll::Ready(Ok(written)) = &polled {
-            this.mesh.carried(0, *written);
-        }
-        polled
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.tcp).poll_write_vectored(cx, slices);
-        if let Poll::Ready(Ok(written)) = &polled {
-            this.mesh.carried(0, *written);
-        }
-        polled
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
-    }
 }

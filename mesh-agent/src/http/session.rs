@@ -206,7 +206,7 @@ impl<M: Mesh> Session<M> {
             for upstream in self.mesh.endpoints(plan) {
                 aim(exchange, &upstream);
                 let key = self.key(&upstream, wire);
-                let connect = async || self.mesh.reach(&upstream, &self.template).await;
+                let connect = async || self.mesh.reach(plan, &upstream).await;
                 match self.upstreams.lease(&key, fresh, connect).await {
                     Ok(lease) => {
                         exchange.note(|record| record.destination_pod = lease.pod().cloned());

@@ -33,6 +33,7 @@ use super::limits::{
 };
 use crate::addr::ServerAddr;
 use crate::routing::Transport;
+use crate::telemetry::UpstreamNumbers;
 
 /// The protocol that an application is spoken to in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,6 +96,18 @@ pub struct Tally {
     pub resent: AtomicU64,
     /// Connections that are open.
     pub open: AtomicU64,
+}
+
+impl Tally {
+    /// The counts, for metrics.
+    pub fn numbers(&self) -> UpstreamNumbers {
+        UpstreamNumbers {
+            open: self.open.load(Ordering::Relaxed),
+            made: self.made.load(Ordering::Relaxed),
+            reused: self.reused.load(Ordering::Relaxed),
+            resent: self.resent.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// The connections of one worker. Clones are the same.

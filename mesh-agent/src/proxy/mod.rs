@@ -13,6 +13,7 @@ pub mod limits;
 mod outbound;
 mod plaintext;
 mod record;
+mod requests;
 mod worker;
 
 use std::collections::HashMap;

@@ -14,6 +14,7 @@ use super::copy;
 use super::error::Failure;
 use super::limits::TUNNEL_RETRY_PAUSE;
 use super::record;
+use super::requests;
 use super::worker::{Pod, Worker};
 use super::{dial, inbound};
 use crate::addr::{ClientAddr, ServerAddr};
@@ -31,9 +32,12 @@ struct Decision {
 }
 
 /// A connection that was made, ready to carry bytes.
-enum Reached {
+pub enum Reached {
+    /// To a pod of the mesh.
     Tunnel(hbone::Stream),
+    /// To what is not of the mesh.
     Direct(TcpStream),
+    /// To the pod itself.
     Application(dial::AppConnection),
 }
 
@@ -57,6 +61,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStre
             let upstream = Upstream { address: *address, workload: None, transport: Transport::Plaintext };
             try_upstreams(&worker, &pod, tcp, live, client, None, std::slice::from_ref(&upstream)).await;
         }
+        Route::Requests { service } => requests::serve(worker, pod, tcp, live, client, dial.dialled(), service).await,
         Route::Upstreams { service, upstreams } => {
             try_upstreams(&worker, &pod, tcp, live, client, service.as_ref(), upstreams).await;
         }
@@ -132,7 +137,7 @@ async fn reach_first(
 }
 
 /// Whether another endpoint would answer the same.
-fn is_final(failure: &Failure) -> bool {
+pub fn is_final(failure: &Failure) -> bool {
     match failure {
         Failure::Cut(_) | Failure::Denied(_) | Failure::NoCertificate(_) => true,
         // Policy stands before the Service as a whole: asking every endpoint in turn would only be more refusals.
@@ -147,7 +152,8 @@ fn is_final(failure: &Failure) -> bool {
     }
 }
 
-async fn reach(
+/// Makes a connection to one endpoint.
+pub async fn reach(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
     live: &Registration,

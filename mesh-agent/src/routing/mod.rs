@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::addr::{OrigDstAddr, ServerAddr};
 use crate::limit::{Limit, limits};
 use crate::spiffe::SpiffeId;
-use crate::state::{Affinity, Destination, Endpoint, Frontend, MeshState, Service, ServicePort, Workload};
+use crate::state::{Affinity, AppProtocol, Destination, Endpoint, Frontend, MeshState, Service, ServicePort, Workload};
 
 /// What happens to destinations that the mesh does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,11 @@ pub enum Route {
         service: Option<Arc<Service>>,
         /// At least one, at most [`MAX_TRIES`].
         upstreams: Vec<Upstream>,
+    },
+    /// A Service port on which requests are spoken: every request is decided by itself, see [`endpoints`].
+    Requests {
+        /// The Service that was dialled.
+        service: Arc<Service>,
     },
     /// Not of this mesh: dial it from the pod, as it is.
     PassThrough(ServerAddr),
@@ -101,17 +106,15 @@ impl Refusal {
 pub fn resolve(state: &MeshState, source: &Workload, dialled: OrigDstAddr, mode: OutboundMode, seed: u64) -> Route {
     let client = client_ip(source, dialled);
     match state.destination(dialled.socket(), client) {
+        Destination::Service { service, port, .. } if port.protocol != AppProtocol::Bytes => {
+            Route::Requests { service: service.clone() }
+        }
         Destination::Service { service, port, frontend } => {
-            let candidates: Vec<&Endpoint> = port.behind(frontend, dialled.ip()).collect();
-            if candidates.is_empty() {
+            let upstreams = endpoints(state, source, (service, port, frontend), dialled, seed);
+            if upstreams.is_empty() {
                 return Route::Refused(no_endpoint(port, dialled));
             }
-            let chosen = choose(service.affinity, &candidates, client, seed);
-            let upstreams = chosen.into_iter().map(|endpoint| {
-                let address = ServerAddr::new(SocketAddr::new(endpoint.ip, endpoint.port));
-                upstream(state, source, address, endpoint.workload.as_ref())
-            });
-            Route::Upstreams { service: Some(service.clone()), upstreams: upstreams.collect() }
+            Route::Upstreams { service: Some(service.clone()), upstreams }
         }
         Destination::NoSuchPort => Route::Refused(Refusal::NoSuchPort),
         Destination::NotAdmitted => Route::Refused(Refusal::SourceRange),
@@ -130,8 +133,26 @@ pub fn resolve(state: &MeshState, source: &Workload, dialled: OrigDstAddr, mode:
     }
 }
 
+/// The endpoints of a Service's port to try for a connection, or a request, in this order; none if it has none of the
+/// family that was dialled.
+pub fn endpoints(
+    state: &MeshState,
+    source: &Workload,
+    (service, port, frontend): (&Service, &ServicePort, Frontend),
+    dialled: OrigDstAddr,
+    seed: u64,
+) -> Vec<Upstream> {
+    let candidates: Vec<&Endpoint> = port.behind(frontend, dialled.ip()).collect();
+    let chosen = choose(service.affinity, &candidates, client_ip(source, dialled), seed);
+    let upstreams = chosen.into_iter().map(|endpoint| {
+        let address = ServerAddr::new(SocketAddr::new(endpoint.ip, endpoint.port));
+        upstream(state, source, address, endpoint.workload.as_ref())
+    });
+    upstreams.collect()
+}
+
 /// The address that the source dials from.
-fn client_ip(source: &Workload, dialled: OrigDstAddr) -> IpAddr {
+pub fn client_ip(source: &Workload, dialled: OrigDstAddr) -> IpAddr {
     let of_family = source.ips.iter().find(|ip| ip.is_ipv4() == dialled.ip().is_ipv4());
     of_family.or(source.ips.first()).copied().unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED))
 }

@@ -30,6 +30,10 @@
 //! | `nodemesh_config_age_seconds` | gauge | – ; since the world was last read whole |
 //! | `nodemesh_log_lines_dropped_total` | counter | – ; lines that a slow reader of the log lost |
 //! | `nodemesh_http_…` | – | requests; see `requests.rs` |
+//! | `nodemesh_http_upstream_connections_open` | gauge | – ; connections to applications that requests share |
+//! | `nodemesh_http_upstream_connections_made_total` | counter | – |
+//! | `nodemesh_http_upstream_reuses_total` | counter | – ; requests that went out on one that was there |
+//! | `nodemesh_http_resends_total` | counter | – ; requests that went out again, because the application had closed their connection |
 //! | `nodemesh_build_info` | info | `version` |
 //!
 //! *connection* = `direction`, `transport`, `source_namespace`, `source_service_account`, `destination_namespace`,
@@ -60,7 +64,8 @@ use prometheus_client::registry::Registry;
 use super::requests::{MAX_REQUEST_SERIES, RequestCollector, RequestTable};
 use super::series::{MAX_SERIES, OVERFLOW_NAME, Owner, Series, SeriesTable};
 use super::{
-    ConnectionKey, ConnectionRecord, ConnectionResult, RequestMemo, RequestRecord, TunnelNumbers, WorkloadUsage, logs,
+    ConnectionKey, ConnectionRecord, ConnectionResult, RequestMemo, RequestRecord, TunnelNumbers, UpstreamNumbers,
+    WorkloadUsage, logs,
 };
 use crate::spiffe::SpiffeId;
 
@@ -115,6 +120,9 @@ pub type WorkloadSource = Box<dyn Fn() -> Vec<WorkloadUsage> + Send + Sync>;
 
 /// Reads what became of tunnels.
 pub type TunnelSource = Box<dyn Fn() -> TunnelNumbers + Send + Sync>;
+
+/// Reads what became of the connections that requests share.
+pub type UpstreamSource = Box<dyn Fn() -> UpstreamNumbers + Send + Sync>;
 
 /// All metrics of the process. Cheap to clone; no method waits for another thread for longer than a look-up.
 #[derive(Clone)]
@@ -243,6 +251,11 @@ impl Metrics {
     /// Shows tunnels as `nodemesh_tunnel…`.
     pub fn register_tunnels(&self, source: TunnelSource) {
         self.inner.collect(TunnelCollector(source));
+    }
+
+    /// Shows the connections that requests share as `nodemesh_http_upstream_…`.
+    pub fn register_upstreams(&self, source: UpstreamSource) {
+        self.inner.collect(UpstreamCollector(source));
     }
 
     /// Everything, as OpenMetrics text (see [`CONTENT_TYPE`]).
@@ -603,4 +616,24 @@ macro_rules! debug_by_name {
 }
 
 debug_by_name! { OutcomeCollector CertificateCollector ConfigAgeCollector PodCountCollector }
-debug_by_name! { WorkloadCollector TunnelCollector }
+debug_by_name! { WorkloadCollector TunnelCollector UpstreamCollector }
+
+/// Shows the connections that requests share.
+struct UpstreamCollector(UpstreamSource);
+
+impl Collector for UpstreamCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let UpstreamNumbers { open, made, reused, resent } = (self.0)();
+        let help = "Connections to applications that requests share";
+        let gauge = encoder.encode_descriptor("http_upstream_connections_open", help, None, MetricType::Gauge)?;
+        ConstGauge::new(open).encode(gauge)?;
+        for (name, help, count) in [
+            ("http_upstream_connections_made", "Connections to applications that requests share, made", made),
+            ("http_upstream_reuses", "Requests that went out on a connection that was there", reused),
+            ("http_resends", "Requests that went out again: the application had closed their connection", resent),
+        ] {
+            encode_counter(&mut encoder, name, help, count)?;
+        }
+        Ok(())
+    }
+}

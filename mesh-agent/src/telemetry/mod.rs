@@ -168,6 +168,19 @@ pub struct TunnelNumbers {
     pub establishments: Vec<(&'static str, u64)>,
 }
 
+/// The connections to applications that requests share, all workers together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamNumbers {
+    /// Those that live.
+    pub open: u64,
+    /// How many were made.
+    pub made: u64,
+    /// Requests that went out on one that was there.
+    pub reused: u64,
+    /// Requests that went out again, because the application had closed their connection.
+    pub resent: u64,
+}
+
 /// What the metrics of a connection are kept by, known once its route or its peer is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectionKey {

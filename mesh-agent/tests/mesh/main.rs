@@ -2,6 +2,7 @@
 
 mod budget;
 mod certificates;
+mod requests;
 mod support;
 
 use std::net::{Ipv4Addr, SocketAddr};
