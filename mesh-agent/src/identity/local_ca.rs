@@ -75,7 +75,7 @@ impl LocalCa {
     }
 
     /// As `issue`, on the thread that calls.
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(test)]
     pub(super) fn sign_now(&self, request: &CertificateRequest) -> Result<IssuedCertificate, CaError> {
         self.signer.sign(request)
     }
@@ -192,7 +192,7 @@ impl Signer {
     }
 }
 
-fn leaf_params(
+pub(super) fn leaf_params(
     id: &SpiffeId,
     now: OffsetDateTime,
     lifetime: Duration,
