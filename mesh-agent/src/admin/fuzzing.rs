@@ -1,8 +1,8 @@
 //! Fuzz target: any bytes on an HTTP surface of the agent.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -74,7 +74,11 @@ pub fn requests(input: &[u8]) {
         assert_eq!((level.as_str(), &*filter), (LOG_LEVEL, &AccessFilter::default()), "a filter changed without a PUT");
     }
     assert!(logs::parse_filter(&level).is_ok(), "the log filter shows itself as {level:?}, which is none");
-    assert_eq!(filter.to_string().parse().ok(), Some((*filter).clone()), "the access log's filter shows itself as another");
+    assert_eq!(
+        filter.to_string().parse().ok(),
+        Some((*filter).clone()),
+        "the access log's filter shows itself as another"
+    );
 }
 
 /// That of a log which nobody reads; one for the process, as in an agent.

@@ -184,8 +184,7 @@ fn root_params() -> CertificateParams {
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, "Nodemesh root");
     params.serial_number = Some(SerialNumber::from_slice(&[1]));
-    params.subject_alt_names =
-        vec![SanType::URI(format!("spiffe://{TRUST_DOMAIN}").try_into().expect("it is ASCII"))];
+    params.subject_alt_names = vec![SanType::URI(format!("spiffe://{TRUST_DOMAIN}").try_into().expect("it is ASCII"))];
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
@@ -229,11 +228,7 @@ mod tests {
         ("signs-too", |leaf| leaf.key_usages.push(KeyUsagePurpose::KeyCertSign), "KeyUsage"),
         ("no-extended-usage", |leaf| leaf.extended_key_usages.clear(), "ExtendedKeyUsage"),
         ("server-alone", |leaf| drop(leaf.extended_key_usages.pop()), "ExtendedKeyUsage"),
-        (
-            "any-usage",
-            |leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any],
-            "InvalidPurpose",
-        ),
+        ("any-usage", |leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any], "InvalidPurpose"),
         ("ended", |leaf| leaf.not_after = (SystemTime::UNIX_EPOCH + NOW - DAY).into(), "Expired"),
         ("to-come", |leaf| leaf.not_before = (SystemTime::UNIX_EPOCH + NOW + DAY).into(), "NotValidYet"),
     ];
