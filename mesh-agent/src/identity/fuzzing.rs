@@ -204,7 +204,7 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use rcgen::{ExtendedKeyUsagePurpose, PublicKeyData};
+    use rcgen::ExtendedKeyUsagePurpose;
     use x509_parser::prelude::{FromDer, X509Certificate};
 
     use super::*;
@@ -321,7 +321,6 @@ mod tests {
 
     #[test]
     fn one_mesh_in_every_process() {
-        assert_eq!(key(2).public_key_raw().len(), 32);
         assert_eq!(verdict(&fs::read(file("own-in-full")).unwrap()), "spiffe://cluster.local/ns/shop/sa/web");
     }
 }
