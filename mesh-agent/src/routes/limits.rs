@@ -6,9 +6,14 @@ use crate::limit::{Limit, limits};
 /// 128 matches, each with several.
 pub const PATTERN_BYTES: usize = 256 << 10;
 
+/// What each thread keeps of the automaton of a table's path patterns, in bytes; what does not fit is made anew. The
+/// default of the crate `regex`.
+pub const PATTERN_CACHE_BYTES: usize = 2 << 20;
+
 /// The bounds of this room.
 pub fn all() -> Vec<Limit> {
     limits![
         PATTERN_BYTES, "bytes", "of one compiled regular expression, so that no author of a route fills the agent's memory";
+        PATTERN_CACHE_BYTES, "bytes per thread", "kept of the automaton of a table's path patterns";
     ]
 }

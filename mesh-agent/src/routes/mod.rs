@@ -14,6 +14,7 @@ mod attach;
 #[cfg(test)]
 mod build;
 mod compile;
+mod facts;
 pub mod grpc;
 pub mod limits;
 mod object;

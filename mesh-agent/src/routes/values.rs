@@ -27,8 +27,3 @@ pub(super) fn header<'a>(head: &Head<'a>, name: &HeaderName) -> Option<Cow<'a, [
 pub(super) fn parameters<'a>(head: &Head<'a>) -> impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)> {
     form_urlencoded::parse(head.query.unwrap_or_default().as_bytes())
 }
-
-/// The first value of a query parameter.
-pub(super) fn query<'a>(head: &Head<'a>, name: &str) -> Option<Cow<'a, str>> {
-    parameters(head).find(|(known, _)| known == name).map(|(_, value)| value)
-}
