@@ -1,6 +1,6 @@
 //! For tests: routes in few words.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 
 use super::*;
 
@@ -161,4 +161,20 @@ impl From<PathMatch> for Match {
     fn from(path: PathMatch) -> Match {
         Match { path: Some(path), ..Match::default() }
     }
+}
+
+/// A change of headers.
+pub fn change(set: &[(&str, &str)], add: &[(&str, &str)], remove: &[&str]) -> HeaderChange {
+    let pairs = |pairs: &[(&str, &str)]| {
+        let pair =
+            |(name, value): &(&str, &str)| NameValue { name: name.parse().unwrap(), value: value.parse().unwrap() };
+        pairs.iter().map(pair).collect()
+    };
+    let remove = remove.iter().map(|name| name.parse().unwrap()).collect();
+    HeaderChange { set: pairs(set), add: pairs(add), remove }
+}
+
+/// 302 to where the request was going.
+pub fn redirect() -> Redirect {
+    Redirect { scheme: None, hostname: None, port: None, path: None, status: StatusCode::FOUND }
 }

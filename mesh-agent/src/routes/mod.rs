@@ -13,8 +13,10 @@
 mod attach;
 #[cfg(test)]
 mod build;
+mod chance;
 mod compile;
 mod facts;
+pub mod filters;
 pub mod grpc;
 pub mod limits;
 mod object;
@@ -23,6 +25,7 @@ mod table;
 mod values;
 
 pub use attach::{Attached, Frontend, attached};
+pub use chance::Seed;
 pub use compile::CompiledRule;
 pub use object::{
     Backend, BackendRef, Call, Cookie, Cors, Filter, Fraction, HeaderChange, Match, Mirror, NameValue, Parent,
