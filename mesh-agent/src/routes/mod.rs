@@ -15,9 +15,11 @@ mod attach;
 mod build;
 mod chance;
 mod compile;
+mod connections;
 mod facts;
 pub mod filters;
 pub mod grpc;
+mod hello;
 pub mod limits;
 mod object;
 mod pattern;
@@ -27,6 +29,8 @@ mod values;
 pub use attach::{Attached, Frontend, attached};
 pub use chance::Seed;
 pub use compile::CompiledRule;
+pub use connections::{ConnectionRule, Connections, ServerNames};
+pub use hello::ClientHello;
 pub use object::{
     Backend, BackendRef, Call, Cookie, Cors, Filter, Fraction, HeaderChange, Match, Mirror, NameValue, Parent,
     PathMatch, PathRewrite, Redirect, Retry, Route, RouteKind, Rule, Rules, Session, Text, Timeouts, TlsRule,
