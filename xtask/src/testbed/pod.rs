@@ -41,6 +41,8 @@ pub struct PodSpec {
     pub ready: bool,
     /// metadata.deletionTimestamp is set; its processes go on.
     pub terminating: bool,
+    /// The addresses of an earlier pod of the node, by [`Pod::place`]; else new ones.
+    pub place: Option<usize>,
 }
 
 impl PodSpec {
@@ -58,6 +60,7 @@ impl PodSpec {
             families: Family::BOTH.to_vec(),
             ready: true,
             terminating: false,
+            place: None,
         }
     }
 
@@ -97,6 +100,12 @@ impl PodSpec {
         self
     }
 
+    /// The same with the addresses of a pod that is gone.
+    pub fn at(mut self, place: usize) -> Self {
+        self.place = Some(place);
+        self
+    }
+
     /// The same while it is being deleted, and still serves.
     pub fn terminating(mut self) -> Self {
         self.terminating = true;
@@ -106,6 +115,8 @@ impl PodSpec {
 
 /// A running pod.
 pub struct Pod {
+    /// Which of its node's addresses it has.
+    pub place: usize,
     /// What was asked for.
     pub spec: PodSpec,
     /// metadata.uid
@@ -126,7 +137,7 @@ pub struct Pod {
 impl Pod {
     pub(super) fn create(run: &Run, node: &mut Node, spec: PodSpec, mtu: u32) -> Result<Self> {
         let uid = random_uuid()?;
-        let place = node.pods_made + 2;
+        let place = spec.place.unwrap_or(node.pods_made + 2);
         let host_end = format!("nm{}", node.pods_made);
         node.pods_made += 1;
         let ips = address::pod(node.index, place);
@@ -138,7 +149,7 @@ impl Pod {
             fs::create_dir_all(part).with_context(|| format!("making {}", part.display()))?;
         }
         let logs = run.dir().join("logs");
-        let pod = Self { spec, uid, ips, netns, host_end, dir, cgroup, logs, processes: Mutex::default() };
+        let pod = Self { place, spec, uid, ips, netns, host_end, dir, cgroup, logs, processes: Mutex::default() };
         pod.write_hosts(&[])?;
         pod.note_place()?;
         // What holds a real pod's namespaces together while its containers come and go.
