@@ -1,10 +1,11 @@
 //! What we answer ourselves, in the words of the protocol that the client speaks.
 
 use http::header::{self, HeaderValue};
-use http::{HeaderName, Response, StatusCode};
+use http::{Response, StatusCode};
 
 use super::body::DownBody;
 use super::hygiene::Fault;
+use crate::routes::grpc;
 
 /// Why a request was answered here and not by an application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +30,8 @@ pub enum Local {
     BadAnswer,
     /// No answer in the time that the route allows.
     TimedOut,
-    /// A filter of the route says so: a redirect, or the answer to a preflight.
-    Filter,
+    /// A filter of the route cannot do to this request what it says.
+    Impossible,
 }
 
 impl Local {
@@ -46,7 +47,7 @@ impl Local {
             Local::Broken => "upstream-closed",
             Local::BadAnswer => "upstream-protocol",
             Local::TimedOut => "timed-out",
-            Local::Filter => "filter",
+            Local::Impossible => "filter-impossible",
         }
     }
 
@@ -57,42 +58,23 @@ impl Local {
             Local::ClientBody => StatusCode::BAD_REQUEST,
             Local::Denied(_) => StatusCode::FORBIDDEN,
             Local::NoRoute => StatusCode::NOT_FOUND,
-            Local::BadBackend => StatusCode::INTERNAL_SERVER_ERROR,
+            Local::BadBackend | Local::Impossible => StatusCode::INTERNAL_SERVER_ERROR,
             Local::NoEndpoint | Local::Unreached(_) => StatusCode::SERVICE_UNAVAILABLE,
             Local::Broken | Local::BadAnswer => StatusCode::BAD_GATEWAY,
             Local::TimedOut => StatusCode::GATEWAY_TIMEOUT,
-            Local::Filter => StatusCode::OK,
-        }
-    }
-
-    /// The code of gRPC's own (grpc/grpc doc/statuscodes.md).
-    fn grpc(self) -> &'static str {
-        match self {
-            // INTERNAL
-            Local::Fault(_) | Local::ClientBody | Local::BadAnswer | Local::Filter => "13",
-            // PERMISSION_DENIED
-            Local::Denied(_) => "7",
-            // UNIMPLEMENTED
-            Local::NoRoute => "12",
-            // UNAVAILABLE; of bad backends GRPCRoute says so too.
-            Local::BadBackend | Local::NoEndpoint | Local::Unreached(_) | Local::Broken => "14",
-            // DEADLINE_EXCEEDED
-            Local::TimedOut => "4",
         }
     }
 
     /// The answer. One that says why it is refused closes the connection: what follows may not be what it seems.
     pub fn response(self, is_grpc: bool) -> Response<DownBody> {
-        let mut response = Response::new(DownBody::text(if is_grpc { "" } else { self.label() }));
-        let headers = response.headers_mut();
-        if is_grpc {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from_static(self.grpc()));
-            headers.insert(HeaderName::from_static("grpc-message"), HeaderValue::from_static(self.label()));
+        let mut response = if is_grpc {
+            Response::from_parts(grpc::answer(grpc::Code::of(self.status()), self.label()), DownBody::text(""))
         } else {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            let mut response = Response::new(DownBody::text(self.label()));
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
             *response.status_mut() = self.status();
-        }
+            response
+        };
         if matches!(self, Local::Fault(_) | Local::ClientBody) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

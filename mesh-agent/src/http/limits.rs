@@ -85,6 +85,9 @@ pub const LINGER_BYTES: usize = 256 << 10;
 /// How often one request is sent anew because the connection that it went out on had been closed by the application.
 pub const MAX_RESENDS: usize = 2;
 
+/// How long a mirrored request may take: nobody waits for it.
+pub const MIRROR_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Pause before endpoints whose tunnel port was closed are tried once more, as for connections of bytes.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -128,6 +131,7 @@ pub fn all() -> Vec<Limit> {
         LINGER, "milliseconds", "a connection that we end is read on";
         LINGER_BYTES, "bytes", "read and thrown away meanwhile";
         MAX_RESENDS, "times", "that a request goes out anew because its connection had been closed";
+        MIRROR_TIMEOUT, "milliseconds", "for a mirrored request and its answer";
         RETRY_PAUSE, "milliseconds", "before closed tunnel ports are tried once more";
         PREFACE_PAUSE, "milliseconds", "before a piece of HTTP/2's preface is looked at again";
         FAREWELL, "milliseconds", "for a connection that rested too long to say goodbye";

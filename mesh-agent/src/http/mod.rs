@@ -27,9 +27,12 @@ mod answer;
 mod body;
 mod exchange;
 mod framing;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod hygiene;
 mod io;
 pub mod limits;
+mod plan;
 mod screen;
 mod server;
 mod session;
@@ -38,9 +41,6 @@ mod upstream;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
-
-use http::request;
 
 pub use answer::Local;
 pub use io::{Io, Meter};
@@ -48,27 +48,38 @@ pub use server::{Ended, serve};
 pub use session::{Client, Session};
 pub use upstream::{Cut, Reached, Tally, Unreached, Upstreams, Wire};
 
+use crate::routes::{BackendRef, Table};
 use crate::routing::Upstream;
 use crate::state::{Frontend, Service};
 use crate::telemetry::RequestRecord;
 
 /// What is around a client's connection.
 pub trait Mesh: 'static {
-    /// Which Service a request goes to, and on what terms.
-    fn plan(&self, head: &request::Parts) -> Result<Plan, Local>;
+    /// The Service's port that was dialled, as the world has it now.
+    fn dialled(&self) -> Result<Place, Local>;
+
+    /// The routes that hold there for this client. None: requests go to the Service itself.
+    fn routes(&self, dialled: &Place) -> Option<Arc<Table>>;
+
+    /// Where a route's backend is.
+    fn backend(&self, target: &BackendRef) -> Result<Place, Local>;
 
     /// The endpoints to try, in this order.
-    fn endpoints(&self, plan: &Plan) -> Vec<Upstream>;
+    fn endpoints(&self, place: &Place) -> Vec<Upstream>;
 
     /// Makes a connection to an endpoint, on behalf of the pod.
-    fn reach(&self, plan: &Plan, upstream: &Upstream) -> impl Future<Output = Result<Reached, Unreached>>;
+    fn reach(&self, place: &Place, upstream: &Upstream) -> impl Future<Output = Result<Reached, Unreached>>;
+
+    /// A random number; not for secrets.
+    fn random(&self) -> u64;
 
     /// Counts and logs a request that is over.
     fn report(&self, record: &RequestRecord);
 }
 
-/// Where a request goes.
-pub struct Plan {
+/// A Service's port.
+#[derive(Clone, Debug)]
+pub struct Place {
     /// The Service.
     pub service: Arc<Service>,
     /// Its port.
@@ -77,17 +88,6 @@ pub struct Plan {
     pub frontend: Frontend,
     /// What is spoken there.
     pub wire: Wire,
-    /// The route that said so, for telemetry: `<namespace>/<name>`, with the rule's name where it has one.
-    pub route: Option<Arc<str>>,
-    /// From the request to the end of its answer.
-    pub timeout: Option<Duration>,
-}
-
-impl Plan {
-    /// gRPC is HTTP/2 whatever the port is called: nobody speaks it otherwise.
-    fn wire(&self, is_grpc: bool) -> Wire {
-        if is_grpc { Wire::Http2 } else { self.wire }
-    }
 }
 
 /// Runs the HTTP library's tasks on the worker that serves the connection.

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 
 use http::{Request, Response, StatusCode, Version, header, request};
 use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -20,11 +21,13 @@ use super::answer::Local;
 use super::body::{DownBody, UpBody};
 use super::exchange::{Exchange, Report};
 use super::hygiene::{self, Asked};
-use super::limits::{MAX_RESENDS, RETRY_PAUSE};
+use super::limits::{MAX_RESENDS, MIRROR_TIMEOUT, RETRY_PAUSE};
+use super::plan::{self, Plan, Planned, Ruled};
 use super::screen::Gate;
 use super::upgrade::Change;
 use super::upstream::{Key, Lease, Unsent, Upgraded, Upstreams, Wire};
-use super::{Mesh, Plan};
+use super::{Mesh, Place};
+use crate::routes::{CompiledRule, grpc};
 use crate::routing::Upstream;
 use crate::telemetry::{RequestRecord, RequestResult};
 
@@ -41,6 +44,8 @@ pub struct Session<M> {
     dialled: String,
     gate: RefCell<Option<Rc<Gate>>>,
     change: RefCell<Option<Change>>,
+    /// The rule that the last request met, and its name.
+    rule: RefCell<Option<(Arc<CompiledRule>, Arc<str>)>>,
     /// Requests under way.
     busy: Cell<u32>,
     rests_since: Cell<Instant>,
@@ -71,6 +76,7 @@ impl<M: Mesh> Session<M> {
             dialled: dialled.to_string(),
             gate: RefCell::default(),
             change: RefCell::default(),
+            rule: RefCell::default(),
             busy: Cell::new(0),
             rests_since: Cell::new(Instant::now()),
         })
@@ -99,25 +105,35 @@ impl<M: Mesh> Session<M> {
 
     /// Answers one request.
     pub async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
-        let is_grpc = hygiene::is_grpc(request.headers());
+        let is_grpc = grpc::is_call(request.headers());
         let (mut parts, body) = request.into_parts();
         // What the parser put in there is for the parser.
         parts.extensions.clear();
         let exchange = self.begin(&parts);
-        let answered = self.ask(parts, body, is_grpc, &exchange).await;
+        let mut ruled = None;
+        let answered = self.ask(parts, body, is_grpc, &exchange, &mut ruled).await;
         if self.change.borrow().is_none()
             && let Some(gate) = &*self.gate.borrow()
         {
             gate.release();
         }
-        answered.unwrap_or_else(|local| {
+        let response = answered.unwrap_or_else(|local| {
             let response = local.response(is_grpc);
+            exchange.grpc_status(response.headers());
             exchange.note(|record| {
                 record.status = Some(response.status());
                 record.result = RequestResult::Local { reason: local.label() };
             });
             response.map(|body| body.within(exchange))
-        })
+        });
+        match ruled {
+            Some(ruled) => {
+                let (mut head, body) = response.into_parts();
+                ruled.response(&mut head);
+                Response::from_parts(head, body)
+            }
+            None => response,
+        }
     }
 
     fn begin(self: &Rc<Self>, parts: &request::Parts) -> Rc<Exchange> {
@@ -138,16 +154,28 @@ impl<M: Mesh> Session<M> {
         body: Incoming,
         is_grpc: bool,
         exchange: &Rc<Exchange>,
+        ruled: &mut Option<Ruled>,
     ) -> Result<Response<DownBody>, Local> {
         let has_body = !body.is_end_stream();
         let mut asked =
             hygiene::request(&mut parts, has_body, self.client.ip(), &self.dialled).map_err(Local::Fault)?;
-        let plan = self.mesh.plan(&parts)?;
-        exchange.note(|record| {
-            record.host = parts.headers.get(header::HOST).cloned();
-            record.route = plan.route.clone();
-        });
-        let wire = plan.wire(is_grpc);
+        exchange.note(|record| record.host = parts.headers.get(header::HOST).cloned());
+        let planned = plan::plan(&*self.mesh, &mut parts, ruled);
+        if let Some(ruled) = ruled {
+            exchange.note(|record| record.route = Some(self.name_of(&ruled.rule)));
+        }
+        let Plan { place, timeout } = match planned? {
+            Planned::Forward(plan) => plan,
+            Planned::Answer(head) => {
+                exchange.note(|record| record.status = Some(head.status));
+                return Ok(Response::from_parts(*head, DownBody::text("").within(exchange.clone())));
+            }
+        };
+        if !has_body && let Some(ruled) = ruled {
+            self.mirror(&parts, &asked, ruled);
+        }
+        // gRPC is HTTP/2 whatever the port is called: nobody speaks it otherwise.
+        let wire = if is_grpc { Wire::Http2 } else { place.wire };
         match wire {
             Wire::Http1 => hygiene::for_http1(&mut parts, &asked),
             Wire::Http2 => {
@@ -155,9 +183,9 @@ impl<M: Mesh> Session<M> {
                 hygiene::for_http2(&mut parts, &asked).map_err(Local::Fault)?;
             }
         }
-        let deadline = plan.timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let request = Request::from_parts(parts, UpBody::new(body, exchange.clone()));
-        let tries = self.send(&plan, wire, request, asked, deadline, exchange);
+        let tries = self.send(&place, wire, request, asked, deadline, exchange);
         match deadline {
             Some(deadline) => tokio::time::timeout_at(deadline, tries).await.unwrap_or(Err(Local::TimedOut)),
             None => tries.await,
@@ -166,7 +194,7 @@ impl<M: Mesh> Session<M> {
 
     async fn send(
         &self,
-        plan: &Plan,
+        place: &Place,
         wire: Wire,
         mut request: Request<UpBody>,
         asked: Asked,
@@ -176,7 +204,7 @@ impl<M: Mesh> Session<M> {
         let may_repeat = request.body().is_end_stream() && request.method().is_idempotent() && asked.upgrade.is_none();
         let mut resends = 0;
         loop {
-            let mut lease = self.reach(plan, wire, resends > 0, exchange).await?;
+            let mut lease = self.reach(place, wire, resends > 0, exchange).await?;
             let has_more_tries = resends < MAX_RESENDS;
             // An application may close a connection that rests at the moment that we use it.
             let copy = (lease.is_reused() && may_repeat && has_more_tries).then(|| copy_of(&request));
@@ -198,15 +226,15 @@ impl<M: Mesh> Session<M> {
         }
     }
 
-    /// A connection to one of the plan's endpoints: the first that can be reached.
-    async fn reach(&self, plan: &Plan, wire: Wire, fresh: bool, exchange: &Exchange) -> Result<Lease, Local> {
+    /// A connection to one of the endpoints: the first that can be reached.
+    async fn reach(&self, place: &Place, wire: Wire, fresh: bool, exchange: &Exchange) -> Result<Lease, Local> {
         let mut has_paused = false;
         loop {
             let mut last = None;
-            for upstream in self.mesh.endpoints(plan) {
+            for upstream in self.mesh.endpoints(place) {
                 aim(exchange, &upstream);
                 let key = self.key(&upstream, wire);
-                let connect = async || self.mesh.reach(plan, &upstream).await;
+                let connect = async || self.mesh.reach(place, &upstream).await;
                 match self.upstreams.lease(&key, fresh, connect).await {
                     Ok(lease) => {
                         exchange.note(|record| record.destination_pod = lease.pod().cloned());
@@ -226,6 +254,62 @@ impl<M: Mesh> Session<M> {
                 Some(unreached) => return Err(Local::Unreached(unreached.reason)),
             }
         }
+    }
+
+    /// Sends copies where the rule wants them. Nobody waits for what becomes of them, and they are told as requests of
+    /// their own. A request with a body is not copied: its body is not kept.
+    fn mirror(self: &Rc<Self>, parts: &request::Parts, asked: &Asked, ruled: &Ruled) {
+        for place in ruled.mirrors(&*self.mesh) {
+            let mut copy = Request::new(()).into_parts().0;
+            copy.method = parts.method.clone();
+            copy.uri = parts.uri.clone();
+            copy.headers = parts.headers.clone();
+            let (session, exchange) = (self.clone(), self.begin(&copy));
+            exchange.note(|record| record.route = Some(session.name_of(&ruled.rule)));
+            let asked = Asked { upgrade: None, ..asked.clone() };
+            let ready = match place.wire {
+                Wire::Http1 => {
+                    hygiene::for_http1(&mut copy, &asked);
+                    Ok(())
+                }
+                Wire::Http2 => hygiene::for_http2(&mut copy, &asked),
+            };
+            if ready.is_err() {
+                continue;
+            }
+            tokio::task::spawn_local(async move {
+                let (request, wire) = (Request::from_parts(copy, UpBody::empty()), place.wire);
+                let deadline = Some(Instant::now() + MIRROR_TIMEOUT);
+                let sent = session.send(&place, wire, request, asked, deadline, &exchange);
+                match tokio::time::timeout(MIRROR_TIMEOUT, sent).await {
+                    // Read to its end, so that its connection serves again.
+                    Ok(Ok(response)) => {
+                        let mut body = response.into_body();
+                        while let Some(Ok(_)) = body.frame().await {}
+                    }
+                    Ok(Err(local)) => {
+                        exchange.note(|record| record.result = RequestResult::Local { reason: local.label() });
+                    }
+                    Err(_) => exchange.note(|record| record.result = RequestResult::Local { reason: "timed-out" }),
+                }
+            });
+        }
+    }
+
+    /// How the rule is called in telemetry: written once for as long as the client's requests meet the same.
+    fn name_of(&self, rule: &Arc<CompiledRule>) -> Arc<str> {
+        if let Some((last, name)) = &*self.rule.borrow()
+            && Arc::ptr_eq(last, rule)
+        {
+            return name.clone();
+        }
+        let CompiledRule { namespace, route, name, .. } = &**rule;
+        let name: Arc<str> = match name {
+            Some(name) => format!("{namespace}/{route}/{name}").into(),
+            None => format!("{namespace}/{route}").into(),
+        };
+        self.rule.replace(Some((rule.clone(), name.clone())));
+        name
     }
 
     fn key(&self, upstream: &Upstream, wire: Wire) -> Key {

@@ -13,8 +13,9 @@ use super::outbound::{self, Reached};
 use super::record;
 use super::worker::{Pod, Worker};
 use crate::addr::{ClientAddr, OrigDstAddr};
-use crate::http::{self, Client, Io, Local, Mesh, Meter, Plan, Session, Unreached, Wire};
+use crate::http::{self, Client, Io, Local, Mesh, Meter, Place, Session, Unreached, Wire};
 use crate::podnet::ClientRecord;
+use crate::routes::{BackendRef, Table};
 use crate::routing::{self, Upstream};
 use crate::state::{AppProtocol, Destination, Service};
 use crate::telemetry::{RequestMemo, RequestRecord};
@@ -56,31 +57,35 @@ struct Outbound {
 }
 
 impl Mesh for Outbound {
-    fn plan(&self, _head: &::http::request::Parts) -> Result<Plan, Local> {
+    fn dialled(&self) -> Result<Place, Local> {
         let state = self.worker.shared.state.current();
         let client = routing::client_ip(&self.pod.workload, self.dialled);
         match state.destination(self.dialled.socket(), client) {
-            Destination::Service { service, port, frontend } => Ok(Plan {
-                service: service.clone(),
-                port: port.port,
-                frontend,
-                wire: wire(port.protocol),
-                route: None,
-                timeout: None,
-            }),
+            Destination::Service { service, port, frontend } => {
+                Ok(Place { service: service.clone(), port: port.port, frontend, wire: wire(port.protocol) })
+            }
             // What was dialled is no Service's any more.
             _ => Err(Local::NoEndpoint),
         }
     }
 
-    fn endpoints(&self, plan: &Plan) -> Vec<Upstream> {
+    fn routes(&self, _dialled: &Place) -> Option<Arc<Table>> {
+        // The snapshot has no routes yet.
+        None
+    }
+
+    fn backend(&self, _target: &BackendRef) -> Result<Place, Local> {
+        Err(Local::BadBackend)
+    }
+
+    fn endpoints(&self, place: &Place) -> Vec<Upstream> {
         let state = self.worker.shared.state.current();
-        let Some(port) = plan.service.port(plan.port) else { return Vec::new() };
-        let place = (&*plan.service, port, plan.frontend);
+        let Some(port) = place.service.port(place.port) else { return Vec::new() };
+        let place = (&*place.service, port, place.frontend);
         routing::endpoints(&state, &self.pod.workload, place, self.dialled, self.worker.random())
     }
 
-    async fn reach(&self, plan: &Plan, upstream: &Upstream) -> Result<http::Reached, Unreached> {
+    async fn reach(&self, place: &Place, upstream: &Upstream) -> Result<http::Reached, Unreached> {
         let Self { worker, pod, client, .. } = self;
         let taken = pod.budget.take(Kind::Connection).map_err(|over| Unreached {
             reason: over.label(),
@@ -88,8 +93,8 @@ impl Mesh for Outbound {
             is_passing: false,
             is_denied: false,
         })?;
-        let live = worker.register(pod, taken, record::shared(pod, *client, &plan.service, upstream));
-        let service = Some(&plan.service);
+        let live = worker.register(pod, taken, record::shared(pod, *client, &place.service, upstream));
+        let service = Some(&place.service);
         let reached = tokio::select! {
             biased;
             cut = live.cancel.cancelled() => Err(Failure::Cut(cut)),
@@ -103,6 +108,10 @@ impl Mesh for Outbound {
                 Err(unreached)
             }
         }
+    }
+
+    fn random(&self) -> u64 {
+        self.worker.random()
     }
 
     fn report(&self, record: &RequestRecord) {

@@ -148,6 +148,7 @@ impl RequestRecord {
     pub fn kind(&self) -> &'static str {
         let is_client_error = self.status.is_some_and(|status| status.is_client_error());
         match self.result {
+            // Whatever the application, or a route's redirect, said.
             RequestResult::Answered | RequestResult::ClientGone => "ok",
             RequestResult::Local { .. } if self.status == Some(StatusCode::FORBIDDEN) => "denied",
             RequestResult::Local { .. } if is_client_error => "refused",
