@@ -131,7 +131,9 @@ async fn http1<M: Mesh>(
         }
         // The parser has answered with 400 or 431.
         Driven::Ended(Err(error)) => {
-            let reason = gate.violation().map_or("not-http", Violation::label);
+            // What the parser found too long itself is too long all the same.
+            let own = if error.is_parse_too_large() { Violation::TooLong.label() } else { "not-http" };
+            let reason = gate.violation().map_or(own, Violation::label);
             let status = if error.is_parse_too_large() {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
             } else {
