@@ -5,14 +5,14 @@
 //! several kinds at one port only the first of GRPCRoute, HTTPRoute, TLSRoute, TCPRoute holds, the others are refused
 //! (Conflicted). Each group of routes is judged by itself, because no client meets two of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::claims::Claims;
 use super::connections::Connections;
 use super::object::{Name, RouteId};
 use super::table::Table;
-use super::{MeshState, ReferenceGrant, RouteSpec, Service, ServicePort};
+use super::{MeshState, RouteSpec, Service, ServicePort};
 use crate::routes::{Parent, RouteKind};
 
 /// Routes as they were read, with the ways to find them.
@@ -21,44 +21,6 @@ pub(super) struct Attachments {
     all: HashMap<RouteId, Arc<RouteSpec>>,
     /// The Services that a route names as its parents, also such as are not there.
     by_parent: Claims<Name, RouteId, ()>,
-    /// By who refers and where to: the grants that say something about it.
-    grants: Claims<Way, Name, Granted>,
-    /// As they were read.
-    granted: HashMap<Name, Arc<ReferenceGrant>>,
-}
-
-/// From routes of a kind and namespace to Services of another namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Way {
-    pub(super) kind: RouteKind,
-    pub(super) from: Arc<str>,
-    pub(super) to: Arc<str>,
-}
-
-/// To which Services.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Granted {
-    All,
-    Names(BTreeSet<Arc<str>>),
-}
-
-impl Granted {
-    pub(super) fn allows(&self, service: &str) -> bool {
-        match self {
-            Granted::All => true,
-            Granted::Names(names) => names.contains(service),
-        }
-    }
-
-    fn or(self, other: &Self) -> Self {
-        match (self, other) {
-            (Granted::Names(mut names), Granted::Names(others)) => {
-                names.extend(others.iter().cloned());
-                Granted::Names(names)
-            }
-            (Granted::All, _) | (_, Granted::All) => Granted::All,
-        }
-    }
 }
 
 /// The routes of a Service, by port.
@@ -174,37 +136,6 @@ impl Attachments {
             None => drop(self.all.remove(&id)),
         }
         touched
-    }
-
-    /// Takes a ReferenceGrant as it is now.
-    pub(super) fn take_grant(&mut self, name: &Name, grant: Option<Arc<ReferenceGrant>>, state: &mut MeshState) {
-        if self.granted.get(name) == grant.as_ref() {
-            return;
-        }
-        let ways = grant.iter().flat_map(|grant| {
-            let granted = match &grant.to {
-                None => Granted::All,
-                Some(names) => Granted::Names(names.clone()),
-            };
-            let way = |(kind, from): &(RouteKind, Arc<str>)| Way {
-                kind: *kind,
-                from: from.clone(),
-                to: name.namespace.clone(),
-            };
-            grant.from.iter().map(move |from| (way(from), granted.clone()))
-        });
-        let ways: Vec<(Way, Granted)> = ways.collect();
-        for way in self.grants.replace(name, ways) {
-            let all = self.grants.claimants(&way).map(|(_, granted)| granted);
-            let all = all.fold(None, |sum: Option<Granted>, one| Some(sum.map_or(one.clone(), |sum| sum.or(one))));
-            if state.grants.get(&way).map(|known| &**known) != all.as_ref() {
-                state.grants.set(&way, all.map(Arc::new));
-            }
-        }
-        match grant {
-            Some(grant) => drop(self.granted.insert(name.clone(), grant)),
-            None => drop(self.granted.remove(name)),
-        }
     }
 
     /// Works out the routes of a Service, whose present form is in `state.services`. What did not change is not compiled

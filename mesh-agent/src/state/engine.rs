@@ -9,7 +9,6 @@
 //! slice ─► its Service ─┴─► Services that select or list them ─► addresses, unserved addresses
 //! policy ─► its targets ───► pods to judge ◄── Services that a policy targets
 //! route ─► its parents ────► Services ─► the routes of their ports
-//! grant ─► the ways it opens (what a route's backends are is asked when they are needed)
 //! ```
 //!
 //! Nothing is scanned but what an index says may depend on the change. What comes out equal to what was there stays the
@@ -208,7 +207,9 @@ impl Engine {
     }
 
     fn reference_grant(&mut self, name: &Name, grant: Option<Arc<ReferenceGrant>>) {
-        self.attachments.take_grant(name, grant, &mut self.state);
+        if self.state.grants.get(name) != grant.as_ref() {
+            self.state.grants.set(name, grant);
+        }
     }
 
     fn peer_authentication(&mut self, name: &Name, peer: Option<Arc<PeerAuthentication>>) {

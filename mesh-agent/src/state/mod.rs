@@ -32,6 +32,8 @@ mod workload;
 mod world;
 
 #[cfg(test)]
+mod route_tests;
+#[cfg(test)]
 mod sequences;
 #[cfg(test)]
 mod tests;

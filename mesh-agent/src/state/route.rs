@@ -38,12 +38,8 @@ pub struct Reading {
 pub enum BadBackend {
     /// Not a Service.
     InvalidKind,
-    /// Another namespace, and nothing there allows it.
-    RefNotPermitted,
     /// No such Service, or no such port.
     BackendNotFound,
-    /// The port's appProtocol does not go with the kind of route.
-    UnsupportedProtocol,
 }
 
 impl BadBackend {
@@ -51,15 +47,13 @@ impl BadBackend {
     pub fn reason(self) -> &'static str {
         match self {
             BadBackend::InvalidKind => "InvalidKind",
-            BadBackend::RefNotPermitted => "RefNotPermitted",
             BadBackend::BackendNotFound => "BackendNotFound",
-            BadBackend::UnsupportedProtocol => "UnsupportedProtocol",
         }
     }
 }
 
 /// A ReferenceGrant, as far as it is about routes and Services: routes of these kinds and namespaces may refer to these
-/// Services of its own namespace.
+/// Services of its own namespace. Routes on Services need none (GEP-1294).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReferenceGrant {
     /// Who refers: kind and namespace.

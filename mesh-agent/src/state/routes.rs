@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::attachments::{Attached, Way};
+use super::attachments::Attached;
 use super::object::Name;
-use super::{AppProtocol, BadBackend, Connections, MeshState, Service, ServicePort, Table};
+use super::{AppProtocol, BadBackend, Connections, MeshState, ReferenceGrant, Service, ServicePort, Table};
 use crate::routes::{BackendRef, RouteKind};
 
 impl MeshState {
@@ -33,45 +33,26 @@ impl MeshState {
         }
     }
 
-    /// Where a reference of a route leads: `kind` and `namespace` are the route's, `dialled` is the Service that the
-    /// client came for. A Service that is there may have no endpoint.
-    pub fn backend(
-        &self,
-        kind: RouteKind,
-        namespace: &Arc<str>,
-        dialled: &Service,
-        target: &BackendRef,
-    ) -> Result<(&Arc<Service>, &ServicePort), BadBackend> {
-        self.resolve(kind, namespace, &Name::new(&dialled.namespace, &dialled.name), target)
-    }
-
-    pub(super) fn attached_at(&self, service: &Service, port: u16, client_namespace: &str) -> Option<&Attached> {
-        self.attached.get(&Name::new(&service.namespace, &service.name))?.at(port, client_namespace)
-    }
-
-    /// Where a reference of a route leads. `frontend` is the Service whose port was dialled.
+    /// Where a reference of a route leads. A Service that is there may have no endpoint.
     ///
-    /// A reference to another namespace needs a ReferenceGrant there, as the API has it for every reference. One is not
-    /// crossing a border: from a Service's own route back to that Service, which a consumer route does.
-    pub(super) fn resolve(
-        &self,
-        kind: RouteKind,
-        namespace: &Arc<str>,
-        frontend: &Name,
-        target: &BackendRef,
-    ) -> Result<(&Arc<Service>, &ServicePort), BadBackend> {
-        let BackendRef::Service { namespace: to, name, port } = target else { return Err(BadBackend::InvalidKind) };
-        let name = Name::new(to, name);
-        if to != namespace && name != *frontend && !self.is_granted(kind, namespace, &name) {
-            return Err(BadBackend::RefNotPermitted);
-        }
-        let service = self.services.get(&name).ok_or(BadBackend::BackendNotFound)?;
+    /// "Routes of either type can send traffic to backendRefs in any namespace. Unlike Gateway bound routes, this is
+    /// allowed without a ReferenceGrant" (GEP-1294, Namespace boundaries): the client could dial that Service itself, and
+    /// meets the same policy there.
+    pub fn backend(&self, target: &BackendRef) -> Result<(&Arc<Service>, &ServicePort), BadBackend> {
+        let BackendRef::Service { namespace, name, port } = target else { return Err(BadBackend::InvalidKind) };
+        let service = self.services.get(&Name::new(namespace, name)).ok_or(BadBackend::BackendNotFound)?;
         let port = service.port(*port).ok_or(BadBackend::BackendNotFound)?;
         Ok((service, port))
     }
 
-    fn is_granted(&self, kind: RouteKind, from: &Arc<str>, to: &Name) -> bool {
-        let way = Way { kind, from: from.clone(), to: to.namespace.clone() };
-        self.grants.get(&way).is_some_and(|granted| granted.allows(&to.name))
+    /// The ReferenceGrants, with namespace and name: for people.
+    pub fn reference_grants(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, &ReferenceGrant)> {
+        let mut grants: Vec<_> = self.grants.iter().collect();
+        grants.sort_unstable_by_key(|(name, _)| *name);
+        grants.into_iter().map(|(name, grant)| (&name.namespace, &name.name, &**grant))
+    }
+
+    pub(super) fn attached_at(&self, service: &Service, port: u16, client_namespace: &str) -> Option<&Attached> {
+        self.attached.get(&Name::new(&service.namespace, &service.name))?.at(port, client_namespace)
     }
 }

@@ -96,7 +96,7 @@ impl MeshState {
     fn conditions(&self, spec: &RouteSpec, parent: &Parent) -> Vec<Condition> {
         let accepted = self.accepted(spec, parent);
         let partly = partially_invalid(spec).filter(|_| accepted.status);
-        let resolved = spec.refused.is_none().then(|| self.resolved(spec, parent));
+        let resolved = spec.refused.is_none().then(|| self.resolved(spec));
         std::iter::once(accepted).chain(resolved).chain(partly).collect()
     }
 
@@ -134,25 +134,18 @@ impl MeshState {
     }
 
     /// The first reference that leads nowhere decides.
-    fn resolved(&self, spec: &RouteSpec, parent: &Parent) -> Condition {
+    fn resolved(&self, spec: &RouteSpec) -> Condition {
         let wrong = |fault: BadBackend, message: String| {
             Condition::new(ConditionType::ResolvedRefs, false, fault.reason(), message)
         };
         if let Some((fault, Reading { field, reason })) = spec.wrong_refs.first() {
             return wrong(*fault, format!("{field}: {reason}"));
         }
-        let frontend = Name::new(&parent.namespace, &parent.name);
         for target in references(&spec.route.rules) {
             // What is wrong by itself is among the above, or in a rule that is not in force.
             let BackendRef::Service { namespace, name, port } = target else { continue };
-            if let Err(fault) = self.resolve(spec.route.kind, &spec.route.namespace, &frontend, target) {
-                let shown = format!("Service {namespace}/{name} port {port}");
-                let message = match fault {
-                    BadBackend::RefNotPermitted => format!("{shown}: no ReferenceGrant of {namespace} allows it"),
-                    BadBackend::BackendNotFound => format!("{shown}: not there"),
-                    BadBackend::InvalidKind | BadBackend::UnsupportedProtocol => shown,
-                };
-                return wrong(fault, message);
+            if let Err(fault) = self.backend(target) {
+                return wrong(fault, format!("Service {namespace}/{name} port {port} is not there"));
             }
         }
         Condition::new(ConditionType::ResolvedRefs, true, "ResolvedRefs", String::new())
