@@ -185,6 +185,20 @@ impl Store {
         findings
     }
 
+    /// What follows for an object from the rest of the world; None when it is in force of no file.
+    pub fn finding_about(&self, key: &Key, field: &str, reason: String, effect: Effect) -> Option<Finding> {
+        let (file, _, line) = self.readers(key).last()?;
+        Some(Finding {
+            file: file.to_path_buf(),
+            line: Some(line),
+            kind: key.kind.to_string(),
+            object: key.object(),
+            field: field.to_string(),
+            reason,
+            effect,
+        })
+    }
+
     /// The files in which an object can be read, in their order, with what it says and the line of its document.
     fn readers(&self, key: &Key) -> impl Iterator<Item = (&Arc<Path>, &Option<Item>, u64)> {
         let speakers = self.speakers.get(key).into_iter().flatten();
