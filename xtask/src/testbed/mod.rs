@@ -158,7 +158,8 @@ impl Testbed {
     pub fn remove_pod(&mut self, name: &str) -> Result<()> {
         let pod = self.pods.remove(name).with_context(|| format!("no pod {name}"))?;
         self.world.remove_pod(&pod)?;
-        pod.destroy()
+        let node = pod.spec.node.clone();
+        pod.destroy(self.node(&node))
     }
 
     /// Adds a Service with the EndpointSlices that its selector gives now. It has every family of

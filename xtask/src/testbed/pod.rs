@@ -41,6 +41,8 @@ pub struct PodSpec {
     pub ready: bool,
     /// metadata.deletionTimestamp is set; its processes go on.
     pub terminating: bool,
+    /// The addresses of an earlier pod of the node, by [`Pod::place`]; else new ones.
+    pub place: Option<usize>,
 }
 
 impl PodSpec {
@@ -58,6 +60,7 @@ impl PodSpec {
             families: Family::BOTH.to_vec(),
             ready: true,
             terminating: false,
+            place: None,
         }
     }
 
@@ -97,6 +100,12 @@ impl PodSpec {
         self
     }
 
+    /// The same with the addresses of a pod that is gone.
+    pub fn at(mut self, place: usize) -> Self {
+        self.place = Some(place);
+        self
+    }
+
     /// The same while it is being deleted, and still serves.
     pub fn terminating(mut self) -> Self {
         self.terminating = true;
@@ -106,6 +115,8 @@ impl PodSpec {
 
 /// A running pod.
 pub struct Pod {
+    /// Which of its node's addresses it has.
+    pub place: usize,
     /// What was asked for.
     pub spec: PodSpec,
     /// metadata.uid
@@ -128,7 +139,7 @@ pub struct Pod {
 impl Pod {
     pub(super) fn create(run: &Run, node: &mut Node, spec: PodSpec, links: &Links) -> Result<Self> {
         let uid = random_uuid()?;
-        let place = node.pods_made + 2;
+        let place = spec.place.unwrap_or(node.pods_made + 2);
         let host_end = format!("nm{}", node.pods_made);
         node.pods_made += 1;
         let ips = address::pod(node.index, place);
@@ -141,6 +152,7 @@ impl Pod {
         }
         let logs = run.dir().join("logs");
         let pod = Self {
+            place,
             spec,
             uid,
             ips,
@@ -240,10 +252,12 @@ impl Pod {
         self.processes.lock().expect("no holder panics").iter_mut().for_each(Process::keep);
     }
 
-    pub(super) fn destroy(self) -> Result<()> {
-        let Self { netns, cgroup, processes, .. } = self;
+    /// As a network plugin does it: the link goes at once, whoever still holds the namespace.
+    pub(super) fn destroy(self, node: &Node) -> Result<()> {
+        let Self { netns, cgroup, processes, host_end, .. } = self;
         drop(processes);
         cgroup::destroy(&cgroup)?;
+        node.netns.batch(&format!("link delete {host_end}"))?;
         clean::delete_netns(&netns.name)
     }
 
