@@ -66,9 +66,14 @@ fn who_speaks_of_an_object() {
     let good = DENY.to_string();
     let other = DENY.replace("name: web}", "name: other}");
     let bad = DENY.replace("DENY", "DENI");
+    let both = format!("{DENY}---\n{}", other.replace("no-web", "earlier"));
+    let [mistaken, nameless] = [
+        DENY.replace("AuthorizationPolicy", "AuthorisationPolicy").replace("no-web", "of-web"),
+        DENY.replace("name: no-web", "nmae: no-web"),
+    ];
     // (step: file and text, None for gone; whether web is denied; effects of the findings)
     type Step<'a> = (&'a str, Option<&'a str>, bool, &'a [Effect]);
-    let scripts: [&[Step<'_>]; 5] = [
+    let scripts: [&[Step<'_>]; 7] = [
         // The later wins, and the earlier is back when the later goes.
         &[("p", Some(&good), true, &[]), ("q", Some(&other), false, &[Effect::LaterWins]), ("q", None, true, &[])],
         // A good one anywhere is in force.
@@ -98,6 +103,9 @@ fn who_speaks_of_an_object() {
             ("p", Some("["), true, &[Effect::PreviousStays]),
             ("p", None, false, &[]),
         ],
+        // What could be either of two that are missing is taken for both.
+        &[("p", Some(&both), true, &[]), ("p", Some(&mistaken), true, &[Effect::PreviousStays])],
+        &[("p", Some(&both), true, &[]), ("p", Some(&nameless), true, &[Effect::PreviousStays])],
     ];
     for (number, script) in scripts.iter().enumerate() {
         let mut current = Current::new(&config("node-1"));
@@ -160,7 +168,7 @@ fn a_step() -> impl Strategy<Value = Step> {
 }
 
 /// Each says something; several speak of one object.
-const DOCUMENTS: [&str; 12] = [
+const DOCUMENTS: [&str; 16] = [
     "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {nodemesh.dev/mesh: enabled}}}",
     "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}",
     "{apiVersion: v1, kind: Pod, metadata: {namespace: shop, name: x, uid: x, labels: {app: x}}, spec: {nodeName: node-1, containers: []}, status: {podIPs: [{ip: 10.0.0.7}]}}",
@@ -173,6 +181,10 @@ const DOCUMENTS: [&str; 12] = [
     "{apiVersion: v1, kind: Node, metadata: {name: node-1, labels: {topology.kubernetes.io/zone: z}}, status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}}",
     "{apiVersion: nodemesh.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: q}, spec: {targetRefs: [{kind: Service, name: s}], action: ALLOW, rules: []}}",
     "{apiVersion: nodemesh.dev/v1alpha1, kind: PeerAuthentication, metadata: {namespace: shop, name: r}, spec: {targetRefs: [{kind: Namespace}], mode: STRICT}}",
+    "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {namespace: shop, name: h}, spec: {parentRefs: [{group: '', kind: Service, name: s}], rules: [{backendRefs: [{name: s, port: 80}]}]}}",
+    "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {namespace: shop, name: h}, spec: {parentRefs: [{group: '', kind: Service, name: s, port: 81}], rules: [{backendRefs: [{name: t, port: 80}]}]}}",
+    "{apiVersion: gateway.networking.k8s.io/v1, kind: TCPRoute, metadata: {namespace: w, name: t}, spec: {parentRefs: [{group: '', kind: Service, namespace: shop, name: s}], rules: [{backendRefs: [{name: s, namespace: shop, port: 80}]}]}}",
+    "{apiVersion: gateway.networking.k8s.io/v1, kind: ReferenceGrant, metadata: {namespace: shop, name: g}, spec: {from: [{group: gateway.networking.k8s.io, kind: TCPRoute, namespace: w}], to: [{group: '', kind: Service}]}}",
 ];
 
 fn changes(files: &mut BTreeMap<String, String>, step: Step) -> Changes {
@@ -237,5 +249,8 @@ fn told(state: &MeshState) -> String {
     let services: Vec<_> = state.services().collect();
     let mut unserved: Vec<_> = state.vips_without_endpoint().collect();
     unserved.sort();
-    format!("{pods:?}\n{policies:?}\n{modes:?}\n{services:?}\n{unserved:?}")
+    let routes = state.route_status();
+    let at: Vec<_> = services.iter().flat_map(|service| state.routes_at(service, 80, "shop")).collect();
+    let grants: Vec<_> = state.reference_grants().collect();
+    format!("{pods:?}\n{policies:?}\n{modes:?}\n{services:?}\n{unserved:?}\n{routes:?}\n{at:?}\n{grants:?}")
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::Workload;
+use super::{ReferenceGrant, RouteSpec, Workload};
 use crate::policy::PolicySet;
 
 /// The whole cluster, as far as the mesh cares.
@@ -19,6 +19,10 @@ pub struct World {
     pub services: Vec<ServiceSpec>,
     /// Nodes, as far as their objects are to be had.
     pub nodes: Vec<Node>,
+    /// Routes.
+    pub routes: Vec<RouteSpec>,
+    /// What ReferenceGrants say, with namespace and name.
+    pub grants: Vec<(Arc<str>, Arc<str>, ReferenceGrant)>,
     /// Policy objects, also those that could not be read.
     pub policies: PolicySet,
 }

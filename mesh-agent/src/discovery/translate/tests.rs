@@ -379,8 +379,10 @@ proptest! {
     fn anything_is_taken_or_refused(kind in a_kind(), metadata in a_value(), spec in a_value(), status in a_value()) {
         let (api_version, kind) = kind;
         let object = json!({"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec, "status": status});
-        if let Meaning::Known { key: Ok(key), .. } = object::meaning(&object) {
-            let _ = object::read(&key, &object, "cluster.local");
+        if let Meaning::Known { key: Ok(key), .. } = object::meaning(&object)
+            && let Err(problem) = object::read(&key, &object, "cluster.local")
+        {
+            let _ = stand_in(&key, &object, &problem);
         }
         if let Meaning::Known { kind, key } = object::meaning(&object) {
             let _ = unreadable(kind, key.ok().as_ref(), &object);
@@ -409,6 +411,11 @@ fn a_kind() -> impl Strategy<Value = (&'static str, &'static str)> {
         Just(("v1", "Node")),
         Just(("v1", "Namespace")),
         Just(("discovery.k8s.io/v1", "EndpointSlice")),
+        Just(("gateway.networking.k8s.io/v1", "HTTPRoute")),
+        Just(("gateway.networking.k8s.io/v1", "GRPCRoute")),
+        Just(("gateway.networking.k8s.io/v1", "TCPRoute")),
+        Just(("gateway.networking.k8s.io/v1", "TLSRoute")),
+        Just(("gateway.networking.k8s.io/v1", "ReferenceGrant")),
         Just(("nodemesh.dev/v1alpha1", "PeerAuthentication")),
         Just(("nodemesh.dev/v1alpha1", "AuthorizationPolicy")),
     ]
@@ -449,6 +456,15 @@ fn a_value() -> impl Strategy<Value = Value> {
             Just("ingress"),
             Just("addresses"),
             Just("endpoints"),
+            Just("parentRefs"),
+            Just("Service"),
+            Just("group"),
+            Just("matches"),
+            Just("path"),
+            Just("value"),
+            Just("filters"),
+            Just("backendRefs"),
+            Just("weight"),
             Just("10.0.0.1"),
             Just(""),
         ]
@@ -480,7 +496,7 @@ fn world(objects: &[Value]) -> crate::state::World {
     crate::discovery::join::world(&store)
 }
 
-fn merge(into: &mut Value, change: Value) {
+pub(super) fn merge(into: &mut Value, change: Value) {
     match (into, change) {
         (Value::Object(into), Value::Object(change)) => {
             for (key, value) in change {
