@@ -11,9 +11,9 @@ use super::{Config, Effect, Finding, GATE, Health, Source, crd, load, run, valid
 use crate::drain::Drain;
 use crate::policy::{DenyReason, Facts, Mode, authorize};
 use crate::readiness::Readiness;
-use crate::routing::{OutboundMode, Refusal, Route, Transport, resolve};
+use crate::routing::{self, OutboundMode, Refusal, Route, Transport, resolve};
 use crate::spiffe::SpiffeId;
-use crate::state::{MeshState, StateReader, StateWriter, Workload};
+use crate::state::{Destination, MeshState, StateReader, StateWriter, Workload};
 
 const NAMESPACE: &str =
     "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {nodemesh.dev/mesh: enabled}}}";

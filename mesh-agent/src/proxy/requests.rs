@@ -17,7 +17,7 @@ use crate::http::{self, Client, Io, Local, Mesh, Meter, Place, Session, Unreache
 use crate::podnet::ClientRecord;
 use crate::routes::{BackendRef, Table};
 use crate::routing::{self, Upstream};
-use crate::state::{AppProtocol, Destination, Service};
+use crate::state::{AppProtocol, Destination, Frontend, MeshState, Service, ServicePort};
 use crate::telemetry::{RequestMemo, RequestRecord};
 
 /// Serves a connection to a Service port on which requests are spoken.
@@ -56,26 +56,39 @@ struct Outbound {
     memo: RequestMemo,
 }
 
+impl Outbound {
+    /// What is spoken at the port that was dialled, where a route may have its say.
+    fn wire(&self, state: &MeshState, service: &Service, port: &ServicePort) -> Wire {
+        wire(state.protocol(service, port, &self.pod.workload.namespace))
+    }
+}
+
 impl Mesh for Outbound {
     fn dialled(&self) -> Result<Place, Local> {
         let state = self.worker.shared.state.current();
         let client = routing::client_ip(&self.pod.workload, self.dialled);
         match state.destination(self.dialled.socket(), client) {
-            Destination::Service { service, port, frontend } => {
-                Ok(Place { service: service.clone(), port: port.port, frontend, wire: wire(port.protocol) })
-            }
+            Destination::Service { service, port, frontend } => Ok(Place {
+                service: service.clone(),
+                port: port.port,
+                frontend,
+                wire: self.wire(&state, service, port),
+            }),
             // What was dialled is no Service's any more.
             _ => Err(Local::NoEndpoint),
         }
     }
 
-    fn routes(&self, _dialled: &Place) -> Option<Arc<Table>> {
-        // The snapshot has no routes yet.
-        None
+    fn routes(&self, dialled: &Place) -> Option<Arc<Table>> {
+        let state = self.worker.shared.state.current();
+        state.requests(&dialled.service, dialled.port, &self.pod.workload.namespace).cloned()
     }
 
-    fn backend(&self, _target: &BackendRef) -> Result<Place, Local> {
-        Err(Local::BadBackend)
+    fn backend(&self, target: &BackendRef) -> Result<Place, Local> {
+        let state = self.worker.shared.state.current();
+        let (service, port) = state.backend(target).map_err(|_| Local::BadBackend)?;
+        let wire = wire(port.protocol);
+        Ok(Place { service: service.clone(), port: port.port, frontend: Frontend::ClusterIp, wire })
     }
 
     fn endpoints(&self, place: &Place) -> Vec<Upstream> {

@@ -106,7 +106,9 @@ impl Refusal {
 pub fn resolve(state: &MeshState, source: &Workload, dialled: OrigDstAddr, mode: OutboundMode, seed: u64) -> Route {
     let client = client_ip(source, dialled);
     match state.destination(dialled.socket(), client) {
-        Destination::Service { service, port, .. } if port.protocol != AppProtocol::Bytes => {
+        Destination::Service { service, port, .. }
+            if state.protocol(service, port, &source.namespace) != AppProtocol::Bytes =>
+        {
             Route::Requests { service: service.clone() }
         }
         Destination::Service { service, port, frontend } => {

@@ -812,3 +812,67 @@ async fn methods_pass_as_they_are() {
         assert!(seen.starts_with(&format!("{method} /m ")), "{seen}");
     }
 }
+
+/// Routes decide request by request: matches, filters, backends, and what is answered where none leads on.
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_lead_requests() {
+    let pair = Pair::start().await;
+    app((pair.server.ip, 8080), Version::HTTP_11, |request| {
+        Box::pin(async move {
+            if request.uri() == "/one/slow" {
+                std::future::pending::<()>().await;
+            }
+            mirror(request).await
+        })
+    });
+    app((pair.server.ip, 8081), Version::HTTP_11, mirror);
+    let route = "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: split, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web, port: 80}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /two}}]
+    filters:
+    - {type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /rewritten}}}
+    - {type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: x-added, value: added}]}}
+    - {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-answered, value: answered}]}}
+    backendRefs: [{name: other, port: 80}]
+  - matches: [{path: {type: Exact, value: /moved}}]
+    filters: [{type: RequestRedirect, requestRedirect: {hostname: example.com, statusCode: 301}}]
+  - matches: [{path: {type: PathPrefix, value: /bad}}]
+    filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-answered, value: error}]}}]
+    backendRefs: [{name: nowhere, port: 80}]
+  - matches: [{path: {type: PathPrefix, value: /one}}]
+    timeouts: {request: 700ms}
+    backendRefs: [{name: web, port: 80}]
+";
+    pair.mesh.apply("other.yaml", &service_yaml("other", "server", "10.96.0.9", 80, 8081));
+    // The port is one of bytes, until a route is attached.
+    pair.mesh.apply("route.yaml", route);
+    let mut client = Client::connect(&pair, Version::HTTP_11).await;
+    let response = client.ask(Request::get("/two/a?q=1"), nothing()).await;
+    assert_eq!(response.headers()["x-answered"], "answered");
+    let (status, seen) = read(response).await;
+    assert_eq!((status, seen.lines().next()), (StatusCode::OK, Some("GET /rewritten/a?q=1 HTTP/1.1")));
+    assert!(seen.contains("x-added: added"), "{seen}");
+    let response = client.ask(Request::get("/moved"), nothing()).await;
+    assert_eq!(response.status(), StatusCode::MOVED_PERMANENTLY);
+    assert!(
+        response.headers()["location"].to_str().unwrap().starts_with("http://example.com"),
+        "{:?}",
+        response.headers()
+    );
+    let response = client.ask(Request::get("/bad"), nothing()).await;
+    assert_eq!(
+        (response.status(), &response.headers()["x-answered"]),
+        (StatusCode::INTERNAL_SERVER_ERROR, &HeaderValue::from_static("error"))
+    );
+    assert_eq!(client.get("/one").await.0, StatusCode::OK);
+    let (status, reason) = client.get("/one/slow").await;
+    assert_eq!((status, reason.as_str()), (StatusCode::GATEWAY_TIMEOUT, "timed-out"));
+    let (status, reason) = client.get("/none").await;
+    assert_eq!((status, reason.as_str()), (StatusCode::NOT_FOUND, "no-route"));
+    let metrics = &pair.mesh.nodes[0].metrics;
+    eventually("the route is told", || metrics.encode().contains("http_route=\"shop/split\"")).await;
+}
