@@ -17,6 +17,7 @@ pub mod identity;
 pub mod podnet;
 pub mod policy;
 pub mod proxy;
+pub mod resilience;
 pub mod routes;
 pub mod routing;
 // — the world —

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::build;
+use crate::{build, packages};
 
 /// Feed the agent's parsers with what libFuzzer makes up
 #[derive(clap::Args)]
@@ -19,6 +19,9 @@ pub struct Fuzz {
     /// How long each target runs
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Build here, where other clones build as well; what is not a library of others is always built anew
+    #[arg(long, value_name = "DIR")]
+    build_dir: Option<PathBuf>,
 }
 
 /// What makes the compiler count edges and comparisons for libFuzzer, as cargo-fuzz asks for it.
@@ -40,14 +43,15 @@ const MEMORY_MIB: u32 = 2048;
 impl Fuzz {
     /// Builds all targets and runs those that are meant. What is found is left under `target/fuzz/artifacts`.
     pub fn run(self) -> Result<ExitCode> {
-        let Self { target, seconds } = self;
+        let Self { target, seconds, build_dir } = self;
         let known = targets()?;
         let chosen = match target {
             Some(target) if known.contains(&target) => vec![target],
             Some(target) => bail!("there is no target {target}; there are {}", known.join(", ")),
             None => known,
         };
-        let directory = build_targets()?;
+        packages::for_fuzzing()?;
+        let directory = build_targets(build_dir)?;
         let mut failed = Vec::new();
         for target in chosen {
             println!("=== {target}, {seconds} s ===");
@@ -87,22 +91,45 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The packages that come from the clone.
+const OURS: &[&str] = &["mesh-agent", "mesh-agent-fuzz", "mesh-common"];
+
 /// Returns where the binaries are.
-fn build_targets() -> Result<PathBuf> {
+fn build_targets(shared: Option<PathBuf>) -> Result<PathBuf> {
     // The versions that the agent is built with; cargo adds libFuzzer's own.
     std::fs::copy(build::root().join("Cargo.lock"), home().join("Cargo.lock")).context("copying Cargo.lock")?;
     let host = host()?;
+    let directory = shared.clone().unwrap_or_else(output);
+    if shared.is_some() {
+        forget_ours(&directory, &host)?;
+    }
     // With --target, build scripts and macros are left without coverage, which they could not be linked with.
     let status = build::cargo()
         .args(["build", "--release", "--bins", "--target", &host, "--target-dir"])
-        .arg(output())
+        .arg(&directory)
         .arg("--manifest-path")
         .arg(home().join("Cargo.toml"))
         .env("RUSTFLAGS", COVERAGE.join(" "))
         .status()
         .context("starting cargo")?;
     ensure!(status.success(), "building the fuzz targets: {status}");
-    Ok(output().join(host).join("release"))
+    Ok(directory.join(host).join("release"))
+}
+
+/// Cargo tells what is old by the time of its files; those of another clone in the same place may be older than a build
+/// that they are not of.
+fn forget_ours(directory: &Path, host: &str) -> Result<()> {
+    let packages = OURS.iter().flat_map(|package| ["--package", package]);
+    let status = build::cargo()
+        .args(["clean", "--release", "--target", host, "--target-dir"])
+        .arg(directory)
+        .args(packages)
+        .arg("--manifest-path")
+        .arg(home().join("Cargo.toml"))
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "cleaning {}: {status}", directory.display());
+    Ok(())
 }
 
 /// The triple that this toolchain builds for.

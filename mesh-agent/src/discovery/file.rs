@@ -161,3 +161,92 @@ fn read(path: &Path) -> io::Result<(Identity, String)> {
     }
     Ok((identity, text))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// What a reading at `now` finds: the files that say something else, by name, with their text.
+    fn changed(directory: &mut Directory, path: &Path, now: SystemTime) -> Vec<(String, String)> {
+        let changes = directory.changes(list(path).unwrap(), now);
+        let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+        let gone = changes.gone.iter().map(|path| (name(path), "gone".to_string()));
+        let changed = changes.changed.iter().map(|file| (name(&file.path), file.content.clone().unwrap()));
+        changed.chain(gone).collect()
+    }
+
+    fn says(name: &str, text: &str) -> Vec<(String, String)> {
+        vec![(name.to_string(), text.to_string())]
+    }
+
+    /// As kubelet does it: all files lead through `..data`, which is replaced in one step.
+    #[test]
+    fn a_config_map_is_replaced_as_a_whole() {
+        let mount = tempfile::tempdir().unwrap();
+        let path = mount.path();
+        let version = |number: usize, files: &[(&str, &str)]| {
+            let place = path.join(format!("..version-{number}"));
+            fs::create_dir(&place).unwrap();
+            files.iter().for_each(|(name, text)| fs::write(place.join(name), text).unwrap());
+            symlink(&place, path.join("..data-new")).unwrap();
+            fs::rename(path.join("..data-new"), path.join("..data")).unwrap();
+        };
+        version(1, &[("a.yaml", "one"), ("b.yaml", "both")]);
+        for name in ["a.yaml", "b.yaml"] {
+            symlink(format!("..data/{name}"), path.join(name)).unwrap();
+        }
+        let (mut directory, later) = (Directory::default(), SystemTime::now() + 2 * SETTLED);
+        assert_eq!(changed(&mut directory, path, later).len(), 2);
+        assert_eq!(changed(&mut directory, path, later), []);
+        version(2, &[("a.yaml", "two"), ("b.yaml", "both")]);
+        assert_eq!(changed(&mut directory, path, later), says("a.yaml", "two"), "b.yaml is another file, alike");
+        version(3, &[("b.yaml", "both")]);
+        assert_eq!(changed(&mut directory, path, later), says("a.yaml", "gone"), "its link leads nowhere");
+    }
+
+    /// The times of a file stand still within a step of the file system's clock: what is written then is not missed.
+    #[test]
+    fn a_young_file_is_read_again_though_its_times_say_the_same() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("a.yaml");
+        fs::write(&file, "one").unwrap();
+        let listed = list(place.path()).unwrap();
+        let (mut directory, now) = (Directory::default(), SystemTime::now());
+        assert_eq!(directory.changes(listed.clone(), now).changed.len(), 1);
+        fs::write(&file, "two").unwrap();
+        let again = directory.changes(listed, now);
+        assert_eq!(again.changed.iter().map(|file| file.content.clone()).collect::<Vec<_>>(), [Ok("two".to_string())]);
+    }
+
+    #[test]
+    fn hidden_files_other_endings_and_directories_are_not_read() {
+        let place = tempfile::tempdir().unwrap();
+        for name in [".hidden.yaml", "notes.txt", "a.yaml~", "yaml"] {
+            fs::write(place.path().join(name), name).unwrap();
+        }
+        fs::create_dir(place.path().join("directory.yaml")).unwrap();
+        assert_eq!(list(place.path()).unwrap(), []);
+        for name in ["c.json", "a.yaml", "b.yml"] {
+            fs::write(place.path().join(name), name).unwrap();
+        }
+        let names: Vec<_> = list(place.path()).unwrap().into_iter().map(|(path, _)| path).collect();
+        assert_eq!(names, ["a.yaml", "b.yml", "c.json"].map(|name| place.path().join(name)));
+    }
+
+    /// A file that cannot be read is told once, and read as soon as it can be.
+    #[test]
+    fn an_unreadable_file_is_tried_again() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("a.yaml");
+        fs::write(&file, [0xff, 0xfe]).unwrap();
+        let (mut directory, later) = (Directory::default(), SystemTime::now() + 2 * SETTLED);
+        let first = directory.changes(list(place.path()).unwrap(), later);
+        assert!(first.changed[0].content.as_ref().is_err_and(|reason| reason.contains("UTF-8")), "{first:?}");
+        assert!(directory.changes(list(place.path()).unwrap(), later).is_empty());
+        fs::write(&file, "text").unwrap();
+        assert_eq!(changed(&mut directory, place.path(), later), says("a.yaml", "text"));
+    }
+}

@@ -144,6 +144,79 @@ fn a_pod_that_ends_leaves_nothing_in_the_agent() -> Result<()> {
     Ok(())
 }
 
+const ONLY_THE_CLIENT: &str = "apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: only-the-client, namespace: pair}
+spec:
+  targetRefs: [{kind: Pod, selector: {matchLabels: {app: server}}}]
+  action: ALLOW
+  rules: [{sources: [{type: ServiceAccount, serviceAccount: {name: client}}]}]
+";
+
+/// A pod is made again with the address of one that was deleted, and is another: it has none of its rights, and who
+/// dials the address reaches the new one by its own identity. So also when an agent is away in between.
+#[test]
+fn an_address_that_is_given_again_carries_no_rights() -> Result<()> {
+    let Some(mut pair) = meshed("an address given again")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    start_nginx(pair.bed.pod("server"))?;
+    pair.served()?;
+    pair.bed.world.apply("only-the-client", ONLY_THE_CLIENT)?;
+    let server = pair.bed.pod("server").ips;
+    let is_served = |pair: &Pair, caller: &str, family: Family| -> Result<bool> {
+        let url = format!("http://{}/", server.socket(family, 80));
+        Ok(pair.bed.pod(caller).run(&["curl", "-sS", "--fail", "--max-time", "3", &url], PATIENCE)?.ok())
+    };
+    let (mut caller, place) = ("client".to_string(), pair.bed.pod("client").place);
+    for (number, account) in ["other", "client", "other", "client"].into_iter().enumerate() {
+        let with_agent = number < 2;
+        pair.bed.remove_pod(&caller)?;
+        if !with_agent {
+            pair.bed.agent_mut("n1").kill()?;
+        }
+        caller = format!("{account}-{number}");
+        let spec = PodSpec { service_account: account.to_string(), ..PodSpec::new("pair", &caller, "n1").at(place) };
+        pair.bed.add_pod(spec)?;
+        if !with_agent {
+            pair.bed.start_agent("n1", &AgentOptions::default())?;
+        }
+        let what = format!("{caller}, with an agent: {with_agent}");
+        for family in Family::BOTH {
+            if account == "client" {
+                eventually(PATIENCE, "the new pod to be served", || {
+                    Ok(is_served(&pair, &caller, family)?.then_some(()))
+                })
+                .with_context(|| format!("{what}, {family}"))
+                .map_err(|error| pair.bed.explain(error))?;
+                continue;
+            }
+            for _ in 0..20 {
+                ensure!(!is_served(&pair, &caller, family)?, "{what}, {family}: it passed as the pod before it");
+            }
+        }
+    }
+    // The other end: tunnels to the address were made for another identity.
+    let place = pair.bed.pod("server").place;
+    pair.bed.remove_pod("server")?;
+    let spec = PodSpec { service_account: "stranger".to_string(), ..PodSpec::new("pair", "server2", "n2").at(place) };
+    pair.bed.add_pod(spec)?;
+    start_nginx(pair.bed.pod("server2"))?;
+    for family in Family::BOTH {
+        eventually(PATIENCE, "the new server to be reached", || Ok(is_served(&pair, &caller, family)?.then_some(())))
+            .map_err(|error| pair.bed.explain(error))?;
+    }
+    eventually(PATIENCE, "tunnels to the identity of before to be gone", || {
+        let dump = pair.bed.agent("n1").get_json("/config_dump")?;
+        let open = dump["tunnels"].as_array().into_iter().flatten().filter(|tunnel| tunnel["retired"] == false);
+        let identities: Vec<String> = open.map(|tunnel| tunnel["destination"].to_string()).collect();
+        ensure!(identities.iter().any(|identity| identity.contains("stranger")), "{identities:?}");
+        Ok(identities.iter().all(|identity| identity.contains("stranger")).then_some(()))
+    })?;
+    Ok(())
+}
+
 /// What un-enrolment takes down with a delay must not take down what was set up since.
 #[test]
 fn a_pod_that_leaves_and_comes_back_at_once_stays_served() -> Result<()> {
