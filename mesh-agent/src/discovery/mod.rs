@@ -11,6 +11,7 @@ mod document;
 mod file;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod gateway;
 #[cfg(any(test, feature = "fuzzing"))]
 mod join;
 mod object;
@@ -20,6 +21,8 @@ mod watch;
 
 #[cfg(test)]
 mod figures;
+#[cfg(test)]
+mod route_tests;
 #[cfg(test)]
 mod sequences;
 #[cfg(test)]
@@ -35,7 +38,7 @@ pub use translate::{MESH_LABEL, MESH_NAMESPACE};
 use crate::drain::Token;
 use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
-use crate::state::{Engine, MeshState, StateWriter};
+use crate::state::{Engine, Key, MeshState, StateWriter};
 use file::{Changes, Directory};
 use store::{Delta, Store};
 
@@ -100,11 +103,41 @@ pub async fn run(
     }
 }
 
-/// Reads a directory or a file as [`run`] does at its start, and says what is wrong with it. Pure but for the reading.
+/// Reads a directory or a file as [`run`] does at its start, and says what is wrong with it, and which routes lead
+/// nowhere. Pure but for the reading.
 pub fn validate(path: &Path, trust_domain: &str) -> std::io::Result<Vec<Finding>> {
-    let mut store = Store::new(trust_domain);
-    store.apply(&read_once(path)?, &[]);
-    Ok(store.findings())
+    let mut current = Current::new(&Config { node: String::new(), trust_domain: trust_domain.to_string() });
+    current.take(&Changes { changed: read_once(path)?, gone: Vec::new() });
+    let mut findings = current.store.findings();
+    findings.extend(unattached(&current.store, &current.engine.snapshot()));
+    findings.sort_by(|one, other| one.file.cmp(&other.file));
+    Ok(findings)
+}
+
+/// Routes that do not hold where they should, and backends that are not there. Nothing where there are no Services: then
+/// it is the routes alone that were looked at.
+fn unattached(store: &Store, state: &MeshState) -> Vec<Finding> {
+    if state.services().next().is_none() {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    for route in state.route_status() {
+        let key = Key { kind: route.kind, namespace: route.namespace.to_string(), name: route.name.to_string() };
+        let conditions = route.parents.iter().flat_map(|parent| &parent.conditions);
+        for condition in conditions {
+            // The other reasons are findings of the object by itself.
+            let (field, effect) = match condition.reason {
+                "NoMatchingParent" | "Conflicted" => ("spec.parentRefs", Effect::NotAttached),
+                "BackendNotFound" => ("spec.rules", Effect::ShareFails),
+                _ => continue,
+            };
+            let Some(finding) = store.finding_about(&key, field, condition.message.clone(), effect) else { continue };
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
+    }
+    findings
 }
 
 /// Builds a snapshot from a directory or a file once, with no watching: for tests, and for tools that explain.
@@ -120,7 +153,7 @@ fn read_once(path: &Path) -> std::io::Result<Vec<file::SourceFile>> {
 
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
-    limits![
+    let mut limits = limits![
         file::MAX_FILE_BYTES, "bytes per file", "a list of 10 000 pods is about 30 MiB";
         file::MAX_FILES, "files", "a directory with more is likely the wrong one";
         file::SETTLED, "milliseconds", "a file that changed within this time is read again: its times may not tell";
@@ -132,7 +165,9 @@ pub fn limits() -> Vec<Limit> {
         watch::PATIENCE, "milliseconds", "for a directory that never gets quiet";
         watch::POLL_WATCHED, "milliseconds", "the directory is read although nothing was heard";
         watch::POLL_UNWATCHED, "milliseconds", "the same, while inotify does not work";
-    ]
+    ];
+    limits.extend(translate::route_limits());
+    limits
 }
 
 struct Publisher {

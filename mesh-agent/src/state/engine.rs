@@ -8,6 +8,7 @@
 //! node ─► zone ─────────┐                         ├─► host ports
 //! slice ─► its Service ─┴─► Services that select or list them ─► addresses, unserved addresses
 //! policy ─► its targets ───► pods to judge ◄── Services that a policy targets
+//! route ─► its parents ───► Services ─► the routes of their ports ─► unserved addresses
 //! ```
 //!
 //! Nothing is scanned but what an index says may depend on the change. What comes out equal to what was there stays the
@@ -17,18 +18,20 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::attachments::Attachments;
 use super::claims::Claims;
 use super::endpoints::{Behind, target_port};
 use super::frontends::{AddressClaims, Moved};
 use super::nodes::Nodes;
-use super::object::{Item, Key, Kind, Name};
+use super::object::{Item, Key, Kind, Name, RouteId};
 use super::pods::Pods;
 use super::specs::Specs;
 use super::topology::Here;
-use super::{Distribution, MeshState, Node, Service, Stamp, Workload, World};
+use super::{Distribution, MeshState, Node, ReferenceGrant, RouteSpec, Service, Stamp, Workload, World};
 use crate::policy::{
     AuthorizationPolicy, Operator, PeerAuthentication, PeerModes, Selector, Subject, Target, Unreadable, Weight,
 };
+use crate::routes::RouteKind;
 
 /// See the module.
 #[derive(Default)]
@@ -37,6 +40,7 @@ pub struct Engine {
     nodes: Nodes,
     specs: Specs,
     addresses: AddressClaims,
+    attachments: Attachments,
     peers: HashMap<Name, Arc<PeerAuthentication>>,
     authorizations: HashMap<Name, Arc<AuthorizationPolicy>>,
     unreadable: Vec<Arc<Unreadable>>,
@@ -91,6 +95,12 @@ impl MeshState {
         for spec in &world.services {
             engine.service(&Name::from(spec), Some(Arc::new(spec.clone())));
         }
+        for route in &world.routes {
+            engine.route(RouteId::from(route), Some(Arc::new(route.clone())));
+        }
+        for (namespace, name, grant) in &world.grants {
+            engine.reference_grant(&Name::new(namespace, name), Some(Arc::new(grant.clone())));
+        }
         // Every pod is judged anyway.
         engine.state.policies = Arc::new(world.policies.clone());
         engine.state.version = version.saturating_sub(1);
@@ -113,6 +123,8 @@ impl Engine {
             Item::Pod { workload, mesh } => self.pod(&name, Some((workload, mesh))),
             Item::Service(spec) => self.service(&name, Some(spec)),
             Item::EndpointSlice { service, backends } => self.slice(&name, Some((service, backends))),
+            Item::Route(spec) => self.route(RouteId::from(&*spec), Some(spec)),
+            Item::ReferenceGrant(grant) => self.reference_grant(&name, Some(grant)),
             Item::PeerAuthentication(peer) => self.peer_authentication(&name, Some(peer)),
             Item::AuthorizationPolicy(policy) => self.authorization_policy(&name, Some(policy)),
         }
@@ -127,6 +139,11 @@ impl Engine {
             Kind::Pod => self.pod(&name, None),
             Kind::Service => self.service(&name, None),
             Kind::EndpointSlice => self.slice(&name, None),
+            Kind::HttpRoute => self.route(RouteId { kind: RouteKind::Http, name }, None),
+            Kind::GrpcRoute => self.route(RouteId { kind: RouteKind::Grpc, name }, None),
+            Kind::TcpRoute => self.route(RouteId { kind: RouteKind::Tcp, name }, None),
+            Kind::TlsRoute => self.route(RouteId { kind: RouteKind::Tls, name }, None),
+            Kind::ReferenceGrant => self.reference_grant(&name, None),
             Kind::PeerAuthentication => self.peer_authentication(&name, None),
             Kind::AuthorizationPolicy => self.authorization_policy(&name, None),
         }
@@ -181,6 +198,16 @@ impl Engine {
 
     fn slice(&mut self, name: &Name, slice: Option<(Arc<str>, Arc<[super::Backend]>)>) {
         self.dirty.services.extend(self.specs.take_slice(name, slice));
+    }
+
+    fn route(&mut self, id: RouteId, spec: Option<Arc<RouteSpec>>) {
+        self.dirty.services.extend(self.attachments.take(id, spec, &mut self.state));
+    }
+
+    fn reference_grant(&mut self, name: &Name, grant: Option<Arc<ReferenceGrant>>) {
+        if self.state.grants.get(name) != grant.as_ref() {
+            self.state.grants.set(name, grant);
+        }
     }
 
     fn peer_authentication(&mut self, name: &Name, peer: Option<Arc<PeerAuthentication>>) {
@@ -302,6 +329,7 @@ impl Engine {
             if self.state.services.get(&name).map(|known| &**known) != service.as_ref() {
                 self.state.services.set(&name, service.map(Arc::new));
             }
+            self.attachments.settle(&name, &mut self.state);
             let moved = self.addresses.settle_service(&name, behind.as_ref(), &mut self.state);
             let targeted = behind.filter(|_| self.state.policies.targets_service(&name.namespace, &name.name));
             let coverage = targeted.as_ref().map(coverage).unwrap_or_default();

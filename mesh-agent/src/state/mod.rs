@@ -10,6 +10,7 @@
 //!                   specs            endpoints, frontends, topology          all that did not change: cow)
 //! ```
 
+mod attachments;
 mod claims;
 mod cow;
 mod endpoints;
@@ -18,13 +19,18 @@ mod frontends;
 mod nodes;
 mod object;
 mod pods;
+mod route;
+mod routes;
 mod service;
 mod snapshot;
 mod specs;
+mod status;
 mod topology;
 mod workload;
 mod world;
 
+#[cfg(test)]
+mod route_tests;
 #[cfg(test)]
 mod sequences;
 #[cfg(test)]
@@ -33,10 +39,12 @@ mod tests;
 pub use engine::Engine;
 pub use frontends::Destination;
 pub use object::{Item, Key, Kind};
+pub use route::{BadBackend, Reading, ReferenceGrant, RouteSpec};
 pub use service::{Endpoint, Frontend, Service, ServicePort};
 pub use snapshot::{MeshState, Stamp, StateReader, StateWriter};
+pub use status::{Condition, ConditionType, ParentStatus, RouteStatus};
 pub use workload::{Exclusions, HostPort, Workload};
 pub use world::{
-    Affinity, Backend, Backends, Distribution, ExternalAddresses, Hints, InternalTraffic, Node, PortSpec, ServiceSpec,
-    TargetPort, Traffic, World,
+    Affinity, AppProtocol, Backend, Backends, Distribution, ExternalAddresses, Hints, InternalTraffic, Node, PortSpec,
+    ServiceSpec, TargetPort, Traffic, World,
 };

@@ -262,7 +262,16 @@ pub fn unreadable(kind: Kind, key: Option<&Key>, value: &Value) -> Option<Unread
     let weight = match kind {
         Kind::PeerAuthentication => Weight::Strict,
         Kind::AuthorizationPolicy => Weight::DenyAll,
-        Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice => return None,
+        Kind::Namespace
+        | Kind::Node
+        | Kind::Pod
+        | Kind::Service
+        | Kind::EndpointSlice
+        | Kind::HttpRoute
+        | Kind::GrpcRoute
+        | Kind::TcpRoute
+        | Kind::TlsRoute
+        | Kind::ReferenceGrant => return None,
     };
     if kind == Kind::AuthorizationPolicy && object::text(value, &["spec", "action"]) == Some("AUDIT") {
         return None;
