@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use http::header::LOCATION;
 use http::uri::Authority;
-use http::{HeaderValue, request, response};
+use http::{HeaderValue, Uri, request, response};
 
 use super::super::object::Redirect;
 use super::{Around, head, path};
@@ -21,7 +21,10 @@ fn location(redirect: &Redirect, around: &Around<'_>, request: &request::Parts) 
     let host = host_of(redirect.hostname.as_deref().unwrap_or(around.host))?;
     let port = shown(scheme, port(redirect, around)?).map_or_else(String::new, |port| format!(":{port}"));
     let target = target(redirect, around, request)?;
-    HeaderValue::try_from(format!("{scheme}://{host}{port}{}", as_ascii(&target))).ok()
+    let location = format!("{scheme}://{host}{port}{}", as_ascii(&target));
+    // Host, port and target can each be right and the whole not.
+    location.parse::<Uri>().ok()?;
+    HeaderValue::try_from(location).ok()
 }
 
 /// A URL is ASCII (RFC 3986), though requests for other bytes are served.
@@ -123,6 +126,7 @@ mod tests {
             ("", None),
             ("a b", None),
             ("echo/../x", None),
+            ("x[fd00::1]:8080", None),
         ] {
             let around = Around { host, ..AROUND };
             assert_eq!(located(&build::redirect(), &around, "/").as_deref(), wanted, "{host}");
