@@ -101,6 +101,7 @@ pub fn object(input: &[u8]) {
         Kind::EndpointSlice,
         Kind::PeerAuthentication,
         Kind::AuthorizationPolicy,
+        Kind::TrafficPolicy,
     ] {
         let key = Key { kind, namespace: "shop".to_string(), name: "fuzz".to_string() };
         match object::read(&key, &value, TRUST_DOMAIN) {
@@ -161,7 +162,11 @@ fn check_findings(before: &Store, after: &Store) {
                 assert!(after.items().keys().any(stays), "{finding}: it does not stay");
             }
             Effect::TargetDeniesAll | Effect::TargetStrict => assert!(!after.unreadable().is_empty(), "{finding}"),
-            Effect::PreviousStays | Effect::Skipped | Effect::LaterWins | Effect::ExcludesNothing => {}
+            Effect::PreviousStays
+            | Effect::Skipped
+            | Effect::LaterWins
+            | Effect::ExcludesNothing
+            | Effect::OlderCounts => {}
         }
     }
 }

@@ -102,16 +102,17 @@ pub async fn run(
 
 /// Reads a directory or a file as [`run`] does at its start, and says what is wrong with it. Pure but for the reading.
 pub fn validate(path: &Path, trust_domain: &str) -> std::io::Result<Vec<Finding>> {
-    let mut store = Store::new(trust_domain);
-    store.apply(&read_once(path)?, &[]);
-    Ok(store.findings())
+    // What objects come to is the same on every node, as far as findings go.
+    let mut current = Current { store: Store::new(trust_domain), engine: Engine::new("") };
+    current.take(&Changes { changed: read_once(path)?, gone: Vec::new() });
+    Ok(current.findings())
 }
 
 /// Builds a snapshot from a directory or a file once, with no watching: for tests, and for tools that explain.
 pub fn load(path: &Path, config: &Config) -> std::io::Result<(MeshState, Vec<Finding>)> {
     let mut current = Current::new(config);
     current.take(&Changes { changed: read_once(path)?, gone: Vec::new() });
-    Ok((current.engine.snapshot(), current.store.findings()))
+    Ok((current.engine.snapshot(), current.findings()))
 }
 
 fn read_once(path: &Path) -> std::io::Result<Vec<file::SourceFile>> {
@@ -167,6 +168,14 @@ impl Current {
         }
         self.engine.refuse(self.store.unreadable());
     }
+
+    /// What is wrong with the objects, each for itself and together.
+    fn findings(&self) -> Vec<Finding> {
+        let mut findings = self.store.findings();
+        findings.extend(self.store.overruled(self.engine.overruled()));
+        findings.sort_by(|one, other| one.file.cmp(&other.file));
+        findings
+    }
 }
 
 impl Publisher {
@@ -211,7 +220,7 @@ impl Publisher {
             unreachable: None,
             unreachable_since: None,
             objects: self.current.store.len(),
-            findings: self.current.store.findings(),
+            findings: self.current.findings(),
         };
         let known = self.published.as_ref().map(|published| published.findings.as_slice()).unwrap_or_default();
         for finding in report.findings.iter().filter(|finding| !known.contains(finding)) {

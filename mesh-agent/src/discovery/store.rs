@@ -21,6 +21,7 @@ use super::finding::{Effect, FieldPath, Finding, Problem};
 use super::object::{self, Key, Kind, Meaning};
 use super::translate::{self, Item, Taken};
 use crate::policy::{Unreadable, Weight};
+use crate::state::Overruled;
 
 /// All objects in force. Changes only by [`Store::apply`].
 #[derive(Clone, Debug)]
@@ -147,6 +148,23 @@ impl Store {
         findings.extend(self.doubled.iter().flat_map(|key| self.double_findings(key)));
         findings.sort_by(|one, other| one.file.cmp(&other.file));
         findings
+    }
+
+    /// What to say of policies that do not count at one of their targets.
+    pub fn overruled(&self, overruled: impl IntoIterator<Item = Overruled>) -> Vec<Finding> {
+        let finding = |Overruled { policy, target, by }: Overruled| {
+            let (file, _, line) = self.readers(&policy).last()?;
+            Some(Finding {
+                file: file.to_path_buf(),
+                line: Some(line),
+                kind: policy.kind.to_string(),
+                object: policy.object(),
+                field: FieldPath::of("spec.targetRefs").index(target).to_string(),
+                reason: format!("is a target of {by} too"),
+                effect: Effect::OlderCounts,
+            })
+        };
+        overruled.into_iter().filter_map(finding).collect()
     }
 
     fn notes(&self) -> impl Iterator<Item = (&Arc<Path>, &Note)> {

@@ -7,6 +7,7 @@
 //! namespace ─► its pods ─► IPs ─► who holds them ─┬─► pods that are there, pods of this node
 //! node ─► zone ─────────┐                         ├─► host ports
 //! slice ─► its Service ─┴─► Services that select or list them ─► addresses, unserved addresses
+//! traffic policy ─► the targets at which it is the oldest
 //! policy ─► its targets ───► pods to judge ◄── Services that a policy targets
 //! ```
 //!
@@ -25,10 +26,12 @@ use super::object::{Item, Key, Kind, Name};
 use super::pods::Pods;
 use super::specs::Specs;
 use super::topology::Here;
-use super::{Distribution, MeshState, Node, Service, Stamp, Workload, World};
+use super::traffic::TrafficPolicies;
+use super::{Distribution, MeshState, Node, Overruled, Service, Stamp, Workload, World};
 use crate::policy::{
     AuthorizationPolicy, Operator, PeerAuthentication, PeerModes, Selector, Subject, Target, Unreadable, Weight,
 };
+use crate::resilience::policy::TrafficPolicy;
 
 /// See the module.
 #[derive(Default)]
@@ -40,6 +43,7 @@ pub struct Engine {
     peers: HashMap<Name, Arc<PeerAuthentication>>,
     authorizations: HashMap<Name, Arc<AuthorizationPolicy>>,
     unreadable: Vec<Arc<Unreadable>>,
+    traffic: TrafficPolicies,
     /// By pod: the Services that lead to it and that a policy targets, and at which of its ports.
     covered: Claims<Name, Name, BTreeSet<u16>>,
     dirty: Dirty,
@@ -115,6 +119,7 @@ impl Engine {
             Item::EndpointSlice { service, backends } => self.slice(&name, Some((service, backends))),
             Item::PeerAuthentication(peer) => self.peer_authentication(&name, Some(peer)),
             Item::AuthorizationPolicy(policy) => self.authorization_policy(&name, Some(policy)),
+            Item::TrafficPolicy(policy) => self.traffic_policy(&name, Some(policy)),
         }
     }
 
@@ -129,6 +134,7 @@ impl Engine {
             Kind::EndpointSlice => self.slice(&name, None),
             Kind::PeerAuthentication => self.peer_authentication(&name, None),
             Kind::AuthorizationPolicy => self.authorization_policy(&name, None),
+            Kind::TrafficPolicy => self.traffic_policy(&name, None),
         }
     }
 
@@ -201,6 +207,16 @@ impl Engine {
         let targets = before.iter().chain(&policy).flat_map(|object| object.targets.iter().cloned());
         self.dirty.targets.extend(targets.map(|target| (Reach::Local, target)));
         Arc::make_mut(&mut self.state.policies).replace_authorization_policy(before.as_ref(), policy);
+    }
+
+    fn traffic_policy(&mut self, name: &Name, policy: Option<Arc<TrafficPolicy>>) {
+        self.traffic.take(name, policy, &mut self.state.traffic_policies);
+        self.state.stamps.traffic = Stamp::default();
+    }
+
+    /// The TrafficPolicies that do not count at one of their targets, because an older one does.
+    pub fn overruled(&self) -> impl Iterator<Item = Overruled> {
+        self.traffic.overruled()
     }
 
     /// The world as it is now, with the next version.

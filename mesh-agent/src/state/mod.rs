@@ -22,6 +22,7 @@ mod service;
 mod snapshot;
 mod specs;
 mod topology;
+mod traffic;
 mod workload;
 mod world;
 
@@ -35,6 +36,7 @@ pub use frontends::Destination;
 pub use object::{Item, Key, Kind};
 pub use service::{Endpoint, Frontend, Service, ServicePort};
 pub use snapshot::{MeshState, Stamp, StateReader, StateWriter};
+pub use traffic::Overruled;
 pub use workload::{Exclusions, HostPort, Workload};
 pub use world::{
     Affinity, Backend, Backends, Distribution, ExternalAddresses, Hints, InternalTraffic, Node, PortSpec, ServiceSpec,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{Backend, Node, ServiceSpec, Workload};
 use crate::policy::{AuthorizationPolicy, PeerAuthentication};
+use crate::resilience::policy::TrafficPolicy;
 
 /// The kinds that the mesh reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,6 +25,8 @@ pub enum Kind {
     PeerAuthentication,
     /// nodemesh.dev/v1alpha1
     AuthorizationPolicy,
+    /// nodemesh.dev/v1alpha1
+    TrafficPolicy,
 }
 
 impl fmt::Display for Kind {
@@ -37,6 +40,8 @@ impl Kind {
     pub fn is_policy(self) -> bool {
         match self {
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => true,
+            // It restricts how much comes, not who.
+            Kind::TrafficPolicy => false,
             Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice => false,
         }
     }
@@ -90,6 +95,8 @@ pub enum Item {
     PeerAuthentication(Arc<PeerAuthentication>),
     /// Who may connect.
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
+    /// How requests are treated.
+    TrafficPolicy(Arc<TrafficPolicy>),
 }
 
 /// Namespace and name: how pods, Services and slices are told apart.

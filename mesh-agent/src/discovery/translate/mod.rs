@@ -4,11 +4,13 @@
 //! the field; it is up to the caller what stays in force then.
 
 mod core;
+mod duration;
 mod exclusions;
 mod node;
 mod policy;
 mod service;
 mod slice;
+mod traffic;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ pub use self::node::node;
 pub use self::policy::{authorization_policy, peer_authentication, unreadable};
 pub use self::service::service;
 pub use self::slice::endpoint_slice;
+pub use self::traffic::traffic_policy;
 
 use super::finding::{FieldPath, Problem};
 pub use crate::state::Item;
