@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::build;
+use crate::{build, packages};
 
 /// Feed the agent's parsers with what libFuzzer makes up
 #[derive(clap::Args)]
@@ -19,6 +19,12 @@ pub struct Fuzz {
     /// How long each target runs
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Build without optimising: quicker to build, slower to run
+    #[arg(long)]
+    quick: bool,
+    /// Build here, where other clones build as well; what is not a library of others is always built anew
+    #[arg(long, value_name = "DIR")]
+    build_dir: Option<PathBuf>,
 }
 
 /// What makes the compiler count edges and comparisons for libFuzzer, as cargo-fuzz asks for it.
@@ -30,6 +36,10 @@ const COVERAGE: &[&str] = &[
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
 
+/// The profiles of `mesh-agent/fuzz/Cargo.toml`.
+const RELEASE: &str = "release";
+const QUICK: &str = "quick";
+
 /// Largest input in bytes: a long policy, or some dozen frames.
 const MAX_INPUT_BYTES: u32 = 4096;
 /// Seconds that one input may take before it counts as a hang.
@@ -40,14 +50,15 @@ const MEMORY_MIB: u32 = 2048;
 impl Fuzz {
     /// Builds all targets and runs those that are meant. What is found is left under `target/fuzz/artifacts`.
     pub fn run(self) -> Result<ExitCode> {
-        let Self { target, seconds } = self;
+        let Self { target, seconds, quick, build_dir } = self;
         let known = targets()?;
         let chosen = match target {
             Some(target) if known.contains(&target) => vec![target],
             Some(target) => bail!("there is no target {target}; there are {}", known.join(", ")),
             None => known,
         };
-        let directory = build_targets()?;
+        packages::for_fuzzing()?;
+        let directory = build_targets(build_dir, if quick { QUICK } else { RELEASE })?;
         let mut failed = Vec::new();
         for target in chosen {
             println!("=== {target}, {seconds} s ===");
@@ -87,22 +98,45 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The packages that come from the clone.
+const OURS: &[&str] = &["mesh-agent", "mesh-agent-fuzz", "mesh-common"];
+
 /// Returns where the binaries are.
-fn build_targets() -> Result<PathBuf> {
+fn build_targets(shared: Option<PathBuf>, profile: &str) -> Result<PathBuf> {
     // The versions that the agent is built with; cargo adds libFuzzer's own.
     std::fs::copy(build::root().join("Cargo.lock"), home().join("Cargo.lock")).context("copying Cargo.lock")?;
     let host = host()?;
+    let directory = shared.clone().unwrap_or_else(output);
+    if shared.is_some() {
+        forget_ours(&directory, &host, profile)?;
+    }
     // With --target, build scripts and macros are left without coverage, which they could not be linked with.
     let status = build::cargo()
-        .args(["build", "--release", "--bins", "--target", &host, "--target-dir"])
-        .arg(output())
+        .args(["build", "--profile", profile, "--bins", "--target", &host, "--target-dir"])
+        .arg(&directory)
         .arg("--manifest-path")
         .arg(home().join("Cargo.toml"))
         .env("RUSTFLAGS", COVERAGE.join(" "))
         .status()
         .context("starting cargo")?;
     ensure!(status.success(), "building the fuzz targets: {status}");
-    Ok(output().join(host).join("release"))
+    Ok(directory.join(host).join(profile))
+}
+
+/// Cargo tells what is old by the time of its files; those of another clone in the same place may be older than a build
+/// that they are not of.
+fn forget_ours(directory: &Path, host: &str, profile: &str) -> Result<()> {
+    let packages = OURS.iter().flat_map(|package| ["--package", package]);
+    let status = build::cargo()
+        .args(["clean", "--profile", profile, "--target", host, "--target-dir"])
+        .arg(directory)
+        .args(packages)
+        .arg("--manifest-path")
+        .arg(home().join("Cargo.toml"))
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "cleaning {}: {status}", directory.display());
+    Ok(())
 }
 
 /// The triple that this toolchain builds for.
@@ -126,7 +160,7 @@ fn run_target(directory: &Path, target: &str, seconds: u64) -> Result<bool> {
         .arg(format!("-timeout={INPUT_SECONDS}"))
         .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
         .arg(format!("-artifact_prefix={}/", found.display()))
-        .args(["-print_final_stats=1", "-verbosity=0"])
+        .args(["-print_final_stats=1", "-print_funcs=0", "-verbosity=0"])
         .arg(&working)
         .arg(home().join("corpus").join(target))
         .status()

@@ -56,6 +56,9 @@ const BUILD: &[Need] = &[
     },
 ];
 
+/// Beside [`BUILD`].
+const FUZZING: &[Need] = &[same(Check::Program("c++"), "builds libFuzzer", "g++", ["gcc-c++", "gcc", "g++"])];
+
 const TESTBED: &[Need] = &[
     same(Check::Program("ip"), "makes network links", "iproute2", ["iproute", "iproute2", "iproute2"]),
     same(Check::Program("nginx"), "is the web server in a pod", "nginx-light", ["nginx", "nginx", "nginx"]),
@@ -96,6 +99,12 @@ const fn same(check: Check, purpose: &'static str, debian: &'static str, others:
 /// Makes sure that the agent can be built.
 pub fn for_build() -> Result<()> {
     ensure_there(BUILD)
+}
+
+/// Makes sure that the fuzz targets can be built.
+pub fn for_fuzzing() -> Result<()> {
+    for_build()?;
+    ensure_there(FUZZING)
 }
 
 /// Makes sure that the testbed can run.

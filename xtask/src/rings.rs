@@ -5,6 +5,7 @@
 //! | 1 | tables and properties: unit tests of every crate | nothing |
 //! | 2 | two agents in one process, real TLS and HTTP/2 | nothing |
 //! | 3 | real programs in simulated nodes: eBPF, namespaces, nginx, curl, … | root, Linux 5.15, cgroup2 |
+//! | 3, v6-only | the heart of it once more with no IPv4 address anywhere and with the guards on clsact | the same |
 //!
 //! A ring that cannot run says so in capitals; with MESH_REQUIRE_KERNEL set, as in CI, that is a failure.
 
@@ -47,9 +48,8 @@ impl Test {
         let rings = if rings.is_empty() { vec![1, 2, 3] } else { rings };
         let mut output = Output::default();
         let mut outcomes = Vec::new();
-        for ring in rings {
-            let outcome = run_ring(ring, &name, &mut output)?;
-            outcomes.push((ring, outcome));
+        for part in rings.iter().flat_map(|ring| PARTS.iter().filter(move |part| part.ring == *ring)) {
+            outcomes.push((part.name, run_part(part, &name, &mut output)?));
         }
         output.summary(&outcomes)?;
         let ok = outcomes.iter().all(|(_, outcome)| outcome.ok || outcome.skipped);
@@ -84,37 +84,69 @@ pub fn kernel_obstacle() -> Option<String> {
     packages::missing_for_testbed().into_iter().next().map(|missing| format!("missing: {missing}"))
 }
 
-/// What a ring is called, and the cargo commands that run it.
-fn ring(number: u8) -> (&'static str, &'static [&'static [&'static str]]) {
-    match number {
-        1 => ("ring 1: tables and properties", &[&["test", "--lib", "--bins"]]),
-        2 => (
-            "ring 2: two agents in one process",
-            &[&["test", "--package", "mesh-agent", "--test", "identity", "--test", "journey", "--test", "mesh"]],
-        ),
-        _ => (
-            "ring 3: real programs on this kernel",
-            &[
-                &["test", "--package", "mesh-agent", "--test", "capture"],
-                &["test", "--package", "xtask", "--test", "*"],
-            ],
-        ),
-    }
+/// A ring, or a part of one that is announced and counted by itself.
+struct Part {
+    ring: u8,
+    /// For its closing line.
+    name: &'static str,
+    title: &'static str,
+    /// The cargo commands that run it.
+    commands: &'static [&'static [&'static str]],
 }
 
-fn run_ring(number: u8, name: &str, output: &mut Output) -> Result<Outcome> {
-    let (title, commands) = ring(number);
+const PARTS: &[Part] = &[
+    Part { ring: 1, name: "ring 1", title: "ring 1: tables and properties", commands: &[&["test", "--lib", "--bins"]] },
+    Part {
+        ring: 2,
+        name: "ring 2",
+        title: "ring 2: two agents in one process",
+        commands: &[&[
+            "test",
+            "--package",
+            "mesh-agent",
+            "--test",
+            "discovery",
+            "--test",
+            "identity",
+            "--test",
+            "journey",
+            "--test",
+            "mesh",
+        ]],
+    },
+    Part {
+        ring: KERNEL,
+        name: "ring 3",
+        title: "ring 3: real programs on this kernel",
+        commands: &[
+            &["test", "--package", "mesh-agent", "--test", "capture"],
+            &["test", "--package", "xtask", "--test", "leftovers", "--test", "mesh", "--test", "testbed"],
+        ],
+    },
+    Part {
+        ring: KERNEL,
+        name: "ring 3, v6-only",
+        title: "ring 3, v6-only: no IPv4 address, guards on clsact",
+        commands: &[&["test", "--package", "xtask", "--test", "v6_only"]],
+    },
+];
+
+/// The ring that needs root and a kernel.
+const KERNEL: u8 = 3;
+
+fn run_part(part: &Part, name: &str, output: &mut Output) -> Result<Outcome> {
+    let Part { ring, name: _, title, commands } = part;
     output.announce(title)?;
-    if number == 3
+    if *ring == KERNEL
         && let Some(outcome) = prepare_kernel(output)?
     {
         return Ok(outcome);
     }
     let mut total = Outcome { ok: true, ..Outcome::default() };
-    for arguments in commands {
+    for arguments in *commands {
         let mut command = build::cargo();
         command.args(*arguments).args(["--", name]);
-        if number == 3 {
+        if *ring == KERNEL {
             command.arg(format!("--test-threads={KERNEL_TESTS_AT_ONCE}"));
         }
         let Outcome { passed, failed, ok, skipped: _ } = output.follow(command)?;
@@ -198,16 +230,16 @@ impl Output {
         Ok(std::io::stdout().flush()?)
     }
 
-    fn summary(&mut self, outcomes: &[(u8, Outcome)]) -> Result<()> {
+    fn summary(&mut self, outcomes: &[(&str, Outcome)]) -> Result<()> {
         println!();
-        for (ring, outcome) in outcomes {
+        for (name, outcome) in outcomes {
             let Outcome { passed, failed, ok, skipped } = outcome;
             let verdict = match (ok, skipped) {
                 (true, _) => "ok",
                 (false, true) => "SKIPPED",
                 (false, false) => "FAILED",
             };
-            println!("ring {ring}: {verdict}, {passed} passed, {failed} failed");
+            println!("{name}: {verdict}, {passed} passed, {failed} failed");
         }
         println!();
         self.release()
@@ -219,4 +251,23 @@ fn counts(line: &str) -> Option<(u64, u64)> {
     let words: Vec<&str> = line.strip_prefix("test result: ")?.split_whitespace().collect();
     let before = |label: &str| words.iter().position(|word| word.starts_with(label)).and_then(|at| words.get(at - 1));
     Some((before("passed")?.parse().ok()?, before("failed")?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_test_binary_is_left_out() {
+        let named: Vec<&str> = PARTS.iter().flat_map(|part| part.commands.iter().copied().flatten()).copied().collect();
+        for package in ["mesh-agent", "xtask"] {
+            let directory = build::root().join(package).join("tests");
+            for entry in std::fs::read_dir(&directory).unwrap() {
+                let path = entry.unwrap().path();
+                let is_test = path.join("main.rs").is_file() || path.extension().is_some_and(|kind| kind == "rs");
+                let name = path.file_stem().unwrap().to_str().unwrap();
+                assert!(!is_test || named.contains(&name), "no ring runs {}", path.display());
+            }
+        }
+    }
 }

@@ -66,9 +66,14 @@ fn who_speaks_of_an_object() {
     let good = DENY.to_string();
     let other = DENY.replace("name: web}", "name: other}");
     let bad = DENY.replace("DENY", "DENI");
+    let both = format!("{DENY}---\n{}", other.replace("no-web", "earlier"));
+    let [mistaken, nameless] = [
+        DENY.replace("AuthorizationPolicy", "AuthorisationPolicy").replace("no-web", "of-web"),
+        DENY.replace("name: no-web", "nmae: no-web"),
+    ];
     // (step: file and text, None for gone; whether web is denied; effects of the findings)
     type Step<'a> = (&'a str, Option<&'a str>, bool, &'a [Effect]);
-    let scripts: [&[Step<'_>]; 5] = [
+    let scripts: [&[Step<'_>]; 7] = [
         // The later wins, and the earlier is back when the later goes.
         &[("p", Some(&good), true, &[]), ("q", Some(&other), false, &[Effect::LaterWins]), ("q", None, true, &[])],
         // A good one anywhere is in force.
@@ -98,6 +103,9 @@ fn who_speaks_of_an_object() {
             ("p", Some("["), true, &[Effect::PreviousStays]),
             ("p", None, false, &[]),
         ],
+        // What could be either of two that are missing is taken for both.
+        &[("p", Some(&both), true, &[]), ("p", Some(&mistaken), true, &[Effect::PreviousStays])],
+        &[("p", Some(&both), true, &[]), ("p", Some(&nameless), true, &[Effect::PreviousStays])],
     ];
     for (number, script) in scripts.iter().enumerate() {
         let mut current = Current::new(&config("node-1"));

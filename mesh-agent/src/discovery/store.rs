@@ -279,6 +279,8 @@ struct Reading<'a> {
     said: Said,
     /// What has to wait until the names of all files are known.
     waiting: Vec<Waiting<'a>>,
+    /// Something could be one of several objects that are missing.
+    is_guessed: bool,
 }
 
 /// What tells no name.
@@ -308,7 +310,13 @@ impl Place<'_> {
 
 impl<'a> Reading<'a> {
     fn new(file: &'a SourceFile, before: Said, store: &Store) -> Self {
-        let mut reading = Self { path: file.path.as_path().into(), before, said: Said::default(), waiting: Vec::new() };
+        let mut reading = Self {
+            path: file.path.as_path().into(),
+            before,
+            said: Said::default(),
+            waiting: Vec::new(),
+            is_guessed: false,
+        };
         match &file.content {
             Ok(text) => reading.text(text, store),
             Err(reason) => reading.waiting.push(Waiting::Closed { reason: reason.clone() }),
@@ -434,16 +442,20 @@ impl<'a> Reading<'a> {
             }
         }
         // In a file with a part that could not be told apart, an object that is missing may be that part. A policy that
-        // cannot be read, and never could under this name, may be one that is missing.
+        // cannot be read, and never could under this name, may be one that is missing; and what could be several that are
+        // missing may be any of them.
         let strange = |note: &Note| note.unreadable.is_some() && !store.is_in_force(note.key.as_ref());
         let strange = self.said.notes.iter().any(strange);
-        let kept = self.missing(store).filter(|key| in_pieces || (strange && key.kind.is_policy()));
+        let kept =
+            self.missing(store).filter(|key| in_pieces || ((strange || self.is_guessed) && key.kind.is_policy()));
         let kept: Vec<Key> = kept.cloned().collect();
         self.said.claims.extend(kept.into_iter().map(|key| (key, Claim::Unread)));
     }
 
     fn nameless_object(&mut self, kind: Kind, problem: Problem, value: &Value, line: u64, store: &Store) {
-        let key = self.missing(store).find(|key| key.kind == kind).cloned();
+        let missing: Vec<Key> = self.missing(store).filter(|key| key.kind == kind).cloned().collect();
+        let key = missing.first().cloned();
+        self.is_guessed |= missing.len() > 1;
         let unreadable = translate::unreadable(kind, key.as_ref(), value);
         let object = key.as_ref().map(Key::object).unwrap_or_default();
         self.note(Some(line), &kind.to_string(), &object, problem, Effect::Skipped);
@@ -456,10 +468,13 @@ impl<'a> Reading<'a> {
         let namespace = object::namespace(value).unwrap_or_default();
         let policies: Vec<Key> = self.missing(store).filter(|key| key.kind.is_policy()).cloned().collect();
         let meant = policies.iter().find(|key| key.name == name && key.namespace == namespace);
-        let key = meant.or(policies.first()).cloned();
+        self.is_guessed |= meant.is_none() && policies.len() > 1;
+        let namesake = policies.iter().find(|key| key.name == name);
+        let key = meant.or(namesake).or(policies.first()).cloned();
         let unreadable = key.as_ref().and_then(|key| translate::unreadable(key.kind, Some(key), value));
         let kind = object::text(value, &["kind"]).unwrap_or_default();
-        self.note(Some(line), kind, name, problem, Effect::Skipped);
+        let object = key.as_ref().map_or_else(|| name.to_string(), Key::object);
+        self.note(Some(line), kind, &object, problem, Effect::Skipped);
         self.keep(key, unreadable);
     }
 

@@ -74,12 +74,6 @@ impl LocalCa {
         self.signer.state.borrow().roots.first().cloned().unwrap_or_else(|| CertificateDer::from(Vec::new()))
     }
 
-    /// As `issue`, on the thread that calls.
-    #[cfg(any(test, feature = "fuzzing"))]
-    pub(super) fn sign_now(&self, request: &CertificateRequest) -> Result<IssuedCertificate, CaError> {
-        self.signer.sign(request)
-    }
-
     fn new(source: Source, trust_domain: &str, clock: Clock) -> Result<Self, Error> {
         let state = watch::Sender::new(CaState::default());
         let signer = Signer { source, trust_domain: trust_domain.to_string(), clock, state };
@@ -192,7 +186,7 @@ impl Signer {
     }
 }
 
-fn leaf_params(
+pub(super) fn leaf_params(
     id: &SpiffeId,
     now: OffsetDateTime,
     lifetime: Duration,

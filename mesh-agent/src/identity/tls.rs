@@ -105,7 +105,7 @@ pub(super) fn configs(
     trust_domain: &str,
     clock: &Clock,
 ) -> Result<Configs, rustls::Error> {
-    let verifier = Arc::new(PeerVerifier { trust: trust.clone(), trust_domain: trust_domain.to_string() });
+    let verifier = Arc::new(PeerVerifier::new(trust.clone(), trust_domain));
     let key = Arc::new(CertifiedKey::from_der(chain, key, &PROVIDER)?);
     Ok(Configs {
         client: Arc::new(client_config(key.clone(), verifier.clone(), clock)?),
@@ -146,12 +146,16 @@ fn server_config(
 }
 
 /// Checks the other end, whichever end it is: the chain by webpki, the leaf by the SPIFFE rules.
-struct PeerVerifier {
+pub(super) struct PeerVerifier {
     trust: Trust,
     trust_domain: String,
 }
 
 impl PeerVerifier {
+    pub fn new(trust: Trust, trust_domain: &str) -> Self {
+        Self { trust, trust_domain: trust_domain.to_string() }
+    }
+
     fn check_leaf(&self, leaf: &CertificateDer<'_>) -> Result<(), rustls::Error> {
         let id = leaf_id(leaf).map_err(refused)?;
         if id.trust_domain() != self.trust_domain {

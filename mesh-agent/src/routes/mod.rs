@@ -5,9 +5,39 @@
 //! discovery ─► Route (as it was read) ─► state::Engine ─► Table, per Service port and client namespace ─► http asks
 //! ```
 
-mod object;
+//! For whoever asks:
+//! - `state::Engine` calls `attached` for a Service port and a client's namespace, then `Table::compile`;
+//! - `discovery` makes patterns by `anchored` and gRPC matches by `grpc::call`;
+//! - `http` calls `Table::find` with a request's head.
 
+mod attach;
+#[cfg(test)]
+mod build;
+mod chance;
+mod compile;
+mod connections;
+mod facts;
+pub mod filters;
+pub mod grpc;
+mod hello;
+pub mod limits;
+mod object;
+mod pattern;
+mod table;
+mod values;
+
+pub use attach::{Attached, Frontend, attached};
+pub use chance::Seed;
+pub use compile::CompiledRule;
+pub use connections::{ConnectionRule, Connections, ServerNames};
+pub use hello::ClientHello;
 pub use object::{
-    Backend, BackendRef, Cookie, Cors, Filter, Fraction, HeaderChange, Match, Mirror, NameValue, Parent, PathMatch,
-    PathRewrite, Redirect, Retry, Route, RouteKind, Rule, Rules, Session, Text, Timeouts, TlsRule, UrlRewrite,
+    Backend, BackendRef, Call, Cookie, Cors, Filter, Fraction, HeaderChange, Match, Mirror, NameValue, Parent,
+    PathMatch, PathRewrite, Redirect, Retry, Route, RouteKind, Rule, Rules, Session, Text, Timeouts, TlsRule,
+    UrlRewrite,
 };
+pub use pattern::anchored;
+pub use table::{Found, Head, Table};
+
+#[cfg(test)]
+mod tests;

@@ -109,8 +109,27 @@ pub enum PathMatch {
     Exact(Arc<str>),
     /// Whole segments; without a slash at the end unless it is `/` itself.
     Prefix(Arc<str>),
-    /// Anchored at both ends.
+    /// Anchored at both ends: `routes::anchored` makes it.
     Regex(Regex),
+    /// A gRPC service and method: `grpc::call` makes it.
+    Call(Call),
+}
+
+/// A gRPC service and method as a path, and how far they say what they want, which decides between them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Call {
+    pub(super) service: Said,
+    pub(super) method: Said,
+    pub(super) path: Box<PathMatch>,
+}
+
+/// How far a name is given; what comes first here goes before the others. Exact names that match one request are equally
+/// long, so that the number of their characters decides nothing between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Said {
+    Exact,
+    Regex,
+    Nothing,
 }
 
 /// How a value is matched.
@@ -118,7 +137,7 @@ pub enum PathMatch {
 pub enum Text {
     /// To the byte.
     Exact(Arc<str>),
-    /// Anchored at both ends.
+    /// Anchored at both ends: `routes::anchored` makes it.
     Regex(Regex),
 }
 
@@ -127,6 +146,7 @@ impl PartialEq for PathMatch {
         match (self, other) {
             (PathMatch::Exact(a), PathMatch::Exact(b)) | (PathMatch::Prefix(a), PathMatch::Prefix(b)) => a == b,
             (PathMatch::Regex(a), PathMatch::Regex(b)) => a.as_str() == b.as_str(),
+            (PathMatch::Call(a), PathMatch::Call(b)) => a == b,
             _ => false,
         }
     }

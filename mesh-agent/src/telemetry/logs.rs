@@ -99,7 +99,8 @@ pub fn parse_filter(text: &str) -> Result<EnvFilter, Error> {
     if text.trim().is_empty() {
         return Err(error("it is empty".into()));
     }
-    EnvFilter::builder().parse(text).map_err(|parse| error(parse.to_string()))
+    // Values are words: an expression becomes an automaton that a line of text can make as large as the machine.
+    EnvFilter::builder().with_regex(false).parse(text).map_err(|parse| error(parse.to_string()))
 }
 
 impl Log {

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::steps::cost::{self, Figures};
 use crate::testbed::{
-    AgentOptions, Family, Finished, Packets, PodSpec, Recording, ServiceSpec, Testbed, start_greeter, start_nginx,
-    start_redis,
+    AgentOptions, Family, Finished, Links, Packets, PodSpec, Recording, ServiceSpec, Testbed, start_greeter,
+    start_nginx, start_redis,
 };
 
 /// The namespace of the pods in the mesh.
@@ -25,6 +25,8 @@ pub struct Stage {
     pub bed: Testbed,
     /// The family that pods talk over.
     pub family: Family,
+    /// How its agents are started.
+    pub agents: AgentOptions,
     /// nginx's access log.
     pub web_log: PathBuf,
     /// How many packets carried the marker with no mesh.
@@ -37,7 +39,12 @@ pub struct Stage {
 impl Stage {
     /// Nodes, pods and servers; no mesh yet.
     pub fn build(family: Family) -> Result<Self> {
-        let mut bed = Testbed::new()?;
+        Self::build_over(family, Links::default(), AgentOptions::default())
+    }
+
+    /// The same over links of some kind, for agents that are started in some way.
+    pub fn build_over(family: Family, links: Links, agents: AgentOptions) -> Result<Self> {
+        let mut bed = Testbed::with_links(links)?;
         bed.add_node()?;
         bed.add_node()?;
         bed.add_namespace(NAMESPACE, &[(MESH_LABEL, "enabled")])?;
@@ -54,7 +61,7 @@ impl Stage {
         let web_log = start_nginx(bed.pod("web"))?;
         start_redis(bed.pod("cache"))?;
         start_greeter(bed.pod("greeter"))?;
-        Ok(Self { bed, family, web_log, plain_hits: None, plain_figures: None, recordings: 0 })
+        Ok(Self { bed, family, agents, web_log, plain_hits: None, plain_figures: None, recordings: 0 })
     }
 
     /// Records one request between two pods while there is no mesh: the search that must find something.
@@ -74,7 +81,7 @@ impl Stage {
 
     /// Starts both agents and waits until they are ready.
     pub fn start_mesh(&mut self) -> Result<()> {
-        self.bed.start_agents(&AgentOptions::default())
+        self.bed.start_agents(&self.agents)
     }
 
     /// The namespace whose pods are in the mesh.

@@ -79,10 +79,13 @@ pub fn pod(node: usize, place: usize) -> DualStack {
     DualStack { v4: Ipv4Addr::new(10, 244, n, p), v6: Ipv6Addr::new(0xfd00, 0x10, 0x244, n.into(), 0, 0, 0, p.into()) }
 }
 
-/// A node's pod range in each family, as its Node object states it.
-pub fn pod_ranges(node: usize) -> [String; 2] {
-    let DualStack { v4, v6 } = pod(node, 0);
-    [format!("{v4}/24"), format!("{v6}/64")]
+/// A node's pod range in a family, as its Node object states it.
+pub fn pod_range(node: usize, family: Family) -> String {
+    let length = match family {
+        Family::V4 => 24,
+        Family::V6 => 64,
+    };
+    format!("{}/{length}", pod(node, 0).ip(family))
 }
 
 /// A Service's name and cluster IPs.

@@ -106,6 +106,14 @@ impl Agent {
         counted.collect::<Vec<_>>().join(", ")
     }
 
+    /// How often the kernel programs of its node ended in an outcome.
+    pub fn kernel_outcome(&self, name: &str) -> Result<u64> {
+        let (_, metrics) = self.get("/metrics")?;
+        let line = metrics.lines().find(|line| line.contains(&format!("outcome=\"{name}\"")));
+        let value = line.and_then(|line| line.rsplit(' ').next()).with_context(|| format!("no outcome {name}"))?;
+        Ok(value.parse()?)
+    }
+
     /// The access log's records so far, as they were logged.
     pub fn access_log(&self) -> Vec<Value> {
         let log = self.process.log();

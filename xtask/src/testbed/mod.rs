@@ -126,7 +126,7 @@ impl Testbed {
 
     /// The same in a zone.
     pub fn add_node_in(&mut self, zone: &str) -> Result<()> {
-        let node = Node::create(&self.run, self.nodes.len() + 1, zone)?;
+        let node = Node::create(&self.run, self.nodes.len() + 1, zone, self.links.families)?;
         for other in &self.nodes {
             if let Some(process) = net::join_nodes(other, &node, &self.links)? {
                 self.cables.push(Cable { ends: [other.name.clone(), node.name.clone()], process });
@@ -143,10 +143,11 @@ impl Testbed {
     }
 
     /// Adds a pod to a node: network, cgroup, pause process, YAML.
-    pub fn add_pod(&mut self, spec: PodSpec) -> Result<()> {
+    pub fn add_pod(&mut self, mut spec: PodSpec) -> Result<()> {
+        spec.families.retain(|family| self.links.families.contains(family));
         let node = self.nodes.iter_mut().find(|n| n.name == spec.node);
         let node = node.with_context(|| format!("no node {}", spec.node))?;
-        let pod = Pod::create(&self.run, node, spec, self.links.pod_mtu)?;
+        let pod = Pod::create(&self.run, node, spec, &self.links)?;
         pod.write_hosts(&self.services)?;
         self.world.write_pod(&pod, self.node(&pod.spec.node))?;
         self.pods.insert(pod.spec.name.clone(), pod);
@@ -157,11 +158,14 @@ impl Testbed {
     pub fn remove_pod(&mut self, name: &str) -> Result<()> {
         let pod = self.pods.remove(name).with_context(|| format!("no pod {name}"))?;
         self.world.remove_pod(&pod)?;
-        pod.destroy()
+        let node = pod.spec.node.clone();
+        pod.destroy(self.node(&node))
     }
 
-    /// Adds a Service with the EndpointSlices that its selector gives now. It is dual-stack unless it says otherwise.
-    pub fn add_service(&mut self, spec: ServiceSpec) -> Result<ServiceAddress> {
+    /// Adds a Service with the EndpointSlices that its selector gives now. It has every family of
+    /// the testbed unless it says otherwise.
+    pub fn add_service(&mut self, mut spec: ServiceSpec) -> Result<ServiceAddress> {
+        spec.families.retain(|family| self.links.families.contains(family));
         let mut address = ServiceAddress::nth(self.services.len(), &spec.namespace, &spec.name);
         if let Some(pod) = self.pods.values().find(|pod| spec.resolves_to(pod)) {
             address.ips = pod.ips;

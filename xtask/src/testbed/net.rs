@@ -31,11 +31,13 @@ pub struct Links {
     pub pod_mtu: u32,
     /// What happens to frames between nodes; None: nothing, over a veth pair.
     pub impairment: Option<Impairment>,
+    /// The families that nodes, pods and Services have addresses of, loopback aside.
+    pub families: &'static [Family],
 }
 
 impl Default for Links {
     fn default() -> Self {
-        Self { mtu: MTU, pod_mtu: MTU, impairment: None }
+        Self { mtu: MTU, pod_mtu: MTU, impairment: None, families: &Family::BOTH }
     }
 }
 
@@ -96,8 +98,8 @@ pub fn join_nodes(a: &Node, b: &Node, links: &Links) -> Result<Option<Process>> 
     a.netns.batch(&format!("link set {to_b} mtu {mtu}"))?;
     b.netns.batch(&format!("link set {to_a} mtu {mtu}"))?;
     bring_up([(&a.netns, &to_b), (&b.netns, &to_a)])?;
-    half_of_link(a, b)?;
-    half_of_link(b, a)?;
+    half_of_link(a, b, links.families)?;
+    half_of_link(b, a, links.families)?;
     Ok(cable)
 }
 
@@ -114,21 +116,18 @@ fn lay_cable(a: &Node, b: &Node, impairment: Impairment) -> Result<Process> {
     Ok(cable)
 }
 
-fn half_of_link(here: &Node, there: &Node) -> Result<()> {
-    let (own, other) = (address::node(here.index), address::node(there.index));
-    let [pods4, pods6] = address::pod_ranges(there.index);
+fn half_of_link(here: &Node, there: &Node, families: &[Family]) -> Result<()> {
     let link = here.link_to(&there.name);
-    here.netns.batch(&format!(
-        "address add {own4} peer {other4} dev {link}
-         address add {own6}/128 dev {link} nodad
-         route add {other6}/128 dev {link}
-         route add {pods4} via {other4} dev {link} src {own4}
-         route add {pods6} via {other6} dev {link} src {own6}",
-        own4 = own.v4,
-        own6 = own.v6,
-        other4 = other.v4,
-        other6 = other.v6,
-    ))
+    for family in families {
+        let (own, other) = (address::node(here.index).ip(*family), address::node(there.index).ip(*family));
+        let pods = address::pod_range(there.index, *family);
+        let join = match family {
+            Family::V4 => format!("address add {own} peer {other} dev {link}"),
+            Family::V6 => format!("address add {own}/128 dev {link} nodad\nroute add {other}/128 dev {link}"),
+        };
+        here.netns.batch(&format!("{join}\nroute add {pods} via {other} dev {link} src {own}"))?;
+    }
+    Ok(())
 }
 
 /// Joins a pod to its node as the CNI plugin `ptp` does: a /32, a /128 or both, and the host's end as the gateway.
@@ -138,22 +137,20 @@ pub fn join_pod(
     ips: &address::DualStack,
     families: &[Family],
     host_end: &str,
-    mtu: u32,
+    links: &Links,
 ) -> Result<()> {
-    let gateways = address::gateway(node.index);
-    node.netns.batch(&format!(
-        "link add {host_end} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}
-         address add {}/32 dev {host_end}
-         address add {}/128 dev {host_end} nodad",
-        pod.name, gateways.v4, gateways.v6
-    ))?;
+    let (gateways, mtu) = (address::gateway(node.index), links.pod_mtu);
+    node.netns
+        .batch(&format!("link add {host_end} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}", pod.name))?;
+    for family in links.families {
+        let (length, once) = length(*family);
+        node.netns.batch(&format!("address add {}/{length} dev {host_end} {once}", gateways.ip(*family)))?;
+    }
     bring_up([(&node.netns, host_end), (pod, "eth0")])?;
     for family in families {
         let (ip, gateway) = (ips.ip(*family), gateways.ip(*family));
-        let (length, once, near) = match family {
-            Family::V4 => (32, "", "scope link"),
-            Family::V6 => (128, "nodad", ""),
-        };
+        let (length, once) = length(*family);
+        let near = if *family == Family::V4 { "scope link" } else { "" };
         node.netns.batch(&format!("route add {ip}/{length} dev {host_end} src {gateway}"))?;
         pod.batch(&format!(
             "address add {ip}/{length} dev eth0 {once}
@@ -162,6 +159,14 @@ pub fn join_pod(
         ))?;
     }
     Ok(())
+}
+
+/// The prefix length of a single address, and what spares it the wait for duplicates.
+fn length(family: Family) -> (u8, &'static str) {
+    match family {
+        Family::V4 => (32, ""),
+        Family::V6 => (128, "nodad"),
+    }
 }
 
 /// Brings both ends of a veth pair up and waits for their carrier, without which IPv6 refuses routes and the first

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::address::{self, DualStack};
+use super::address::{self, DualStack, Family};
 use super::net::{self, Netns};
 use super::process::Place;
 use super::run::Run;
@@ -22,6 +22,8 @@ pub struct Node {
     pub cgroup: PathBuf,
     /// Its own addresses, which are no pod's.
     pub ips: DualStack,
+    /// The families that it has an address of.
+    pub families: &'static [Family],
     /// The label topology.kubernetes.io/zone; none if empty.
     pub zone: String,
     /// How many pods it was given so far; addresses are not used twice.
@@ -30,7 +32,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub(super) fn create(run: &Run, index: usize, zone: &str) -> Result<Self> {
+    pub(super) fn create(run: &Run, index: usize, zone: &str, families: &'static [Family]) -> Result<Self> {
         let name = format!("n{index}");
         let cgroup = run.cgroup().join(&name);
         for part in ["kubepods/besteffort", "agent", "tools"] {
@@ -39,7 +41,7 @@ impl Node {
         let netns = Netns::create(run, &name)?;
         net::forward(&netns)?;
         let (ips, zone, logs) = (address::node(index), zone.to_string(), run.dir().join("logs"));
-        Ok(Self { name, index, netns, cgroup, ips, zone, pods_made: 0, logs })
+        Ok(Self { name, index, netns, cgroup, ips, families, zone, pods_made: 0, logs })
     }
 
     /// The interface that leads to another node.

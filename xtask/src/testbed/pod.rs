@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::address::{self, DualStack, Family, ServiceAddress};
-use super::net::{self, Netns};
+use super::net::{self, Links, Netns};
 use super::node::Node;
 use super::process::{Finished, Place, Process};
 use super::run::{Run, random_uuid, xtask_binary};
@@ -129,27 +129,41 @@ pub struct Pod {
     pub host_end: String,
     /// A directory for its files.
     pub dir: PathBuf,
+    /// Those that its cluster has.
+    families: &'static [Family],
     cgroup: PathBuf,
     logs: PathBuf,
     processes: Mutex<Vec<Process>>,
 }
 
 impl Pod {
-    pub(super) fn create(run: &Run, node: &mut Node, spec: PodSpec, mtu: u32) -> Result<Self> {
+    pub(super) fn create(run: &Run, node: &mut Node, spec: PodSpec, links: &Links) -> Result<Self> {
         let uid = random_uuid()?;
         let place = spec.place.unwrap_or(node.pods_made + 2);
         let host_end = format!("nm{}", node.pods_made);
         node.pods_made += 1;
         let ips = address::pod(node.index, place);
         let netns = Netns::create(run, &format!("{}-{}", node.name, spec.name))?;
-        net::join_pod(node, &netns, &ips, &spec.families, &host_end, mtu)?;
+        net::join_pod(node, &netns, &ips, &spec.families, &host_end, links)?;
         let cgroup = node.cgroup.join(format!("kubepods/besteffort/pod{uid}"));
         let dir = run.dir().join("pods").join(&spec.name);
         for part in [&cgroup, &dir] {
             fs::create_dir_all(part).with_context(|| format!("making {}", part.display()))?;
         }
         let logs = run.dir().join("logs");
-        let pod = Self { place, spec, uid, ips, netns, host_end, dir, cgroup, logs, processes: Mutex::default() };
+        let pod = Self {
+            place,
+            spec,
+            uid,
+            ips,
+            netns,
+            host_end,
+            dir,
+            families: links.families,
+            cgroup,
+            logs,
+            processes: Mutex::default(),
+        };
         pod.write_hosts(&[])?;
         pod.note_place()?;
         // What holds a real pod's namespaces together while its containers come and go.
@@ -226,7 +240,9 @@ impl Pod {
         }
         for ServiceAddress { namespace, name, ips } in services {
             let names = format!("{name}.{namespace}.svc.cluster.local {name}.{namespace}.svc {name}.{namespace}");
-            text.push_str(&format!("{} {names}\n{} {names}\n", ips.v4, ips.v6));
+            for family in self.families {
+                text.push_str(&format!("{} {names}\n", ips.ip(*family)));
+            }
         }
         // In place, not by rename: running processes have this very file bound over /etc/hosts.
         fs::write(self.hosts_file(), text).context("writing a pod's hosts file")
@@ -236,10 +252,12 @@ impl Pod {
         self.processes.lock().expect("no holder panics").iter_mut().for_each(Process::keep);
     }
 
-    pub(super) fn destroy(self) -> Result<()> {
-        let Self { netns, cgroup, processes, .. } = self;
+    /// As a network plugin does it: the link goes at once, whoever still holds the namespace.
+    pub(super) fn destroy(self, node: &Node) -> Result<()> {
+        let Self { netns, cgroup, processes, host_end, .. } = self;
         drop(processes);
         cgroup::destroy(&cgroup)?;
+        node.netns.batch(&format!("link delete {host_end}"))?;
         clean::delete_netns(&netns.name)
     }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::address::{self, DualStack, Family, ServiceAddress};
+use super::address::{self, DualStack, ServiceAddress};
 use super::node::Node;
 use super::pod::Pod;
 use super::service::ServiceSpec;
@@ -59,8 +59,9 @@ impl World {
     }
 
     pub(super) fn write_node(&self, node: &Node) -> Result<()> {
-        let ranges = address::pod_ranges(node.index);
-        let addresses: Vec<Value> = Family::BOTH
+        let ranges: Vec<String> = node.families.iter().map(|f| address::pod_range(node.index, *f)).collect();
+        let addresses: Vec<Value> = node
+            .families
             .iter()
             .map(|f| json!({"type": "InternalIP", "address": node.ips.ip(*f).to_string()}))
             .collect();
@@ -145,7 +146,7 @@ fn pod_object(pod: &Pod, node: &Node) -> Value {
             "phase": "Running",
             "podIP": ips(&pod.ips)[0]["ip"],
             "podIPs": ips(&pod.ips),
-            "hostIPs": Family::BOTH.map(|family| json!({"ip": node.ips.ip(family).to_string()})),
+            "hostIPs": node.families.iter().map(|f| json!({"ip": node.ips.ip(*f).to_string()})).collect::<Vec<_>>(),
             "conditions": [{"type": "Ready", "status": if spec.ready { "True" } else { "False" }}],
         },
     })

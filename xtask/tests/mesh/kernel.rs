@@ -11,6 +11,7 @@ use xtask::demo::stage::{MESH_LABEL, marker};
 use xtask::testbed::{AgentOptions, Family, Finished, Netns, Recording, Testbed, eventually, start_nginx};
 
 use crate::pair::{PORT, Pair, meshed};
+use crate::reach::outcome;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -331,13 +332,6 @@ fn curl(run: impl Fn(&[&str]) -> Result<Finished>, address: SocketAddr) -> Resul
 /// A request from the client pod.
 fn request(pair: &Pair, address: SocketAddr) -> Result<()> {
     curl(|argv| pair.bed.pod("client").run(argv, PATIENCE), address)
-}
-
-fn outcome(bed: &Testbed, node: &str, name: &str) -> Result<u64> {
-    let (_, metrics) = bed.agent(node).get("/metrics")?;
-    let line = metrics.lines().find(|line| line.contains(&format!("outcome=\"{name}\"")));
-    let value = line.and_then(|line| line.rsplit(' ').next()).with_context(|| format!("no outcome {name}"))?;
-    Ok(value.parse()?)
 }
 
 /// The client's clsact filters, as tc shows them.

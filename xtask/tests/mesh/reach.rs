@@ -89,8 +89,5 @@ pub fn ask_in_plaintext(bed: &Testbed, from: &str, address: SocketAddr) -> Resul
 
 /// How often the kernel programs of a node ended in an outcome.
 pub fn outcome(bed: &Testbed, node: &str, name: &str) -> Result<u64> {
-    let (_, metrics) = bed.agent(node).get("/metrics")?;
-    let line = metrics.lines().find(|line| line.contains(&format!("outcome=\"{name}\"")));
-    let value = line.and_then(|line| line.rsplit(' ').next()).with_context(|| format!("no outcome {name}"))?;
-    Ok(value.parse()?)
+    bed.agent(node).kernel_outcome(name)
 }

@@ -26,7 +26,7 @@ fn over(test: &str, links: Links) -> Result<Option<Pair>> {
 #[test]
 fn narrow_links_carry_everything() -> Result<()> {
     for (mtu, pod_mtu) in [(1280, 1280), (1280, 1500), (1500, 1280)] {
-        let links = Links { mtu, pod_mtu, impairment: None };
+        let links = Links { mtu, pod_mtu, ..Links::default() };
         let Some(pair) = over("MTU", links)? else { return Ok(()) };
         let _server = bulk::server(&pair)?;
         for family in Family::BOTH {

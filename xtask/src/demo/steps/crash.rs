@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::demo::stage::{Stage, TUNNEL_PORT, marker};
 use crate::demo::steps::Tell;
-use crate::testbed::{AgentOptions, eventually};
+use crate::testbed::eventually;
 
 pub fn run(stage: &mut Stage, tell: Tell) -> Result<String> {
     let mut seen = Vec::new();
@@ -13,7 +13,7 @@ pub fn run(stage: &mut Stage, tell: Tell) -> Result<String> {
         stage.bed.agent_mut(node).kill()?;
         let outcome = without_agent(stage);
         tell(&format!("starting {side} again"));
-        stage.bed.start_agent(node, &AgentOptions::default())?;
+        stage.bed.start_agent(node, &stage.agents)?;
         let refused = outcome.with_context(|| format!("without {side}"))?;
         eventually(Duration::from_secs(10), "requests to be served again", || {
             Ok(stage.curl("shop", &["http://web.demo/"])?.ok().then_some(()))
