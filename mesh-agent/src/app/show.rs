@@ -152,6 +152,7 @@ pub fn services(agent: &Agent) -> Value {
             "name": port.name,
             "port": port.port,
             "nodePort": port.node_port,
+            "protocol": port.protocol,
             "endpoints": addresses(&port.endpoints),
             "nodeLocal": port.node_local.as_deref().map(addresses),
         })

@@ -42,6 +42,16 @@ pub enum Effect {
     LaterWins,
     /// Of two policies on one target the older counts there.
     OlderCounts,
+    /// A route without earlier version: what it is attached to answers with an error.
+    RouteFails,
+    /// A rule of a route: its requests are answered with an error.
+    RuleFails,
+    /// A backend of a route: its share of requests or connections meets an error.
+    ShareFails,
+    /// A field that means nothing to the mesh.
+    NoEffect,
+    /// A route that does not hold at a Service that it names.
+    NotAttached,
 }
 
 impl fmt::Display for Effect {
@@ -54,6 +64,13 @@ impl fmt::Display for Effect {
             Effect::ExcludesNothing => "the annotation excludes nothing, so everything it is about stays in the mesh",
             Effect::LaterWins => "the later one is used",
             Effect::OlderCounts => "the older one counts there",
+            Effect::RouteFails => {
+                "there is no previous version, so requests that no other route takes are answered with an error"
+            }
+            Effect::RuleFails => "requests that the rule matches are answered with an error",
+            Effect::ShareFails => "what would go there is answered with an error",
+            Effect::NoEffect => "the rest of the object is in force",
+            Effect::NotAttached => "the route does not hold there",
         })
     }
 }

@@ -99,6 +99,11 @@ pub fn object(input: &[u8]) {
         Kind::Pod,
         Kind::Service,
         Kind::EndpointSlice,
+        Kind::HttpRoute,
+        Kind::GrpcRoute,
+        Kind::TcpRoute,
+        Kind::TlsRoute,
+        Kind::ReferenceGrant,
         Kind::PeerAuthentication,
         Kind::AuthorizationPolicy,
         Kind::TrafficPolicy,
@@ -162,10 +167,18 @@ fn check_findings(before: &Store, after: &Store) {
                 assert!(after.items().keys().any(stays), "{finding}: it does not stay");
             }
             Effect::TargetDeniesAll | Effect::TargetStrict => assert!(!after.unreadable().is_empty(), "{finding}"),
+            Effect::RouteFails => {
+                let stands = |key: &&Key| is_called(key, &finding.object) && key.kind.route().is_some();
+                assert!(after.items().into_keys().any(|key| stands(&key)), "{finding}: nothing stands for it");
+            }
             Effect::PreviousStays
             | Effect::Skipped
             | Effect::LaterWins
             | Effect::ExcludesNothing
+            | Effect::RuleFails
+            | Effect::ShareFails
+            | Effect::NoEffect
+            | Effect::NotAttached
             | Effect::OlderCounts => {}
         }
     }

@@ -7,7 +7,7 @@ use super::object::Key;
 use super::store::Store;
 use super::translate::Item;
 use crate::policy::PolicySet;
-use crate::state::{Backend, Backends, Node, ServiceSpec, Workload, World};
+use crate::state::{Backend, Backends, Node, ReferenceGrant, RouteSpec, ServiceSpec, Workload, World};
 
 /// Joins pods with their namespace's label and EndpointSlices with their Service. Cannot fail.
 pub fn world(store: &Store) -> World {
@@ -20,6 +20,8 @@ pub fn world(store: &Store) -> World {
         workloads: loose.workloads(),
         services: loose.services,
         nodes: loose.nodes,
+        routes: loose.routes,
+        grants: loose.grants,
         policies: PolicySet::new(loose.peers, loose.authorizations, store.unreadable()),
     }
     .with_slices(loose.slices)
@@ -32,6 +34,8 @@ struct Loose<'a> {
     services: Vec<ServiceSpec>,
     nodes: Vec<Node>,
     slices: HashMap<(Arc<str>, Arc<str>), Vec<Backend>>,
+    routes: Vec<RouteSpec>,
+    grants: Vec<(Arc<str>, Arc<str>, ReferenceGrant)>,
     peers: Vec<crate::policy::PeerAuthentication>,
     authorizations: Vec<crate::policy::AuthorizationPolicy>,
 }
@@ -48,6 +52,11 @@ impl<'a> Loose<'a> {
             Item::EndpointSlice { service, backends } => {
                 let slice = self.slices.entry((key.namespace.as_str().into(), service.clone())).or_default();
                 slice.extend_from_slice(backends);
+            }
+            Item::Route(route) => self.routes.push((**route).clone()),
+            Item::ReferenceGrant(grant) => {
+                let (namespace, name) = (key.namespace.as_str().into(), key.name.as_str().into());
+                self.grants.push((namespace, name, (**grant).clone()));
             }
             Item::PeerAuthentication(peer) => self.peers.push((**peer).clone()),
             Item::AuthorizationPolicy(policy) => self.authorizations.push((**policy).clone()),

@@ -11,6 +11,7 @@ mod document;
 mod file;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod gateway;
 #[cfg(any(test, feature = "fuzzing"))]
 mod join;
 mod object;
@@ -121,7 +122,7 @@ fn read_once(path: &Path) -> std::io::Result<Vec<file::SourceFile>> {
 
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
-    limits![
+    let mut limits = limits![
         file::MAX_FILE_BYTES, "bytes per file", "a list of 10 000 pods is about 30 MiB";
         file::MAX_FILES, "files", "a directory with more is likely the wrong one";
         file::SETTLED, "milliseconds", "a file that changed within this time is read again: its times may not tell";
@@ -133,7 +134,9 @@ pub fn limits() -> Vec<Limit> {
         watch::PATIENCE, "milliseconds", "for a directory that never gets quiet";
         watch::POLL_WATCHED, "milliseconds", "the directory is read although nothing was heard";
         watch::POLL_UNWATCHED, "milliseconds", "the same, while inotify does not work";
-    ]
+    ];
+    limits.extend(translate::route_limits());
+    limits
 }
 
 struct Publisher {

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::crd::{AuthorizationPolicy, GROUP, PeerAuthentication, TrafficPolicy, VERSION};
 use super::finding::{FieldPath, Problem, Step};
+use super::gateway;
 use super::translate::{self, Taken};
 pub use crate::state::{Item, Key, Kind};
 
@@ -51,9 +52,17 @@ pub fn meaning(object: &Value) -> Meaning {
         ("", "v1", "Pod") => Kind::Pod,
         ("", "v1", "Service") => Kind::Service,
         ("discovery.k8s.io", "v1", "EndpointSlice") => Kind::EndpointSlice,
+        (gateway::GROUP, _, "HTTPRoute") => Kind::HttpRoute,
+        (gateway::GROUP, _, "GRPCRoute") => Kind::GrpcRoute,
+        (gateway::GROUP, _, "TCPRoute") => Kind::TcpRoute,
+        (gateway::GROUP, _, "TLSRoute") => Kind::TlsRoute,
+        (gateway::GROUP, _, "ReferenceGrant") => Kind::ReferenceGrant,
         (GROUP, _, "PeerAuthentication") => Kind::PeerAuthentication,
         (GROUP, _, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
         (GROUP, _, "TrafficPolicy") => Kind::TrafficPolicy,
+        (gateway::GROUP, _, "UDPRoute") if is_on_a_service(object) => {
+            return Meaning::Mistaken(Problem::new(FieldPath::of("kind"), "UDP is not routed by the mesh"));
+        }
         (GROUP, _, other) => {
             let reason = format!("{GROUP} has no kind {other}: {OURS} are known");
             return Meaning::Mistaken(Problem::new(FieldPath::of("kind"), reason));
@@ -69,6 +78,14 @@ pub fn meaning(object: &Value) -> Meaning {
 
 /// The kinds of our group.
 const OURS: &str = "PeerAuthentication, AuthorizationPolicy and TrafficPolicy";
+
+/// Whether one of a route's parents is a Service, which makes it the mesh's.
+fn is_on_a_service(route: &Value) -> bool {
+    let parents = route.get("spec").and_then(|spec| spec.get("parentRefs")).and_then(Value::as_array);
+    let is_service =
+        |parent: &Value| text(parent, &["group"]) == Some("") && text(parent, &["kind"]) == Some("Service");
+    parents.is_some_and(|parents| parents.iter().any(is_service))
+}
 
 /// Every field that metadata can have. A misspelt `namespace` would put a policy where it restricts nothing.
 const METADATA: [&str; 15] = [
@@ -93,7 +110,7 @@ const METADATA: [&str; 15] = [
 pub fn key(kind: Kind, object: &Value) -> Result<Key, Problem> {
     let metadata = object.get("metadata").and_then(Value::as_object);
     let unknown = metadata.and_then(|metadata| metadata.keys().find(|key| !METADATA.contains(&key.as_str())));
-    if let Some(field) = unknown.filter(|_| kind.is_policy() || kind == Kind::TrafficPolicy) {
+    if let Some(field) = unknown.filter(|_| kind.is_policy() || kind == Kind::TrafficPolicy || kind.route().is_some()) {
         return Err(Problem::new(FieldPath::of("metadata").key(field), "unknown field"));
     }
     let name = text(object, &["metadata", "name"]).filter(|name| !name.is_empty());
@@ -103,6 +120,11 @@ pub fn key(kind: Kind, object: &Value) -> Result<Key, Problem> {
         Kind::Pod
         | Kind::Service
         | Kind::EndpointSlice
+        | Kind::HttpRoute
+        | Kind::GrpcRoute
+        | Kind::TcpRoute
+        | Kind::TlsRoute
+        | Kind::ReferenceGrant
         | Kind::PeerAuthentication
         | Kind::AuthorizationPolicy
         | Kind::TrafficPolicy => namespace(object)?,
@@ -127,6 +149,26 @@ pub fn read(key: &Key, object: &Value, trust_domain: &str) -> Result<Taken, Prob
         Kind::Pod => translate::pod(&typed::<Pod>(object)?, key, trust_domain),
         Kind::Service => translate::service(&typed::<Service>(object)?, key).map(Taken::from),
         Kind::EndpointSlice => translate::endpoint_slice(&typed::<EndpointSlice>(object)?, key).map(Taken::from),
+        Kind::HttpRoute => {
+            versioned(object, &[&in_gateway_api("v1"), &in_gateway_api("v1beta1")])?;
+            translate::http_route(&typed(object)?, key)
+        }
+        Kind::GrpcRoute => {
+            versioned(object, &[&in_gateway_api("v1")])?;
+            translate::grpc_route(&typed(object)?, key)
+        }
+        Kind::TcpRoute => {
+            versioned(object, &[&in_gateway_api("v1")])?;
+            translate::tcp_route(&typed(object)?, key)
+        }
+        Kind::TlsRoute => {
+            versioned(object, &[&in_gateway_api("v1")])?;
+            translate::tls_route(&typed(object)?, key)
+        }
+        Kind::ReferenceGrant => {
+            versioned(object, &[&in_gateway_api("v1"), &in_gateway_api("v1beta1")])?;
+            translate::reference_grant(&typed(object)?).map(Taken::from)
+        }
         Kind::PeerAuthentication => {
             ours(object)?;
             translate::peer_authentication(&typed::<PeerAuthentication>(object)?, key).map(Taken::from)
@@ -143,11 +185,19 @@ pub fn read(key: &Key, object: &Value, trust_domain: &str) -> Result<Taken, Prob
     }
 }
 
-/// What the derived types of our kinds do not refuse by themselves: another version, and unknown fields at the top.
 fn ours(object: &Value) -> Result<(), Problem> {
-    let expected = format!("{GROUP}/{VERSION}");
+    versioned(object, &[&format!("{GROUP}/{VERSION}")])
+}
+
+fn in_gateway_api(version: &str) -> String {
+    format!("{}/{version}", gateway::GROUP)
+}
+
+/// What the types do not refuse by themselves: another version, and unknown fields at the top.
+fn versioned(object: &Value, versions: &[&str]) -> Result<(), Problem> {
     let api_version = text(object, &["apiVersion"]).unwrap_or_default();
-    if api_version != expected {
+    if !versions.contains(&api_version) {
+        let expected = versions.first().copied().unwrap_or_default();
         let reason = format!("{api_version} is not a version that this agent reads; {expected} is");
         return Err(Problem::new(FieldPath::of("apiVersion"), reason));
     }
@@ -159,7 +209,8 @@ fn ours(object: &Value) -> Result<(), Problem> {
     }
 }
 
-fn typed<T: DeserializeOwned>(object: &Value) -> Result<T, Problem> {
+/// Reads a value as what it should be; the first field that is not is named.
+pub fn typed<T: DeserializeOwned>(object: &Value) -> Result<T, Problem> {
     serde_path_to_error::deserialize(object).map_err(|error| {
         let mut steps = Vec::new();
         for segment in error.path() {

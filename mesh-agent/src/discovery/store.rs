@@ -3,6 +3,7 @@
 //! ```text
 //! changed files ─► changed documents ─► objects ─┬─ read ────────────────► in force
 //!                                                ├─ not read, known ─────► its last good version stays
+//!                                                ├─ not read, a route ───► what it is attached to fails (stand-in)
 //!                                                └─ not read, a policy ──► its target refuses (Unreadable)
 //! ```
 //! Several files may speak of one object: the last that can be read is in force, whatever the others are like.
@@ -33,6 +34,8 @@ pub struct Store {
     speakers: HashMap<Key, BTreeSet<Arc<Path>>>,
     /// None for objects that say nothing now, such as pods that ended.
     in_force: HashMap<Key, Option<Item>>,
+    /// Routes of which nothing is in force, because they cannot be read: what stands for them until they can.
+    stand_ins: HashMap<Key, Item>,
     /// Files in which something is wrong.
     noted: BTreeSet<Arc<Path>>,
     /// Objects that can be read in several files.
@@ -71,8 +74,8 @@ enum Claim {
         /// The line of its document.
         line: u64,
     },
-    /// Something that cannot be read: what is in force stays.
-    Unread,
+    /// Something that cannot be read: what is in force stays, else this stands for it.
+    Unread { stand_in: Option<Item> },
 }
 
 /// Something that is wrong in a file.
@@ -94,6 +97,7 @@ impl Store {
             files: BTreeMap::new(),
             speakers: HashMap::new(),
             in_force: HashMap::new(),
+            stand_ins: HashMap::new(),
             noted: BTreeSet::new(),
             doubled: BTreeSet::new(),
             hasher: RandomState::new(),
@@ -204,7 +208,16 @@ impl Store {
         let speakers = self.speakers.get(key).into_iter().flatten();
         speakers.filter_map(|path| match self.files.get(path)?.claims.get(key)? {
             Claim::Read { taken, line, .. } => Some((path, &taken.item, *line)),
-            Claim::Unread => None,
+            Claim::Unread { .. } => None,
+        })
+    }
+
+    /// What stands for an object that no file can be read of: as the last file has it.
+    fn stand_in(&self, key: &Key) -> Option<Item> {
+        let speakers = self.speakers.get(key)?.iter().rev();
+        speakers.filter_map(|path| self.files.get(path)?.claims.get(key)).find_map(|claim| match claim {
+            Claim::Unread { stand_in } => stand_in.clone(),
+            Claim::Read { .. } => None,
         })
     }
 
@@ -254,7 +267,12 @@ impl Store {
                 Some(now) => drop(self.in_force.insert(key.clone(), now.clone())),
                 None => drop(self.in_force.remove(&key)),
             }
-            match (before.flatten(), now.flatten()) {
+            let stand_in = if now.is_none() { self.stand_in(&key) } else { None };
+            let stood_in = match &stand_in {
+                Some(stand_in) => self.stand_ins.insert(key.clone(), stand_in.clone()),
+                None => self.stand_ins.remove(&key),
+            };
+            match (before.flatten().or(stood_in), now.flatten().or(stand_in)) {
                 (Some(before), Some(now)) if before == now => {}
                 (_, Some(now)) => delta.upserts.push((key, now)),
                 (Some(_), None) => delta.deletes.push(key),
@@ -267,7 +285,8 @@ impl Store {
     /// The items in force, in the order of their keys.
     #[cfg(any(test, feature = "fuzzing"))]
     pub fn items(&self) -> BTreeMap<&Key, &Item> {
-        self.in_force.iter().filter_map(|(key, item)| Some((key, item.as_ref()?))).collect()
+        let in_force = self.in_force.iter().filter_map(|(key, item)| Some((key, item.as_ref()?)));
+        in_force.chain(&self.stand_ins).collect()
     }
 }
 
@@ -398,9 +417,9 @@ impl<'a> Reading<'a> {
         };
         match taken {
             Ok(taken) => {
-                for problem in taken.problems.iter().cloned() {
+                for (effect, problem) in taken.problems.iter().cloned() {
                     let line = place.line(&problem);
-                    self.note(Some(line), &key.kind.to_string(), &key.object(), problem, Effect::ExcludesNothing);
+                    self.note(Some(line), &key.kind.to_string(), &key.object(), problem, effect);
                 }
                 let claim = Claim::Read { taken, hash, line: place.document.line };
                 if let Some(Claim::Read { .. }) = self.said.claims.insert(key.clone(), claim) {
@@ -413,7 +432,10 @@ impl<'a> Reading<'a> {
             Err(problem) => {
                 let unreadable = translate::unreadable(key.kind, Some(&key), value);
                 let line = place.line(&problem);
-                self.note(Some(line), &key.kind.to_string(), &key.object(), problem, Effect::Skipped);
+                let stand_in = translate::stand_in(&key, value, &problem);
+                let effect = if stand_in.is_some() { Effect::RouteFails } else { Effect::Skipped };
+                self.note(Some(line), &key.kind.to_string(), &key.object(), problem, effect);
+                self.said.claims.entry(key.clone()).or_insert(Claim::Unread { stand_in });
                 self.keep(Some(key), unreadable);
             }
         }
@@ -449,7 +471,7 @@ impl<'a> Reading<'a> {
         let kept =
             self.missing(store).filter(|key| in_pieces || ((strange || self.is_guessed) && key.kind.is_policy()));
         let kept: Vec<Key> = kept.cloned().collect();
-        self.said.claims.extend(kept.into_iter().map(|key| (key, Claim::Unread)));
+        self.said.claims.extend(kept.into_iter().map(|key| (key, Claim::Unread { stand_in: None })));
     }
 
     fn nameless_object(&mut self, kind: Kind, problem: Problem, value: &Value, line: u64, store: &Store) {
@@ -529,7 +551,7 @@ impl<'a> Reading<'a> {
     /// What the last note is about: its last version stays, or, for a policy without one, its target refuses.
     fn keep(&mut self, key: Option<Key>, unreadable: Option<Unreadable>) {
         if let Some(key) = &key {
-            self.said.claims.entry(key.clone()).or_insert(Claim::Unread);
+            self.said.claims.entry(key.clone()).or_insert(Claim::Unread { stand_in: None });
         }
         if let Some(note) = self.said.notes.last_mut() {
             (note.key, note.unreadable) = (key, unreadable);

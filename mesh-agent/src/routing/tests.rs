@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::policy::{Mode, PeerAuthentication, PolicyMeta, PolicySet, Target};
 use crate::state::{
-    Backend, Backends, Exclusions, ExternalAddresses, HostPort, InternalTraffic, Node, PortSpec, ServiceSpec,
-    TargetPort, Traffic, World,
+    AppProtocol, Backend, Backends, Exclusions, ExternalAddresses, HostPort, InternalTraffic, Node, PortSpec,
+    ServiceSpec, TargetPort, Traffic, World,
 };
 
 #[test]
@@ -341,7 +341,13 @@ fn service(name: &str, cluster_ips: &[&str], backends: &[(&str, u16)]) -> Servic
         namespace: "shop".into(),
         name: name.into(),
         cluster_ips: cluster_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(8080), node_port: None }],
+        ports: vec![PortSpec {
+            name: "".into(),
+            port: 80,
+            target: TargetPort::Number(8080),
+            node_port: None,
+            protocol: AppProtocol::Bytes,
+        }],
         backends: Backends::Listed(backends.iter().map(backend).collect()),
         ..ServiceSpec::default()
     }
@@ -454,7 +460,13 @@ fn a_service() -> impl Strategy<Value = ServiceSpec> {
     let internal = prop::sample::select(vec![InternalTraffic::Cluster, InternalTraffic::Local]);
     (cluster_ips, external, backends, ports, node_port, internal).prop_map(
         |(cluster_ips, external, backends, ports, node_port, internal)| {
-            let port = |port| PortSpec { name: "".into(), port, target: TargetPort::Number(1), node_port };
+            let port = |port| PortSpec {
+                name: "".into(),
+                port,
+                target: TargetPort::Number(1),
+                node_port,
+                protocol: AppProtocol::Bytes,
+            };
             let backends: Vec<(&str, u16)> = backends.into_iter().map(|ip| (ip, 8080)).collect();
             ServiceSpec {
                 external: ExternalAddresses { ips: ips(&external), ..ExternalAddresses::default() },

@@ -51,6 +51,7 @@ impl<'a> Behind<'a> {
             node_port: port.node_port,
             endpoints: endpoints(&candidates, here, topology::cluster_wide, self.pods),
             node_local,
+            protocol: port.protocol,
         }
     }
 

@@ -9,6 +9,7 @@
 //! slice ─► its Service ─┴─► Services that select or list them ─► addresses, unserved addresses
 //! traffic policy ─► the targets at which it is the oldest
 //! policy ─► its targets ───► pods to judge ◄── Services that a policy targets
+//! route ─► its parents ────► Services ─► the routes of their ports
 //! ```
 //!
 //! Nothing is scanned but what an index says may depend on the change. What comes out equal to what was there stays the
@@ -18,20 +19,22 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::attachments::Attachments;
 use super::claims::Claims;
 use super::endpoints::{Behind, target_port};
 use super::frontends::{AddressClaims, Moved};
 use super::nodes::Nodes;
-use super::object::{Item, Key, Kind, Name};
+use super::object::{Item, Key, Kind, Name, RouteId};
 use super::pods::Pods;
 use super::specs::Specs;
 use super::topology::Here;
 use super::traffic::TrafficPolicies;
-use super::{Distribution, MeshState, Node, Overruled, Service, Stamp, Workload, World};
+use super::{Distribution, MeshState, Node, Overruled, ReferenceGrant, RouteSpec, Service, Stamp, Workload, World};
 use crate::policy::{
     AuthorizationPolicy, Operator, PeerAuthentication, PeerModes, Selector, Subject, Target, Unreadable, Weight,
 };
 use crate::resilience::policy::TrafficPolicy;
+use crate::routes::RouteKind;
 
 /// See the module.
 #[derive(Default)]
@@ -40,6 +43,7 @@ pub struct Engine {
     nodes: Nodes,
     specs: Specs,
     addresses: AddressClaims,
+    attachments: Attachments,
     peers: HashMap<Name, Arc<PeerAuthentication>>,
     authorizations: HashMap<Name, Arc<AuthorizationPolicy>>,
     unreadable: Vec<Arc<Unreadable>>,
@@ -65,6 +69,8 @@ struct Dirty {
     /// Pods that may hold other IPs.
     present: BTreeSet<Name>,
     services: BTreeSet<Name>,
+    /// Services whose routes may be others.
+    attached: BTreeSet<Name>,
     /// What policies that came or went apply to.
     targets: Vec<(Reach, Target)>,
     /// Pods whose policies may be others, by uid.
@@ -95,6 +101,12 @@ impl MeshState {
         for spec in &world.services {
             engine.service(&Name::from(spec), Some(Arc::new(spec.clone())));
         }
+        for route in &world.routes {
+            engine.route(RouteId::from(route), Some(Arc::new(route.clone())));
+        }
+        for (namespace, name, grant) in &world.grants {
+            engine.reference_grant(&Name::new(namespace, name), Some(Arc::new(grant.clone())));
+        }
         // Every pod is judged anyway.
         engine.state.policies = Arc::new(world.policies.clone());
         engine.state.version = version.saturating_sub(1);
@@ -117,6 +129,8 @@ impl Engine {
             Item::Pod { workload, mesh } => self.pod(&name, Some((workload, mesh))),
             Item::Service(spec) => self.service(&name, Some(spec)),
             Item::EndpointSlice { service, backends } => self.slice(&name, Some((service, backends))),
+            Item::Route(spec) => self.route(RouteId::from(&*spec), Some(spec)),
+            Item::ReferenceGrant(grant) => self.reference_grant(&name, Some(grant)),
             Item::PeerAuthentication(peer) => self.peer_authentication(&name, Some(peer)),
             Item::AuthorizationPolicy(policy) => self.authorization_policy(&name, Some(policy)),
             Item::TrafficPolicy(policy) => self.traffic_policy(&name, Some(policy)),
@@ -132,6 +146,11 @@ impl Engine {
             Kind::Pod => self.pod(&name, None),
             Kind::Service => self.service(&name, None),
             Kind::EndpointSlice => self.slice(&name, None),
+            Kind::HttpRoute => self.route(RouteId { kind: RouteKind::Http, name }, None),
+            Kind::GrpcRoute => self.route(RouteId { kind: RouteKind::Grpc, name }, None),
+            Kind::TcpRoute => self.route(RouteId { kind: RouteKind::Tcp, name }, None),
+            Kind::TlsRoute => self.route(RouteId { kind: RouteKind::Tls, name }, None),
+            Kind::ReferenceGrant => self.reference_grant(&name, None),
             Kind::PeerAuthentication => self.peer_authentication(&name, None),
             Kind::AuthorizationPolicy => self.authorization_policy(&name, None),
             Kind::TrafficPolicy => self.traffic_policy(&name, None),
@@ -189,6 +208,16 @@ impl Engine {
         self.dirty.services.extend(self.specs.take_slice(name, slice));
     }
 
+    fn route(&mut self, id: RouteId, spec: Option<Arc<RouteSpec>>) {
+        self.dirty.attached.extend(self.attachments.take(id, spec, &mut self.state));
+    }
+
+    fn reference_grant(&mut self, name: &Name, grant: Option<Arc<ReferenceGrant>>) {
+        if self.state.grants.get(name) != grant.as_ref() {
+            self.state.grants.set(name, grant);
+        }
+    }
+
     fn peer_authentication(&mut self, name: &Name, peer: Option<Arc<PeerAuthentication>>) {
         if self.peers.get(name) == peer.as_ref() {
             return;
@@ -228,6 +257,7 @@ impl Engine {
         self.settle_presence(&dirty);
         self.settle_zones(&mut dirty);
         self.settle_services(&mut dirty);
+        self.settle_routes(&dirty);
         self.settle_host_ports(&mut dirty);
         self.settle_node_ips(&mut dirty);
         self.settle_targets(&mut dirty);
@@ -326,6 +356,13 @@ impl Engine {
             }
             self.specs.note_use(&name, ips);
             self.note_moved(&moved, dirty);
+            dirty.attached.insert(name);
+        }
+    }
+
+    fn settle_routes(&mut self, dirty: &Dirty) {
+        for service in &dirty.attached {
+            self.attachments.settle(service, &mut self.state);
         }
     }
 

@@ -10,7 +10,9 @@
 //!                   specs            endpoints, frontends, topology          all that did not change: cow)
 //! ```
 
+mod attachments;
 mod claims;
+mod connections;
 mod cow;
 mod endpoints;
 mod engine;
@@ -18,27 +20,37 @@ mod frontends;
 mod nodes;
 mod object;
 mod pods;
+mod route;
+mod routes;
 mod service;
 mod snapshot;
 mod specs;
+mod status;
+mod table;
 mod topology;
 mod traffic;
 mod workload;
 mod world;
 
 #[cfg(test)]
+mod route_tests;
+#[cfg(test)]
 mod sequences;
 #[cfg(test)]
 mod tests;
 
+pub use connections::Connections;
 pub use engine::Engine;
 pub use frontends::Destination;
 pub use object::{Item, Key, Kind};
+pub use route::{BadBackend, Reading, ReferenceGrant, RouteSpec};
 pub use service::{Endpoint, Frontend, Service, ServicePort};
 pub use snapshot::{MeshState, Stamp, StateReader, StateWriter};
+pub use status::{Condition, ConditionType, ParentStatus, RouteStatus};
+pub use table::Table;
 pub use traffic::Overruled;
 pub use workload::{Exclusions, HostPort, Workload};
 pub use world::{
-    Affinity, Backend, Backends, Distribution, ExternalAddresses, Hints, InternalTraffic, Node, PortSpec, ServiceSpec,
-    TargetPort, Traffic, World,
+    Affinity, AppProtocol, Backend, Backends, Distribution, ExternalAddresses, Hints, InternalTraffic, Node, PortSpec,
+    ServiceSpec, TargetPort, Traffic, World,
 };

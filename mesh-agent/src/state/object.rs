@@ -4,9 +4,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Backend, Node, ServiceSpec, Workload};
+use super::{Backend, Node, ReferenceGrant, RouteSpec, ServiceSpec, Workload};
 use crate::policy::{AuthorizationPolicy, PeerAuthentication};
 use crate::resilience::policy::TrafficPolicy;
+use crate::routes::RouteKind;
 
 /// The kinds that the mesh reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,6 +22,16 @@ pub enum Kind {
     Service,
     /// discovery.k8s.io/v1
     EndpointSlice,
+    /// gateway.networking.k8s.io/v1
+    HttpRoute,
+    /// gateway.networking.k8s.io/v1
+    GrpcRoute,
+    /// gateway.networking.k8s.io/v1
+    TcpRoute,
+    /// gateway.networking.k8s.io/v1
+    TlsRoute,
+    /// gateway.networking.k8s.io/v1
+    ReferenceGrant,
     /// nodemesh.dev/v1alpha1
     PeerAuthentication,
     /// nodemesh.dev/v1alpha1
@@ -31,7 +42,13 @@ pub enum Kind {
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        match self {
+            Kind::HttpRoute => f.write_str("HTTPRoute"),
+            Kind::GrpcRoute => f.write_str("GRPCRoute"),
+            Kind::TcpRoute => f.write_str("TCPRoute"),
+            Kind::TlsRoute => f.write_str("TLSRoute"),
+            other => fmt::Debug::fmt(other, f),
+        }
     }
 }
 
@@ -42,7 +59,35 @@ impl Kind {
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => true,
             // It restricts how much comes, not who.
             Kind::TrafficPolicy => false,
-            Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice => false,
+            Kind::Namespace
+            | Kind::Node
+            | Kind::Pod
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::TcpRoute
+            | Kind::TlsRoute
+            | Kind::ReferenceGrant => false,
+        }
+    }
+
+    /// The kind of route that an object of this kind is.
+    pub fn route(self) -> Option<RouteKind> {
+        match self {
+            Kind::HttpRoute => Some(RouteKind::Http),
+            Kind::GrpcRoute => Some(RouteKind::Grpc),
+            Kind::TcpRoute => Some(RouteKind::Tcp),
+            Kind::TlsRoute => Some(RouteKind::Tls),
+            Kind::Namespace
+            | Kind::Node
+            | Kind::Pod
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::ReferenceGrant
+            | Kind::PeerAuthentication
+            | Kind::AuthorizationPolicy
+            | Kind::TrafficPolicy => None,
         }
     }
 }
@@ -91,6 +136,10 @@ pub enum Item {
         /// The endpoints.
         backends: Arc<[Backend]>,
     },
+    /// Where requests or connections to Services go.
+    Route(Arc<RouteSpec>),
+    /// Which routes of other namespaces may refer to Services of this one.
+    ReferenceGrant(Arc<ReferenceGrant>),
     /// Whether plaintext is acceptable.
     PeerAuthentication(Arc<PeerAuthentication>),
     /// Who may connect.
@@ -113,6 +162,19 @@ impl Name {
 
     pub(super) fn of(key: &Key) -> Self {
         Self { namespace: key.namespace.as_str().into(), name: key.name.as_str().into() }
+    }
+}
+
+/// How routes are told apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct RouteId {
+    pub(super) kind: RouteKind,
+    pub(super) name: Name,
+}
+
+impl From<&RouteSpec> for RouteId {
+    fn from(spec: &RouteSpec) -> Self {
+        Self { kind: spec.route.kind, name: Name::new(&spec.route.namespace, &spec.route.name) }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::policy::{
     Action, AuthorizationPolicy, Mode, Operator, PeerAuthentication, PolicyMeta, Requirement, Rule, Selector, Source,
     Target, Unreadable, Weight,
 };
+use crate::routes::{self, BackendRef, Parent, Route, RouteKind, Rules, TlsRule};
 use crate::spiffe::SpiffeId;
 
 /// The node that sees the world.
@@ -54,6 +55,9 @@ fn unchanged_is_the_same(before: &MeshState, after: &MeshState) -> Result<(), Te
     same(&before.peer_modes, &after.peer_modes)?;
     same(&before.local_policies, &after.local_policies)?;
     same(&before.workloads_by_ip, &after.workloads_by_ip)?;
+    same(&before.routes, &after.routes)?;
+    same(&before.attached, &after.attached)?;
+    same(&before.grants, &after.grants)?;
     let (old, new) = (all_of(before), all_of(after));
     let moved = |what: &str| old.get(what) != new.get(what);
     prop_assert!(!moved("unserved") || after.unserved_stamp() != before.unserved_stamp());
@@ -123,6 +127,10 @@ fn all_of(state: &MeshState) -> BTreeMap<&'static str, BTreeMap<String, String>>
         ("Services by IP", content(state.services_by_ip.iter())),
         ("frontends", frontends.content()),
         ("unserved", content(unserved.iter().map(|address| (address, &())))),
+        ("routes", content(state.routes.iter())),
+        ("attached", content(state.attached.iter())),
+        ("grants", content(state.grants.iter())),
+        ("conditions", content(state.route_status().iter().map(|status| (status, &())))),
         ("policies", BTreeMap::from([(String::new(), serde_json::to_string(&*state.policies).unwrap())])),
         ("peer modes", content(state.peer_modes.iter())),
         ("local policies", content(state.local_policies.iter())),
@@ -185,6 +193,8 @@ fn a_change() -> impl Strategy<Value = Change> {
         3 => a_slice().prop_map(|(key, item)| Change::Upsert(key, item)),
         2 => a_namespace().prop_map(|(key, item)| Change::Upsert(key, item)),
         2 => a_node().prop_map(|(key, item)| Change::Upsert(key, item)),
+        4 => a_route().prop_map(|(key, item)| Change::Upsert(key, item)),
+        2 => a_grant().prop_map(|(key, item)| Change::Upsert(key, item)),
         2 => a_peer_authentication().prop_map(|(key, item)| Change::Upsert(key, item)),
         2 => an_authorization_policy().prop_map(|(key, item)| Change::Upsert(key, item)),
         1 => prop::collection::vec(an_unreadable(), 0..3).prop_map(Change::Refuse),
@@ -199,6 +209,8 @@ fn a_key() -> impl Strategy<Value = Key> {
         2 => a_slice().prop_map(|(key, _)| key),
         1 => a_namespace().prop_map(|(key, _)| key),
         1 => a_node().prop_map(|(key, _)| key),
+        2 => a_route().prop_map(|(key, _)| key),
+        1 => a_grant().prop_map(|(key, _)| key),
         1 => a_peer_authentication().prop_map(|(key, _)| key),
         1 => an_authorization_policy().prop_map(|(key, _)| key),
     ]
@@ -254,7 +266,13 @@ fn selecting(namespace: &str, name: &str, vip: &str, app: u32) -> (Key, Item) {
         name: name.into(),
         cluster_ips: vec![vip.parse().unwrap()],
         selector: Some(BTreeMap::from([("app".to_string(), app.to_string())])),
-        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(8080), node_port: None }],
+        ports: vec![PortSpec {
+            name: "".into(),
+            port: 80,
+            target: TargetPort::Number(8080),
+            node_port: None,
+            protocol: AppProtocol::Bytes,
+        }],
         ..ServiceSpec::default()
     };
     (key, Item::Service(Arc::new(spec)))
@@ -336,6 +354,7 @@ fn a_service() -> impl Strategy<Value = (Key, Item)> {
             port,
             target,
             node_port,
+            protocol: AppProtocol::of(None, ""),
         };
         let spec = ServiceSpec {
             namespace: namespace.as_str().into(),
@@ -386,6 +405,84 @@ fn a_node() -> impl Strategy<Value = (Key, Item)> {
     (a_word(&[HERE, "n2"]), ips(NODE_IPS, 2), a_word(&["", "z1", "z2"])).prop_map(|(name, ips, zone)| {
         let node = Node { name: name.as_str().into(), ips, zone: zone.into() };
         (named(Kind::Node, String::new(), name), Item::Node(node.into()))
+    })
+}
+
+fn a_route() -> impl Strategy<Value = (Key, Item)> {
+    let names = (a_word(&["a", "b", "c"]), a_word(&["r1", "r2"]), 0..3i64);
+    let kind = select(vec![RouteKind::Http, RouteKind::Grpc, RouteKind::Tcp, RouteKind::Tls]);
+    let parent = (
+        a_word(&["a", "b"]),
+        a_word(&["s1", "s2", "s3"]),
+        prop::option::of(80..83u16),
+        prop::option::of(a_word(&["web", "other"])),
+    );
+    let parents = prop::collection::vec(parent, 1..3);
+    let backend = (a_word(&["a", "b"]), a_word(&["s1", "s2", "s3", "none"]), 80..82u16);
+    let backends = prop::collection::vec(backend, 0..3);
+    (names, kind, parents, backends, any::<bool>()).prop_map(
+        |((namespace, name, created), kind, parents, backends, bad)| {
+            let parents = parents.into_iter().map(|(namespace, name, port, section)| Parent {
+                namespace: namespace.into(),
+                name: name.into(),
+                port,
+                section: section.map(Arc::from),
+            });
+            let backends: Vec<_> = backends
+                .into_iter()
+                .map(|(namespace, name, port)| routes::Backend {
+                    target: BackendRef::Service { namespace: namespace.into(), name: name.into(), port },
+                    weight: 1,
+                    filters: vec![],
+                })
+                .collect();
+            let kind_of_object = match kind {
+                RouteKind::Http => Kind::HttpRoute,
+                RouteKind::Grpc => Kind::GrpcRoute,
+                RouteKind::Tcp => Kind::TcpRoute,
+                RouteKind::Tls => Kind::TlsRoute,
+            };
+            let rules = match kind {
+                RouteKind::Http | RouteKind::Grpc => Rules::Requests(vec![routes::Rule {
+                    name: None,
+                    matches: vec![routes::Match::default()],
+                    filters: vec![],
+                    backends,
+                    timeouts: routes::Timeouts::default(),
+                    retry: None,
+                    session: None,
+                }]),
+                RouteKind::Tcp => Rules::Connections(backends),
+                RouteKind::Tls => Rules::ServerNames(TlsRule { hostnames: vec!["x.example".into()], backends }),
+            };
+            let route = Route {
+                kind,
+                namespace: namespace.as_str().into(),
+                name: name.as_str().into(),
+                created,
+                parents: parents.collect(),
+                rules,
+            };
+            let spec = RouteSpec {
+                route: route.into(),
+                generation: None,
+                refused: bad.then(|| Reading { field: "spec".into(), reason: "bad".into() }),
+                refused_rules: vec![],
+                wrong_refs: vec![],
+            };
+            (named(kind_of_object, namespace, name), Item::Route(spec.into()))
+        },
+    )
+}
+
+fn a_grant() -> impl Strategy<Value = (Key, Item)> {
+    let from = (select(vec![RouteKind::Http, RouteKind::Tcp]), a_word(&["a", "b", "c"]));
+    let from = prop::collection::vec(from, 1..3);
+    let to = prop::option::of(prop::collection::btree_set(a_word(&["s1", "s2"]), 1..3));
+    (a_word(&["a", "b"]), a_word(&["g1", "g2"]), from, to).prop_map(|(namespace, name, from, to)| {
+        let from = from.into_iter().map(|(kind, namespace)| (kind, Arc::from(namespace))).collect();
+        let to = to.map(|names| names.into_iter().map(Arc::from).collect());
+        (named(Kind::ReferenceGrant, namespace, name), Item::ReferenceGrant(ReferenceGrant { from, to }.into()))
     })
 }
 

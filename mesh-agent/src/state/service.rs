@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Affinity, ExternalAddresses, Workload};
+use super::{Affinity, AppProtocol, ExternalAddresses, Workload};
 
 /// A Service with its ports; endpoints are per port, because readiness and target ports are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct ServicePort {
     pub endpoints: Vec<Endpoint>,
     /// With internalTrafficPolicy Local: the endpoints of this node, which are all that the cluster IPs lead to.
     pub node_local: Option<Vec<Endpoint>>,
+    /// What is spoken there, as far as the Service says; see [`super::MeshState::protocol`].
+    pub protocol: AppProtocol,
 }
 
 /// By which of a Service's addresses a client comes.

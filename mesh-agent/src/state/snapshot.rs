@@ -7,11 +7,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use super::attachments::ServiceRoutes;
 use super::cow::CowMap;
 use super::frontends::Frontends;
-use super::object::Name;
+use super::object::{Name, RouteId};
 use super::traffic::Attached;
-use super::{Service, Workload};
+use super::{ReferenceGrant, RouteSpec, Service, Workload};
 use crate::policy::{Mode, PeerModes, PolicySet, WorkloadPolicy};
 use crate::resilience::policy::TrafficPolicy;
 
@@ -33,6 +34,12 @@ pub struct MeshState {
     pub(super) services_by_ip: CowMap<IpAddr, Arc<Service>>,
     /// All addresses that lead to Services and pods besides their own.
     pub(super) frontends: Frontends,
+    /// Every route, as it was read.
+    pub(super) routes: CowMap<RouteId, Arc<RouteSpec>>,
+    /// By Service: the routes that hold at its ports.
+    pub(super) attached: CowMap<Name, Arc<ServiceRoutes>>,
+    /// Every ReferenceGrant, as it was read. Nothing depends on them: see [`MeshState::backend`].
+    pub(super) grants: CowMap<Name, Arc<ReferenceGrant>>,
     /// Every policy object, as it was read.
     pub(super) policies: Arc<PolicySet>,
     /// By uid: enrolled pods of all nodes whose modes are not the default.

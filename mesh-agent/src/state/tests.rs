@@ -61,8 +61,20 @@ fn endpoints_by_selector_and_by_slice() {
         other,
         foreign,
     ];
-    let by_name = PortSpec { name: "".into(), port: 80, target: TargetPort::Name("http".into()), node_port: None };
-    let by_number = PortSpec { name: "n".into(), port: 81, target: TargetPort::Number(9000), node_port: None };
+    let by_name = PortSpec {
+        name: "".into(),
+        port: 80,
+        target: TargetPort::Name("http".into()),
+        node_port: None,
+        protocol: AppProtocol::Bytes,
+    };
+    let by_number = PortSpec {
+        name: "n".into(),
+        port: 81,
+        target: TargetPort::Number(9000),
+        node_port: None,
+        protocol: AppProtocol::Bytes,
+    };
     let selected = ServiceSpec { ports: vec![by_name.clone(), by_number], ..service("selected", "10.96.0.1") };
     let backend = |ip_text: &str, port, ready| Backend { ready, ..Backend::ready(ip(ip_text), port) };
     let listed = ServiceSpec {
@@ -152,7 +164,13 @@ fn families_are_judged_apart() {
 fn a_cluster_ip_is_unserved_in_the_family_that_has_no_endpoint() {
     let spec = ServiceSpec {
         cluster_ips: vec![ip("10.96.0.1"), ip("fd00:96::1")],
-        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(80), node_port: None }],
+        ports: vec![PortSpec {
+            name: "".into(),
+            port: 80,
+            target: TargetPort::Number(80),
+            node_port: None,
+            protocol: AppProtocol::Bytes,
+        }],
         ..service("s", "10.96.0.1")
     };
     let state = build(vec![pod("a", &["10.0.0.1"])], vec![spec]);
@@ -165,7 +183,13 @@ fn a_policy_on_a_service_holds_at_its_pods() {
     let unready = Workload { ready: false, ..pod("unready", &["10.0.0.1"]) };
     let listed_only = Workload { labels: BTreeMap::new(), ..pod("listed", &["10.0.0.2"]) };
     let spec = ServiceSpec {
-        ports: vec![PortSpec { name: "".into(), port: 80, target: TargetPort::Number(8080), node_port: None }],
+        ports: vec![PortSpec {
+            name: "".into(),
+            port: 80,
+            target: TargetPort::Number(8080),
+            node_port: None,
+            protocol: AppProtocol::Bytes,
+        }],
         backends: Backends::Listed(vec![Backend { ready: false, ..Backend::ready(ip("10.0.0.2"), 8081) }]),
         ..service("s", "10.96.0.1")
     };
@@ -254,5 +278,5 @@ fn service(name: &str, vip: &str) -> ServiceSpec {
 }
 
 fn port(port: u16, node_port: Option<u16>) -> PortSpec {
-    PortSpec { name: "".into(), port, target: TargetPort::Number(8080), node_port }
+    PortSpec { name: "".into(), port, target: TargetPort::Number(8080), node_port, protocol: AppProtocol::Bytes }
 }

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::Serialize;
 
-use super::Workload;
+use super::{ReferenceGrant, RouteSpec, Workload};
 use crate::policy::PolicySet;
 
 /// The whole cluster, as far as the mesh cares.
@@ -18,6 +19,10 @@ pub struct World {
     pub services: Vec<ServiceSpec>,
     /// Nodes, as far as their objects are to be had.
     pub nodes: Vec<Node>,
+    /// Routes.
+    pub routes: Vec<RouteSpec>,
+    /// What ReferenceGrants say, with namespace and name.
+    pub grants: Vec<(Arc<str>, Arc<str>, ReferenceGrant)>,
     /// Policy objects, also those that could not be read.
     pub policies: PolicySet,
 }
@@ -121,6 +126,42 @@ pub struct PortSpec {
     pub target: TargetPort,
     /// The port of every node that leads here too.
     pub node_port: Option<u16>,
+    /// What is spoken there, as far as the Service says.
+    pub protocol: AppProtocol,
+}
+
+/// What is spoken on a Service's port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AppProtocol {
+    /// Nothing that the mesh looks at.
+    #[default]
+    Bytes,
+    /// HTTP/1.1. A client that begins HTTP/2 with prior knowledge is understood too.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// gRPC: HTTP/2 with prior knowledge.
+    Grpc,
+}
+
+impl AppProtocol {
+    /// What a Service says of a port: by its appProtocol where it has one, whatever that is; else by the port's name.
+    /// What is not known is bytes, and never waited for.
+    pub fn of(app_protocol: Option<&str>, port_name: &str) -> Self {
+        match app_protocol {
+            Some("http" | "kubernetes.io/ws") => AppProtocol::Http1,
+            Some("kubernetes.io/h2c") => AppProtocol::Http2,
+            Some("grpc") => AppProtocol::Grpc,
+            Some(_) => AppProtocol::Bytes,
+            None => match port_name.split_once('-').map_or(port_name, |(prefix, _)| prefix) {
+                "http" => AppProtocol::Http1,
+                "http2" => AppProtocol::Http2,
+                "grpc" => AppProtocol::Grpc,
+                _ => AppProtocol::Bytes,
+            },
+        }
+    }
 }
 
 /// A target port, by number or by the name that each pod gives it.

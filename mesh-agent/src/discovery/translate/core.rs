@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{ContainerPort, Namespace, Pod, PodSpec, PodStatus};
 
-use super::{FieldPath, Item, Problem, Taken, exclusions, is_tcp, mesh_label, parse_ip, port_number};
+use super::{Effect, FieldPath, Item, Problem, Taken, exclusions, is_tcp, mesh_label, parse_ip, port_number};
 use crate::discovery::object::Key;
 use crate::spiffe::SpiffeId;
 use crate::state::{HostPort, Workload};
@@ -53,6 +53,7 @@ pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Taken, Problem> {
         created: metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
     };
     let item = Item::Pod { workload: workload.into(), mesh: mesh_label(metadata.labels.as_ref())? };
+    let problems = problems.into_iter().map(|problem| (Effect::ExcludesNothing, problem)).collect();
     Ok(Taken { item: Some(item), problems })
 }
 

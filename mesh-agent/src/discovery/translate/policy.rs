@@ -262,9 +262,17 @@ pub fn unreadable(kind: Kind, key: Option<&Key>, value: &Value) -> Option<Unread
     let weight = match kind {
         Kind::PeerAuthentication => Weight::Strict,
         Kind::AuthorizationPolicy => Weight::DenyAll,
-        Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice | Kind::TrafficPolicy => {
-            return None;
-        }
+        Kind::Namespace
+        | Kind::Node
+        | Kind::Pod
+        | Kind::Service
+        | Kind::EndpointSlice
+        | Kind::HttpRoute
+        | Kind::GrpcRoute
+        | Kind::TcpRoute
+        | Kind::TlsRoute
+        | Kind::ReferenceGrant
+        | Kind::TrafficPolicy => return None,
     };
     if kind == Kind::AuthorizationPolicy && object::text(value, &["spec", "action"]) == Some("AUDIT") {
         return None;

@@ -12,7 +12,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::{FieldPath, Item, Problem, is_tcp, parse_ip, port_number};
 use crate::discovery::object::Key;
 use crate::state::{
-    self, Affinity, Backends, Distribution, ExternalAddresses, InternalTraffic, PortSpec, TargetPort, Traffic,
+    self, Affinity, AppProtocol, Backends, Distribution, ExternalAddresses, InternalTraffic, PortSpec, TargetPort,
+    Traffic,
 };
 
 /// A Service counts by its TCP ports. An ExternalName is a matter of DNS alone, and a headless Service leads to its
@@ -125,5 +126,7 @@ fn service_port(port: &ServicePort, path: &FieldPath) -> Result<PortSpec, Proble
     };
     let node_port = port.node_port.filter(|node_port| *node_port != 0);
     let node_port = node_port.map(|node_port| port_number(node_port, || path.key("nodePort"))).transpose()?;
-    Ok(PortSpec { name: port.name.as_deref().unwrap_or_default().into(), port: number, target, node_port })
+    let name = port.name.as_deref().unwrap_or_default();
+    let protocol = AppProtocol::of(port.app_protocol.as_deref(), name);
+    Ok(PortSpec { name: name.into(), port: number, target, node_port, protocol })
 }

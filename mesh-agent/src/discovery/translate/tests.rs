@@ -179,6 +179,41 @@ fn traffic_of_a_service() {
     }
 }
 
+/// (appProtocol, name of the port) → what is spoken there.
+#[test]
+fn protocols_of_a_port() {
+    use crate::state::AppProtocol::{Bytes, Grpc, Http1, Http2};
+    let table = [
+        (None, "", Bytes),
+        (None, "http", Http1),
+        (None, "http-web", Http1),
+        (None, "http2", Http2),
+        (None, "http2-web", Http2),
+        (None, "grpc", Grpc),
+        (None, "grpc-web", Grpc),
+        (None, "https", Bytes),
+        (None, "httpx", Bytes),
+        (None, "http3", Bytes),
+        (None, "web-http", Bytes),
+        (None, "tcp", Bytes),
+        (Some("http"), "", Http1),
+        (Some("kubernetes.io/ws"), "", Http1),
+        (Some("kubernetes.io/h2c"), "", Http2),
+        (Some("grpc"), "", Grpc),
+        // appProtocol decides alone.
+        (Some("grpc"), "http", Grpc),
+        (Some("https"), "http", Bytes),
+        (Some("kubernetes.io/wss"), "http", Bytes),
+        (Some("redis"), "grpc-cache", Bytes),
+        (Some("HTTP"), "", Bytes),
+    ];
+    for (app_protocol, name, expected) in table {
+        let port = json!({"name": name, "port": 80, "appProtocol": app_protocol});
+        let service = one_service(&json!({"spec": {"ports": [port]}}));
+        assert_eq!(service.ports[0].protocol, expected, "{app_protocol:?} {name:?}");
+    }
+}
+
 /// What a Service cannot mean is named with its field.
 #[test]
 fn services_that_cannot_be_read() {
@@ -345,7 +380,9 @@ proptest! {
         let (api_version, kind) = kind;
         let object = json!({"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec, "status": status});
         if let Meaning::Known { key: Ok(key), .. } = object::meaning(&object) {
-            let _ = object::read(&key, &object, "cluster.local");
+            if let Err(problem) = object::read(&key, &object, "cluster.local") {
+                let _ = stand_in(&key, &object, &problem);
+            }
         }
         if let Meaning::Known { kind, key } = object::meaning(&object) {
             let _ = unreadable(kind, key.ok().as_ref(), &object);
@@ -374,6 +411,11 @@ fn a_kind() -> impl Strategy<Value = (&'static str, &'static str)> {
         Just(("v1", "Node")),
         Just(("v1", "Namespace")),
         Just(("discovery.k8s.io/v1", "EndpointSlice")),
+        Just(("gateway.networking.k8s.io/v1", "HTTPRoute")),
+        Just(("gateway.networking.k8s.io/v1", "GRPCRoute")),
+        Just(("gateway.networking.k8s.io/v1", "TCPRoute")),
+        Just(("gateway.networking.k8s.io/v1", "TLSRoute")),
+        Just(("gateway.networking.k8s.io/v1", "ReferenceGrant")),
         Just(("nodemesh.dev/v1alpha1", "PeerAuthentication")),
         Just(("nodemesh.dev/v1alpha1", "AuthorizationPolicy")),
     ]
@@ -414,6 +456,15 @@ fn a_value() -> impl Strategy<Value = Value> {
             Just("ingress"),
             Just("addresses"),
             Just("endpoints"),
+            Just("parentRefs"),
+            Just("Service"),
+            Just("group"),
+            Just("matches"),
+            Just("path"),
+            Just("value"),
+            Just("filters"),
+            Just("backendRefs"),
+            Just("weight"),
             Just("10.0.0.1"),
             Just(""),
         ]
@@ -445,7 +496,7 @@ fn world(objects: &[Value]) -> crate::state::World {
     crate::discovery::join::world(&store)
 }
 
-fn merge(into: &mut Value, change: Value) {
+pub(super) fn merge(into: &mut Value, change: Value) {
     match (into, change) {
         (Value::Object(into), Value::Object(change)) => {
             for (key, value) in change {

@@ -1,0 +1,58 @@
+//! What the data path asks about routes: of a Service's port, and of a reference.
+
+use std::sync::Arc;
+
+use super::attachments::Attached;
+use super::object::Name;
+use super::{AppProtocol, BadBackend, Connections, MeshState, ReferenceGrant, Service, ServicePort, Table};
+use crate::routes::{BackendRef, RouteKind};
+
+impl MeshState {
+    /// The routes of requests at a Service's port, as clients of a namespace see them: consumer routes of that namespace,
+    /// else the producer's. None: no HTTPRoute or GRPCRoute holds, and the port does what it did without any.
+    pub fn requests(&self, service: &Service, port: u16, client_namespace: &str) -> Option<&Arc<Table>> {
+        self.attached_at(service, port, client_namespace)?.requests()
+    }
+
+    /// The routes of connections at a Service's port, in the same way. None: no TCPRoute or TLSRoute holds.
+    pub fn connections(&self, service: &Service, port: u16, client_namespace: &str) -> Option<&Arc<Connections>> {
+        self.attached_at(service, port, client_namespace)?.connections()
+    }
+
+    /// What is to be read of the connections of a namespace's clients to a Service's port: what the Service says, unless
+    /// a route says more. An HTTPRoute makes a port of bytes one of HTTP, a GRPCRoute any port one of gRPC; where a
+    /// TCPRoute or a TLSRoute holds, requests are not looked at.
+    pub fn protocol(&self, service: &Service, port: &ServicePort, client_namespace: &str) -> AppProtocol {
+        let attached = self.attached_at(service, port.port, client_namespace);
+        match (attached.and_then(Attached::kind), port.protocol) {
+            (None, said) => said,
+            (Some(RouteKind::Http), AppProtocol::Bytes) => AppProtocol::Http1,
+            (Some(RouteKind::Http), said) => said,
+            (Some(RouteKind::Grpc), _) => AppProtocol::Grpc,
+            (Some(RouteKind::Tcp | RouteKind::Tls), _) => AppProtocol::Bytes,
+        }
+    }
+
+    /// Where a reference of a route leads. A Service that is there may have no endpoint.
+    ///
+    /// "Routes of either type can send traffic to backendRefs in any namespace. Unlike Gateway bound routes, this is
+    /// allowed without a ReferenceGrant" (GEP-1294, Namespace boundaries): the client could dial that Service itself, and
+    /// meets the same policy there.
+    pub fn backend(&self, target: &BackendRef) -> Result<(&Arc<Service>, &ServicePort), BadBackend> {
+        let BackendRef::Service { namespace, name, port } = target else { return Err(BadBackend::InvalidKind) };
+        let service = self.services.get(&Name::new(namespace, name)).ok_or(BadBackend::BackendNotFound)?;
+        let port = service.port(*port).ok_or(BadBackend::BackendNotFound)?;
+        Ok((service, port))
+    }
+
+    /// The ReferenceGrants, with namespace and name: for people.
+    pub fn reference_grants(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, &ReferenceGrant)> {
+        let mut grants: Vec<_> = self.grants.iter().collect();
+        grants.sort_unstable_by_key(|(name, _)| *name);
+        grants.into_iter().map(|(name, grant)| (&name.namespace, &name.name, &**grant))
+    }
+
+    pub(super) fn attached_at(&self, service: &Service, port: u16, client_namespace: &str) -> Option<&Attached> {
+        self.attached.get(&Name::new(&service.namespace, &service.name))?.at(port, client_namespace)
+    }
+}
