@@ -29,7 +29,7 @@ use super::pods::Pods;
 use super::specs::Specs;
 use super::topology::Here;
 use super::traffic::TrafficPolicies;
-use super::{Distribution, MeshState, Node, Overruled, ReferenceGrant, RouteSpec, Service, Stamp, Workload, World};
+use super::{MeshState, Node, Overruled, ReferenceGrant, RouteSpec, Service, Stamp, Workload, World};
 use crate::policy::{
     AuthorizationPolicy, Operator, PeerAuthentication, PeerModes, Selector, Subject, Target, Unreadable, Weight,
 };
@@ -320,16 +320,14 @@ impl Engine {
         }
     }
 
-    /// A node's zone tells who prefers the endpoints on it; this node's, which endpoints it prefers.
+    /// A node's zone tells how far the endpoints on it are, and who prefers them; this node's, which it prefers.
     fn settle_zones(&mut self, dirty: &mut Dirty) {
         for node in std::mem::take(&mut dirty.zones) {
             if node == self.state.node {
                 dirty.services.extend(self.specs.names().cloned());
             }
             for workload in self.pods.on(&node) {
-                let selecting = self.specs.selecting(workload, self.pods.labels());
-                let by_zone = selecting.filter(|(_, spec)| spec.traffic.distribution != Distribution::Even);
-                dirty.services.extend(by_zone.map(|(name, _)| name.clone()));
+                dirty.services.extend(workload.ips.iter().flat_map(|ip| self.specs.using(ip)).cloned());
             }
         }
     }
