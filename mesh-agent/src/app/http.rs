@@ -124,6 +124,7 @@ fn sources(agent: &Arc<Agent>) -> Sources {
         ("identities", show(show::identities)),
         ("limits", show(show::limits)),
         ("policies", show(show::policies)),
+        ("routes", show(show::routes)),
         ("settings", show(show::settings)),
         ("services", show(show::services)),
         ("workloads", show(show::workloads)),

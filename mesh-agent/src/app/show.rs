@@ -175,6 +175,25 @@ fn addresses(endpoints: &[crate::state::Endpoint]) -> Vec<String> {
     endpoints.iter().map(|e| std::net::SocketAddr::new(e.ip, e.port).to_string()).collect()
 }
 
+/// Every route with its conditions, by Gateway API's words, and the ReferenceGrants.
+pub fn routes(agent: &Agent) -> Value {
+    let state = agent.state.current();
+    let grant =
+        |(namespace, name, grant): (&std::sync::Arc<str>, &std::sync::Arc<str>, &crate::state::ReferenceGrant)| {
+            let from = grant
+                .from
+                .iter()
+                .map(|(kind, namespace)| json!([crate::state::Kind::of_route(*kind).to_string(), namespace]));
+            json!({
+                "namespace": namespace,
+                "name": name,
+                "from": from.collect::<Vec<_>>(),
+                "services": grant.to,
+            })
+        };
+    json!({ "routes": state.route_status(), "referenceGrants": state.reference_grants().map(grant).collect::<Vec<_>>() })
+}
+
 /// Every policy object as it was understood, and those that could not be read.
 pub fn policies(agent: &Agent) -> Value {
     json!(agent.state.current().policies())

@@ -22,6 +22,8 @@ mod watch;
 #[cfg(test)]
 mod figures;
 #[cfg(test)]
+mod route_tests;
+#[cfg(test)]
 mod sequences;
 #[cfg(test)]
 mod tests;
@@ -36,8 +38,9 @@ pub use translate::{MESH_LABEL, MESH_NAMESPACE};
 use crate::drain::Token;
 use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
-use crate::state::{Engine, MeshState, StateWriter};
+use crate::state::{Engine, Key, MeshState, Overruled, StateWriter};
 use file::{Changes, Directory};
+use finding::FieldPath;
 use store::{Delta, Store};
 
 /// The readiness gate of this room.
@@ -101,12 +104,41 @@ pub async fn run(
     }
 }
 
-/// Reads a directory or a file as [`run`] does at its start, and says what is wrong with it. Pure but for the reading.
+/// Reads a directory or a file as [`run`] does at its start, and says what is wrong with it, and which routes lead
+/// nowhere. Pure but for the reading.
 pub fn validate(path: &Path, trust_domain: &str) -> std::io::Result<Vec<Finding>> {
-    // What objects come to is the same on every node, as far as findings go.
-    let mut current = Current { store: Store::new(trust_domain), engine: Engine::new("") };
+    let mut current = Current::new(&Config { node: String::new(), trust_domain: trust_domain.to_string() });
     current.take(&Changes { changed: read_once(path)?, gone: Vec::new() });
-    Ok(current.findings())
+    let mut findings = current.findings();
+    findings.extend(unattached(&current.store, &current.engine.snapshot()));
+    findings.sort_by(|one, other| one.file.cmp(&other.file));
+    Ok(findings)
+}
+
+/// Routes that do not hold where they should, and backends that are not there. Nothing where there are no Services: then
+/// it is the routes alone that were looked at.
+fn unattached(store: &Store, state: &MeshState) -> Vec<Finding> {
+    if state.services().next().is_none() {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    for route in state.route_status() {
+        let key = Key { kind: route.kind, namespace: route.namespace.to_string(), name: route.name.to_string() };
+        let conditions = route.parents.iter().flat_map(|parent| &parent.conditions);
+        for condition in conditions {
+            // The other reasons are findings of the object by itself.
+            let (field, effect) = match condition.reason {
+                "NoMatchingParent" | "Conflicted" => ("spec.parentRefs", Effect::NotAttached),
+                "BackendNotFound" => ("spec.rules", Effect::ShareFails),
+                _ => continue,
+            };
+            let Some(finding) = store.finding_about(&key, field, condition.message.clone(), effect) else { continue };
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
+    }
+    findings
 }
 
 /// Builds a snapshot from a directory or a file once, with no watching: for tests, and for tools that explain.
@@ -175,7 +207,10 @@ impl Current {
     /// What is wrong with the objects, each for itself and together.
     fn findings(&self) -> Vec<Finding> {
         let mut findings = self.store.findings();
-        findings.extend(self.store.overruled(self.engine.overruled()));
+        findings.extend(self.engine.overruled().filter_map(|Overruled { policy, target, by }| {
+            let field = FieldPath::of("spec.targetRefs").index(target).to_string();
+            self.store.finding_about(&policy, &field, format!("is a target of {by} too"), Effect::OlderCounts)
+        }));
         findings.sort_by(|one, other| one.file.cmp(&other.file));
         findings
     }

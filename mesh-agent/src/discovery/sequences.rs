@@ -168,7 +168,7 @@ fn a_step() -> impl Strategy<Value = Step> {
 }
 
 /// Each says something; several speak of one object.
-const DOCUMENTS: [&str; 12] = [
+const DOCUMENTS: [&str; 16] = [
     "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {nodemesh.dev/mesh: enabled}}}",
     "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}",
     "{apiVersion: v1, kind: Pod, metadata: {namespace: shop, name: x, uid: x, labels: {app: x}}, spec: {nodeName: node-1, containers: []}, status: {podIPs: [{ip: 10.0.0.7}]}}",
@@ -181,6 +181,10 @@ const DOCUMENTS: [&str; 12] = [
     "{apiVersion: v1, kind: Node, metadata: {name: node-1, labels: {topology.kubernetes.io/zone: z}}, status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}}",
     "{apiVersion: nodemesh.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: q}, spec: {targetRefs: [{kind: Service, name: s}], action: ALLOW, rules: []}}",
     "{apiVersion: nodemesh.dev/v1alpha1, kind: PeerAuthentication, metadata: {namespace: shop, name: r}, spec: {targetRefs: [{kind: Namespace}], mode: STRICT}}",
+    "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {namespace: shop, name: h}, spec: {parentRefs: [{group: '', kind: Service, name: s}], rules: [{backendRefs: [{name: s, port: 80}]}]}}",
+    "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {namespace: shop, name: h}, spec: {parentRefs: [{group: '', kind: Service, name: s, port: 81}], rules: [{backendRefs: [{name: t, port: 80}]}]}}",
+    "{apiVersion: gateway.networking.k8s.io/v1, kind: TCPRoute, metadata: {namespace: w, name: t}, spec: {parentRefs: [{group: '', kind: Service, namespace: shop, name: s}], rules: [{backendRefs: [{name: s, namespace: shop, port: 80}]}]}}",
+    "{apiVersion: gateway.networking.k8s.io/v1, kind: ReferenceGrant, metadata: {namespace: shop, name: g}, spec: {from: [{group: gateway.networking.k8s.io, kind: TCPRoute, namespace: w}], to: [{group: '', kind: Service}]}}",
 ];
 
 fn changes(files: &mut BTreeMap<String, String>, step: Step) -> Changes {
@@ -245,5 +249,8 @@ fn told(state: &MeshState) -> String {
     let services: Vec<_> = state.services().collect();
     let mut unserved: Vec<_> = state.vips_without_endpoint().collect();
     unserved.sort();
-    format!("{pods:?}\n{policies:?}\n{modes:?}\n{services:?}\n{unserved:?}")
+    let routes = state.route_status();
+    let at: Vec<_> = services.iter().flat_map(|service| state.routes_at(service, 80, "shop")).collect();
+    let grants: Vec<_> = state.reference_grants().collect();
+    format!("{pods:?}\n{policies:?}\n{modes:?}\n{services:?}\n{unserved:?}\n{routes:?}\n{at:?}\n{grants:?}")
 }

@@ -22,7 +22,6 @@ use super::finding::{Effect, FieldPath, Finding, Problem};
 use super::object::{self, Key, Kind, Meaning};
 use super::translate::{self, Item, Taken};
 use crate::policy::{Unreadable, Weight};
-use crate::state::Overruled;
 
 /// All objects in force. Changes only by [`Store::apply`].
 #[derive(Clone, Debug)]
@@ -154,23 +153,6 @@ impl Store {
         findings
     }
 
-    /// What to say of policies that do not count at one of their targets.
-    pub fn overruled(&self, overruled: impl IntoIterator<Item = Overruled>) -> Vec<Finding> {
-        let finding = |Overruled { policy, target, by }: Overruled| {
-            let (file, _, line) = self.readers(&policy).last()?;
-            Some(Finding {
-                file: file.to_path_buf(),
-                line: Some(line),
-                kind: policy.kind.to_string(),
-                object: policy.object(),
-                field: FieldPath::of("spec.targetRefs").index(target).to_string(),
-                reason: format!("is a target of {by} too"),
-                effect: Effect::OlderCounts,
-            })
-        };
-        overruled.into_iter().filter_map(finding).collect()
-    }
-
     fn notes(&self) -> impl Iterator<Item = (&Arc<Path>, &Note)> {
         let said = self.noted.iter().filter_map(|path| Some((path, self.files.get(path)?)));
         said.flat_map(|(path, said)| said.notes.iter().map(move |note| (path, note)))
@@ -201,6 +183,20 @@ impl Store {
             });
         }
         findings
+    }
+
+    /// What follows for an object from the rest of the world; None when it is in force of no file.
+    pub fn finding_about(&self, key: &Key, field: &str, reason: String, effect: Effect) -> Option<Finding> {
+        let (file, _, line) = self.readers(key).last()?;
+        Some(Finding {
+            file: file.to_path_buf(),
+            line: Some(line),
+            kind: key.kind.to_string(),
+            object: key.object(),
+            field: field.to_string(),
+            reason,
+            effect,
+        })
     }
 
     /// The files in which an object can be read, in their order, with what it says and the line of its document.

@@ -516,7 +516,7 @@ status: {{phase: Running, podIPs: [{{ip: {ip}}}]}}
     )
 }
 
-fn directory(files: &[(&str, &str)]) -> TempDir {
+pub(super) fn directory(files: &[(&str, &str)]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in files {
         fs::write(directory.path().join(name), text).unwrap();
@@ -528,7 +528,7 @@ pub(super) fn config(node: &str) -> Config {
     Config { node: node.into(), trust_domain: "cluster.local".into() }
 }
 
-fn repository() -> PathBuf {
+pub(super) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }
 

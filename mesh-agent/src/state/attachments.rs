@@ -73,6 +73,10 @@ impl Attached {
         Some(Self { routes, conflicted, action })
     }
 
+    pub(super) fn routes(&self) -> impl Iterator<Item = &Arc<RouteSpec>> {
+        self.routes.iter()
+    }
+
     pub(super) fn kind(&self) -> Option<RouteKind> {
         self.routes.first().map(|spec| spec.route.kind)
     }

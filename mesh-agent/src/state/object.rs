@@ -72,6 +72,16 @@ impl Kind {
         }
     }
 
+    /// The kind of objects that are routes of a kind.
+    pub fn of_route(kind: RouteKind) -> Self {
+        match kind {
+            RouteKind::Http => Kind::HttpRoute,
+            RouteKind::Grpc => Kind::GrpcRoute,
+            RouteKind::Tcp => Kind::TcpRoute,
+            RouteKind::Tls => Kind::TlsRoute,
+        }
+    }
+
     /// The kind of route that an object of this kind is.
     pub fn route(self) -> Option<RouteKind> {
         match self {

@@ -92,18 +92,12 @@ fn one_kind_holds_at_a_port() {
         assert_eq!(state.requests(service, 80, "x").is_some(), matches!(holds, Some(Http | Grpc)), "{kinds:?}");
         assert_eq!(state.connections(service, 80, "x").is_some(), matches!(holds, Some(Tcp | Tls)), "{kinds:?}");
         let status = state.route_status();
-        let lost: BTreeSet<&str> = status
+        let lost: BTreeSet<Kind> = status
             .iter()
             .filter(|status| status.parents[0].conditions[0].reason == "Conflicted")
             .map(|status| status.kind)
             .collect();
-        let names = |kind: &RouteKind| match kind {
-            Http => "HTTPRoute",
-            Grpc => "GRPCRoute",
-            Tcp => "TCPRoute",
-            Tls => "TLSRoute",
-        };
-        assert_eq!(lost, conflicted.iter().map(names).collect(), "{kinds:?}");
+        assert_eq!(lost, conflicted.iter().map(|kind| Kind::of_route(*kind)).collect(), "{kinds:?}");
     }
     // Each group by itself: a consumer's TCPRoute does not yield to the producer's HTTPRoute.
     let routes = vec![route(Http, "shop", "p").to("shop", "web"), route(Tcp, "bank", "c").to("shop", "web")];

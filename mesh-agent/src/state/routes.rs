@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::attachments::Attached;
 use super::object::Name;
-use super::{AppProtocol, BadBackend, Connections, MeshState, ReferenceGrant, Service, ServicePort, Table};
+use super::{AppProtocol, BadBackend, Connections, MeshState, ReferenceGrant, RouteSpec, Service, ServicePort, Table};
 use crate::routes::{BackendRef, RouteKind};
 
 impl MeshState {
@@ -17,6 +17,16 @@ impl MeshState {
     /// The routes of connections at a Service's port, in the same way. None: no TCPRoute or TLSRoute holds.
     pub fn connections(&self, service: &Service, port: u16, client_namespace: &str) -> Option<&Arc<Connections>> {
         self.attached_at(service, port, client_namespace)?.connections()
+    }
+
+    /// The routes that hold at a Service's port for a namespace's clients, the first in precedence first: for people.
+    pub fn routes_at(
+        &self,
+        service: &Service,
+        port: u16,
+        client_namespace: &str,
+    ) -> impl Iterator<Item = &Arc<RouteSpec>> {
+        self.attached_at(service, port, client_namespace).into_iter().flat_map(Attached::routes)
     }
 
     /// What is to be read of the connections of a namespace's clients to a Service's port: what the Service says, unless

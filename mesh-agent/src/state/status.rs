@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::attachments::{can_have_routes, is_at};
 use super::object::{Name, RouteId};
-use super::{BadBackend, MeshState, Reading, RouteSpec};
-use crate::routes::{Backend, BackendRef, Filter, Parent, RouteKind, Rules};
+use super::{BadBackend, Kind, MeshState, Reading, RouteSpec};
+use crate::routes::{Backend, BackendRef, Filter, Parent, Rules};
 
 /// The conditions of a route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteStatus {
     /// HTTPRoute and so on.
-    pub kind: &'static str,
+    #[serde(serialize_with = "shown")]
+    pub kind: Kind,
     /// metadata.namespace
     pub namespace: Arc<str>,
     /// metadata.name
@@ -85,7 +86,7 @@ impl MeshState {
             conditions: self.conditions(spec, parent),
         };
         RouteStatus {
-            kind: kind_name(route.kind),
+            kind: Kind::of_route(route.kind),
             namespace: route.namespace.clone(),
             name: route.name.clone(),
             generation: spec.generation,
@@ -184,13 +185,8 @@ fn references(rules: &Rules) -> Vec<&BackendRef> {
     }
 }
 
-fn kind_name(kind: RouteKind) -> &'static str {
-    match kind {
-        RouteKind::Http => "HTTPRoute",
-        RouteKind::Grpc => "GRPCRoute",
-        RouteKind::Tcp => "TCPRoute",
-        RouteKind::Tls => "TLSRoute",
-    }
+fn shown<S: Serializer>(kind: &Kind, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(kind)
 }
 
 impl Condition {
