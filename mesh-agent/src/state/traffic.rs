@@ -8,6 +8,7 @@ use super::cow::CowMap;
 use super::object::{Key, Kind, Name};
 use super::{MeshState, Service};
 use crate::resilience::policy::{Target, TargetKind, Traffic, TrafficPolicy};
+use crate::routes::RouteKind;
 
 /// A target of any namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -106,15 +107,20 @@ fn attached(policy: &TrafficPolicy, target: &Target) -> Attached {
 }
 
 impl MeshState {
-    /// How requests to a Service are treated, by which route they came if by one: kind, namespace, name. Two look-ups;
+    /// How requests to a Service are treated, and by which route they came if by one: kind, namespace, name. Two look-ups;
     /// whoever keeps what follows compares [`MeshState::traffic_stamp`].
-    pub fn traffic(&self, service: &Service, route: Option<(TargetKind, &Arc<str>, &Arc<str>)>) -> Traffic {
+    pub fn traffic(&self, service: &Service, route: Option<(RouteKind, &Arc<str>, &Arc<str>)>) -> Traffic {
         let of = |kind, namespace: &Arc<str>, name: &Arc<str>| {
             let policy = self.traffic_policies.get(&Attached { kind, name: Name::new(namespace, name) })?;
             Some(&policy.settings)
         };
         let of_service = of(TargetKind::Service, &service.namespace, &service.name);
-        Traffic::of(of_service, route.and_then(|(kind, namespace, name)| of(kind, namespace, name)))
+        let of_route = route.and_then(|(kind, namespace, name)| match kind {
+            RouteKind::Http => of(TargetKind::HttpRoute, namespace, name),
+            RouteKind::Grpc => of(TargetKind::GrpcRoute, namespace, name),
+            RouteKind::Tcp | RouteKind::Tls => None,
+        });
+        Traffic::of(of_service, of_route)
     }
 
     /// The TrafficPolicies that count somewhere, in no order, as often as they do.
@@ -202,8 +208,9 @@ mod tests {
         let state = engine.snapshot();
         let (shop, name): (Arc<str>, Arc<str>) = ("shop".into(), "r".into());
         let request = |kind| state.traffic(&service("shop", "web"), Some((kind, &shop, &name))).timeouts().request;
-        assert_eq!(request(TargetKind::HttpRoute), Some(Duration::from_millis(5)));
-        assert_eq!(request(TargetKind::GrpcRoute), Some(Duration::from_millis(3)), "of another kind");
+        assert_eq!(request(RouteKind::Http), Some(Duration::from_millis(5)));
+        assert_eq!(request(RouteKind::Grpc), Some(Duration::from_millis(3)), "of another kind");
+        assert_eq!(request(RouteKind::Tcp), Some(Duration::from_millis(3)), "no requests");
         let stamp = state.traffic_stamp().clone();
         assert!(*engine.snapshot().traffic_stamp() == stamp);
         engine.delete(&key("svc"));
