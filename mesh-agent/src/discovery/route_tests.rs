@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::file::{Changes, SourceFile};
 use super::tests::{config, directory, repository};
 use super::{Current, Effect, load, validate};
-use crate::routes::{BackendRef, Rules};
+use crate::routes::{BackendRef, Connections, Rules};
 use crate::state::{AppProtocol, MeshState, RouteSpec, Service};
 
 const SERVICES: &str = "
@@ -182,7 +182,8 @@ fn the_sample_routes_hold_as_they_say() {
         assert_eq!(state.protocol(service, service.port(port).unwrap(), namespace), protocol, "{name}:{port}");
     }
     let vault = state.connections(service(&state, "vault"), 443, "shop").unwrap();
-    assert!(vault.find(Some("a.vault.example")).is_some() && vault.find(Some("example")).is_none());
+    let Connections::Named(names) = &**vault else { panic!("{vault:?}") };
+    assert!(names.find(Some("a.vault.example")).is_some() && names.find(Some("example")).is_none());
     let grants: Vec<String> =
         state.reference_grants().map(|(namespace, name, _)| format!("{namespace}/{name}")).collect();
     assert_eq!(grants, ["shop/from-outside"]);

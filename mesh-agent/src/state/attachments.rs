@@ -1,19 +1,15 @@
 //! Which routes hold at which port of which Service, for whom.
 //!
-//! GEP-1294, "Multiple routes for a Service": requests from a namespace with consumer routes (routes of that namespace,
-//! attached to a Service of another) go by these alone, those of everyone else by the producer's. "Route types": of
-//! several kinds at one port only the first of GRPCRoute, HTTPRoute, TLSRoute, TCPRoute holds, the others are refused
-//! (Conflicted). Each group of routes is judged by itself, because no client meets two of them.
+//! The choice itself is `routes::attached`; here it is made once for every namespace that has routes of its own for a
+//! Service (consumer routes, which stand in the place of the producer's), and once for all others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::claims::Claims;
-use super::connections::Connections;
 use super::object::{Name, RouteId};
-use super::table::Table;
 use super::{MeshState, RouteSpec, Service, ServicePort};
-use crate::routes::{Parent, RouteKind};
+use crate::routes::{Connections, Frontend, Parent, Route, RouteKind, Table, attached};
 
 /// Routes as they were read, with the ways to find them.
 #[derive(Default)]
@@ -62,15 +58,13 @@ impl PartialEq for Attached {
 }
 
 impl Attached {
-    fn of(mut routes: Vec<Arc<RouteSpec>>) -> Option<Self> {
-        routes.sort_by(|one, other| age(one).cmp(&age(other)));
-        let kind = routes.iter().map(|spec| spec.route.kind).min_by_key(|kind| place(*kind))?;
-        let (routes, conflicted): (Vec<_>, Vec<_>) = routes.into_iter().partition(|spec| spec.route.kind == kind);
-        let action = match Connections::compile(&routes) {
+    fn of(mut routes: Vec<Arc<RouteSpec>>, conflicted: Vec<Arc<RouteSpec>>) -> Self {
+        routes.sort_by_cached_key(|spec| age(spec));
+        let action = match Connections::compile(routes.iter().map(|spec| &*spec.route)) {
             Some(connections) => Action::Connections(Arc::new(connections)),
-            None => Action::Requests(Arc::new(Table::compile(routes.iter().map(|spec| &spec.route)))),
+            None => Action::Requests(Arc::new(Table::compile(routes.iter().map(|spec| &*spec.route)))),
         };
-        Some(Self { routes, conflicted, action })
+        Self { routes, conflicted, action }
     }
 
     pub(super) fn routes(&self) -> impl Iterator<Item = &Arc<RouteSpec>> {
@@ -100,27 +94,20 @@ impl Attached {
         self.routes.iter().any(|other| RouteId::from(&**other) == RouteId::from(spec))
     }
 
-    fn is_of(&self, routes: &[Arc<RouteSpec>]) -> bool {
-        let all = self.routes.len() + self.conflicted.len();
-        let here = |spec| self.routes.iter().chain(&self.conflicted).any(|other| Arc::ptr_eq(other, spec));
-        all == routes.len() && routes.iter().all(here)
+    fn is_of(&self, routes: &[Arc<RouteSpec>], conflicted: &[Arc<RouteSpec>]) -> bool {
+        are_the_same(&self.routes, routes) && are_the_same(&self.conflicted, conflicted)
     }
+}
+
+/// In any order.
+fn are_the_same(some: &[Arc<RouteSpec>], others: &[Arc<RouteSpec>]) -> bool {
+    some.len() == others.len() && others.iter().all(|other| some.iter().any(|one| Arc::ptr_eq(one, other)))
 }
 
 /// "The oldest Route based on creation timestamp; the Route appearing first in alphabetical order by {namespace}/{name}."
 fn age(spec: &RouteSpec) -> (i64, String) {
     let route = &spec.route;
     (route.created, format!("{}/{}", route.namespace, route.name))
-}
-
-/// GEP-1294's order of kinds.
-fn place(kind: RouteKind) -> u8 {
-    match kind {
-        RouteKind::Grpc => 0,
-        RouteKind::Http => 1,
-        RouteKind::Tls => 2,
-        RouteKind::Tcp => 3,
-    }
 }
 
 impl Attachments {
@@ -169,15 +156,26 @@ struct Compiled<'a> {
 }
 
 impl Compiled<'_> {
-    fn attached(&mut self, routes: Vec<Arc<RouteSpec>>) -> Option<Arc<Attached>> {
+    /// What clients of a namespace see of these routes.
+    fn attached(
+        &mut self,
+        frontend: Frontend<'_>,
+        client_namespace: &str,
+        all: &[&Arc<RouteSpec>],
+    ) -> Option<Arc<Attached>> {
+        let chosen = attached(frontend, client_namespace, all.iter().map(|spec| &*spec.route))?;
+        let spec =
+            |route: &Route| all.iter().find(|spec| std::ptr::eq(&*spec.route, route)).map(|spec| (*spec).clone());
+        let routes: Vec<Arc<RouteSpec>> = chosen.routes.into_iter().filter_map(spec).collect();
+        let conflicted: Vec<Arc<RouteSpec>> = chosen.conflicted.into_iter().filter_map(spec).collect();
         let ports = self.before.iter().flat_map(|before| before.ports.values());
         let before = ports.flat_map(|port| port.producer.iter().chain(port.consumers.values()));
-        if let Some(known) = before.chain(&self.new).find(|known| known.is_of(&routes)) {
+        if let Some(known) = before.chain(&self.new).find(|known| known.is_of(&routes, &conflicted)) {
             return Some(known.clone());
         }
-        let attached = Arc::new(Attached::of(routes)?);
-        self.new.push(attached.clone());
-        Some(attached)
+        let new = Arc::new(Attached::of(routes, conflicted));
+        self.new.push(new.clone());
+        Some(new)
     }
 }
 
@@ -187,12 +185,12 @@ fn port_routes(
     routes: &[&Arc<RouteSpec>],
     known: &mut Compiled<'_>,
 ) -> Option<PortRoutes> {
-    let mut groups: BTreeMap<Arc<str>, Vec<Arc<RouteSpec>>> = BTreeMap::new();
-    for spec in routes.iter().filter(|spec| spec.route.parents.iter().any(|parent| is_at(parent, service, port))) {
-        groups.entry(spec.route.namespace.clone()).or_default().push((*spec).clone());
-    }
-    let producer = groups.remove(&service.namespace).and_then(|routes| known.attached(routes));
-    let consumers = groups.into_iter().filter_map(|(namespace, routes)| Some((namespace, known.attached(routes)?)));
+    let Name { namespace, name } = service;
+    let frontend = Frontend { namespace, name, port: port.port, port_name: Some(&port.name) };
+    let producer = known.attached(frontend, namespace, routes);
+    let here = routes.iter().filter(|spec| spec.route.parents.iter().any(|parent| is_at(parent, service, port)));
+    let others: BTreeSet<&Arc<str>> = here.map(|spec| &spec.route.namespace).filter(|of| *of != namespace).collect();
+    let consumers = others.into_iter().filter_map(|of| Some((of.clone(), known.attached(frontend, of, routes)?)));
     let consumers: BTreeMap<_, _> = consumers.collect();
     (producer.is_some() || !consumers.is_empty()).then_some(PortRoutes { producer, consumers })
 }
@@ -210,6 +208,11 @@ pub(super) fn can_have_routes(service: &Service) -> bool {
 }
 
 impl ServiceRoutes {
+    /// Whether anybody's routes hold at a port.
+    pub(super) fn any_at(&self, port: u16) -> bool {
+        self.ports.contains_key(&port)
+    }
+
     /// The routes of a port that clients of a namespace see.
     pub(super) fn at(&self, port: u16, client_namespace: &str) -> Option<&Attached> {
         let routes = self.ports.get(&port)?;

@@ -9,7 +9,7 @@
 //! slice ─► its Service ─┴─► Services that select or list them ─► addresses, unserved addresses
 //! traffic policy ─► the targets at which it is the oldest
 //! policy ─► its targets ───► pods to judge ◄── Services that a policy targets
-//! route ─► its parents ────► Services ─► the routes of their ports
+//! route ─► its parents ───► Services ─► the routes of their ports ─► unserved addresses
 //! ```
 //!
 //! Nothing is scanned but what an index says may depend on the change. What comes out equal to what was there stays the
@@ -69,8 +69,6 @@ struct Dirty {
     /// Pods that may hold other IPs.
     present: BTreeSet<Name>,
     services: BTreeSet<Name>,
-    /// Services whose routes may be others.
-    attached: BTreeSet<Name>,
     /// What policies that came or went apply to.
     targets: Vec<(Reach, Target)>,
     /// Pods whose policies may be others, by uid.
@@ -209,7 +207,7 @@ impl Engine {
     }
 
     fn route(&mut self, id: RouteId, spec: Option<Arc<RouteSpec>>) {
-        self.dirty.attached.extend(self.attachments.take(id, spec, &mut self.state));
+        self.dirty.services.extend(self.attachments.take(id, spec, &mut self.state));
     }
 
     fn reference_grant(&mut self, name: &Name, grant: Option<Arc<ReferenceGrant>>) {
@@ -257,7 +255,6 @@ impl Engine {
         self.settle_presence(&dirty);
         self.settle_zones(&mut dirty);
         self.settle_services(&mut dirty);
-        self.settle_routes(&dirty);
         self.settle_host_ports(&mut dirty);
         self.settle_node_ips(&mut dirty);
         self.settle_targets(&mut dirty);
@@ -346,6 +343,7 @@ impl Engine {
             if self.state.services.get(&name).map(|known| &**known) != service.as_ref() {
                 self.state.services.set(&name, service.map(Arc::new));
             }
+            self.attachments.settle(&name, &mut self.state);
             let moved = self.addresses.settle_service(&name, behind.as_ref(), &mut self.state);
             let targeted = behind.filter(|_| self.state.policies.targets_service(&name.namespace, &name.name));
             let coverage = targeted.as_ref().map(coverage).unwrap_or_default();
@@ -354,13 +352,6 @@ impl Engine {
             }
             self.specs.note_use(&name, ips);
             self.note_moved(&moved, dirty);
-            dirty.attached.insert(name);
-        }
-    }
-
-    fn settle_routes(&mut self, dirty: &Dirty) {
-        for service in &dirty.attached {
-            self.attachments.settle(service, &mut self.state);
         }
     }
 

@@ -155,15 +155,17 @@ impl AddressClaims {
         if before.is_some() != first.is_some() {
             moved.cluster_ips.push(*ip);
         }
-        let unserved = |service: &Option<Arc<Service>>| -> HashSet<SocketAddr> {
-            let ports = service.iter().flat_map(|service| &service.ports);
-            let unserved = ports.filter(|port| port.behind(Frontend::ClusterIp, *ip).next().is_none());
-            unserved.map(|port| SocketAddr::new(*ip, port.port)).collect()
+        let unserved = |service: &Arc<Service>| -> Vec<SocketAddr> {
+            let refuses = |port: &&ServicePort| {
+                port.behind(Frontend::ClusterIp, *ip).next().is_none() && !state.answers_at(service, port)
+            };
+            service.ports.iter().filter(refuses).map(|port| SocketAddr::new(*ip, port.port)).collect()
         };
-        let (old, new) = (unserved(&before), unserved(&first));
-        for address in old.symmetric_difference(&new) {
-            state.frontends.unserved.cluster_ips.set(address, new.contains(address).then_some(()));
-            moved.unserved = true;
+        let now: HashSet<SocketAddr> = first.iter().flat_map(unserved).collect();
+        let ports = before.iter().chain(&first).flat_map(|service| &service.ports);
+        for address in ports.map(|port| SocketAddr::new(*ip, port.port)) {
+            let flags = &mut state.frontends.unserved.cluster_ips;
+            moved.unserved |= set_flag(flags, &address, now.contains(&address));
         }
         state.services_by_ip.set(ip, first);
     }
@@ -173,8 +175,8 @@ impl AddressClaims {
             let place = Place { service: state.services.get(name)?.clone(), port: *port };
             Some(External { place, kind: *kind })
         });
+        let unserved = first.as_ref().is_some_and(|external| external.place.is_unserved(address.ip(), state));
         let frontends = &mut state.frontends;
-        let unserved = first.as_ref().is_some_and(|external| external.place.is_unserved(address.ip()));
         let changed = set_flag(&mut frontends.unserved.external, address, unserved);
         // An address that a Service takes from a node's port, or leaves to it.
         let uncovers = first.is_some() != frontends.external.contains(address) && frontends.is_node_port(*address);
@@ -187,15 +189,14 @@ impl AddressClaims {
             let service = state.services.get(name)?.clone();
             Some(Place { service, port: *port })
         });
-        let frontends = &mut state.frontends;
         let families: [(bool, IpAddr); 2] =
             [(true, Ipv4Addr::UNSPECIFIED.into()), (false, Ipv6Addr::UNSPECIFIED.into())];
         let mut changed = false;
         for (is_ipv4, any) in families {
-            let unserved = first.as_ref().is_some_and(|place| place.is_unserved(any));
-            changed |= set_flag(&mut frontends.unserved.node_ports, &(node_port, is_ipv4), unserved);
+            let unserved = first.as_ref().is_some_and(|place| place.is_unserved(any, state));
+            changed |= set_flag(&mut state.frontends.unserved.node_ports, &(node_port, is_ipv4), unserved);
         }
-        frontends.node_ports.set(&node_port, first);
+        state.frontends.node_ports.set(&node_port, first);
         changed
     }
 
@@ -348,8 +349,10 @@ impl Place {
         Some(Destination::Service { service: &self.service, port, frontend: Frontend::External })
     }
 
-    fn is_unserved(&self, dialled: IpAddr) -> bool {
-        self.service.port(self.port).is_some_and(|port| port.behind(Frontend::External, dialled).next().is_none())
+    fn is_unserved(&self, dialled: IpAddr, state: &MeshState) -> bool {
+        self.service.port(self.port).is_some_and(|port| {
+            port.behind(Frontend::External, dialled).next().is_none() && !state.answers_at(&self.service, port)
+        })
     }
 }
 
@@ -373,7 +376,8 @@ impl MeshState {
     }
 
     /// Every address and port of a Service that has no endpoint of the address's family, or none that clients of this
-    /// node may use: connect() answers ECONNREFUSED there. Cluster IPs come first, node ports last: there is one for
+    /// node may use: connect() answers ECONNREFUSED there. Not where the agent answers requests, nor where a route may lead
+    /// elsewhere. Cluster IPs come first, node ports last: there is one for
     /// every address of every node.
     pub fn vips_without_endpoint(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         let cluster_ips = self.frontends.unserved.cluster_ips.iter().map(|(address, ())| *address);

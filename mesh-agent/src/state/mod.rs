@@ -12,7 +12,6 @@
 
 mod attachments;
 mod claims;
-mod connections;
 mod cow;
 mod endpoints;
 mod engine;
@@ -26,7 +25,6 @@ mod service;
 mod snapshot;
 mod specs;
 mod status;
-mod table;
 mod topology;
 mod traffic;
 mod workload;
@@ -39,7 +37,6 @@ mod sequences;
 #[cfg(test)]
 mod tests;
 
-pub use connections::Connections;
 pub use engine::Engine;
 pub use frontends::Destination;
 pub use object::{Item, Key, Kind};
@@ -47,7 +44,6 @@ pub use route::{BadBackend, Reading, ReferenceGrant, RouteSpec};
 pub use service::{Endpoint, Frontend, Service, ServicePort};
 pub use snapshot::{MeshState, Stamp, StateReader, StateWriter};
 pub use status::{Condition, ConditionType, ParentStatus, RouteStatus};
-pub use table::Table;
 pub use traffic::Overruled;
 pub use workload::{Exclusions, HostPort, Workload};
 pub use world::{

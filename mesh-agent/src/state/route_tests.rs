@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::*;
-use crate::routes::{self, BackendRef, Match, Parent, Route, RouteKind, Rule, Rules, Timeouts, TlsRule};
+use crate::routes::{self, BackendRef, Connections, Match, Parent, Route, RouteKind, Rule, Rules, Timeouts, TlsRule};
 
 use RouteKind::{Grpc, Http, Tcp, Tls};
 
@@ -163,54 +163,48 @@ fn references() {
     }
 }
 
-/// The oldest of several routes, then the first by name, has a connection; of TLSRoutes the one with the closest name.
+/// A port that the agent answers is not refused by the kernel for want of endpoints, whoever's the route is.
+#[test]
+fn a_port_with_routes_is_not_unserved() {
+    let unserved = |state: &MeshState| state.vips_without_endpoint().map(|at| at.to_string()).collect::<BTreeSet<_>>();
+    let all = ["10.96.0.1:80", "10.96.0.1:81", "10.96.0.2:80", "10.96.0.3:80"];
+    let without = |gone: &[&str]| all.iter().filter(|at| !gone.contains(at)).map(|at| at.to_string()).collect();
+    assert_eq!(unserved(&build(vec![])), without(&[]));
+    for kind in [Http, Grpc, Tcp, Tls] {
+        for namespace in ["shop", "bank"] {
+            let state = build(vec![route(kind, namespace, "r").to("shop", "web")]);
+            assert_eq!(unserved(&state), without(&["10.96.0.1:80", "10.96.0.1:81"]), "{kind:?} {namespace}");
+        }
+    }
+    let mut world = world(vec![]);
+    world.services[1].ports[0].protocol = AppProtocol::Http1;
+    assert_eq!(unserved(&MeshState::build(1, "node", &world)), without(&["10.96.0.2:80"]));
+    // It comes and goes with the route.
+    let mut engine = Engine::new("node");
+    for spec in super::route_tests::world(vec![]).services {
+        let key = Key { kind: Kind::Service, namespace: spec.namespace.to_string(), name: spec.name.to_string() };
+        engine.upsert(&key, Item::Service(spec.into()));
+    }
+    let before = engine.snapshot();
+    let key = Key { kind: Kind::HttpRoute, namespace: "shop".into(), name: "r".into() };
+    engine.upsert(&key, Item::Route(route(Http, "shop", "r").to("shop", "api").into()));
+    let with = engine.snapshot();
+    engine.delete(&key);
+    let after = engine.snapshot();
+    assert_eq!((unserved(&with), unserved(&after)), (without(&["10.96.0.2:80"]), without(&[])));
+    assert!(before.unserved_stamp() != with.unserved_stamp() && with.unserved_stamp() != after.unserved_stamp());
+}
+
+/// What a port's TCPRoutes and TLSRoutes come to is the business of `routes`; here, that they are those of the port.
 #[test]
 fn where_connections_go() {
-    let tcp = |name: &str, created| route(Tcp, "shop", name).to("shop", "web").created(created);
-    let state = build(vec![tcp("c", 2), tcp("b", 1), tcp("a", 2)]);
-    let service = service_of(&state, "web");
-    let connections = state.connections(service, 80, "x").unwrap();
-    assert!(!connections.asks_for_server_name());
-    let (route, backends) = connections.find(None).unwrap();
-    assert_eq!((&*route.name, backends.len()), ("b", 1));
-
-    let tls = |name: &str, hostnames: &[&str], created| {
-        let mut spec = self::route(Tls, "shop", name).to("shop", "web").created(created);
-        let Rules::ServerNames(TlsRule { backends, .. }) = spec.route.rules.clone() else { panic!() };
-        let hostnames = hostnames.iter().map(|name| (*name).into()).collect();
-        Arc::make_mut(&mut spec.route).rules = Rules::ServerNames(TlsRule { hostnames, backends });
-        spec
-    };
-    let routes = vec![
-        tls("exact", &["a.b.example"], 3),
-        tls("late", &["a.b.example", "only.example"], 4),
-        tls("near", &["*.b.example"], 3),
-        tls("far", &["*.example"], 1),
-    ];
-    let state = build(routes);
+    let state = build(vec![route(Tcp, "shop", "all").to("shop", "web")]);
     let connections = state.connections(service_of(&state, "web"), 80, "x").unwrap();
-    assert!(connections.asks_for_server_name());
-    let table = [
-        (Some("a.b.example"), Some("exact")),
-        (Some("A.B.Example."), Some("exact")),
-        (Some("x.b.example"), Some("near")),
-        (Some("x.y.b.example"), Some("near")),
-        (Some("b.example"), Some("far")),
-        (Some("only.example"), Some("late")),
-        (Some("x.only.example"), Some("far")),
-        (Some("example"), None),
-        (Some("xb.exampl"), None),
-        (Some(""), None),
-        (None, None),
-    ];
-    for (name, expected) in table {
-        assert_eq!(connections.find(name).map(|(route, _)| &*route.name), expected, "{name:?}");
-    }
-    let state = build(vec![tls("any", &[], 1), tls("near", &["*.b.example"], 3)]);
+    assert!(matches!(&**connections, Connections::All(rule) if &*rule.route == "all"));
+    let state = build(vec![route(Tls, "shop", "named").to("shop", "web")]);
     let connections = state.connections(service_of(&state, "web"), 80, "x").unwrap();
-    let found =
-        [None, Some("x"), Some("x.b.example")].map(|name| connections.find(name).map(|(route, _)| &*route.name));
-    assert_eq!(found, [Some("any"), Some("any"), Some("near")]);
+    assert!(matches!(&**connections, Connections::Named(names) if names.find(Some("x.example")).is_some()));
+    assert!(state.connections(service_of(&state, "api"), 80, "x").is_none());
 }
 
 /// (route) → its conditions at its only parent, in short.
@@ -287,8 +281,12 @@ fn service_of<'a>(state: &'a MeshState, name: &str) -> &'a Arc<Service> {
 
 /// The names of the routes that a namespace's clients see at a port.
 fn seen(state: &MeshState, service: &str, port: u16, namespace: &str) -> String {
-    let table = state.requests(service_of(state, service), port, namespace);
-    let names = table.iter().flat_map(|table| &table.routes).map(|route| route.name.to_string());
+    let service = service_of(state, service);
+    let names = state.routes_at(service, port, namespace).map(|spec| spec.route.name.to_string());
+    assert_eq!(
+        state.requests(service, port, namespace).is_some(),
+        state.routes_at(service, port, namespace).count() > 0
+    );
     names.collect::<Vec<_>>().join(" ")
 }
 
@@ -346,11 +344,6 @@ impl RouteSpec {
     fn with(mut self, target: &str) -> Self {
         let kind = self.route.kind;
         Arc::make_mut(&mut self.route).rules = rules(kind, target);
-        self
-    }
-
-    fn created(mut self, created: i64) -> Self {
-        Arc::make_mut(&mut self.route).created = created;
         self
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::attachments::Attached;
 use super::object::Name;
-use super::{AppProtocol, BadBackend, Connections, MeshState, ReferenceGrant, RouteSpec, Service, ServicePort, Table};
-use crate::routes::{BackendRef, RouteKind};
+use super::{AppProtocol, BadBackend, MeshState, ReferenceGrant, RouteSpec, Service, ServicePort};
+use crate::routes::{BackendRef, Connections, RouteKind, Table};
 
 impl MeshState {
     /// The routes of requests at a Service's port, as clients of a namespace see them: consumer routes of that namespace,
@@ -60,6 +60,13 @@ impl MeshState {
         let mut grants: Vec<_> = self.grants.iter().collect();
         grants.sort_unstable_by_key(|(name, _)| *name);
         grants.into_iter().map(|(name, grant)| (&name.namespace, &name.name, &**grant))
+    }
+
+    /// Whether the agent itself answers where a port has no endpoint: with an error of the protocol, or by a route that
+    /// leads elsewhere.
+    pub(super) fn answers_at(&self, service: &Service, port: &ServicePort) -> bool {
+        let routes = self.attached.get(&Name::new(&service.namespace, &service.name));
+        port.protocol != AppProtocol::Bytes || routes.is_some_and(|routes| routes.any_at(port.port))
     }
 
     pub(super) fn attached_at(&self, service: &Service, port: u16, client_namespace: &str) -> Option<&Attached> {

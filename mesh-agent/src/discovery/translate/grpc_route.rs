@@ -10,6 +10,7 @@ use super::session::session;
 use super::{FieldPath, Problem, Taken};
 use crate::discovery::gateway::{GrpcMatch, GrpcMethodMatch, GrpcRoute, GrpcRouteSpec, GrpcRule, ValueMatchType};
 use crate::discovery::object::Key;
+use crate::routes::grpc::{self, Name};
 use crate::routes::{Match, PathMatch, RouteKind, Rule, Timeouts};
 
 /// None of ours without a Service among its parents.
@@ -54,16 +55,11 @@ impl RequestRules for GrpcRules {
 fn grpc_match(spec: &GrpcMatch, path: &FieldPath) -> Result<Match, Problem> {
     let GrpcMatch { method, headers } = spec;
     let method = method.as_ref().map(|method| method_path(method, &path.key("method"))).transpose()?;
-    Ok(Match {
-        path: method.flatten(),
-        method: None,
-        headers: read_headers(headers, &path.key("headers"))?,
-        query: Vec::new(),
-    })
+    Ok(Match { path: method, method: None, headers: read_headers(headers, &path.key("headers"))?, query: Vec::new() })
 }
 
-/// None: every method of every service, which is what `method: {}` says.
-fn method_path(spec: &GrpcMethodMatch, path: &FieldPath) -> Result<Option<PathMatch>, Problem> {
+/// Neither service nor method is every method of every service.
+fn method_path(spec: &GrpcMethodMatch, path: &FieldPath) -> Result<PathMatch, Problem> {
     let GrpcMethodMatch { match_type, service, method } = spec;
     let service = service.as_deref().filter(|service| !service.is_empty());
     let method = method.as_deref().filter(|method| !method.is_empty());
@@ -74,24 +70,13 @@ fn method_path(spec: &GrpcMethodMatch, path: &FieldPath) -> Result<Option<PathMa
         plain("service", service, is_service, path)?;
         plain("method", method, is_identifier, path)?;
     }
-    Ok(match (match_type, service, method) {
-        (_, None, None) => None,
-        (ValueMatchType::Exact, Some(service), Some(method)) => {
-            Some(PathMatch::Exact(format!("/{service}/{method}").into()))
-        }
-        (ValueMatchType::Exact, Some(service), None) => Some(PathMatch::Prefix(format!("/{service}").into())),
-        (ValueMatchType::Exact, None, Some(method)) => {
-            Some(PathMatch::Regex(anchored(&format!("/[^/]+/{method}"), &path.key("method"))?))
-        }
-        (ValueMatchType::RegularExpression, service, method) => {
-            // Each by itself, so that neither reaches into the other.
-            for (field, text) in [("service", service), ("method", method)] {
-                anchored(text.unwrap_or_default(), &path.key(field))?;
-            }
-            let part = |text: Option<&str>| text.map_or("[^/]+".to_string(), |text| format!("(?:{text})"));
-            Some(PathMatch::Regex(anchored(&format!("/{}/{}", part(service), part(method)), path)?))
-        }
-    })
+    let is_regex = *match_type == ValueMatchType::RegularExpression;
+    for (field, text) in [("service", service), ("method", method)].into_iter().filter(|_| is_regex) {
+        anchored(text.unwrap_or_default(), &path.key(field))?;
+    }
+    let name = |text| if is_regex { Name::Regex(text) } else { Name::Exact(text) };
+    let wrong = |error| Problem::new(path.clone(), format!("not a regular expression: {error}"));
+    grpc::call(service.map(name), method.map(name)).map_err(wrong)
 }
 
 fn plain(field: &str, text: Option<&str>, is_one: fn(&str) -> bool, path: &FieldPath) -> Result<(), Problem> {

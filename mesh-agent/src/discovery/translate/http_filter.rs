@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::http_match::{MAX_CONDITIONS, MAX_TEXT, header_name};
 use super::route::{MAX_FILTERS, Notes, bounded, checked_port};
@@ -20,19 +20,6 @@ use crate::routes::{
 pub const MAX_CORS: usize = 64;
 /// How long a client may keep the answer to a preflight, where the filter does not say; the API's default.
 pub const CORS_MAX_AGE: Duration = Duration::from_secs(5);
-
-/// Headers that say how a message is framed, or where it goes. To change them would be to change the message; the host is
-/// URLRewrite's.
-const NOT_TO_BE_CHANGED: [HeaderName; 8] = [
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    header::HOST,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-];
 
 /// Where filters stand.
 pub(super) struct Place<'a> {
@@ -149,7 +136,7 @@ fn header_change(spec: &HeaderFilter, path: &FieldPath) -> Result<HeaderChange, 
     let mut named: Vec<HeaderName> = Vec::new();
     let mut name = |name: &str, path: FieldPath| {
         let name = header_name(name, &path)?;
-        if NOT_TO_BE_CHANGED.contains(&name) {
+        if !routes::filters::is_changeable(&name) {
             return Err(Problem::new(path, format!("{name} is not a filter's to change")));
         }
         if named.contains(&name) {

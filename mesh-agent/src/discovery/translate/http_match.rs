@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{HeaderName, Method};
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
 
 use super::route::bounded;
 use super::{FieldPath, Problem};
@@ -16,10 +16,6 @@ pub const MAX_CONDITIONS: usize = 16;
 pub const MAX_TEXT: usize = 1024;
 /// The value of a header.
 pub const MAX_HEADER_VALUE: usize = 4096;
-/// What a regular expression may take when it is compiled. One that is larger is refused, not run slowly: matching is
-/// linear in the text whatever the expression.
-pub const MAX_REGEX: usize = 256 << 10;
-
 /// The methods that the API has a word for.
 const METHODS: [Method; 9] = [
     Method::GET,
@@ -144,10 +140,7 @@ fn read_text(kind: ValueMatchType, value: &str, most: usize, path: &FieldPath) -
     })
 }
 
-/// A regular expression for a whole text. It must be one by itself too: `a)|(b` would escape the anchors.
+/// A regular expression for a whole text.
 pub(super) fn anchored(pattern: &str, path: &FieldPath) -> Result<Regex, Problem> {
-    let wrong = |error: regex::Error| Problem::new(path.clone(), format!("not a regular expression: {error}"));
-    let compiled = |pattern: &str| RegexBuilder::new(pattern).size_limit(MAX_REGEX).build().map_err(wrong);
-    compiled(pattern)?;
-    compiled(&format!(r"\A(?:{pattern})\z"))
+    routes::anchored(pattern).map_err(|error| Problem::new(path.clone(), format!("not a regular expression: {error}")))
 }

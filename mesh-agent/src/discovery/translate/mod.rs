@@ -79,7 +79,6 @@ pub fn route_limits() -> Vec<Limit> {
         http_match::MAX_CONDITIONS, "headers, parameters or header changes", "the API's";
         http_match::MAX_TEXT, "bytes per path, parameter or method", "the API's";
         http_match::MAX_HEADER_VALUE, "bytes per header to match", "the API's";
-        http_match::MAX_REGEX, "bytes per compiled expression", "a large one is refused, not run";
         http_filter::CORS_MAX_AGE, "milliseconds", "the API's default";
         http_filter::MAX_CORS, "entries per CORS list", "the API's";
         http_filter::MAX_HOSTNAME, "letters per host name", "the API's, and DNS's";

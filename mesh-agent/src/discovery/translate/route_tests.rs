@@ -6,7 +6,8 @@ use super::Taken;
 use crate::discovery::finding::{Effect, Problem};
 use crate::discovery::object::{self, Meaning};
 use crate::routes::{
-    Backend, BackendRef, Filter, Fraction, Match, Parent, PathMatch, PathRewrite, Route, RouteKind, Rule, Rules, Text,
+    Backend, BackendRef, Filter, Fraction, Head, Match, Parent, PathMatch, PathRewrite, Route, RouteKind, Rule, Rules,
+    Table, Text,
 };
 use crate::state::{BadBackend, Item, RouteSpec};
 
@@ -57,7 +58,7 @@ fn defaults_of_an_http_route() {
     let spec = http(json!({}));
     let expected = Match { path: Some(PathMatch::Prefix("/".into())), ..Match::default() };
     assert_eq!(rules(&spec).len(), 1);
-    assert_eq!(rules(&spec)[0].matches, [expected.clone()]);
+    assert_eq!(rules(&spec)[0].matches, std::slice::from_ref(&expected));
     assert_eq!(rules(&spec)[0].backends, []);
     let spec = http(json!({"rules": [{"matches": [], "backendRefs": [{"name": "web", "port": 80}]}]}));
     assert_eq!(rules(&spec)[0].matches, [expected]);
@@ -453,17 +454,16 @@ fn methods_of_a_grpc_route() {
         ),
         (json!({"type": "RegularExpression", "method": "Get.*"}), vec!["/b/GetX"], vec!["/b/SetX"]),
     ];
-    for (method, matching, others) in table {
-        let spec = grpc(json!({"rules": [{"matches": [{"method": method}]}]}));
-        let path = rules(&spec)[0].matches[0].path.clone();
-        let is_match = |text: &str| match &path {
-            None => true,
-            Some(PathMatch::Exact(exact)) => **exact == *text,
-            Some(PathMatch::Prefix(prefix)) => text.strip_prefix(&**prefix).is_some_and(|rest| rest.starts_with('/')),
-            Some(PathMatch::Regex(regex)) => regex.is_match(text),
+    for (asked, matching, others) in table {
+        let spec = grpc(json!({"rules": [{"matches": [{"method": asked}]}]}));
+        let table = Table::compile([&*spec.route]);
+        let (method, headers) = (http::Method::POST, http::HeaderMap::new());
+        let is_match = |path: &str| {
+            let head = Head { method: &method, host: "a", path, query: None, headers: &headers };
+            table.find(&head).is_some()
         };
-        matching.iter().for_each(|text| assert!(is_match(text), "{method} {text}"));
-        others.iter().for_each(|text| assert!(!is_match(text), "{method} {text}"));
+        matching.iter().for_each(|text| assert!(is_match(text), "{asked} {text}"));
+        others.iter().for_each(|text| assert!(!is_match(text), "{asked} {text}"));
     }
     let wrong = [
         (json!({"service": "a/b"}), "service"),

@@ -379,10 +379,10 @@ proptest! {
     fn anything_is_taken_or_refused(kind in a_kind(), metadata in a_value(), spec in a_value(), status in a_value()) {
         let (api_version, kind) = kind;
         let object = json!({"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec, "status": status});
-        if let Meaning::Known { key: Ok(key), .. } = object::meaning(&object) {
-            if let Err(problem) = object::read(&key, &object, "cluster.local") {
-                let _ = stand_in(&key, &object, &problem);
-            }
+        if let Meaning::Known { key: Ok(key), .. } = object::meaning(&object)
+            && let Err(problem) = object::read(&key, &object, "cluster.local")
+        {
+            let _ = stand_in(&key, &object, &problem);
         }
         if let Meaning::Known { kind, key } = object::meaning(&object) {
             let _ = unreadable(kind, key.ok().as_ref(), &object);
