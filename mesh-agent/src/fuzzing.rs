@@ -13,7 +13,7 @@ use mesh_common::record::{Event, PodAddresses};
 use mesh_common::steer;
 
 use crate::spiffe::SpiffeId;
-use crate::{admin, config, discovery, hbone, identity};
+use crate::{admin, config, discovery, hbone, identity, routes};
 
 /// A target by its name, which is also that of its binary and its corpus.
 pub type Target = (&'static str, fn(&[u8]));
@@ -21,6 +21,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All of them.
 pub const TARGETS: &[Target] = &[
     ("admin_http", admin::fuzzing::requests),
+    ("client_hello", routes::fuzzing::client_hello),
     ("config_file", config::fuzzing::file),
     ("crd_object", discovery::fuzzing::object),
     ("hbone_client", hbone::fuzzing::client),
@@ -28,6 +29,8 @@ pub const TARGETS: &[Target] = &[
     ("hbone_words", hbone::fuzzing::words),
     ("kernel_values", kernel_values),
     ("peer_certificate", identity::fuzzing::chain),
+    ("route_filters", routes::fuzzing::heads),
+    ("route_table", routes::fuzzing::table),
     ("spiffe_id", spiffe_id),
     ("yaml_edit", discovery::fuzzing::edit),
     ("yaml_world", discovery::fuzzing::world),

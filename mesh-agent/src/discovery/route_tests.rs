@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::file::{Changes, SourceFile};
+use super::object::{self, Kind, Meaning};
 use super::tests::{config, directory, repository};
 use super::{Current, Effect, load, validate};
 use crate::routes::{BackendRef, Connections, Rules};
@@ -187,6 +188,62 @@ fn the_sample_routes_hold_as_they_say() {
     let grants: Vec<String> =
         state.reference_grants().map(|(namespace, name, _)| format!("{namespace}/{name}")).collect();
     assert_eq!(grants, ["shop/from-outside"]);
+}
+
+/// The upstream's own examples and mesh conformance manifests, from a clone of kubernetes-sigs/gateway-api: each is read
+/// whole. Routes of Gateways are read as if they were on a Service, which makes them ours.
+#[test]
+#[ignore = "needs NODEMESH_GATEWAY_API, a clone of kubernetes-sigs/gateway-api"]
+fn the_upstream_examples_are_read() {
+    let clone = PathBuf::from(std::env::var_os("NODEMESH_GATEWAY_API").expect("NODEMESH_GATEWAY_API"));
+    let mut files = Vec::new();
+    for directory in ["examples", "conformance/tests/mesh", "conformance/mesh"] {
+        yaml_files(&clone.join(directory), &mut files);
+    }
+    let (mut read, mut wrong) = (0, Vec::new());
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for document in super::document::split(&text) {
+            let Ok(mut value) = document.parse() else { continue };
+            if value["kind"].as_str().is_some_and(|kind| kind.ends_with("Route")) {
+                value["spec"]["parentRefs"] = serde_json::json!([{"group": "", "kind": "Service", "name": "web"}]);
+            }
+            let Meaning::Known { kind, key: Ok(key) } = object::meaning(&value) else { continue };
+            if kind.route().is_none() && kind != Kind::ReferenceGrant {
+                continue;
+            }
+            read += 1;
+            match object::read(&key, &value, "cluster.local") {
+                Ok(taken) => wrong.extend(
+                    taken
+                        .problems
+                        .into_iter()
+                        .filter(|(effect, _)| *effect != Effect::NoEffect)
+                        .map(|(effect, problem)| format!("{}: {effect:?} {problem:?}", file.display())),
+                ),
+                Err(problem) => wrong.push(format!("{}: {problem:?}", file.display())),
+            }
+        }
+    }
+    println!("{read} objects\n{}", wrong.join("\n"));
+    // Backends that are no Services, versions that v1.6 does not serve.
+    wrong.retain(|one| {
+        !["is not supported as a backend", "is not a version", "is not supported\""]
+            .iter()
+            .any(|known| one.contains(known))
+    });
+    assert!(read > 60 && wrong.is_empty(), "{wrong:#?}");
+}
+
+fn yaml_files(directory: &std::path::Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => yaml_files(&path, found),
+            false if path.extension().is_some_and(|ending| ending == "yaml") => found.push(path),
+            false => {}
+        }
+    }
 }
 
 // — helpers —

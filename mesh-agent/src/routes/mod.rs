@@ -11,18 +11,22 @@
 //! - `http` calls `Table::find` with a request's head.
 
 mod attach;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod build;
 mod chance;
 mod compile;
 mod connections;
 mod facts;
 pub mod filters;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod grpc;
 mod hello;
 pub mod limits;
 mod object;
 mod pattern;
+#[cfg(any(test, feature = "fuzzing"))]
+mod reference;
 mod table;
 mod values;
 

@@ -164,8 +164,9 @@ impl Table {
         }
         let shelf = |numbers| Shelf::new(numbers, &table.candidates);
         table.exact = exact.into_iter().map(|(path, numbers)| (path, shelf(numbers))).collect();
-        table.patterns =
-            Patterns::new(patterns.into_values().map(|(pattern, numbers)| (pattern, shelf(numbers))).collect());
+        let patterns: Vec<_> = patterns.into_values().map(|(pattern, numbers)| (pattern, shelf(numbers))).collect();
+        let set_bytes = PATTERN_BYTES.saturating_mul(patterns.len());
+        table.patterns = Patterns::new(patterns, set_bytes);
         for (path, numbers) in prefixes {
             let shelf = Shelf::new(numbers, &table.candidates);
             table.prefixes.insert(&path, shelf);
@@ -265,12 +266,10 @@ impl Node {
 }
 
 impl Patterns {
-    fn new(shelves: Vec<(Regex, Shelf)>) -> Self {
+    /// `set_bytes`: what the set may take.
+    fn new(shelves: Vec<(Regex, Shelf)>, set_bytes: usize) -> Self {
         let texts = shelves.iter().map(|(pattern, _)| pattern.as_str());
-        let set = RegexSetBuilder::new(texts)
-            .size_limit(PATTERN_BYTES.saturating_mul(shelves.len()))
-            .dfa_size_limit(PATTERN_CACHE_BYTES)
-            .build();
+        let set = RegexSetBuilder::new(texts).size_limit(set_bytes).dfa_size_limit(PATTERN_CACHE_BYTES).build();
         let one_by_one = set.is_err();
         Self { set: set.unwrap_or_default(), shelves, one_by_one }
     }
@@ -284,6 +283,37 @@ impl Patterns {
                 .iter()
                 .filter_map(|index| self.shelves.get(index))
                 .for_each(|(_, shelf)| take(shelf));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::anchored;
+    use super::*;
+
+    #[test]
+    fn patterns_match_alike_as_a_set_and_one_by_one() {
+        let patterns = ["/a.*", "/a", ".*b", "/c", "/[ab]{1,3}", "/(?i)d"];
+        let shelves = || {
+            let shelf = |first| Shelf { first, rest: Some(first), by_fact: HashMap::new() };
+            patterns.iter().enumerate().map(|(at, text)| (anchored(text).unwrap(), shelf(at))).collect()
+        };
+        let [set, single] = [PATTERN_BYTES, 0].map(|bytes| Patterns::new(shelves(), bytes));
+        assert_eq!((set.one_by_one, single.one_by_one), (false, true));
+        for (path, wanted) in [
+            ("/a", vec![0, 1, 4]),
+            ("/ab", vec![0, 2, 4]),
+            ("/c", vec![3]),
+            ("/D", vec![5]),
+            ("/e", vec![]),
+            ("", vec![]),
+        ] {
+            for patterns in [&set, &single] {
+                let mut found = Vec::new();
+                patterns.matching(path, |shelf| found.push(shelf.first));
+                assert_eq!(found, wanted, "{path}");
+            }
         }
     }
 }

@@ -32,6 +32,8 @@ pub(super) fn preflight(cors: &Cors, request: &request::Parts) -> Option<respons
     let headers = allowed(cors, &cors.allow_headers, request.headers.get(ACCESS_CONTROL_REQUEST_HEADERS));
     put(&mut answer.headers, ACCESS_CONTROL_ALLOW_HEADERS, headers);
     put(&mut answer.headers, ACCESS_CONTROL_MAX_AGE, Some(cors.max_age.as_secs().into()));
+    // Browsers look for it in the answer to the request itself; the conformance suite looks here too.
+    put(&mut answer.headers, ACCESS_CONTROL_EXPOSE_HEADERS, allowed(cors, &cors.expose_headers, None));
     Some(answer)
 }
 
@@ -274,6 +276,7 @@ mod tests {
                 "access-control-allow-headers: x-a, x-b",
                 "access-control-allow-methods: GET, PUT",
                 "access-control-allow-origin: https://a.com",
+                "access-control-expose-headers: x-c",
                 "access-control-max-age: 5",
                 "vary: Origin",
             ]
@@ -285,6 +288,7 @@ mod tests {
                 "access-control-allow-headers: *",
                 "access-control-allow-methods: *",
                 "access-control-allow-origin: *",
+                "access-control-expose-headers: *",
                 "access-control-max-age: 5",
             ]
         );
@@ -310,11 +314,57 @@ mod tests {
                 "vary: Origin",
             ]
         );
-        let bare = Cors { allow_methods: vec![], allow_headers: vec![], ..one };
+        let bare = Cors { allow_methods: vec![], allow_headers: vec![], expose_headers: vec![], ..one };
         assert_eq!(
             answered(&bare, &[origin, method, headers]).unwrap(),
             ["access-control-allow-origin: https://a.com", "access-control-max-age: 5", "vary: Origin",]
         );
+    }
+
+    /// The suite's conformance/tests/httproute-cors: (filter, headers of the preflight, lines that have to be there).
+    #[test]
+    fn preflights_of_the_conformance_suite() {
+        let first = Cors {
+            allow_origins: list(&["https://www.foo.com", "https://*.bar.com"]),
+            allow_credentials: true,
+            allow_methods: list(&["GET", "OPTIONS"]),
+            allow_headers: list(&["x-header-1", "x-header-2"]),
+            expose_headers: list(&["x-header-3", "x-header-4"]),
+            max_age: Duration::from_secs(3600),
+        };
+        let methods =
+            Cors { allow_origins: list(&["https://www.foo.com"]), allow_methods: list(&["*"]), ..Cors::default() };
+        let wild = |credentials| Cors { expose_headers: vec![], ..anything(credentials) };
+        let asked = "x-header-1, x-header-2";
+        for (cors, origin, method, wanted) in [
+            (&first, "https://www.foo.com", "GET", Some(("GET, OPTIONS", asked, true))),
+            (&first, "https://www.bar.com", "GET", Some(("GET, OPTIONS", asked, true))),
+            (&first, "https://xpto.www.bar.com", "GET", Some(("GET, OPTIONS", asked, true))),
+            (&first, "https://foobar.com", "GET", None),
+            (&methods, "https://www.foo.com", "POST", Some(("*", "", false))),
+            (&wild(true), "https://other.foo.com", "PUT", Some(("PUT", asked, true))),
+            (&wild(false), "https://other.foo.com:12345", "PUT", Some(("*", "*", false))),
+        ] {
+            let headers = [
+                ("origin", origin),
+                ("access-control-request-method", method),
+                ("access-control-request-headers", asked),
+            ];
+            let lines = answered(cors, &headers).unwrap();
+            let value = |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            let Some((methods, headers, credentials)) = wanted else {
+                assert_eq!(lines, ["vary: Origin"]);
+                continue;
+            };
+            assert!([Some(origin), Some("*")].contains(&value("access-control-allow-origin")), "{lines:?}");
+            assert!(!credentials || value("access-control-allow-origin") == Some(origin), "{lines:?}");
+            assert_eq!(value("access-control-allow-methods"), Some(methods));
+            assert_eq!(value("access-control-allow-headers").unwrap_or_default(), headers);
+            assert_eq!(value("access-control-allow-credentials").is_some(), credentials);
+            assert_eq!(value("access-control-max-age"), Some(cors.max_age.as_secs().to_string()).as_deref());
+            let exposed = cors.expose_headers.iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
+            assert_eq!(value("access-control-expose-headers").unwrap_or_default(), exposed);
+        }
     }
 
     #[test]

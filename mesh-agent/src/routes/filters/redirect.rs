@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use http::header::LOCATION;
 use http::uri::Authority;
-use http::{HeaderValue, request, response};
+use http::{HeaderValue, Uri, request, response};
 
 use super::super::object::Redirect;
 use super::{Around, head, path};
@@ -18,13 +18,22 @@ pub(super) fn head_of(redirect: &Redirect, around: &Around<'_>, request: &reques
 
 fn location(redirect: &Redirect, around: &Around<'_>, request: &request::Parts) -> Option<HeaderValue> {
     let scheme = redirect.scheme.as_deref().unwrap_or(around.scheme);
-    let host = match &redirect.hostname {
-        Some(host) => Cow::Borrowed(&**host),
-        None => Cow::Owned(host_of(around.host)?),
-    };
+    let host = host_of(redirect.hostname.as_deref().unwrap_or(around.host))?;
     let port = shown(scheme, port(redirect, around)?).map_or_else(String::new, |port| format!(":{port}"));
     let target = target(redirect, around, request)?;
-    HeaderValue::try_from(format!("{scheme}://{host}{port}{target}")).ok()
+    let location = format!("{scheme}://{host}{port}{}", as_ascii(&target));
+    // Host, port and target can each be right and the whole not.
+    location.parse::<Uri>().ok()?;
+    HeaderValue::try_from(location).ok()
+}
+
+/// A URL is ASCII (RFC 3986), though requests for other bytes are served.
+fn as_ascii(target: &str) -> Cow<'_, str> {
+    if target.is_ascii() {
+        return Cow::Borrowed(target);
+    }
+    let encoded = |byte: u8| if byte.is_ascii() { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    Cow::Owned(target.bytes().map(encoded).collect())
 }
 
 /// Without port and user, so that neither comes back to the client.
@@ -117,6 +126,7 @@ mod tests {
             ("", None),
             ("a b", None),
             ("echo/../x", None),
+            ("x[fd00::1]:8080", None),
         ] {
             let around = Around { host, ..AROUND };
             assert_eq!(located(&build::redirect(), &around, "/").as_deref(), wanted, "{host}");
@@ -133,6 +143,7 @@ mod tests {
             (path(PathRewrite::Prefix("/x".into())), "/foo/a?q=1", Some("http://echo/x/a?q=1")),
             (path(PathRewrite::Prefix("/x".into())), "/bar", None),
             (build::redirect(), "/foo/%2F?a=/b", Some("http://echo/foo/%2F?a=/b")),
+            (build::redirect(), "/foo/\u{e9}?\u{e9}", Some("http://echo/foo/%C3%A9?%C3%A9")),
             (build::redirect(), "*", Some("http://echo/")),
             (build::redirect(), "http://web/foo?q", Some("http://echo/foo?q")),
         ] {

@@ -5,8 +5,9 @@ use http::Method;
 use super::build::{self, exact, found, get, pattern, prefix, rule};
 use super::*;
 
+mod agreement;
+mod conformance;
 mod effort;
-mod reference;
 
 /// One HTTPRoute whose rules are named by their backends.
 fn table(rules: &[(&str, Vec<Match>)]) -> Table {
