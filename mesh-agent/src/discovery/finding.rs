@@ -40,6 +40,8 @@ pub enum Effect {
     ExcludesNothing,
     /// The later of two objects of one name is used.
     LaterWins,
+    /// Of two policies on one target the older counts there.
+    OlderCounts,
     /// A route without earlier version: what it is attached to answers with an error.
     RouteFails,
     /// A rule of a route: its requests are answered with an error.
@@ -61,6 +63,7 @@ impl fmt::Display for Effect {
             Effect::TargetStrict => "there is no previous version, so its target refuses plaintext",
             Effect::ExcludesNothing => "the annotation excludes nothing, so everything it is about stays in the mesh",
             Effect::LaterWins => "the later one is used",
+            Effect::OlderCounts => "the older one counts there",
             Effect::RouteFails => {
                 "there is no previous version, so requests that no other route takes are answered with an error"
             }

@@ -106,6 +106,7 @@ pub fn object(input: &[u8]) {
         Kind::ReferenceGrant,
         Kind::PeerAuthentication,
         Kind::AuthorizationPolicy,
+        Kind::TrafficPolicy,
     ] {
         let key = Key { kind, namespace: "shop".to_string(), name: "fuzz".to_string() };
         match object::read(&key, &value, TRUST_DOMAIN) {
@@ -177,7 +178,8 @@ fn check_findings(before: &Store, after: &Store) {
             | Effect::RuleFails
             | Effect::ShareFails
             | Effect::NoEffect
-            | Effect::NotAttached => {}
+            | Effect::NotAttached
+            | Effect::OlderCounts => {}
         }
     }
 }

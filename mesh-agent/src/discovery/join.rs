@@ -60,6 +60,8 @@ impl<'a> Loose<'a> {
             }
             Item::PeerAuthentication(peer) => self.peers.push((**peer).clone()),
             Item::AuthorizationPolicy(policy) => self.authorizations.push((**policy).clone()),
+            // No part of a world: what follows from it is in `state::traffic`, by itself.
+            Item::TrafficPolicy(_) => {}
         }
     }
 

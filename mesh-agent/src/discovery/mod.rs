@@ -38,8 +38,9 @@ pub use translate::{MESH_LABEL, MESH_NAMESPACE};
 use crate::drain::Token;
 use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
-use crate::state::{Engine, Key, MeshState, StateWriter};
+use crate::state::{Engine, Key, MeshState, Overruled, StateWriter};
 use file::{Changes, Directory};
+use finding::FieldPath;
 use store::{Delta, Store};
 
 /// The readiness gate of this room.
@@ -108,7 +109,7 @@ pub async fn run(
 pub fn validate(path: &Path, trust_domain: &str) -> std::io::Result<Vec<Finding>> {
     let mut current = Current::new(&Config { node: String::new(), trust_domain: trust_domain.to_string() });
     current.take(&Changes { changed: read_once(path)?, gone: Vec::new() });
-    let mut findings = current.store.findings();
+    let mut findings = current.findings();
     findings.extend(unattached(&current.store, &current.engine.snapshot()));
     findings.sort_by(|one, other| one.file.cmp(&other.file));
     Ok(findings)
@@ -144,7 +145,7 @@ fn unattached(store: &Store, state: &MeshState) -> Vec<Finding> {
 pub fn load(path: &Path, config: &Config) -> std::io::Result<(MeshState, Vec<Finding>)> {
     let mut current = Current::new(config);
     current.take(&Changes { changed: read_once(path)?, gone: Vec::new() });
-    Ok((current.engine.snapshot(), current.store.findings()))
+    Ok((current.engine.snapshot(), current.findings()))
 }
 
 fn read_once(path: &Path) -> std::io::Result<Vec<file::SourceFile>> {
@@ -202,6 +203,17 @@ impl Current {
         }
         self.engine.refuse(self.store.unreadable());
     }
+
+    /// What is wrong with the objects, each for itself and together.
+    fn findings(&self) -> Vec<Finding> {
+        let mut findings = self.store.findings();
+        findings.extend(self.engine.overruled().filter_map(|Overruled { policy, target, by }| {
+            let field = FieldPath::of("spec.targetRefs").index(target).to_string();
+            self.store.finding_about(&policy, &field, format!("is a target of {by} too"), Effect::OlderCounts)
+        }));
+        findings.sort_by(|one, other| one.file.cmp(&other.file));
+        findings
+    }
 }
 
 impl Publisher {
@@ -246,7 +258,7 @@ impl Publisher {
             unreachable: None,
             unreachable_since: None,
             objects: self.current.store.len(),
-            findings: self.current.store.findings(),
+            findings: self.current.findings(),
         };
         let known = self.published.as_ref().map(|published| published.findings.as_slice()).unwrap_or_default();
         for finding in report.findings.iter().filter(|finding| !known.contains(finding)) {

@@ -5,11 +5,11 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::crd::{AuthorizationPolicy, GROUP, PeerAuthentication, VERSION};
+use super::crd::{AuthorizationPolicy, GROUP, PeerAuthentication, TrafficPolicy, VERSION};
 use super::finding::{FieldPath, Problem, Step};
 use super::gateway;
 use super::translate::{self, Taken};
-pub use crate::state::{Key, Kind};
+pub use crate::state::{Item, Key, Kind};
 
 /// What an object in a file is to the mesh.
 pub enum Meaning {
@@ -59,14 +59,15 @@ pub fn meaning(object: &Value) -> Meaning {
         (gateway::GROUP, _, "ReferenceGrant") => Kind::ReferenceGrant,
         (GROUP, _, "PeerAuthentication") => Kind::PeerAuthentication,
         (GROUP, _, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
+        (GROUP, _, "TrafficPolicy") => Kind::TrafficPolicy,
         (gateway::GROUP, _, "UDPRoute") if is_on_a_service(object) => {
             return Meaning::Mistaken(Problem::new(FieldPath::of("kind"), "UDP is not routed by the mesh"));
         }
         (GROUP, _, other) => {
-            let reason = format!("{GROUP} has no kind {other}: PeerAuthentication and AuthorizationPolicy are known");
+            let reason = format!("{GROUP} has no kind {other}: {OURS} are known");
             return Meaning::Mistaken(Problem::new(FieldPath::of("kind"), reason));
         }
-        (other, _, "PeerAuthentication" | "AuthorizationPolicy") => {
+        (other, _, "PeerAuthentication" | "AuthorizationPolicy" | "TrafficPolicy") => {
             let reason = format!("{kind} of {other:?} is not read; the mesh's own is {GROUP}/{VERSION}");
             return Meaning::Mistaken(Problem::new(FieldPath::of("apiVersion"), reason));
         }
@@ -74,6 +75,9 @@ pub fn meaning(object: &Value) -> Meaning {
     };
     Meaning::Known { kind, key: key(kind, object) }
 }
+
+/// The kinds of our group.
+const OURS: &str = "PeerAuthentication, AuthorizationPolicy and TrafficPolicy";
 
 /// Whether one of a route's parents is a Service, which makes it the mesh's.
 fn is_on_a_service(route: &Value) -> bool {
@@ -106,7 +110,7 @@ const METADATA: [&str; 15] = [
 pub fn key(kind: Kind, object: &Value) -> Result<Key, Problem> {
     let metadata = object.get("metadata").and_then(Value::as_object);
     let unknown = metadata.and_then(|metadata| metadata.keys().find(|key| !METADATA.contains(&key.as_str())));
-    if let Some(field) = unknown.filter(|_| kind.is_policy() || kind.route().is_some()) {
+    if let Some(field) = unknown.filter(|_| kind.is_policy() || kind == Kind::TrafficPolicy || kind.route().is_some()) {
         return Err(Problem::new(FieldPath::of("metadata").key(field), "unknown field"));
     }
     let name = text(object, &["metadata", "name"]).filter(|name| !name.is_empty());
@@ -122,7 +126,8 @@ pub fn key(kind: Kind, object: &Value) -> Result<Key, Problem> {
         | Kind::TlsRoute
         | Kind::ReferenceGrant
         | Kind::PeerAuthentication
-        | Kind::AuthorizationPolicy => namespace(object)?,
+        | Kind::AuthorizationPolicy
+        | Kind::TrafficPolicy => namespace(object)?,
     };
     Ok(Key { kind, namespace: namespace.to_string(), name: name.to_string() })
 }
@@ -171,6 +176,11 @@ pub fn read(key: &Key, object: &Value, trust_domain: &str) -> Result<Taken, Prob
         Kind::AuthorizationPolicy => {
             ours(object)?;
             translate::authorization_policy(&typed::<AuthorizationPolicy>(object)?, key, trust_domain).map(Taken::from)
+        }
+        Kind::TrafficPolicy => {
+            ours(object)?;
+            let policy = translate::traffic_policy(&typed::<TrafficPolicy>(object)?, key)?;
+            Ok(Item::TrafficPolicy(policy.into()).into())
         }
     }
 }

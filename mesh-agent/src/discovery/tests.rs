@@ -556,3 +556,50 @@ fn upstreams(state: &MeshState, source: &Workload, address: &str) -> Vec<(String
     let tunnel = |transport: &Transport| matches!(transport, Transport::Tunnel(_));
     upstreams.iter().map(|upstream| (upstream.address.to_string(), tunnel(&upstream.transport))).collect()
 }
+
+#[test]
+fn the_sample_of_a_traffic_policy_holds_at_its_service() {
+    let (state, findings) = load(&repository().join("manifests/samples"), &config("node-1")).unwrap();
+    assert_eq!(findings, []);
+    let of = |name: &str| {
+        let service = state.services().find(|service| &*service.name == name).unwrap();
+        state.traffic(service, None)
+    };
+    let api = of("api");
+    assert_eq!(api.timeouts().request, Some(Duration::from_secs(10)));
+    assert_eq!(api.retry().unwrap().attempts, 2);
+    assert_eq!(api.rate_limits().map(|(_, limit)| limit.requests).collect::<Vec<_>>(), [200, 1000]);
+    assert_eq!(of("store"), Default::default());
+}
+
+#[test]
+fn of_two_traffic_policies_on_one_target_the_older_counts_and_the_other_is_named() {
+    let directory = TempDir::new().unwrap();
+    let policy = |name: &str, created: &str, spec: &str| {
+        let metadata = format!("{{namespace: shop, name: {name}, creationTimestamp: '{created}'}}");
+        format!("---\napiVersion: nodemesh.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {metadata}\nspec:\n{spec}\n")
+    };
+    let targets = "  targetRefs: [{kind: Service, name: a}, {kind: Service, name: web}]";
+    let old = policy("old", "2026-01-01T00:00:00Z", "  targetRefs: [{kind: Service, name: web}]");
+    let young = policy("young", "2026-02-01T00:00:00Z", targets);
+    let path = directory.path().join("policies.yaml");
+    fs::write(&path, format!("{young}{old}")).unwrap();
+    let finding = |line, object: &str, field: &str, reason: &str, effect| Finding {
+        file: path.clone(),
+        line: Some(line),
+        kind: "TrafficPolicy".into(),
+        object: object.into(),
+        field: field.into(),
+        reason: reason.into(),
+        effect,
+    };
+    let overruled = finding(1, "shop/young", "spec.targetRefs[1]", "is a target of shop/old too", Effect::OlderCounts);
+    assert_eq!(validate(directory.path(), "cluster.local").unwrap(), [overruled]);
+
+    // What cannot be read counts nowhere, and a misspelt field is one.
+    let broken = policy("old", "2026-01-01T00:00:00Z", "  targetRefs: [{kind: Service, name: web}]\n  retrys: {}");
+    fs::write(&path, format!("{young}{broken}")).unwrap();
+    let findings = validate(directory.path(), "cluster.local").unwrap();
+    let found: Vec<_> = findings.iter().map(|finding| (&*finding.object, &*finding.field, finding.effect)).collect();
+    assert_eq!(found, [("shop/old", "spec.retrys", Effect::Skipped)]);
+}

@@ -154,6 +154,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
         /// A storm: everything fails and everybody asks again at once, for as long as it lasts. Over any window of the
         /// interval's length that ends with a retry, retries are within the share of the requests of that window, or
         /// within the least number.

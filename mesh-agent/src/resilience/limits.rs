@@ -130,6 +130,33 @@ pub const SHED_MEMORY: u32 = 85;
 /// Memory in use, in percent of the budget, from which every new request is refused.
 pub const SHED_MEMORY_ALL: u32 = 95;
 
+/// The shortest interval, ejection or period of a rate that a policy can ask for: below it nothing is told apart.
+pub const POLICY_SHORTEST: Duration = Duration::from_millis(10);
+
+/// The longest of those: beyond a day nobody remembers why.
+pub const POLICY_LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// The period of a rate, where a policy gives none.
+pub const RATE_PERIOD: Duration = Duration::from_secs(1);
+
+/// The highest rate and burst: beyond what a node serves, and within what a bucket can count.
+pub const RATE_MOST: u32 = 1_000_000_000;
+
+/// The shortest pause and delay that a policy can ask for: what timers tell apart.
+pub const PAUSE_SHORTEST: Duration = Duration::from_millis(1);
+
+/// The longest pause before a retry that a policy can ask for: no client waits longer.
+pub const PAUSE_LONGEST: Duration = Duration::from_secs(3600);
+
+/// The shortest window of a retry budget: its steps are 50 ms then.
+pub const BUDGET_SHORTEST: Duration = Duration::from_secs(1);
+
+/// The longest window of a retry budget: a storm would be over before it is told.
+pub const BUDGET_LONGEST: Duration = Duration::from_secs(3600);
+
+/// The most retries that a policy can allow however few requests there are.
+pub const BUDGET_MOST: u32 = 1_000_000;
+
 /// The bounds of this room.
 pub fn all() -> Vec<Limit> {
     limits![
@@ -174,5 +201,14 @@ pub fn all() -> Vec<Limit> {
         SHED_LONGEST, "milliseconds", "of queueing: shed in any case";
         SHED_MEMORY, "percent", "of the memory budget: new requests begin to be refused";
         SHED_MEMORY_ALL, "percent", "of the memory budget: every new request is refused";
+        POLICY_SHORTEST, "milliseconds", "the shortest interval, ejection and period of a rate";
+        POLICY_LONGEST, "milliseconds", "the longest of those";
+        RATE_PERIOD, "milliseconds", "of a rate, where a policy gives none";
+        RATE_MOST, "requests", "the highest rate and burst";
+        PAUSE_SHORTEST, "milliseconds", "the shortest pause and delay that a policy can ask for";
+        PAUSE_LONGEST, "milliseconds", "the longest pause before a retry that a policy can ask for";
+        BUDGET_SHORTEST, "milliseconds", "the shortest window of a retry budget";
+        BUDGET_LONGEST, "milliseconds", "the longest window of a retry budget";
+        BUDGET_MOST, "retries", "that a policy can allow however few requests there are";
     ]
 }

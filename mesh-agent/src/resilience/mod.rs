@@ -17,7 +17,7 @@ mod answer;
 pub mod balance;
 pub mod budget;
 pub mod fault;
-mod limits;
+pub mod limits;
 pub mod outcome;
 pub mod outlier;
 pub mod policy;

@@ -12,6 +12,7 @@ use super::{
     Backend, Backends, Distribution, Endpoint, Hints, InternalTraffic, PortSpec, ServicePort, ServiceSpec, TargetPort,
     Workload,
 };
+use crate::resilience::balance::Place;
 
 /// Everything that says where a Service leads.
 pub(super) struct Behind<'a> {
@@ -43,15 +44,43 @@ impl<'a> Behind<'a> {
         let candidates = self.candidates(port);
         let node_local = match self.spec.traffic.internal {
             InternalTraffic::Cluster => None,
-            InternalTraffic::Local => Some(endpoints(&candidates, here, topology::node_local, self.pods)),
+            InternalTraffic::Local => Some(self.endpoints(&candidates, here, topology::node_local)),
         };
         ServicePort {
             name: port.name.clone(),
             port: port.port,
             node_port: port.node_port,
-            endpoints: endpoints(&candidates, here, topology::cluster_wide, self.pods),
+            endpoints: self.endpoints(&candidates, here, topology::cluster_wide),
             node_local,
             protocol: port.protocol,
+        }
+    }
+
+    /// What is chosen of each family, each address once.
+    fn endpoints(&self, candidates: &[Cow<'_, Backend>], here: &Here, choose: Choose) -> Vec<Endpoint> {
+        let (v4, v6): (Vec<&Backend>, Vec<&Backend>) =
+            candidates.iter().map(|candidate| &**candidate).partition(|backend| backend.ip.is_ipv4());
+        let mut seen = HashSet::with_capacity(candidates.len());
+        let chosen = [v4, v6].into_iter().flat_map(|family| choose(&family, here));
+        let distinct = chosen.filter(|backend| seen.insert((backend.ip, backend.port)));
+        let endpoint = |backend: &Backend| {
+            let workload = self.pods.by_ip(&backend.ip).cloned();
+            let place = self.place(backend, workload.as_deref(), here);
+            Endpoint { ip: backend.ip, port: backend.port, workload, place }
+        };
+        distinct.map(endpoint).collect()
+    }
+
+    /// A node's zone counts for pods alone: when it changes, Services are found by the pods on it.
+    fn place(&self, backend: &Backend, workload: Option<&Workload>, here: &Here) -> Place {
+        let node = workload.map_or(&backend.node, |workload| &workload.node);
+        let is_known = |name: &str| !name.is_empty();
+        if is_known(node) && *node == here.node {
+            Place::Node
+        } else if workload.is_some() && is_known(&here.zone) && self.nodes.zone(node) == here.zone {
+            Place::Zone
+        } else {
+            Place::Elsewhere
         }
     }
 
@@ -99,18 +128,6 @@ impl<'a> Behind<'a> {
 }
 
 type Choose = for<'a> fn(&[&'a Backend], &Here) -> Vec<&'a Backend>;
-
-/// What is chosen of each family, each address once.
-fn endpoints(candidates: &[Cow<'_, Backend>], here: &Here, choose: Choose, pods: &Pods) -> Vec<Endpoint> {
-    let (v4, v6): (Vec<&Backend>, Vec<&Backend>) =
-        candidates.iter().map(|candidate| &**candidate).partition(|backend| backend.ip.is_ipv4());
-    let mut seen = HashSet::with_capacity(candidates.len());
-    let chosen = [v4, v6].into_iter().flat_map(|family| choose(&family, here));
-    let distinct = chosen.filter(|backend| seen.insert((backend.ip, backend.port)));
-    let endpoint =
-        |backend: &Backend| Endpoint { ip: backend.ip, port: backend.port, workload: pods.by_ip(&backend.ip).cloned() };
-    distinct.map(endpoint).collect()
-}
 
 fn hints(distribution: Distribution, node: &Arc<str>, nodes: &Nodes) -> Hints {
     let known = |name: Arc<str>| Some(name).filter(|name| !name.is_empty()).into_iter().collect();

@@ -7,6 +7,7 @@
 //! namespace ─► its pods ─► IPs ─► who holds them ─┬─► pods that are there, pods of this node
 //! node ─► zone ─────────┐                         ├─► host ports
 //! slice ─► its Service ─┴─► Services that select or list them ─► addresses, unserved addresses
+//! traffic policy ─► the targets at which it is the oldest
 //! policy ─► its targets ───► pods to judge ◄── Services that a policy targets
 //! route ─► its parents ───► Services ─► the routes of their ports ─► unserved addresses
 //! ```
@@ -27,10 +28,12 @@ use super::object::{Item, Key, Kind, Name, RouteId};
 use super::pods::Pods;
 use super::specs::Specs;
 use super::topology::Here;
-use super::{Distribution, MeshState, Node, ReferenceGrant, RouteSpec, Service, Stamp, Workload, World};
+use super::traffic::TrafficPolicies;
+use super::{MeshState, Node, Overruled, ReferenceGrant, RouteSpec, Service, Stamp, Workload, World};
 use crate::policy::{
     AuthorizationPolicy, Operator, PeerAuthentication, PeerModes, Selector, Subject, Target, Unreadable, Weight,
 };
+use crate::resilience::policy::TrafficPolicy;
 use crate::routes::RouteKind;
 
 /// See the module.
@@ -44,6 +47,7 @@ pub struct Engine {
     peers: HashMap<Name, Arc<PeerAuthentication>>,
     authorizations: HashMap<Name, Arc<AuthorizationPolicy>>,
     unreadable: Vec<Arc<Unreadable>>,
+    traffic: TrafficPolicies,
     /// By pod: the Services that lead to it and that a policy targets, and at which of its ports.
     covered: Claims<Name, Name, BTreeSet<u16>>,
     dirty: Dirty,
@@ -127,6 +131,7 @@ impl Engine {
             Item::ReferenceGrant(grant) => self.reference_grant(&name, Some(grant)),
             Item::PeerAuthentication(peer) => self.peer_authentication(&name, Some(peer)),
             Item::AuthorizationPolicy(policy) => self.authorization_policy(&name, Some(policy)),
+            Item::TrafficPolicy(policy) => self.traffic_policy(&name, Some(policy)),
         }
     }
 
@@ -146,6 +151,7 @@ impl Engine {
             Kind::ReferenceGrant => self.reference_grant(&name, None),
             Kind::PeerAuthentication => self.peer_authentication(&name, None),
             Kind::AuthorizationPolicy => self.authorization_policy(&name, None),
+            Kind::TrafficPolicy => self.traffic_policy(&name, None),
         }
     }
 
@@ -230,6 +236,16 @@ impl Engine {
         Arc::make_mut(&mut self.state.policies).replace_authorization_policy(before.as_ref(), policy);
     }
 
+    fn traffic_policy(&mut self, name: &Name, policy: Option<Arc<TrafficPolicy>>) {
+        self.traffic.take(name, policy, &mut self.state.traffic_policies);
+        self.state.stamps.traffic = Stamp::default();
+    }
+
+    /// The TrafficPolicies that do not count at one of their targets, because an older one does.
+    pub fn overruled(&self) -> impl Iterator<Item = Overruled> {
+        self.traffic.overruled()
+    }
+
     /// The world as it is now, with the next version.
     pub fn snapshot(&mut self) -> MeshState {
         let mut dirty = std::mem::take(&mut self.dirty);
@@ -301,16 +317,14 @@ impl Engine {
         }
     }
 
-    /// A node's zone tells who prefers the endpoints on it; this node's, which endpoints it prefers.
+    /// A node's zone tells how far the endpoints on it are, and who prefers them; this node's, which it prefers.
     fn settle_zones(&mut self, dirty: &mut Dirty) {
         for node in std::mem::take(&mut dirty.zones) {
             if node == self.state.node {
                 dirty.services.extend(self.specs.names().cloned());
             }
             for workload in self.pods.on(&node) {
-                let selecting = self.specs.selecting(workload, self.pods.labels());
-                let by_zone = selecting.filter(|(_, spec)| spec.traffic.distribution != Distribution::Even);
-                dirty.services.extend(by_zone.map(|(name, _)| name.clone()));
+                dirty.services.extend(workload.ips.iter().flat_map(|ip| self.specs.using(ip)).cloned());
             }
         }
     }

@@ -26,6 +26,7 @@ mod snapshot;
 mod specs;
 mod status;
 mod topology;
+mod traffic;
 mod workload;
 mod world;
 
@@ -43,6 +44,7 @@ pub use route::{BadBackend, Reading, ReferenceGrant, RouteSpec};
 pub use service::{Endpoint, Frontend, Service, ServicePort};
 pub use snapshot::{MeshState, Stamp, StateReader, StateWriter};
 pub use status::{Condition, ConditionType, ParentStatus, RouteStatus};
+pub use traffic::Overruled;
 pub use workload::{Exclusions, HostPort, Workload};
 pub use world::{
     Affinity, AppProtocol, Backend, Backends, Distribution, ExternalAddresses, Hints, InternalTraffic, Node, PortSpec,

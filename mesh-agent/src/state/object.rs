@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{Backend, Node, ReferenceGrant, RouteSpec, ServiceSpec, Workload};
 use crate::policy::{AuthorizationPolicy, PeerAuthentication};
+use crate::resilience::policy::TrafficPolicy;
 use crate::routes::RouteKind;
 
 /// The kinds that the mesh reads.
@@ -35,6 +36,8 @@ pub enum Kind {
     PeerAuthentication,
     /// nodemesh.dev/v1alpha1
     AuthorizationPolicy,
+    /// nodemesh.dev/v1alpha1
+    TrafficPolicy,
 }
 
 impl fmt::Display for Kind {
@@ -54,6 +57,8 @@ impl Kind {
     pub fn is_policy(self) -> bool {
         match self {
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => true,
+            // It restricts how much comes, not who.
+            Kind::TrafficPolicy => false,
             Kind::Namespace
             | Kind::Node
             | Kind::Pod
@@ -91,7 +96,8 @@ impl Kind {
             | Kind::EndpointSlice
             | Kind::ReferenceGrant
             | Kind::PeerAuthentication
-            | Kind::AuthorizationPolicy => None,
+            | Kind::AuthorizationPolicy
+            | Kind::TrafficPolicy => None,
         }
     }
 }
@@ -148,6 +154,8 @@ pub enum Item {
     PeerAuthentication(Arc<PeerAuthentication>),
     /// Who may connect.
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
+    /// How requests are treated.
+    TrafficPolicy(Arc<TrafficPolicy>),
 }
 
 /// Namespace and name: how pods, Services and slices are told apart.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Affinity, AppProtocol, ExternalAddresses, Workload};
+use crate::resilience::balance::Place;
 
 /// A Service with its ports; endpoints are per port, because readiness and target ports are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub struct Endpoint {
     pub port: u16,
     /// The pod behind the address, where we know one.
     pub workload: Option<Arc<Workload>>,
+    /// How far it is from this node. Without a pod there is no zone: on this node, or elsewhere.
+    pub place: Place,
 }
 
 impl ServicePort {

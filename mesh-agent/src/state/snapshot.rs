@@ -11,8 +11,10 @@ use super::attachments::ServiceRoutes;
 use super::cow::CowMap;
 use super::frontends::Frontends;
 use super::object::{Name, RouteId};
+use super::traffic::Attached;
 use super::{ReferenceGrant, RouteSpec, Service, Workload};
 use crate::policy::{Mode, PeerModes, PolicySet, WorkloadPolicy};
+use crate::resilience::policy::TrafficPolicy;
 
 /// Everything that a decision may read, frozen. Made by [`super::Engine`]; what did not change between two snapshots is
 /// the same object in both, not just an equal one.
@@ -44,6 +46,8 @@ pub struct MeshState {
     pub(super) peer_modes: CowMap<Arc<str>, Arc<PeerModes>>,
     /// By uid: pods of this node.
     pub(super) local_policies: CowMap<Arc<str>, Arc<WorkloadPolicy>>,
+    /// By target: the TrafficPolicy that counts there.
+    pub(super) traffic_policies: CowMap<Attached, Arc<TrafficPolicy>>,
     pub(super) stamps: Stamps,
 }
 
@@ -64,6 +68,7 @@ pub(super) struct Stamps {
     pub(super) local_workloads: Stamp,
     pub(super) local_policies: Stamp,
     pub(super) unserved: Stamp,
+    pub(super) traffic: Stamp,
 }
 
 impl MeshState {

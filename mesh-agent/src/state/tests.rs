@@ -140,6 +140,48 @@ fn selected_pods_serve_as_their_slices_would() {
     }
 }
 
+/// By the node of the pod, else by that of the endpoint; a zone that becomes known or another changes it.
+#[test]
+fn endpoints_say_how_far_they_are() {
+    let placed = |name: &str, ip: &str, node: &str| Workload { node: node.into(), ..pod(name, &[ip]) };
+    let listed = |text: &str, node: &str| Backend { node: node.into(), ..Backend::ready(ip(text), 1) };
+    let mut engine = Engine::new("node");
+    let key = |kind, namespace: &str, name: &str| Key { kind, namespace: namespace.into(), name: name.into() };
+    for workload in [placed("a", "10.0.0.1", "node"), placed("b", "10.0.0.2", "near"), placed("c", "10.0.0.3", "far")] {
+        let item = Item::Pod { workload: workload.clone().into(), mesh: Some(true) };
+        engine.upsert(&key(Kind::Pod, &workload.namespace, &workload.name), item);
+    }
+    let spec = ServiceSpec {
+        ports: vec![port(80, None)],
+        backends: Backends::Listed(vec![
+            listed("10.0.0.1", ""),
+            listed("10.0.0.2", "near"),
+            listed("10.0.0.3", "far"),
+            listed("203.0.113.1", "near"),
+            listed("203.0.113.2", "node"),
+        ]),
+        ..service("s", "10.96.0.1")
+    };
+    engine.upsert(&key(Kind::Service, &spec.namespace, &spec.name), Item::Service(spec.clone().into()));
+    use crate::resilience::balance::Place::{self, Elsewhere, Node as OnNode, Zone};
+    let mut step = |nodes: &[(&str, &str)]| -> Vec<Place> {
+        for (name, zone) in nodes {
+            let node = Node { name: (*name).into(), zone: (*zone).into(), ips: vec![] };
+            engine.upsert(&key(Kind::Node, "", name), Item::Node(node.into()));
+        }
+        let state = engine.snapshot();
+        let service = state.service_by_ip(ip("10.96.0.1")).unwrap().clone();
+        let mut endpoints = service.port(80).unwrap().endpoints.clone();
+        endpoints.sort_by_key(|endpoint| endpoint.ip);
+        endpoints.iter().map(|endpoint| endpoint.place).collect()
+    };
+    assert_eq!(step(&[]), [OnNode, Elsewhere, Elsewhere, Elsewhere, OnNode], "no zone is known");
+    assert_eq!(step(&[("near", "z1"), ("far", "")]), [OnNode, Elsewhere, Elsewhere, Elsewhere, OnNode]);
+    assert_eq!(step(&[("node", "z1")]), [OnNode, Zone, Elsewhere, Elsewhere, OnNode]);
+    assert_eq!(step(&[("far", "z1")]), [OnNode, Zone, Zone, Elsewhere, OnNode], "another node's zone");
+    assert_eq!(step(&[("near", "z2")]), [OnNode, Elsewhere, Zone, Elsewhere, OnNode]);
+}
+
 /// Each family falls back by itself, as kube-proxy has a proxy for each.
 #[test]
 fn families_are_judged_apart() {

@@ -6,6 +6,7 @@
 mod authorization;
 mod peer;
 mod target;
+mod traffic;
 
 use kube::CustomResourceExt;
 
@@ -15,6 +16,14 @@ pub use authorization::{
 };
 pub use peer::{PeerAuthentication, PeerAuthenticationSpec, PeerMode, PortOverride, SameNode};
 pub use target::{LabelExpression, LabelOperator, PodSelector, TargetKind, TargetRef};
+pub use traffic::{
+    Algorithm, ConnectionLimits, ConsistentHash, CookieLifetime, ExponentialDelay, FaultAbort, FaultDelay, FaultShare,
+    GrpcCode, HashSource, LoadBalancing, LocalityMode, LocalityWeights, OutlierDetection, RateKeyType, RetryMethods,
+    RetryOn, RetryRate, SuccessRateDetection, TrafficFault, TrafficLocality, TrafficMatch, TrafficPath, TrafficPolicy,
+    TrafficPolicySpec, TrafficRateKey, TrafficRateLimit, TrafficRateScope, TrafficRetry, TrafficRetryBudget,
+    TrafficSession, TrafficSessionType, TrafficSource, TrafficTargetKind, TrafficTargetRef, TrafficTimeouts, UnderWay,
+    UniformDelay,
+};
 
 /// The API group of our resources.
 pub const GROUP: &str = "nodemesh.dev";
@@ -28,5 +37,6 @@ pub fn manifests() -> Result<Vec<(&'static str, String)>, serde_saphyr::Serializ
     Ok(vec![
         ("authorizationpolicies.yaml", serde_saphyr::to_string(&AuthorizationPolicy::crd()).map(with_header)?),
         ("peerauthentications.yaml", serde_saphyr::to_string(&PeerAuthentication::crd()).map(with_header)?),
+        ("trafficpolicies.yaml", serde_saphyr::to_string(&TrafficPolicy::crd()).map(with_header)?),
     ])
 }

@@ -19,6 +19,7 @@ mod session;
 mod slice;
 mod tcp_route;
 mod tls_route;
+mod traffic;
 
 #[cfg(test)]
 mod route_tests;
@@ -40,6 +41,7 @@ pub use self::service::service;
 pub use self::slice::endpoint_slice;
 pub use self::tcp_route::tcp_route;
 pub use self::tls_route::tls_route;
+pub use self::traffic::traffic_policy;
 
 use super::finding::{Effect, FieldPath, Problem};
 use crate::limit::{Limit, limits};

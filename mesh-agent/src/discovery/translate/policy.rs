@@ -143,7 +143,7 @@ fn service_account_source(
 }
 
 /// A name of Kubernetes. A wildcard would be a name that nobody has: a DENY on it would deny nobody.
-fn plain_name<'a>(name: &'a str, path: &FieldPath) -> Result<&'a str, Problem> {
+pub(super) fn plain_name<'a>(name: &'a str, path: &FieldPath) -> Result<&'a str, Problem> {
     let legal = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-.".contains(letter);
     if name.is_empty() || !name.chars().all(legal) {
         let reason = format!("{name:?} is not a Kubernetes name; wildcards are for type SPIFFE");
@@ -271,7 +271,8 @@ pub fn unreadable(kind: Kind, key: Option<&Key>, value: &Value) -> Option<Unread
         | Kind::GrpcRoute
         | Kind::TcpRoute
         | Kind::TlsRoute
-        | Kind::ReferenceGrant => return None,
+        | Kind::ReferenceGrant
+        | Kind::TrafficPolicy => return None,
     };
     if kind == Kind::AuthorizationPolicy && object::text(value, &["spec", "action"]) == Some("AUDIT") {
         return None;

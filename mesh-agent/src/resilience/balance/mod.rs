@@ -18,7 +18,7 @@ mod tests;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -105,7 +105,10 @@ pub fn key_of(policy: &Endpoints, request: &Request<'_>) -> Option<u64> {
     match key {
         HashKey::Header(name) => request.header(name).map(hash_key),
         HashKey::Cookie(name) => request.cookie(name).map(|value| hash_key(value.as_bytes())),
-        HashKey::SourceIp => Some(hash_key(request.source_ip.to_canonical().to_string().as_bytes())),
+        HashKey::SourceIp => Some(match request.source_ip.to_canonical() {
+            IpAddr::V4(v4) => hash_key(&v4.octets()),
+            IpAddr::V6(v6) => hash_key(&v6.octets()),
+        }),
         HashKey::SourceIdentity => request.source.map(|id| hash_key(id.as_str().as_bytes())),
     }
 }

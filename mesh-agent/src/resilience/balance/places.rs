@@ -96,12 +96,18 @@ impl Places {
             Balance::LeastRequest => {
                 place.better_of_two(policy, now, rng, |one, other| one.in_flight() <= other.in_flight())
             }
-            Balance::Random => place.weighted(policy, now, rng, |rng| rng.usize(..place.endpoints.len().max(1))),
-            Balance::RoundRobin => place.weighted(policy, now, rng, |_| {
-                let turn = place.turn.get();
-                place.turn.set(turn.wrapping_add(1));
-                turn.checked_rem(place.endpoints.len()).unwrap_or_default()
-            }),
+            Balance::Random => {
+                let drawn = place.weighted(policy, now, rng, |rng| rng.usize(..place.endpoints.len().max(1)));
+                drawn.map(|(_, endpoint)| endpoint)
+            }
+            Balance::RoundRobin => {
+                let in_turn = place.weighted(policy, now, rng, |_| {
+                    let turn = place.turn.get();
+                    place.turn.set(turn.wrapping_add(1));
+                    turn.checked_rem(place.endpoints.len()).unwrap_or_default()
+                });
+                in_turn.map(|(_, endpoint)| endpoint)
+            }
         }
     }
 }
@@ -114,15 +120,16 @@ impl OnePlace {
         now: Instant,
         rng: &mut Rng,
         mut draw: impl FnMut(&mut Rng) -> usize,
-    ) -> Option<&Rc<Endpoint>> {
+    ) -> Option<(usize, &Rc<Endpoint>)> {
         let mut last = None;
         for _ in 0..=MAX_PICKS {
-            let endpoint = self.endpoints.get(draw(rng))?;
+            let index = draw(rng);
+            let endpoint = self.endpoints.get(index)?;
             let weight = endpoint.weight(policy, now);
             if weight >= 100 || rng.u32(..100) < weight {
-                return Some(endpoint);
+                return Some((index, endpoint));
             }
-            last = Some(endpoint);
+            last = Some((index, endpoint));
         }
         last
     }
@@ -136,12 +143,11 @@ impl OnePlace {
         better: impl Fn(&Endpoint, &Endpoint) -> bool,
     ) -> Option<&Rc<Endpoint>> {
         let count = self.endpoints.len();
-        let one = self.weighted(policy, now, rng, |rng| rng.usize(..count.max(1)))?;
+        let (first, one) = self.weighted(policy, now, rng, |rng| rng.usize(..count.max(1)))?;
         if count < 2 {
             return Some(one);
         }
-        let first = self.endpoints.iter().position(|endpoint| Rc::ptr_eq(endpoint, one))?;
-        let other = self.weighted(policy, now, rng, |rng| {
+        let (_, other) = self.weighted(policy, now, rng, |rng| {
             let index = rng.usize(..count.saturating_sub(1).max(1));
             if index >= first { index.saturating_add(1) } else { index }
         })?;
