@@ -10,7 +10,7 @@ use xtask::testbed::{AgentOptions, Family, PodSpec, Process, Testbed, eventually
 
 use crate::reach::{ask, ask_by_tunnel, ask_in_plaintext, failure, is_logged, outcome, say_names};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// In the mesh.
 const PORT: u16 = 7000;
 /// Excluded where a pod's annotations say so.
