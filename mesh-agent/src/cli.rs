@@ -291,6 +291,15 @@ pub struct RunArgs {
     /// namespace=NAME, pod=NAMESPACE/NAME, sample=N (one of N that ended well) [default: all]
     #[arg(long, value_name = "FILTER", value_parser = Setting::flag, help_heading = LOG)]
     pub access_log: Option<Setting>,
+
+    /// Where spans of requests go: a collector that takes OTLP over HTTP. Without it there are none
+    #[arg(long, value_name = "http://HOST:PORT", value_parser = Setting::flag, help_heading = LOG)]
+    pub trace_collector: Option<Setting>,
+
+    /// How many of the requests that come without a trace begin one, in percent. Those that come with one keep what
+    /// their caller decided [default: 1]
+    #[arg(long, value_name = "PERCENT", value_parser = Setting::flag, help_heading = LOG)]
+    pub trace_sampling: Option<Setting>,
 }
 
 impl Setting {
@@ -341,6 +350,8 @@ impl RunArgs {
             log_format: setting("log-format"),
             log_level: setting("log-level"),
             access_log: setting("access-log"),
+            trace_collector: setting("trace-collector"),
+            trace_sampling: setting("trace-sampling"),
         }
     }
 
@@ -373,6 +384,8 @@ impl RunArgs {
             log_format: self.log_format.or(lower.log_format),
             log_level: self.log_level.or(lower.log_level),
             access_log: self.access_log.or(lower.access_log),
+            trace_collector: self.trace_collector.or(lower.trace_collector),
+            trace_sampling: self.trace_sampling.or(lower.trace_sampling),
         }
     }
 }

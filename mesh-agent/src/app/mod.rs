@@ -31,7 +31,7 @@ use crate::limit::{Limit, limits};
 use crate::proxy::{Budgets, Proxy, Shared};
 use crate::readiness::Readiness;
 use crate::state::{StateReader, StateWriter};
-use crate::telemetry::{AccessLog, Metrics, TunnelNumbers, logs};
+use crate::telemetry::{AccessLog, Metrics, Spans, TunnelNumbers, logs, spans};
 use crate::{discovery, hbone, http};
 
 /// Threads of the control runtime: discovery may compile a large world while the admin endpoints answer.
@@ -112,11 +112,13 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let descriptors = Descriptors::raise();
     let (access_log, tunnels) = (AccessLog::new(config.logs.access.clone()), Arc::<hbone::Tally>::default());
     let requests = Arc::<http::Tally>::default();
+    let (spans, exporter) = traces(&config, &metrics)?;
     let shared = Shared {
         state: state.clone(),
         identities: identities.clone(),
         metrics: metrics.clone(),
         access_log: access_log.clone(),
+        spans,
         budgets: budgets(&config.proxy.pod, descriptors),
         tunnels: tunnels.clone(),
         requests: requests.clone(),
@@ -150,6 +152,13 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
 
     let mut parts = JoinSet::new();
     surfaces::start(&mut parts, &agent, predecessor).await?;
+    if let Some(exporter) = exporter {
+        let mut token = agent.end.token();
+        part(&mut parts, "the exporter of spans", async move {
+            exporter.run(token.started()).await;
+            Ok(())
+        });
+    }
     agent.start_parts(&mut parts, writer, capture);
     let connections = descriptors.connections();
     let version = env!("CARGO_PKG_VERSION");
@@ -224,6 +233,17 @@ fn identities(config: &config::Identity) -> Result<Identities> {
     };
     let settings = identity::Config { trust_domain: config.trust_domain.clone(), lifetime: config.svid_ttl };
     Ok(Identities::new(ca, settings))
+}
+
+/// Spans of requests, and who takes them to the collector, if there is one.
+fn traces(config: &Config, metrics: &Metrics) -> Result<(Spans, Option<spans::Exporter>)> {
+    let config::Traces { collector: Some(collector), sampling } = &config.traces else {
+        return Ok((Spans::default(), None));
+    };
+    let (spans, queue, tally) = Spans::new(*sampling);
+    let exporter = spans::Exporter::new(collector.clone(), &config.node, queue, tally.clone());
+    metrics.register_spans(Box::new(move || tally.numbers()));
+    Ok((spans, Some(exporter.with_context(|| format!("--trace-collector {collector}"))?)))
 }
 
 fn capture_config(config: &Config) -> capture::Config {

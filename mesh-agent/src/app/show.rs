@@ -35,13 +35,14 @@ pub fn settings(agent: &Agent) -> Value {
 }
 
 fn settings_of(config: &Config) -> Value {
-    let Config { node, discovery, capture, identity, proxy, http, logs } = config;
+    let Config { node, discovery, capture, identity, proxy, http, logs, traces } = config;
     let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log } = capture;
     let config::Identity { ca, trust_domain, svid_ttl } = identity;
     let config::Proxy { outbound_mode, workers, drain_window, pod } = proxy;
     let config::PodBudget { connections, accept_rate, accept_burst, handshakes, buffer } = pod;
     let config::Http { admin, metrics, readiness } = http;
     let config::Logs { format, level, access } = logs;
+    let config::Traces { collector, sampling } = traces;
     let config::Discovery::Directory(world) = discovery;
     let duration = |duration: &std::time::Duration| humantime::format_duration(*duration).to_string();
     json!({
@@ -83,6 +84,8 @@ fn settings_of(config: &Config) -> Value {
         },
         "log-level": level,
         "access-log": access.to_string(),
+        "trace-collector": collector.as_ref().map(ToString::to_string),
+        "trace-sampling": sampling.as_percent(),
     })
 }
 

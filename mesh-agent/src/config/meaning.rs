@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use super::{
     Ca, Capture, Config, Discovery, Http, Identity, Logs, PodBudget, Proxy, Refusal, Refusals, Surroundings, Tc,
-    default,
+    Traces, default,
 };
 use crate::admin::Address;
 use crate::cli::{Origin, RunArgs, Setting};
 use crate::routing::OutboundMode;
-use crate::telemetry::{access_log, logs};
+use crate::telemetry::{access_log, logs, spans};
 
 /// Shorter lives would be renewed more often than a CA and a clock can be trusted to follow.
 const SVID_TTL_MIN: Duration = Duration::from_secs(10);
@@ -105,6 +105,8 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         log_format,
         log_level,
         access_log,
+        trace_collector,
+        trace_sampling,
     } = typed;
     let node = reader.value(&NODE, node);
     let discovery = reader.value(&DISCOVERY, discovery);
@@ -137,6 +139,8 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     let format = reader.value(&LOG_FORMAT, log_format);
     let level = reader.value(&LOG_LEVEL, log_level);
     let access = reader.value(&ACCESS_LOG, access_log);
+    let collector = trace_collector.map(|setting| reader.value(&TRACE_COLLECTOR, Some(setting)));
+    let sampling = reader.value(&TRACE_SAMPLING, trace_sampling);
     Some(Config {
         node: node?,
         discovery: discovery?,
@@ -166,6 +170,13 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         },
         http: Http { admin: admin?, metrics: metrics?, readiness: readiness? },
         logs: Logs { format: format?, level: level?, access: access? },
+        traces: Traces {
+            collector: match collector {
+                Some(collector) => Some(collector?),
+                None => None,
+            },
+            sampling: sampling?,
+        },
     })
 }
 
@@ -409,6 +420,22 @@ const ACCESS_LOG: Row<access_log::Filter> = Row {
     expected: "all, off, or words such as failures, result=NAME, namespace=NAME, pod=NAMESPACE/NAME, sample=N",
     example: "failures,namespace=shop",
     parse: |text| text.to_str()?.parse().ok(),
+};
+
+const TRACE_COLLECTOR: Row<spans::Collector> = Row {
+    name: "trace-collector",
+    default: None,
+    expected: "http://HOST:PORT of a collector that takes OTLP over HTTP; there is no TLS on this way",
+    example: "http://127.0.0.1:4318",
+    parse: |text| text.to_str()?.parse().ok(),
+};
+
+const TRACE_SAMPLING: Row<spans::Sampling> = Row {
+    name: "trace-sampling",
+    default: Some(default::TRACE_SAMPLING),
+    expected: "a number of percent from 0 to 100",
+    example: "0.5",
+    parse: |text| spans::Sampling::percent(text.to_str()?.parse().ok()?),
 };
 
 /// `256Mi`, as Kubernetes writes it; a number alone is bytes.

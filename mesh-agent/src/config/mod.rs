@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::admin::Address;
 use crate::routing::OutboundMode;
-use crate::telemetry::{access_log, logs};
+use crate::telemetry::{access_log, logs, spans};
 
 pub use meaning::{PINS_EXPECTED, cgroup_root, is_pins_path};
 pub use refusal::{Refusal, Refusals};
@@ -54,6 +54,8 @@ pub mod default {
     pub const POD_BUFFER: &str = "256Mi";
     /// `--access-log`
     pub const ACCESS_LOG: &str = "all";
+    /// `--trace-sampling`, in percent: what Istio takes, too.
+    pub const TRACE_SAMPLING: &str = "1";
     /// `--drain-window`
     pub const DRAIN_WINDOW: &str = "10m";
     /// `--map-connections`
@@ -83,6 +85,8 @@ pub struct Config {
     pub http: Http,
     /// The log.
     pub logs: Logs,
+    /// Spans of requests.
+    pub traces: Traces,
 }
 
 /// Where the world comes from.
@@ -188,4 +192,13 @@ pub struct Logs {
     pub level: String,
     /// Which connections get a line.
     pub access: access_log::Filter,
+}
+
+/// Spans of requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traces {
+    /// Where they go; none: there are none.
+    pub collector: Option<spans::Collector>,
+    /// Of requests that come without a trace.
+    pub sampling: spans::Sampling,
 }

@@ -86,6 +86,7 @@ fn defaults() {
             readiness: Address::Tcp("[::]:15021".parse().unwrap()),
         },
         logs: Logs { format: logs::Format::Text, level: "info".into(), access: access_log::Filter::default() },
+        traces: Traces { collector: None, sampling: spans::Sampling::percent(1.0).unwrap() },
     };
     assert_eq!(config, expected);
 }
@@ -141,6 +142,8 @@ fn every_flag_is_read_from_every_source() {
         ("log-format", "json"),
         ("log-level", "debug,access=off"),
         ("access-log", "failures"),
+        ("trace-collector", "http://otel:4318"),
+        ("trace-sampling", "0.1"),
     ];
     let run = Cli::command().find_subcommand("run").unwrap().clone();
     let known: Vec<_> =
@@ -194,6 +197,10 @@ fn wrong_values_are_refused_with_the_right_form() {
         ("--pod-buffer", "256MB", "Ki, Mi and Gi"),
         ("--pod-buffer", "1Ki", "from 1Mi"),
         ("--access-log", "errors", "failures"),
+        ("--trace-collector", "https://otel:4318", "no TLS"),
+        ("--trace-collector", "otel:4318", "http://"),
+        ("--trace-sampling", "101", "0 to 100"),
+        ("--trace-sampling", "1%", "0 to 100"),
         ("--drain-window", "ten minutes", "for example 10m"),
         ("--admin", "0.0.0.0:15000", "loopback"),
         ("--admin", "[::ffff:10.0.0.1]:15000", "loopback"),
@@ -222,7 +229,15 @@ fn the_examples_in_refusals_are_accepted() {
     let wrong = wrong.iter().chain(&["trust-domain", "svid-ttl", "outbound-mode", "workers", "drain-window", "admin"]);
     let wrong =
         wrong.chain(&["pod-connections", "pod-accept-rate", "pod-accept-burst", "pod-handshakes", "pod-buffer"]);
-    for name in wrong.chain(&["metrics", "readiness", "log-format", "log-level", "access-log"]) {
+    for name in wrong.chain(&[
+        "metrics",
+        "readiness",
+        "log-format",
+        "log-level",
+        "access-log",
+        "trace-collector",
+        "trace-sampling",
+    ]) {
         let variable = crate::cli::environment_name(name);
         let mut environment =
             vec![("NODEMESH_NODE", "worker-1"), ("NODEMESH_DISCOVERY", "dir:/world"), ("NODEMESH_CA", "memory")];
@@ -303,6 +318,7 @@ fn help_states_the_defaults() {
         default::POD_HANDSHAKES,
         default::POD_BUFFER,
         default::ACCESS_LOG,
+        default::TRACE_SAMPLING,
         default::MAP_CONNECTIONS,
         default::SVID_TTL,
         default::TC,

@@ -51,7 +51,7 @@ pub use upstream::{Cut, Reached, Tally, Unreached, Upstreams, Wire};
 use crate::routes::{BackendRef, Table};
 use crate::routing::Upstream;
 use crate::state::{Frontend, Service};
-use crate::telemetry::RequestRecord;
+use crate::telemetry::{RequestRecord, Span};
 
 /// What is around a client's connection.
 pub trait Mesh: 'static {
@@ -72,6 +72,9 @@ pub trait Mesh: 'static {
 
     /// A random number; not for secrets.
     fn random(&self) -> u64;
+
+    /// Begins this agent's part of a trace that is sampled.
+    fn trace(&self, headers: &mut http::HeaderMap) -> Option<Span>;
 
     /// Counts and logs a request that is over.
     fn report(&self, record: &RequestRecord);

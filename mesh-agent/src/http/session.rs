@@ -109,7 +109,7 @@ impl<M: Mesh> Session<M> {
         let (mut parts, body) = request.into_parts();
         // What the parser put in there is for the parser.
         parts.extensions.clear();
-        let exchange = self.begin(&parts);
+        let exchange = self.begin(&mut parts);
         let mut ruled = None;
         let answered = self.ask(parts, body, is_grpc, &exchange, &mut ruled).await;
         if self.change.borrow().is_none()
@@ -136,13 +136,15 @@ impl<M: Mesh> Session<M> {
         }
     }
 
-    fn begin(self: &Rc<Self>, parts: &request::Parts) -> Rc<Exchange> {
+    fn begin(self: &Rc<Self>, parts: &mut request::Parts) -> Rc<Exchange> {
         self.busy.set(self.busy.get().saturating_add(1));
+        let traceparent = parts.headers.get("traceparent").cloned();
         let record = RequestRecord {
             version: parts.version,
             method: Some(parts.method.clone()),
             path: parts.uri.path_and_query().cloned(),
-            traceparent: parts.headers.get("traceparent").cloned(),
+            traceparent,
+            span: self.mesh.trace(&mut parts.headers),
             ..self.template.clone()
         };
         Exchange::new(record, self.clone())
@@ -277,7 +279,7 @@ impl<M: Mesh> Session<M> {
             copy.method = parts.method.clone();
             copy.uri = parts.uri.clone();
             copy.headers = parts.headers.clone();
-            let (session, exchange) = (self.clone(), self.begin(&copy));
+            let (session, exchange) = (self.clone(), self.begin(&mut copy));
             exchange.note(|record| record.route = Some(session.name_of(&ruled.rule)));
             let asked = Asked { upgrade: None, ..asked.clone() };
             let ready = match place.wire {

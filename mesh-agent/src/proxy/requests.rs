@@ -18,7 +18,7 @@ use crate::podnet::ClientRecord;
 use crate::routes::{BackendRef, Table};
 use crate::routing::{self, Upstream};
 use crate::state::{AppProtocol, Destination, Frontend, MeshState, Service, ServicePort};
-use crate::telemetry::{RequestMemo, RequestRecord};
+use crate::telemetry::{RequestMemo, RequestRecord, Span};
 
 /// Serves a connection to a Service port on which requests are spoken.
 pub async fn serve(
@@ -127,7 +127,12 @@ impl Mesh for Outbound {
         self.worker.random()
     }
 
+    fn trace(&self, headers: &mut ::http::HeaderMap) -> Option<Span> {
+        self.worker.shared.spans.begin(headers, || self.worker.random())
+    }
+
     fn report(&self, record: &RequestRecord) {
+        self.worker.shared.spans.end(record);
         self.worker.shared.metrics.request(record, &self.memo);
         self.worker.shared.access_log.write_request(record);
     }

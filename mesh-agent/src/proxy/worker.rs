@@ -28,7 +28,7 @@ use crate::podnet::{DialRecord, PodListener, PodNet, Role};
 use crate::routing::OutboundMode;
 use crate::spiffe::SpiffeId;
 use crate::state::{StateReader, Workload};
-use crate::telemetry::{AccessLog, ConnectionRecord, ConnectionResult, Metrics, WorkloadUsage};
+use crate::telemetry::{AccessLog, ConnectionRecord, ConnectionResult, Metrics, Spans, WorkloadUsage};
 
 /// What every worker reads.
 pub struct Shared {
@@ -40,6 +40,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// A line per connection that ended.
     pub access_log: AccessLog,
+    /// Takes what is told of requests whose trace is sampled.
+    pub spans: Spans,
     /// What each pod may take.
     pub budgets: Budgets,
     /// What happens to unknown destinations.

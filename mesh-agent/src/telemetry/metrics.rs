@@ -125,6 +125,9 @@ pub type TunnelSource = Box<dyn Fn() -> TunnelNumbers + Send + Sync>;
 /// Reads what became of the connections that requests share.
 pub type UpstreamSource = Box<dyn Fn() -> UpstreamNumbers + Send + Sync>;
 
+/// Reads what became of spans, by stable label.
+pub type SpanSource = Box<dyn Fn() -> [(&'static str, u64); 3] + Send + Sync>;
+
 /// All metrics of the process. Cheap to clone; no method waits for another thread for longer than a look-up.
 #[derive(Clone)]
 pub struct Metrics {
@@ -257,6 +260,11 @@ impl Metrics {
     /// Shows the connections that requests share as `nodemesh_http_upstream_…`.
     pub fn register_upstreams(&self, source: UpstreamSource) {
         self.inner.collect(UpstreamCollector(source));
+    }
+
+    /// Shows what became of spans as `nodemesh_spans_total`.
+    pub fn register_spans(&self, source: SpanSource) {
+        self.inner.collect(SpanCollector(source));
     }
 
     /// Everything, as OpenMetrics text (see [`CONTENT_TYPE`]).
@@ -617,7 +625,7 @@ macro_rules! debug_by_name {
 }
 
 debug_by_name! { OutcomeCollector CertificateCollector ConfigAgeCollector PodCountCollector }
-debug_by_name! { WorkloadCollector TunnelCollector UpstreamCollector }
+debug_by_name! { WorkloadCollector TunnelCollector UpstreamCollector SpanCollector }
 
 /// Shows the connections that requests share.
 struct UpstreamCollector(UpstreamSource);
@@ -634,6 +642,20 @@ impl Collector for UpstreamCollector {
             ("http_resends", "Requests that went out again: the application had closed their connection", resent),
         ] {
             encode_counter(&mut encoder, name, help, count)?;
+        }
+        Ok(())
+    }
+}
+
+/// Shows what became of spans.
+struct SpanCollector(SpanSource);
+
+impl Collector for SpanCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let help = "Spans of requests: exported to the collector, failed to be, or dropped for a full queue";
+        let mut family = encoder.encode_descriptor("spans", help, None, MetricType::Counter)?;
+        for (result, count) in (self.0)() {
+            family.encode_family(&[("result", result)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
         Ok(())
     }

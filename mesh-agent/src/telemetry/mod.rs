@@ -9,6 +9,7 @@ pub mod logs;
 pub mod metrics;
 mod requests;
 mod series;
+pub mod spans;
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use crate::spiffe::SpiffeId;
 pub use access_log::AccessLog;
 pub use metrics::{CertificateFacts, Metrics, OpenConnection, RootFacts};
 pub use requests::{RequestMemo, RequestRecord, RequestResult};
+pub use spans::{Span, Spans};
 
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
@@ -33,6 +35,10 @@ pub fn limits() -> Vec<Limit> {
         series::SWEEP_INTERVAL, "milliseconds", "at least, between two searches of a full table";
         logs::QUEUE_LINES, "lines", "that wait for a slow reader of the log; more are lost and counted";
         logs::FLUSH_WAIT, "milliseconds", "for a slow reader of the log at the end of the process";
+        spans::QUEUE_SPANS, "spans", "that wait for the collector, 2 KiB each; more are lost and counted";
+        spans::MOST_AT_ONCE, "spans", "that go to the collector together: 500 KiB";
+        spans::LINGER, "milliseconds", "how long a span waits for others to go with";
+        spans::EXPORT_TIMEOUT, "milliseconds", "for the collector to take them; then they are lost and counted";
         logs::FLUSH_POLL, "milliseconds", "how often the end looks whether a full queue has room";
     ]
 }

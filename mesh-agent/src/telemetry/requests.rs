@@ -33,6 +33,7 @@ use prometheus_client::metrics::MetricType;
 
 use super::Direction;
 use super::series::OVERFLOW_NAME;
+use super::spans::Span;
 use crate::spiffe::SpiffeId;
 
 /// How many sets of request labels are kept. Each is 19 lines of some 350 bytes in a scrape: 14 MB at most.
@@ -109,6 +110,8 @@ pub struct RequestRecord {
     pub result: RequestResult,
     /// The request's own.
     pub traceparent: Option<HeaderValue>,
+    /// This agent's part of the trace, where it is sampled.
+    pub span: Option<Span>,
     /// Bytes of the request's body.
     pub bytes_sent: u64,
     /// Bytes of the answer's body.
@@ -138,6 +141,7 @@ impl RequestRecord {
             grpc_status: None,
             result: RequestResult::Answered,
             traceparent: None,
+            span: None,
             bytes_sent: 0,
             bytes_received: 0,
             duration: Duration::ZERO,

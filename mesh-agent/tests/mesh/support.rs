@@ -25,7 +25,7 @@ use mesh_agent::podnet::{EnrolledPod, Family, PodEvent, PodListener, PodNet, Rec
 use mesh_agent::proxy::{Budgets, LiveConnection, Proxy, Shared};
 use mesh_agent::routing::OutboundMode;
 use mesh_agent::state::{StateReader, StateWriter};
-use mesh_agent::telemetry::{AccessLog, Metrics};
+use mesh_agent::telemetry::{AccessLog, Metrics, Spans};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -147,6 +147,7 @@ impl Node {
             identities: identities.clone(),
             metrics: metrics.clone(),
             access_log: AccessLog::default(),
+            spans: Spans::default(),
             budgets,
             tunnels: Arc::default(),
             requests: requests.clone(),
