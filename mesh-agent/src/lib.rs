@@ -35,6 +35,7 @@ pub mod drain;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod limit;
+pub mod path;
 pub mod readiness;
 pub mod spiffe;
 pub mod sys;

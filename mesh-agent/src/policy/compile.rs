@@ -163,7 +163,7 @@ impl PolicySet {
             let Some(ports) = port_scope(&object.targets, subject) else { continue };
             policy.unreadable.push(Unread { id: object.meta.id.clone(), ports });
         }
-        policy
+        policy.indexed()
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use super::request::{Condition, Operation};
 use super::{Selector, Source};
 
 /// What every policy object has.
@@ -130,14 +131,30 @@ pub struct AuthorizationPolicy {
     pub rules: Vec<Rule>,
 }
 
-/// Matches when one of the sources and one of the ports do.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// Matches when one of the sources, one of the ports, one of the operations and all conditions do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rule {
     /// Who calls.
     pub sources: Vec<Source>,
+    /// Who does not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_sources: Vec<Source>,
     /// The application's ports; empty means all.
     pub ports: Vec<u16>,
+    /// What is asked for; empty means anything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub operations: Vec<Operation>,
+    /// What else must be so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+impl Rule {
+    /// Whether it asks for what a request alone has.
+    pub fn needs_requests(&self) -> bool {
+        !self.operations.is_empty() || !self.conditions.is_empty()
+    }
 }
 
 /// A policy object that is there and cannot be read, with no earlier version to go by.

@@ -243,7 +243,7 @@ impl LiveTable {
 fn authorize(state: &MeshState, judged: &Judged) -> Result<Permit, Denial> {
     match state.inbound_policy(&judged.destination_uid) {
         Some(policy) => policy::authorize(policy, &judged.facts),
-        None => Err(Denial { reason: policy::DenyReason::UnknownWorkload, rule: None }),
+        None => Err(Denial::of(policy::DenyReason::UnknownWorkload, None)),
     }
 }
 

@@ -11,8 +11,8 @@ mod traffic;
 use kube::CustomResourceExt;
 
 pub use authorization::{
-    AuthorizationPolicy, AuthorizationPolicySpec, IpBlockSource, PolicyAction, PolicyRule, PolicySource,
-    ServiceAccountSource, SourceType,
+    AuthorizationPolicy, AuthorizationPolicySpec, IpBlockSource, PolicyAction, PolicyCondition, PolicyGrpc,
+    PolicyRequest, PolicyRule, PolicySource, ServiceAccountSource, SourceType,
 };
 pub use peer::{PeerAuthentication, PeerAuthenticationSpec, PeerMode, PortOverride, SameNode};
 pub use target::{LabelExpression, LabelOperator, PodSelector, TargetKind, TargetRef};
