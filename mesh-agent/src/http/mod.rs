@@ -31,6 +31,7 @@ mod framing;
 pub(crate) mod fuzzing;
 mod hygiene;
 mod io;
+mod judged;
 pub mod limits;
 mod plan;
 mod screen;
@@ -44,7 +45,8 @@ use std::sync::Arc;
 
 pub use answer::Local;
 pub use io::{Io, Meter};
-pub use server::{Ended, serve};
+pub use judged::{Guard, Judged, host};
+pub use server::{Ended, Serves, serve, serve_stream};
 pub use session::{Client, Session};
 pub use upstream::{Cut, Reached, Tally, Unreached, Upstreams, Wire};
 

@@ -163,6 +163,15 @@ pub enum Admission {
     Requests(Permit),
 }
 
+impl Admission {
+    /// The proof that the connection may be made.
+    pub fn into_permit(self) -> Permit {
+        match self {
+            Admission::Bytes(permit) | Admission::Requests(permit) => permit,
+        }
+    }
+}
+
 /// A refusal: an answer, not an error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Denial {

@@ -107,6 +107,14 @@ pub struct RequestRecord {
     pub grpc_status: Option<u16>,
     /// How it was answered.
     pub result: RequestResult,
+    /// The policy that let it pass or refused it, as `namespace/name`, where one did; of the application's node.
+    pub policy: Option<Arc<str>>,
+    /// The number of the rule in there, from 0.
+    pub rule: Option<usize>,
+    /// The AUDIT policies that matched, as `namespace/name`.
+    pub audited: Vec<Arc<str>>,
+    /// Who asks by a valid token, as `<issuer>/<subject>`.
+    pub principal: Option<Arc<str>>,
     /// The request's own.
     pub traceparent: Option<HeaderValue>,
     /// Bytes of the request's body.
@@ -137,6 +145,10 @@ impl RequestRecord {
             status: None,
             grpc_status: None,
             result: RequestResult::Answered,
+            policy: None,
+            rule: None,
+            audited: Vec::new(),
+            principal: None,
             traceparent: None,
             bytes_sent: 0,
             bytes_received: 0,

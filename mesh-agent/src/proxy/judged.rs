@@ -1,0 +1,157 @@
+//! The journey of requests to a pod whose policy needs to know what they ask: read → judge one by one → carry.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ::http::request;
+
+use super::connection::{Live, Registration, Standing};
+use super::copy::End;
+use super::dial::AppConnection;
+use super::inbound;
+use super::record;
+use super::worker::{Pod, Worker};
+use crate::addr::{ClientAddr, ServerAddr};
+use crate::http::{self, Guard, Io, Judged, Local, Meter, Reached, Unreached};
+use crate::path::NormalPath;
+use crate::podnet::ClientRecord;
+use crate::policy::{self, Denial, DenyReason, Facts, Permit, Token};
+use crate::telemetry::{RequestMemo, RequestRecord};
+
+/// Both ends of a connection to an application of this node.
+pub struct Ends {
+    /// What policy knows of it.
+    pub facts: Facts,
+    /// Who the application is told is calling.
+    pub client: ClientAddr,
+    /// The application.
+    pub server: ServerAddr,
+}
+
+/// Serves a connection whose requests are judged one by one. `app` is there already: what cannot be reached was said
+/// before.
+pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: Io, live: Registration, ends: Ends, app: AppConnection) {
+    let template = record::judged(&pod, ends.client, ends.facts.source.as_ref(), ends.server);
+    let server = ends.server;
+    let guard = Rc::new(Gatekeeper {
+        worker: worker.clone(),
+        pod,
+        live: live.live(),
+        ends,
+        ready: RefCell::new(Some(app)),
+        token: RefCell::default(),
+        memo: RequestMemo::default(),
+    });
+    let session = Judged::new(guard, worker.shared.requests.clone(), server, template);
+    let cut = async { drop(live.cancel.cancelled().await) };
+    let ended = http::serve_stream(client, session, worker.shared.drain.clone(), cut).await;
+    let end = match ended {
+        http::Ended::Finished => End::Finished,
+        http::Ended::Broken(kind) => End::FirstReset(kind),
+        http::Ended::Refused(reason) => End::NotHttp(reason),
+        http::Ended::Cut => End::Cut,
+    };
+    worker.finish(live, end);
+}
+
+/// Asks policy about the requests of one connection.
+struct Gatekeeper {
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    live: Rc<Live>,
+    ends: Ends,
+    /// The connection that was made before the first request came.
+    ready: RefCell<Option<AppConnection>>,
+    /// Of the request that is judged last, for an upgrade.
+    token: RefCell<Option<Token>>,
+    memo: RequestMemo,
+}
+
+impl Guard for Gatekeeper {
+    type Permit = Permit;
+
+    /// On the snapshot of now. This is where a request's denial is decided.
+    async fn judge(
+        &self,
+        head: &mut request::Parts,
+        path: &NormalPath<'_>,
+        record: &mut RequestRecord,
+    ) -> Result<Permit, Local> {
+        let state = self.worker.shared.state.current();
+        let host = policy::normal_host(http::host(&head.headers)).ok_or(Local::Denied("host"))?;
+        let Some(policy) = state.inbound_policy(self.pod.uid()) else {
+            return Err(Local::Denied(DenyReason::UnknownWorkload.label()));
+        };
+        let token = self.token.take();
+        let request =
+            policy::Request { method: &head.method, host: &host, path, headers: &head.headers, token: token.as_ref() };
+        let decision = policy::authorize_request(policy, &self.ends.facts, &request);
+        record.audited = policy::audited_request(policy, &self.ends.facts, &request);
+        (record.policy, record.rule) = match &decision {
+            Ok(permit) => (permit.rule().cloned(), permit.number()),
+            Err(denial) => (denial.rule.clone(), denial.number),
+        };
+        self.token.replace(token);
+        decision.map_err(|Denial { reason, .. }| Local::Denied(reason.label()))
+    }
+
+    async fn reach(&self, permit: &Permit) -> Result<Reached, Unreached> {
+        let ready = self.ready.take();
+        let app = match ready {
+            Some(app) => app,
+            None => {
+                let Ends { client, server, .. } = self.ends;
+                let reached = inbound::reach_application(&self.pod, permit, &self.live, client, server).await;
+                reached.map_err(|failure| Unreached {
+                    reason: failure.reason(),
+                    is_final: true,
+                    is_passing: false,
+                    is_denied: false,
+                })?
+            }
+        };
+        let AppConnection { tcp, record } = app;
+        let cut = Box::pin(until_cut(self.live.clone(), record));
+        Ok(Reached { io: Io::socket(tcp, Rc::new(Uncounted)), cut, is_current: Box::new(|| true), pod: None })
+    }
+
+    fn upgraded(&self, head: request::Parts) {
+        self.live.upgraded(Standing { head, token: self.token.take() });
+    }
+
+    fn report(&self, record: &RequestRecord) {
+        self.worker.shared.metrics.request(record, &self.memo);
+        self.worker.shared.access_log.write_request(record);
+    }
+}
+
+/// Ready when the connection is to be cut. Holds what tells the application of its client.
+async fn until_cut(live: Rc<Live>, _record: ClientRecord) {
+    live.cancel.cancelled().await;
+}
+
+/// Counts the bytes of a client's connection that came by tunnel, whose near end is the application.
+pub struct OfTunnel(pub Rc<Live>);
+
+impl Meter for OfTunnel {
+    fn carried(&self, read: usize, written: usize) {
+        self.0.counters.add(written, read);
+    }
+}
+
+/// Counts the bytes of a client's socket.
+pub struct OfSocket(pub Rc<Live>);
+
+impl Meter for OfSocket {
+    fn carried(&self, read: usize, written: usize) {
+        self.0.counters.add(read, written);
+    }
+}
+
+/// The application's side says the same bytes once more.
+struct Uncounted;
+
+impl Meter for Uncounted {
+    fn carried(&self, _read: usize, _written: usize) {}
+}
