@@ -21,6 +21,7 @@ pub mod proxy;
 pub mod resilience;
 pub mod routes;
 pub mod routing;
+pub mod tokens;
 // — the world —
 pub mod discovery;
 pub mod state;

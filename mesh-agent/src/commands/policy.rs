@@ -12,9 +12,10 @@ use serde::Serialize;
 use super::{print_json, print_lines};
 use crate::cli::{OutputFormat, PolicyTestArgs};
 use crate::path::{self, NormalPath};
-use crate::policy::{self, Admission, Denial, Facts, Permit, Request, Token};
+use crate::policy::{self, Admission, Denial, Facts, Permit, Request};
 use crate::spiffe::SpiffeId;
 use crate::state::{MeshState, Service, Workload};
+use crate::tokens::Token;
 use crate::{config, discovery};
 
 /// The question cannot be answered: as clap's own refusals.

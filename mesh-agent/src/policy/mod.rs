@@ -35,13 +35,17 @@ use std::sync::Arc;
 use serde::Serialize;
 
 pub use compile::{PeerModes, PolicySet, Subject};
-pub use object::{Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, Rule, Target, Unreadable, Weight};
+pub use object::{
+    Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, RequestAuthentication, Rule, Target, Unreadable,
+    Weight,
+};
 pub use pattern::{PathPattern, Pattern, PatternError, Segment};
-pub use request::{Attribute, Condition, Operation, Request, Token, normal_host};
+pub use request::{Attribute, Condition, Operation, Request, normal_host};
 pub use selector::{Operator, Requirement, Selector};
 pub use source::{IpBlock, Principal, PrincipalError, Source};
 
 use crate::spiffe::SpiffeId;
+use crate::tokens::Issuer;
 use index::{ITSELF, Index, Number};
 
 /// What is known about a connection when it asks to reach an application.
@@ -72,6 +76,8 @@ pub struct WorkloadPolicy {
     allow: Vec<Statement>,
     /// AUDIT policies, oldest first. They decide nothing.
     audit: Vec<Statement>,
+    /// RequestAuthentications, oldest first.
+    tokens: Vec<Believed>,
     /// Where some rule needs what a request alone has.
     #[serde(skip)]
     indexes: Option<Box<Indexes>>,
@@ -95,6 +101,23 @@ struct Statement {
     ports: PortScope,
     #[serde(skip)]
     policy: Arc<AuthorizationPolicy>,
+}
+
+/// One RequestAuthentication, as far as it concerns one workload.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Believed {
+    id: Arc<str>,
+    /// The ports of the workload that its targets cover.
+    ports: PortScope,
+    #[serde(skip)]
+    object: Arc<RequestAuthentication>,
+}
+
+impl Believed {
+    fn covers(&self, port: u16) -> bool {
+        self.ports.covers(port) && (self.object.ports.is_empty() || self.object.ports.contains(&port))
+    }
 }
 
 /// One unreadable AuthorizationPolicy, as far as it concerns one workload.
@@ -202,6 +225,8 @@ pub enum DenyReason {
     NoAllowRule,
     /// The policy could not be read, and there is no earlier version of it.
     UnreadablePolicy,
+    /// Tokens must be looked at, and the connection's requests cannot be read.
+    RequestsUnread,
     /// The pod that is dialled is not, or no longer, known to this node.
     UnknownWorkload,
 }
@@ -214,6 +239,7 @@ impl DenyReason {
             DenyReason::DenyRule => "deny-rule",
             DenyReason::NoAllowRule => "no-allow-rule",
             DenyReason::UnreadablePolicy => "unreadable-policy",
+            DenyReason::RequestsUnread => "requests-unread",
             DenyReason::UnknownWorkload => "unknown-workload",
         }
     }
@@ -251,12 +277,17 @@ fn decide(policy: &WorkloadPolicy, facts: &Facts, asked: Asked<'_>) -> Result<(P
     if let Some((statement, number)) = denied.found {
         return Err(Denial { reason: DenyReason::DenyRule, rule: Some(statement.id.clone()), number });
     }
+    let tokens = policy.tokens.iter().find(|believed| believed.covers(port));
+    if let (Asked::Bytes, Some(believed)) = (asked, tokens) {
+        return Err(Denial::of(DenyReason::RequestsUnread, Some(believed.id.clone())));
+    }
+    let is_sure = !denied.is_open && tokens.is_none();
     let Some(oldest) = policy.allow.iter().find(|statement| statement.ports.covers(port)) else {
-        return Ok((Permit { rule: None, number: None }, !denied.is_open));
+        return Ok((Permit { rule: None, number: None }, is_sure));
     };
     let allowed = policy.search(Action::Allow, facts, asked);
     match allowed.found {
-        Some((statement, number)) => Ok((Permit { rule: Some(statement.id.clone()), number }, !denied.is_open)),
+        Some((statement, number)) => Ok((Permit { rule: Some(statement.id.clone()), number }, is_sure)),
         None if allowed.is_open => Ok((Permit { rule: None, number: None }, false)),
         None => Err(Denial::of(DenyReason::NoAllowRule, Some(oldest.id.clone()))),
     }
@@ -293,6 +324,15 @@ impl WorkloadPolicy {
     /// The PeerAuthentication mode of a port.
     pub fn mode(&self, port: u16) -> Mode {
         self.modes.at(port).0
+    }
+
+    /// Who issues tokens that are believed at a port. Those of requests to it must be looked at, if there is anybody.
+    pub fn issuers(&self, port: u16) -> Vec<&Issuer> {
+        self.tokens
+            .iter()
+            .filter(|believed| believed.covers(port))
+            .flat_map(|believed| &believed.object.issuers)
+            .collect()
     }
 
     /// Completes what was put together.

@@ -1,6 +1,6 @@
 //! The policy objects that users write, parsed and valid.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 
 use super::request::{Condition, Operation};
 use super::{Selector, Source};
+use crate::tokens::Issuer;
 
 /// What every policy object has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -157,6 +158,21 @@ impl Rule {
     }
 }
 
+/// Says which tokens of requests are believed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestAuthentication {
+    /// Name and age.
+    #[serde(flatten)]
+    pub meta: PolicyMeta,
+    /// What it applies to.
+    pub targets: Vec<Target>,
+    /// The application's ports; empty means all.
+    pub ports: BTreeSet<u16>,
+    /// Who issues them. Not empty.
+    pub issuers: Vec<Issuer>,
+}
+
 /// A policy object that is there and cannot be read, with no earlier version to go by.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -174,7 +190,7 @@ pub struct Unreadable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Weight {
-    /// An AuthorizationPolicy could deny everything.
+    /// An AuthorizationPolicy could deny everything, and a RequestAuthentication believe nobody.
     DenyAll,
     /// A PeerAuthentication could refuse plaintext.
     Strict,

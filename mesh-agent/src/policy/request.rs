@@ -22,6 +22,7 @@ use serde::{Serialize, Serializer};
 use super::object::Action;
 use super::pattern::{PathPattern, Pattern};
 use crate::path::NormalPath;
+use crate::tokens::Token;
 
 /// Headers by which applications let a request say that it has another method.
 static OVERRIDES: [HeaderName; 3] = [
@@ -43,17 +44,6 @@ pub struct Request<'a> {
     pub headers: &'a HeaderMap,
     /// What its token says, if it brought one that is valid.
     pub token: Option<&'a Token>,
-}
-
-/// What a token says that was found valid.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Token {
-    /// `<issuer>/<subject>`
-    pub principal: String,
-    /// For whom it was issued.
-    pub audiences: Vec<String>,
-    /// All it says.
-    pub claims: serde_json::Map<String, serde_json::Value>,
 }
 
 /// What of requests a rule means: one value of each list that is not empty.

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::request::normal_host;
 use super::*;
 use crate::path;
+use crate::tokens::Token;
 
 /// A request in words.
 #[derive(Clone, Debug)]

@@ -17,9 +17,10 @@ use super::budget::Taken;
 use super::copy::Counters;
 use super::limits::TABLE_CHUNK;
 use crate::path;
-use crate::policy::{self, Admission, Denial, Facts, Permit, Token, WorkloadPolicy};
+use crate::policy::{self, Admission, Denial, Facts, Permit, WorkloadPolicy};
 use crate::state::{MeshState, StateReader};
 use crate::telemetry::{ConnectionRecord, Direction, Metrics, OpenConnection, Transport};
+use crate::tokens::Token;
 
 /// Why a live connection was cut.
 #[derive(Clone, Debug, PartialEq)]

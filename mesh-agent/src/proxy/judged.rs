@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ::http::request;
 
@@ -16,8 +17,9 @@ use crate::addr::{ClientAddr, ServerAddr};
 use crate::http::{self, Guard, Io, Judged, Local, Meter, Reached, Unreached};
 use crate::path::NormalPath;
 use crate::podnet::ClientRecord;
-use crate::policy::{self, Denial, DenyReason, Facts, Permit, Token};
+use crate::policy::{self, Denial, DenyReason, Facts, Permit};
 use crate::telemetry::{RequestMemo, RequestRecord};
+use crate::tokens::{self, Token};
 
 /// Both ends of a connection to an application of this node.
 pub struct Ends {
@@ -79,11 +81,18 @@ impl Guard for Gatekeeper {
         record: &mut RequestRecord,
     ) -> Result<Permit, Local> {
         let state = self.worker.shared.state.current();
-        let host = policy::normal_host(http::host(&head.headers)).ok_or(Local::Denied("host"))?;
         let Some(policy) = state.inbound_policy(self.pod.uid()) else {
             return Err(Local::Denied(DenyReason::UnknownWorkload.label()));
         };
-        let token = self.token.take();
+        let issuers = policy.issuers(self.ends.facts.destination_port);
+        let token = match issuers.is_empty() {
+            true => None,
+            false => tokens::authenticate(&issuers, head, now())
+                .map_err(|invalid| Local::Unauthenticated(invalid.label()))?
+                .map(|found| found.token),
+        };
+        record.principal = token.as_ref().map(|token| token.principal.as_str().into());
+        let host = policy::normal_host(http::host(&head.headers)).ok_or(Local::Denied("host"))?;
         let request =
             policy::Request { method: &head.method, host: &host, path, headers: &head.headers, token: token.as_ref() };
         let decision = policy::authorize_request(policy, &self.ends.facts, &request);
@@ -124,6 +133,12 @@ impl Guard for Gatekeeper {
         self.worker.shared.metrics.request(record, &self.memo);
         self.worker.shared.access_log.write_request(record);
     }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    // A clock before 1970 finds every token's end far ahead: none is believed by it.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |time| time.as_secs())
 }
 
 /// Ready when the connection is to be cut. Holds what tells the application of its client.

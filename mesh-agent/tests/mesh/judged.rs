@@ -292,3 +292,109 @@ async fn hear_one(pair: &Pair) -> String {
     tcp.write_all(b"GET /public/z HTTP/1.1\r\nHost: w\r\nConnection: close\r\n\r\n").await.unwrap();
     hear(&mut tcp).await
 }
+
+/// Signs tokens of `https://issuer`, by a key whose public half it also gives as a JWK Set.
+struct Signer {
+    key: jsonwebtoken::EncodingKey,
+    jwks: String,
+}
+
+impl Signer {
+    fn new() -> Self {
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let key = jsonwebtoken::EncodingKey::from_ec_der(&pair.serialize_der());
+        let jwk = jsonwebtoken::jwk::Jwk::from_encoding_key(&key, jsonwebtoken::Algorithm::ES256).unwrap();
+        Self { key, jwks: serde_json::json!({ "keys": [jwk] }).to_string() }
+    }
+
+    /// A token of a group, that ends in so many seconds.
+    fn sign(&self, group: &str, seconds: i64) -> String {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+        let claims =
+            serde_json::json!({ "iss": "https://issuer", "sub": "alice", "groups": [group], "exp": now + seconds });
+        let header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::ES256);
+        jsonwebtoken::encode(&header, &claims, &self.key).unwrap()
+    }
+}
+
+/// What a token is worth, on the wire: 401 for a bad one, a principal for a good one, and nothing for none.
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_make_principals() {
+    let pair = Pair::start().await;
+    app((pair.server.ip, 8080), Version::HTTP_11, mirror);
+    let (signer, forger) = (Signer::new(), Signer::new());
+    pair.mesh.apply(
+        "tokens.yaml",
+        &format!(
+            "apiVersion: nodemesh.dev/v1alpha1
+kind: RequestAuthentication
+metadata: {{name: issuer, namespace: shop}}
+spec:
+  targetRefs: [{{kind: Service, name: web}}]
+  jwtRules:
+    - issuer: https://issuer
+      jwks: '{}'
+      outputClaimToHeaders: [{{header: x-groups, claim: groups}}]
+",
+            signer.jwks
+        ),
+    );
+    let (dev, ops) = (signer.sign("dev", 600), signer.sign("ops", 600));
+    let (forged, ended) = (forger.sign("dev", 600), signer.sign("dev", -3600));
+    let mut client = Client::connect(&pair, Version::HTTP_11).await;
+    // Without an AuthorizationPolicy; with one.
+    for (is_asked_for, token, status, reason) in [
+        (false, None, 200, ""),
+        (false, Some(&dev), 200, ""),
+        (false, Some(&forged), 401, "token-signature"),
+        (false, Some(&ended), 401, "token-expired"),
+        (true, None, 403, "no-allow-rule"),
+        (true, Some(&dev), 200, ""),
+        (true, Some(&ops), 403, "no-allow-rule"),
+        (true, Some(&forged), 401, "token-signature"),
+    ] {
+        if is_asked_for {
+            let condition = "when: [{key: 'request.auth.claims[groups]', values: [dev]}]";
+            rules(
+                &pair,
+                "ALLOW",
+                &format!("{{sources: [{{type: Any}}], requestPrincipals: ['https://issuer/*'], {condition}}}"),
+            );
+        }
+        let mut request = Request::get("/x").header("x-groups", "forged").header("x_groups", "forged");
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let (seen, body) = read(client.ask(request, nothing()).await).await;
+        assert_eq!(seen.as_u16(), status, "{is_asked_for} {token:?}: {body}");
+        if status == 200 {
+            assert!(!body.contains("forged") && !body.contains("authorization"), "{body}");
+            assert_eq!(body.contains("x-groups: dev"), token.is_some(), "{body}");
+        } else {
+            assert_eq!(body, reason);
+        }
+    }
+    let metrics = &pair.mesh.nodes[1].metrics;
+    eventually("it is counted", || metrics.encode().contains("error_type=\"token-signature\"")).await;
+}
+
+/// Whoever must be looked at for tokens cannot pass as bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_tokens_are_looked_at_bytes_do_not_pass() {
+    let pair = Pair::start().await;
+    answering_app("web", (pair.server.ip, 8080));
+    assert_eq!(pair.client.ask(vip(), "\x01bytes").await.unwrap(), "web:\x01bytes");
+    let jwks = Signer::new().jwks;
+    pair.mesh.apply(
+        "tokens.yaml",
+        &format!(
+            "apiVersion: nodemesh.dev/v1alpha1
+kind: RequestAuthentication
+metadata: {{name: issuer, namespace: shop}}
+spec: {{targetRefs: [{{kind: Namespace}}], ports: [8080], jwtRules: [{{issuer: 'https://issuer', jwks: '{jwks}'}}]}}
+"
+        ),
+    );
+    let heard = pair.client.ask(vip(), "\x01bytes\r\n\r\n").await;
+    assert!(heard.as_ref().map_or(true, |heard| heard.starts_with("HTTP/1.1 400 ")), "{heard:?}");
+}

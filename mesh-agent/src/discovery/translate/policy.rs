@@ -1,6 +1,7 @@
 //! PeerAuthentication and AuthorizationPolicy, and what to take from those that cannot be read.
 
 mod request;
+mod token;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,6 +18,8 @@ use crate::policy::{
     Selector, Source, Target, Unreadable, Weight,
 };
 use crate::spiffe::SpiffeId;
+
+pub use token::request_authentication;
 
 /// Checks what the type cannot say, and works the namespace in.
 pub fn peer_authentication(peer: &crd::PeerAuthentication, key: &Key) -> Result<Item, Problem> {
@@ -280,7 +283,7 @@ fn read_selector(selector: &crd::PodSelector, path: &FieldPath) -> Result<Select
 pub fn unreadable(kind: Kind, key: Option<&Key>, value: &Value) -> Option<Unreadable> {
     let weight = match kind {
         Kind::PeerAuthentication => Weight::Strict,
-        Kind::AuthorizationPolicy => Weight::DenyAll,
+        Kind::AuthorizationPolicy | Kind::RequestAuthentication => Weight::DenyAll,
         Kind::Namespace
         | Kind::Node
         | Kind::Pod
