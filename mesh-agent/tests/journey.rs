@@ -687,7 +687,8 @@ fn a_peer_that_drains_loses_no_request() {
         while let Some(asked) = asking.join_next().await {
             asked.unwrap();
         }
-        assert!(old.first_end().await.is_ok());
+        let end = old.first_end().await;
+        assert!(end.is_ok(), "{end:?}");
         assert_eq!(client.pool.status().len(), 1);
     });
 }

@@ -193,10 +193,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
         loop {
             tokio::select! {
                 request = connection.accept() => match request {
-                    Some(request) => {
-                        let (request, respond) = request?;
-                        handle(&peer, &handlers, request, respond, &on_connect);
-                    }
+                    Some(Ok((request, respond))) => handle(&peer, &handlers, request, respond, &on_connect),
+                    // After our goodbye the peer may close before our last frames are out. What that cuts, if anything,
+                    // is told by its handler.
+                    Some(Err(error)) if error.is_io() && (is_idle || cut_at.is_some()) => return Ok(()),
+                    Some(Err(error)) => return Err(error.into()),
                     None => return Ok(()),
                 },
                 () = drain.started(), if cut_at.is_none() => {

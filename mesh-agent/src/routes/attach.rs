@@ -37,7 +37,7 @@ pub fn attached<'a>(
     client_namespace: &str,
     routes: impl IntoIterator<Item = &'a Route>,
 ) -> Option<Attached<'a>> {
-    let here = routes.into_iter().filter(|route| route.parents.iter().any(|parent| is_at(parent, frontend)));
+    let here = routes.into_iter().filter(|route| route.parents.iter().any(|parent| parent.is_at(frontend)));
     let (producers, others): (Vec<_>, Vec<_>) = here.partition(|route| *route.namespace == *frontend.namespace);
     let consumers: Vec<_> = others.into_iter().filter(|route| *route.namespace == *client_namespace).collect();
     of_one_kind(if consumers.is_empty() { producers } else { consumers })
@@ -50,11 +50,14 @@ pub(super) fn of_one_kind(routes: Vec<&Route>) -> Option<Attached<'_>> {
     Some(Attached { kind, routes, conflicted })
 }
 
-fn is_at(parent: &Parent, frontend: Frontend<'_>) -> bool {
-    *parent.namespace == *frontend.namespace
-        && *parent.name == *frontend.name
-        && parent.port.is_none_or(|port| port == frontend.port)
-        && parent.section.as_deref().is_none_or(|section| Some(section) == frontend.port_name)
+impl Parent {
+    /// Whether it is this port: "the name and port of the selected port must match both specified values".
+    pub fn is_at(&self, frontend: Frontend<'_>) -> bool {
+        *self.namespace == *frontend.namespace
+            && *self.name == *frontend.name
+            && self.port.is_none_or(|port| port == frontend.port)
+            && self.section.as_deref().is_none_or(|section| Some(section) == frontend.port_name)
+    }
 }
 
 fn precedence(kind: RouteKind) -> u8 {

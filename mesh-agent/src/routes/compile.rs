@@ -69,13 +69,14 @@ pub(super) fn entries(routes: &[&Route]) -> Vec<Entry> {
 
 fn of_route(route: &Route) -> Vec<(Rank, Entry)> {
     let Rules::Requests(rules) = &route.rules else { return Vec::new() };
-    let name: Arc<str> = format!("{}/{}", route.namespace, route.name).into();
+    let (created, name) = route.age();
+    let name: Arc<str> = name.into();
     let mut found = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
         let compiled = Arc::new(CompiledRule::new(route, index, rule));
         for (place, asked) in rule.matches.iter().enumerate() {
             let entry = Entry::new(&compiled, asked);
-            let age = Age { created: route.created, name: name.clone(), rule: index, place };
+            let age = Age { created, name: name.clone(), rule: index, place };
             found.push((Rank::new(asked.path.as_ref(), &entry, age), entry));
         }
     }

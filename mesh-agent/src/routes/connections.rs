@@ -53,8 +53,7 @@ impl Connections {
     /// From routes that hold at the port (`attached` chooses them). None: they are not about connections.
     pub fn compile<'a>(routes: impl IntoIterator<Item = &'a Route>) -> Option<Self> {
         let mut routes = of_one_kind(routes.into_iter().collect())?.routes;
-        // The oldest first, then the first by "{namespace}/{name}".
-        routes.sort_by_cached_key(|route| (route.created, format!("{}/{}", route.namespace, route.name)));
+        routes.sort_by_cached_key(|route| route.age());
         let first = routes.first()?;
         match &first.rules {
             Rules::Connections(backends) => Some(Self::All(Arc::new(rule(first, backends)))),

@@ -12,6 +12,8 @@
 
 mod attach;
 #[cfg(any(test, feature = "fuzzing"))]
+// The fuzz targets need few of the words that tests have.
+#[cfg_attr(not(test), allow(dead_code))]
 mod build;
 mod chance;
 mod compile;

@@ -36,6 +36,14 @@ pub struct Route {
     pub rules: Rules,
 }
 
+impl Route {
+    /// The order among equals: "the oldest Route based on creation timestamp; the Route appearing first in alphabetical
+    /// order by {namespace}/{name}".
+    pub fn age(&self) -> (i64, String) {
+        (self.created, format!("{}/{}", self.namespace, self.name))
+    }
+}
+
 /// A Service that a route is attached to. A parent in the route's own namespace makes a producer route, which every
 /// client sees; one in another namespace a consumer route, which clients of the route's namespace alone see.
 #[derive(Clone, Debug, PartialEq, Eq)]

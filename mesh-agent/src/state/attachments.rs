@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::claims::Claims;
 use super::object::{Name, RouteId};
 use super::{MeshState, RouteSpec, Service, ServicePort};
-use crate::routes::{Connections, Frontend, Parent, Route, RouteKind, Table, attached};
+use crate::routes::{Connections, Frontend, Route, RouteKind, Table, attached};
 
 /// Routes as they were read, with the ways to find them.
 #[derive(Default)]
@@ -59,7 +59,7 @@ impl PartialEq for Attached {
 
 impl Attached {
     fn of(mut routes: Vec<Arc<RouteSpec>>, conflicted: Vec<Arc<RouteSpec>>) -> Self {
-        routes.sort_by_cached_key(|spec| age(spec));
+        routes.sort_by_cached_key(|spec| spec.route.age());
         let action = match Connections::compile(routes.iter().map(|spec| &*spec.route)) {
             Some(connections) => Action::Connections(Arc::new(connections)),
             None => Action::Requests(Arc::new(Table::compile(routes.iter().map(|spec| &*spec.route)))),
@@ -102,12 +102,6 @@ impl Attached {
 /// In any order.
 fn are_the_same(some: &[Arc<RouteSpec>], others: &[Arc<RouteSpec>]) -> bool {
     some.len() == others.len() && others.iter().all(|other| some.iter().any(|one| Arc::ptr_eq(one, other)))
-}
-
-/// "The oldest Route based on creation timestamp; the Route appearing first in alphabetical order by {namespace}/{name}."
-fn age(spec: &RouteSpec) -> (i64, String) {
-    let route = &spec.route;
-    (route.created, format!("{}/{}", route.namespace, route.name))
 }
 
 impl Attachments {
@@ -185,21 +179,19 @@ fn port_routes(
     routes: &[&Arc<RouteSpec>],
     known: &mut Compiled<'_>,
 ) -> Option<PortRoutes> {
-    let Name { namespace, name } = service;
-    let frontend = Frontend { namespace, name, port: port.port, port_name: Some(&port.name) };
+    let (frontend, namespace) = (frontend(service, port), &service.namespace);
     let producer = known.attached(frontend, namespace, routes);
-    let here = routes.iter().filter(|spec| spec.route.parents.iter().any(|parent| is_at(parent, service, port)));
+    let here = routes.iter().filter(|spec| spec.route.parents.iter().any(|parent| parent.is_at(frontend)));
     let others: BTreeSet<&Arc<str>> = here.map(|spec| &spec.route.namespace).filter(|of| *of != namespace).collect();
     let consumers = others.into_iter().filter_map(|of| Some((of.clone(), known.attached(frontend, of, routes)?)));
     let consumers: BTreeMap<_, _> = consumers.collect();
     (producer.is_some() || !consumers.is_empty()).then_some(PortRoutes { producer, consumers })
 }
 
-/// Whether a parent is this port: "the name and port of the selected port must match both specified values".
-pub(super) fn is_at(parent: &Parent, service: &Name, port: &ServicePort) -> bool {
-    (&parent.namespace, &parent.name) == (&service.namespace, &service.name)
-        && parent.port.is_none_or(|wanted| wanted == port.port)
-        && parent.section.as_ref().is_none_or(|section| *section == port.name)
+/// A Service's port, as routes name it.
+pub(super) fn frontend<'a>(service: &'a Name, port: &'a ServicePort) -> Frontend<'a> {
+    let Name { namespace, name } = service;
+    Frontend { namespace, name, port: port.port, port_name: Some(&port.name) }
 }
 
 /// A Service without address of its own is no frontend: nobody can be told to have dialled it.

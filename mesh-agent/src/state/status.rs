@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use super::attachments::{can_have_routes, is_at};
+use super::attachments::{can_have_routes, frontend};
 use super::object::{Name, RouteId};
 use super::{BadBackend, Kind, MeshState, Reading, RouteSpec};
 use crate::routes::{Backend, BackendRef, Filter, Parent, Rules};
@@ -116,7 +116,7 @@ impl MeshState {
             return no("NoMatchingParent", format!("{shown} has no cluster IP to attach a route to"));
         }
         let ports: Vec<u16> =
-            service.ports.iter().filter(|port| is_at(parent, &name, port)).map(|port| port.port).collect();
+            service.ports.iter().filter(|port| parent.is_at(frontend(&name, port))).map(|port| port.port).collect();
         if ports.is_empty() {
             return no("NoMatchingParent", format!("{shown} has no such port"));
         }

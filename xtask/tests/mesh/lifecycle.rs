@@ -169,6 +169,10 @@ fn an_address_that_is_given_again_carries_no_rights() -> Result<()> {
         let url = format!("http://{}/", server.socket(family, 80));
         Ok(pair.bed.pod(caller).run(&["curl", "-sS", "--fail", "--max-time", "3", &url], PATIENCE)?.ok())
     };
+    pair.bed.add_pod(PodSpec::new("pair", "witness", "n1"))?;
+    for family in Family::BOTH {
+        eventually(PATIENCE, "the policy to hold", || Ok((!is_served(&pair, "witness", family)?).then_some(())))?;
+    }
     let (mut caller, place) = ("client".to_string(), pair.bed.pod("client").place);
     for (number, account) in ["other", "client", "other", "client"].into_iter().enumerate() {
         let with_agent = number < 2;
@@ -207,7 +211,10 @@ fn an_address_that_is_given_again_carries_no_rights() -> Result<()> {
         eventually(PATIENCE, "the new server to be reached", || Ok(is_served(&pair, &caller, family)?.then_some(())))
             .map_err(|error| pair.bed.explain(error))?;
     }
-    eventually(PATIENCE, "tunnels to the identity of before to be gone", || {
+    // The network of the pod before went with it, so nobody could say goodbye: its tunnels are dead peers.
+    eventually(3 * PATIENCE, "tunnels to the new identity alone", || {
+        // Before its node's agent knows it, plaintext reaches it.
+        ensure!(is_served(&pair, &caller, Family::V4)?, "it is not served any more");
         let dump = pair.bed.agent("n1").get_json("/config_dump")?;
         let open = dump["tunnels"].as_array().into_iter().flatten().filter(|tunnel| tunnel["retired"] == false);
         let identities: Vec<String> = open.map(|tunnel| tunnel["destination"].to_string()).collect();

@@ -29,17 +29,24 @@ pub fn say_names(bed: &Testbed, pods: &[&str], port: u16) -> Result<Vec<Process>
 pub struct Answer {
     /// The name that the server said.
     pub name: String,
-    /// The caller's own address.
+    /// The caller's own address. Ports come back soon: each connection has a destination of its own.
     pub local: String,
+    /// How many lines the access log of the caller's node had before.
+    logged: usize,
 }
 
 /// Connects from a pod and listens to the name.
 pub fn ask(bed: &Testbed, from: &str, address: SocketAddr) -> Result<Answer> {
+    let logged = access_log(bed, from).len();
     let said = bed.pod(from).probe(&["connect", &address.to_string(), "read-end"])?;
     ensure!(said.ok(), "{from} to {address}: {said}");
     let said = lines(&said.stdout);
     let local = said.iter().find_map(|line| line["local"].as_str()).context("no address of its own")?;
-    Ok(Answer { name: text_of(&said, "read-end").to_string(), local: local.to_string() })
+    Ok(Answer { name: text_of(&said, "read-end").to_string(), local: local.to_string(), logged })
+}
+
+fn access_log(bed: &Testbed, from: &str) -> Vec<Value> {
+    bed.agents().find(|agent| agent.node == bed.pod(from).spec.node).map(|agent| agent.access_log()).unwrap_or_default()
 }
 
 /// Why a connection from a pod fails, by the name of the error; an error if it does not.
@@ -54,15 +61,15 @@ pub fn failure(bed: &Testbed, from: &str, address: SocketAddr) -> Result<String>
 
 /// The caller's side of an answer, in the access log of its node.
 pub fn record(bed: &Testbed, from: &str, answer: &Answer) -> Result<Value> {
-    let agent = bed.agent(&bed.pod(from).spec.node);
     let is_it = |record: &Value| record["direction"] == "outbound" && record["client"] == *answer.local;
-    eventually(PATIENCE, "the connection to be logged", || Ok(agent.access_log().into_iter().find(is_it)))
+    eventually(PATIENCE, "the connection to be logged", || {
+        Ok(access_log(bed, from).into_iter().skip(answer.logged).find(is_it))
+    })
 }
 
 /// Whether the agent of the caller's node carried it.
 pub fn is_logged(bed: &Testbed, from: &str, answer: &Answer) -> bool {
-    let log = bed.agent(&bed.pod(from).spec.node).access_log();
-    log.iter().any(|record| record["client"] == *answer.local)
+    access_log(bed, from).iter().skip(answer.logged).any(|record| record["client"] == *answer.local)
 }
 
 /// Connects, and fails unless a tunnel led to the pod that answered. Its name.

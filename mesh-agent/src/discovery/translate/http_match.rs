@@ -109,6 +109,7 @@ pub(super) fn read_headers(specs: &[HeaderMatch], path: &FieldPath) -> Result<Ve
     Ok(headers)
 }
 
+/// A header's name. Those that HTTP/2 writes with a colon are none.
 pub(super) fn header_name(name: &str, path: &FieldPath) -> Result<HeaderName, Problem> {
     name.parse().map_err(|_| Problem::new(path.clone(), format!("{name:?} is not the name of a header")))
 }

@@ -6,6 +6,7 @@ use super::{exactly_one, length, number, read};
 use crate::discovery::crd;
 use crate::discovery::finding::{FieldPath, Problem};
 use crate::discovery::translate::duration::duration;
+use crate::discovery::translate::http_match::header_name;
 use crate::resilience::limits::{MOST_WEIGHT, POLICY_LONGEST, POLICY_SHORTEST};
 use crate::resilience::policy::{Balance, Endpoints, HashKey, Locality, Outlier, Panic, PoolLimits, SuccessRate};
 
@@ -77,12 +78,6 @@ fn hash_key(key: &crd::ConsistentHash, path: &FieldPath) -> Result<HashKey, Prob
         Some(crd::HashSource::Identity) => Ok(HashKey::SourceIdentity),
         Some(crd::HashSource::Ip) | None => Ok(HashKey::SourceIp),
     }
-}
-
-/// A header's name. Those that HTTP/2 writes with a colon are none.
-pub(super) fn header_name(name: &str, path: &FieldPath) -> Result<HeaderName, Problem> {
-    let wrong = || Problem::new(path.clone(), format!("{name:?} is not the name of a header"));
-    HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong())
 }
 
 /// A cookie's name is made of the letters of a header's (RFC 6265 section 4.1.1), but in whatever case.

@@ -4,12 +4,13 @@ use std::ops::RangeInclusive;
 
 use http::{HeaderValue, Method, StatusCode};
 
-use super::endpoints::{header_name, token};
+use super::endpoints::token;
 use super::{exactly_one, length, number, read, unique};
 use crate::discovery::crd;
 use crate::discovery::finding::{FieldPath, Problem};
 use crate::discovery::object::Key;
 use crate::discovery::translate::duration::{duration, timeout};
+use crate::discovery::translate::http_match::header_name;
 use crate::discovery::translate::policy::plain_name;
 use crate::resilience::limits::{
     BUDGET_LONGEST, BUDGET_MOST, BUDGET_SHORTEST, MAX_FAULT_DELAY, MAX_RETRY_ATTEMPTS, PAUSE_LONGEST, PAUSE_SHORTEST,
