@@ -81,8 +81,13 @@ impl Io {
     }
 }
 
+/// Reset by the far side; or aborted: the tunnel went away under it, of which the application knows nothing.
 fn broken(error: StreamError) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, error)
+    let kind = match error {
+        StreamError::Reset(_) => io::ErrorKind::ConnectionReset,
+        StreamError::TunnelLost(_) => io::ErrorKind::ConnectionAborted,
+    };
+    io::Error::new(kind, error)
 }
 
 impl Tunnelled {

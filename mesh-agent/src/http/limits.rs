@@ -33,8 +33,8 @@ pub const IDLE_CLIENT: Duration = Duration::from_secs(300);
 /// and Node 5 s are met by trying again), so that we are the ones who close.
 pub const IDLE_UPSTREAM: Duration = Duration::from_secs(60);
 
-/// How often connections that rest are looked through.
-pub const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// How often connections that rest are looked through. An agent that drains waits so long for those of its peers.
+pub const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Resting HTTP/1.1 connections of one pod to one endpoint, per worker. More are closed when their request is done.
 pub const MAX_IDLE_PER_ENDPOINT: usize = 128;

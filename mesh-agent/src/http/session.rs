@@ -201,18 +201,24 @@ impl<M: Mesh> Session<M> {
         deadline: Option<Instant>,
         exchange: &Rc<Exchange>,
     ) -> Result<Response<DownBody>, Local> {
-        let may_repeat = request.body().is_end_stream() && request.method().is_idempotent() && asked.upgrade.is_none();
-        let mut resends = 0;
+        let is_idempotent = request.method().is_idempotent();
+        let (mut resends, mut since) = (0, None);
         loop {
-            let mut lease = self.reach(place, wire, resends > 0, exchange).await?;
+            let mut lease = self.reach(place, wire, since, exchange).await?;
+            let is_reused = lease.is_reused();
+            let has_no_body = request.body().is_end_stream() && asked.upgrade.is_none();
             let has_more_tries = resends < MAX_RESENDS;
-            // An application may close a connection that rests at the moment that we use it.
-            let copy = (lease.is_reused() && may_repeat && has_more_tries).then(|| copy_of(&request));
+            let can_repeat = has_no_body && has_more_tries && (is_idempotent || wire == Wire::Http2);
+            let copy = can_repeat.then(|| copy_of(&request));
             let upgraded = asked.upgrade.is_some().then(|| lease.expect_upgrade());
-            let Unsent { error, request: unsent } = match lease.send(request).await {
+            let failed = match lease.send(request).await {
                 Ok(response) => return answered(response, lease, &asked, upgraded, deadline, exchange, &self.change),
-                Err(unsent) => unsent,
+                Err(failed) => failed,
             };
+            // An application may close a connection that rests at the moment that we use it.
+            let is_harmless = is_idempotent && (is_reused || failed.lost_its_tunnel());
+            let copy = copy.filter(|_| is_harmless || failed.is_untouched());
+            let Unsent { error, request: unsent } = failed;
             let again = unsent.filter(|_| has_more_tries).or(copy);
             request = match again {
                 Some(again) if !exchange.client_broke() => again,
@@ -222,12 +228,19 @@ impl<M: Mesh> Session<M> {
             };
             tracing::debug!(%error, "a connection was closed before it answered; the request goes out again");
             self.upstreams.tally().resent.fetch_add(1, Ordering::Relaxed);
-            resends += 1;
+            // What else rests there may have been closed at the same time.
+            (resends, since) = (resends + 1, Some(Instant::now()));
         }
     }
 
-    /// A connection to one of the endpoints: the first that can be reached.
-    async fn reach(&self, place: &Place, wire: Wire, fresh: bool, exchange: &Exchange) -> Result<Lease, Local> {
+    /// A connection to one of the endpoints, the first that can be reached; made at `since` or later.
+    async fn reach(
+        &self,
+        place: &Place,
+        wire: Wire,
+        since: Option<Instant>,
+        exchange: &Exchange,
+    ) -> Result<Lease, Local> {
         let mut has_paused = false;
         loop {
             let mut last = None;
@@ -235,7 +248,7 @@ impl<M: Mesh> Session<M> {
                 aim(exchange, &upstream);
                 let key = self.key(&upstream, wire);
                 let connect = async || self.mesh.reach(place, &upstream).await;
-                match self.upstreams.lease(&key, fresh, connect).await {
+                match self.upstreams.lease(&key, since, connect).await {
                     Ok(lease) => {
                         exchange.note(|record| record.destination_pod = lease.pod().cloned());
                         return Ok(lease);

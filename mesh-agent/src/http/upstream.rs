@@ -3,14 +3,18 @@
 //!
 //! ```text
 //! HTTP/1.1:  made ──► lent to one request ──answer's end──► resting ──► lent …
-//!                             │                                └─ too long, too many, pod left ──► closed
+//!                             │                                └─ too long, too many, pod left, stale ──► closed
 //!                             └─ 101 ──► bytes;  broken, dropped within an answer ──► closed
-//! HTTP/2:    made ──► lent to up to MAX_STREAMS requests at once ──old──► none new ──last answer──► closed
+//! HTTP/2:    made ──► lent to up to MAX_STREAMS requests at once ──old, stale──► none new ──last answer──► closed
 //! ```
+//! Stale is what would not be made like that again: its tunnel was retired or is saying goodbye, a certificate was
+//! renewed or has ended, a root is no longer trusted. It serves no further request, and a resting one closes, so that
+//! nobody who drains waits for it.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -68,6 +72,8 @@ pub struct Reached {
     pub io: Io,
     /// Ready when it is to be reset. It holds what must go with the connection.
     pub cut: Cut,
+    /// Whether it may serve further requests: what it was made with still holds.
+    pub is_current: Box<dyn Fn() -> bool>,
     /// The pod at its end, as `<namespace>/<name>`, where known.
     pub pod: Option<Arc<str>>,
 }
@@ -149,8 +155,8 @@ struct Shared {
 struct Connection {
     pod: Option<Arc<str>>,
     made: Instant,
-    /// It takes no new request.
-    is_retired: Cell<bool>,
+    has_ended: Cell<bool>,
+    is_current: Box<dyn Fn() -> bool>,
     /// Requests that hold it.
     requests: Cell<u32>,
     /// Where its bytes go when it changes its protocol.
@@ -166,6 +172,17 @@ pub struct Upgraded {
     pub first: Bytes,
     /// As it was made with.
     pub cut: Cut,
+}
+
+impl Connection {
+    /// Whether it takes new requests.
+    fn is_useful(&self) -> bool {
+        !self.is_over() && (self.is_current)()
+    }
+
+    fn is_over(&self) -> bool {
+        self.has_ended.get() || self.made.elapsed() >= MAX_UPSTREAM_AGE
+    }
 }
 
 impl Drop for Connection {
@@ -205,6 +222,34 @@ pub struct Unsent {
     pub request: Option<Request<UpBody>>,
 }
 
+impl Unsent {
+    /// Whether the application said that it has not touched the request and never will: a stream that it refused, or
+    /// one above the last that its goodbye names (RFC 9113 8.7).
+    pub fn is_untouched(&self) -> bool {
+        self.http2().is_some_and(|error| {
+            let is_goodbye = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+            let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            error.is_remote() && (is_goodbye || is_refused)
+        })
+    }
+
+    /// Whether the tunnel was lost, as when a root is withdrawn: the application has no part in it.
+    pub fn lost_its_tunnel(&self) -> bool {
+        let cause = self.cause();
+        let io = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
+        let io = io.or_else(|| self.http2().and_then(h2::Error::get_io));
+        io.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionAborted)
+    }
+
+    fn http2(&self) -> Option<&h2::Error> {
+        self.cause().and_then(|cause| cause.downcast_ref())
+    }
+
+    fn cause(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.error)
+    }
+}
+
 impl Upstreams {
     /// What they count into.
     pub fn tally(&self) -> &Tally {
@@ -234,30 +279,30 @@ impl Upstreams {
             if left {
                 self.inner.rests(slot.resting.take().len(), 0);
                 for shared in slot.shared.take() {
-                    shared.connection.is_retired.set(true);
+                    shared.connection.has_ended.set(true);
                 }
             }
             !left
         });
     }
 
-    /// Lends a connection: one that is there, unless `fresh` is asked for, or one that `connect` makes.
+    /// Lends a connection: one that is there, if it was made at `since` or later, or one that `connect` makes.
     pub async fn lease(
         &self,
         key: &Key,
-        fresh: bool,
+        since: Option<Instant>,
         connect: impl AsyncFnOnce() -> Result<Reached, Unreached>,
     ) -> Result<Lease, Unreached> {
         let found = self.inner.slots.borrow().get(key).cloned();
         let slot = found.unwrap_or_else(|| self.inner.slots.borrow_mut().entry(key.clone()).or_default().clone());
-        if !fresh && let Some(lease) = self.check_out(&slot, key.wire) {
+        if let Some(lease) = self.check_out(&slot, key.wire, since) {
             return Ok(lease);
         }
         match key.wire {
             Wire::Http1 => self.make_http1(&slot, connect().await?).await,
             Wire::Http2 => {
                 let _making = slot.making.lock().await;
-                if !fresh && let Some(lease) = self.check_out(&slot, key.wire) {
+                if let Some(lease) = self.check_out(&slot, key.wire, since) {
                     return Ok(lease);
                 }
                 if slot.shared.borrow().len() >= MAX_CONNECTIONS_PER_ENDPOINT {
@@ -268,15 +313,13 @@ impl Upstreams {
         }
     }
 
-    fn check_out(&self, slot: &Rc<Slot>, wire: Wire) -> Option<Lease> {
+    fn check_out(&self, slot: &Rc<Slot>, wire: Wire, since: Option<Instant>) -> Option<Lease> {
+        let is_young = |connection: &Connection| since.is_none_or(|since| connection.made >= since);
         let lease = match wire {
             Wire::Http1 => {
                 let mut resting = slot.resting.borrow_mut();
                 let before = resting.len();
-                resting.retain(|one| !one.sender.is_closed());
-                // The one that rested last: the others fall idle and go.
-                let ready = resting.iter().rposition(|one| one.sender.is_ready());
-                let found = ready.map(|index| resting.remove(index));
+                let found = take_last(&mut resting, is_young);
                 self.inner.rests(before, resting.len());
                 let Resting { sender, connection, .. } = found?;
                 self.lent(slot, Sender::Http1(sender), connection)
@@ -284,8 +327,8 @@ impl Upstreams {
             Wire::Http2 => {
                 let mut shared = slot.shared.borrow_mut();
                 shared.retain(|one| one.is_useful());
-                let fullest = shared.iter().filter(|one| one.has_room());
-                let one = fullest.max_by_key(|one| one.connection.requests.get())?;
+                let free = shared.iter().filter(|one| one.has_room() && is_young(&one.connection));
+                let one = free.max_by_key(|one| one.connection.requests.get())?;
                 self.lent(slot, Sender::Http2(one.sender.clone()), one.connection.clone())
             }
         };
@@ -304,7 +347,7 @@ impl Upstreams {
         builder.max_buf_size(BUFFER_BYTES).max_header_size(MAX_HEAD_BYTES);
         let handshake = builder.handshake(TokioIo::new(reached.io)).await;
         let (sender, driver) = handshake.map_err(|_| Unreached::own("upstream-handshake"))?;
-        let connection = self.inner.made(reached.pod);
+        let connection = self.inner.made(reached.pod, reached.is_current);
         tokio::task::spawn_local(drive_http1(driver, connection.clone(), reached.cut));
         Ok(self.lent(slot, Sender::Http1(sender), connection))
     }
@@ -319,7 +362,7 @@ impl Upstreams {
             .max_send_buf_size(SEND_BUFFER_BYTES);
         let handshake = builder.handshake(TokioIo::new(reached.io)).await;
         let (sender, driver) = handshake.map_err(|_| Unreached::own("upstream-handshake"))?;
-        let connection = self.inner.made(reached.pod);
+        let connection = self.inner.made(reached.pod, reached.is_current);
         let (driven, cut) = (connection.clone(), reached.cut);
         tokio::task::spawn_local(async move {
             tokio::select! {
@@ -329,21 +372,37 @@ impl Upstreams {
                     tracing::debug!(%error, "a connection to an application broke");
                 },
             }
-            driven.is_retired.set(true);
+            driven.has_ended.set(true);
         });
         slot.shared.borrow_mut().push(Shared { sender: sender.clone(), connection: connection.clone() });
         Ok(self.lent(slot, Sender::Http2(sender), connection))
     }
 }
 
+/// The one that rested last: the others fall idle and go. What is met on the way and is no longer useful goes at once.
+fn take_last(resting: &mut Vec<Resting>, is_wanted: impl Fn(&Connection) -> bool) -> Option<Resting> {
+    let mut index = resting.len();
+    loop {
+        index = index.checked_sub(1)?;
+        match resting.get(index) {
+            Some(one) if !one.is_useful() => drop(resting.remove(index)),
+            // Its last answer has not quite ended.
+            Some(one) if !one.sender.is_ready() || !is_wanted(&one.connection) => {}
+            Some(_) => return Some(resting.remove(index)),
+            None => return None,
+        }
+    }
+}
+
 impl Inner {
-    fn made(&self, pod: Option<Arc<str>>) -> Rc<Connection> {
+    fn made(&self, pod: Option<Arc<str>>, is_current: Box<dyn Fn() -> bool>) -> Rc<Connection> {
         self.tally.made.fetch_add(1, Ordering::Relaxed);
         self.tally.open.fetch_add(1, Ordering::Relaxed);
         Rc::new(Connection {
             pod,
             made: Instant::now(),
-            is_retired: Cell::new(false),
+            has_ended: Cell::new(false),
+            is_current,
             requests: Cell::new(0),
             upgrade: RefCell::default(),
             tally: self.tally.clone(),
@@ -353,7 +412,7 @@ impl Inner {
     fn close_old(&self, slot: &Slot) {
         let mut resting = slot.resting.borrow_mut();
         let before = resting.len();
-        resting.retain(|one| !one.sender.is_closed() && one.since.elapsed() < IDLE_UPSTREAM);
+        resting.retain(|one| one.is_useful() && one.since.elapsed() < IDLE_UPSTREAM);
         self.rests(before, resting.len());
         slot.shared.borrow_mut().retain(|one| one.is_useful() && one.connection.requests.get() > 0 || one.is_young());
     }
@@ -369,11 +428,19 @@ impl Slot {
     }
 }
 
+impl Resting {
+    fn is_useful(&self) -> bool {
+        !self.is_over() && self.connection.is_useful()
+    }
+
+    fn is_over(&self) -> bool {
+        self.sender.is_closed() || self.connection.is_over()
+    }
+}
+
 impl Shared {
     fn is_useful(&self) -> bool {
-        !self.sender.is_closed()
-            && !self.connection.is_retired.get()
-            && self.connection.made.elapsed() < MAX_UPSTREAM_AGE
+        !self.sender.is_closed() && self.connection.is_useful()
     }
 
     /// Too young to be closed for having nothing to do.
@@ -401,7 +468,7 @@ async fn drive_http1(mut driver: http1::Connection<TokioIo<Io>, UpBody>, connect
         () = &mut cut => None,
         ended = &mut driver => Some(ended),
     };
-    connection.is_retired.set(true);
+    connection.has_ended.set(true);
     let upgrade = connection.upgrade.take();
     match ended {
         None => driver.into_parts().io.into_inner().reset(),
@@ -455,11 +522,10 @@ impl Lease {
     pub fn give_back(self) {
         let Lease { sender, held, slot, pool, .. } = self;
         let (Some(slot), Some(pool), Sender::Http1(sender)) = (slot.upgrade(), pool.upgrade(), sender) else { return };
-        let connection = held.0.clone();
-        let is_young = !connection.is_retired.get() && connection.made.elapsed() < MAX_UPSTREAM_AGE;
+        let one = Resting { sender, connection: held.0.clone(), since: Instant::now() };
         let mut resting = slot.resting.borrow_mut();
-        if !sender.is_closed() && is_young && resting.len() < MAX_IDLE_PER_ENDPOINT && pool.resting.get() < MAX_IDLE {
-            resting.push(Resting { sender, connection, since: Instant::now() });
+        if !one.is_over() && resting.len() < MAX_IDLE_PER_ENDPOINT && pool.resting.get() < MAX_IDLE {
+            resting.push(one);
             pool.rests(0, 1);
         }
     }

@@ -114,7 +114,7 @@ impl Mesh for Outbound {
             reached = outbound::reach(worker, pod, &live, *client, service, upstream) => reached,
         };
         match reached {
-            Ok(reached) => Ok(opened(worker, live, reached)),
+            Ok(reached) => Ok(opened(worker, pod, live, reached)),
             Err(failure) => {
                 let unreached = unreached(&failure);
                 worker.finish_failed(live, &failure);
@@ -140,8 +140,9 @@ fn wire(protocol: AppProtocol) -> Wire {
     }
 }
 
-fn opened(worker: &Rc<Worker>, live: Registration, reached: Reached) -> http::Reached {
+fn opened(worker: &Rc<Worker>, pod: &Arc<Pod>, live: Registration, reached: Reached) -> http::Reached {
     worker.opened(&live);
+    let is_current = is_current(worker, pod, &reached);
     let meter = Rc::new(OfServer(live.live()));
     let pod = live.record.borrow().destination_pod.clone();
     let (io, record) = match reached {
@@ -150,7 +151,18 @@ fn opened(worker: &Rc<Worker>, live: Registration, reached: Reached) -> http::Re
         Reached::Application(app) => (Io::socket(app.tcp, meter), Some(app.record)),
     };
     let shared = Shared { worker: worker.clone(), live: Some(live), _record: record };
-    http::Reached { io, cut: Box::pin(shared.cut()), pod }
+    http::Reached { io, cut: Box::pin(shared.cut()), is_current, pod }
+}
+
+/// Whether a connection may serve further requests. One that goes through a tunnel may while the tunnel would take it
+/// anew, with the pod's certificate of that time; without a certificate nothing may.
+fn is_current(worker: &Rc<Worker>, pod: &Arc<Pod>, reached: &Reached) -> Box<dyn Fn() -> bool> {
+    let Reached::Tunnel(stream) = reached else { return Box::new(|| true) };
+    let (worker, pod, carrier) = (worker.clone(), pod.clone(), stream.carrier());
+    Box::new(move || {
+        let svid = worker.shared.identities.svid(&pod.workload.identity);
+        svid.is_some_and(|svid| carrier.as_ref().is_some_and(|carrier| carrier.is_current(&svid)))
+    })
 }
 
 fn unreached(failure: &Failure) -> Unreached {

@@ -2,6 +2,7 @@
 
 mod budget;
 mod certificates;
+mod kept;
 mod requests;
 mod support;
 

@@ -22,30 +22,30 @@ use tokio::sync::mpsc;
 use super::support::*;
 use super::{Pair, vip};
 
-type Body = BoxBody<Bytes, hyper::Error>;
-type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+pub type Body = BoxBody<Bytes, hyper::Error>;
+pub type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
 /// What an application saw.
 #[derive(Default)]
-struct Seen {
+pub struct Seen {
     connections: AtomicUsize,
     requests: AtomicUsize,
 }
 
 impl Seen {
-    fn counts(&self) -> (usize, usize) {
+    pub fn counts(&self) -> (usize, usize) {
         (self.connections.load(Ordering::SeqCst), self.requests.load(Ordering::SeqCst))
     }
 }
 
 /// The port of the pair's Service speaks this.
-async fn pair(app_protocol: &str) -> Pair {
+pub async fn pair(app_protocol: &str) -> Pair {
     let pair = Pair::start().await;
     speaks(&pair, app_protocol);
     pair
 }
 
-fn speaks(pair: &Pair, app_protocol: &str) {
+pub fn speaks(pair: &Pair, app_protocol: &str) {
     let service = service_yaml("web", "server", "10.96.0.7", 80, 8080)
         .replace("protocol: TCP", &format!("protocol: TCP, appProtocol: {app_protocol}"));
     let pods = [pod_yaml("client", "node1", pair.client.ip), pod_yaml("server", "node2", pair.server.ip), service];
@@ -53,7 +53,7 @@ fn speaks(pair: &Pair, app_protocol: &str) {
 }
 
 /// An application that answers as it is told to.
-fn app(
+pub fn app(
     address: impl Into<SocketAddr>,
     version: Version,
     answer: impl Fn(Request<Incoming>) -> Answer + Send + Sync + 'static,
@@ -87,16 +87,16 @@ fn app(
     seen
 }
 
-fn text(text: impl Into<Bytes>) -> Body {
+pub fn text(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).map_err(|never| match never {}).boxed()
 }
 
-fn nothing() -> Body {
+pub fn nothing() -> Body {
     Empty::new().map_err(|never| match never {}).boxed()
 }
 
 /// Answers with what was asked: the request line and the fields.
-fn mirror(request: Request<Incoming>) -> Answer {
+pub fn mirror(request: Request<Incoming>) -> Answer {
     Box::pin(async move {
         let mut lines = vec![format!("{} {} {:?}", request.method(), request.uri(), request.version())];
         lines.extend(request.headers().iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())));
@@ -115,13 +115,13 @@ fn echo(request: Request<Incoming>) -> Answer {
     })
 }
 
-enum Client {
+pub enum Client {
     Http1(hyper::client::conn::http1::SendRequest<Body>),
     Http2(hyper::client::conn::http2::SendRequest<Body>),
 }
 
 impl Client {
-    async fn connect(pair: &Pair, version: Version) -> Self {
+    pub async fn connect(pair: &Pair, version: Version) -> Self {
         let io = TokioIo::new(pair.client.connect(vip()).await.unwrap());
         if version == Version::HTTP_2 {
             let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
@@ -135,7 +135,7 @@ impl Client {
         }
     }
 
-    async fn ask(&mut self, request: http::request::Builder, body: Body) -> Response<Incoming> {
+    pub async fn ask(&mut self, request: http::request::Builder, body: Body) -> Response<Incoming> {
         let asked = async {
             match self {
                 Client::Http1(send) => {
@@ -149,20 +149,20 @@ impl Client {
     }
 
     /// `/path` for HTTP/1.1, with the authority for HTTP/2.
-    fn uri(&self, path: &str) -> String {
+    pub fn uri(&self, path: &str) -> String {
         match self {
             Client::Http1(_) => path.to_string(),
             Client::Http2(_) => format!("http://web.shop{path}"),
         }
     }
 
-    async fn get(&mut self, path: &str) -> (StatusCode, String) {
+    pub async fn get(&mut self, path: &str) -> (StatusCode, String) {
         let uri = self.uri(path);
         read(self.ask(Request::get(uri), nothing()).await).await
     }
 }
 
-async fn read(response: Response<Incoming>) -> (StatusCode, String) {
+pub async fn read(response: Response<Incoming>) -> (StatusCode, String) {
     let status = response.status();
     let body = tokio::time::timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
     (status, String::from_utf8_lossy(&body).into_owned())
@@ -175,7 +175,7 @@ async fn say(pair: &Pair, bytes: &[u8]) -> String {
     hear(&mut tcp).await
 }
 
-async fn hear(tcp: &mut TcpStream) -> String {
+pub async fn hear(tcp: &mut TcpStream) -> String {
     let mut heard = Vec::new();
     let read = tokio::time::timeout(PATIENCE, tcp.read_to_end(&mut heard)).await;
     read.expect("the connection is closed").expect("in order");
@@ -183,7 +183,7 @@ async fn hear(tcp: &mut TcpStream) -> String {
 }
 
 /// Reads until a text has come.
-async fn until(tcp: &mut TcpStream, awaited: &str) -> String {
+pub async fn until(tcp: &mut TcpStream, awaited: &str) -> String {
     let mut heard = Vec::new();
     let reading = async {
         while !String::from_utf8_lossy(&heard).contains(awaited) {
