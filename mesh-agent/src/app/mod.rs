@@ -120,6 +120,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         budgets: budgets(&config.proxy.pod, descriptors),
         tunnels: tunnels.clone(),
         requests: requests.clone(),
+        node_limits: http::NodeLimits::default(),
         mode: config.proxy.outbound_mode,
         drain: handed_over.token(),
         limits: hbone::Limits { drain_window: config.proxy.drain_window, ..hbone::Limits::default() },

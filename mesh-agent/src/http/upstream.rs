@@ -100,6 +100,10 @@ pub struct Tally {
     pub reused: AtomicU64,
     /// Requests that went out again, because their connection had been closed.
     pub resent: AtomicU64,
+    /// Requests that a policy had tried again.
+    pub retried: AtomicU64,
+    /// Endpoints that were left out for a while, because they failed too often.
+    pub ejected: AtomicU64,
     /// Connections that are open.
     pub open: AtomicU64,
 }
@@ -112,6 +116,8 @@ impl Tally {
             made: self.made.load(Ordering::Relaxed),
             reused: self.reused.load(Ordering::Relaxed),
             resent: self.resent.load(Ordering::Relaxed),
+            retried: self.retried.load(Ordering::Relaxed),
+            ejected: self.ejected.load(Ordering::Relaxed),
         }
     }
 }

@@ -222,6 +222,8 @@ fn write_request(record: &RequestRecord) {
         status = record.status.map(|status| status.as_u16()),
         grpc_status = record.grpc_status,
         route = record.route.as_deref(),
+        retries = (record.retries > 0).then_some(record.retries),
+        traffic_rule = record.traffic_rule.as_deref(),
         source_pod = record.source_pod.as_deref(),
         source_identity = source_identity.as_deref(),
         client = record.client.to_string().as_str(),

@@ -107,6 +107,10 @@ pub struct RequestRecord {
     pub grpc_status: Option<u16>,
     /// How it was answered.
     pub result: RequestResult,
+    /// Tries after the first.
+    pub retries: u32,
+    /// The rate limit or the fault of a TrafficPolicy that had a say, by its name.
+    pub traffic_rule: Option<Arc<str>>,
     /// The request's own.
     pub traceparent: Option<HeaderValue>,
     /// Bytes of the request's body.
@@ -137,6 +141,8 @@ impl RequestRecord {
             status: None,
             grpc_status: None,
             result: RequestResult::Answered,
+            retries: 0,
+            traffic_rule: None,
             traceparent: None,
             bytes_sent: 0,
             bytes_received: 0,

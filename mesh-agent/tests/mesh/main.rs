@@ -5,6 +5,7 @@ mod certificates;
 mod kept;
 mod requests;
 mod support;
+mod traffic;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -282,7 +282,7 @@ async fn grpc_streams_both_ways_with_trailers() {
 }
 
 /// A body that comes as it is sent.
-struct Sent(mpsc::Receiver<Frame<Bytes>>);
+pub struct Sent(pub mpsc::Receiver<Frame<Bytes>>);
 
 impl hyper::body::Body for Sent {
     type Data = Bytes;

@@ -150,6 +150,7 @@ impl Node {
             budgets,
             tunnels: Arc::default(),
             requests: requests.clone(),
+            node_limits: http::NodeLimits::default(),
             mode,
             drain: drain.token(),
             limits: hbone::Limits::default(),
