@@ -121,6 +121,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         tunnels: tunnels.clone(),
         requests: requests.clone(),
         mode: config.proxy.outbound_mode,
+        leaving: drain.token(),
         drain: handed_over.token(),
         limits: hbone::Limits { drain_window: config.proxy.drain_window, ..hbone::Limits::default() },
     };
