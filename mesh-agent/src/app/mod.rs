@@ -122,6 +122,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         requests: requests.clone(),
         node_limits: http::NodeLimits::default(),
         mode: config.proxy.outbound_mode,
+        leaving: drain.token(),
         drain: handed_over.token(),
         limits: hbone::Limits { drain_window: config.proxy.drain_window, ..hbone::Limits::default() },
     };

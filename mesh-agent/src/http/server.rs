@@ -47,7 +47,7 @@ pub async fn serve<M: Mesh>(
     tcp: TcpStream,
     session: Rc<Session<M>>,
     meter: Rc<dyn Meter>,
-    drain: drain::Token,
+    leaving: drain::Token,
     cut: impl Future<Output = ()>,
 ) -> Ended {
     let mut cut = pin!(cut);
@@ -68,8 +68,8 @@ pub async fn serve<M: Mesh>(
             Ended::Broken(error.kind())
         }
         Some(Ok(Ok(Protocol::Nothing))) => Ended::Finished,
-        Some(Ok(Ok(Protocol::Http1))) => http1(Io::socket(tcp, meter), session, drain, cut).await,
-        Some(Ok(Ok(Protocol::Http2))) => http2(Io::socket(tcp, meter), session, drain, cut).await,
+        Some(Ok(Ok(Protocol::Http1))) => http1(Io::socket(tcp, meter), session, leaving, cut).await,
+        Some(Ok(Ok(Protocol::Http2))) => http2(Io::socket(tcp, meter), session, leaving, cut).await,
     }
 }
 
@@ -105,7 +105,7 @@ async fn protocol(tcp: &TcpStream) -> io::Result<Protocol> {
 async fn http1<M: Mesh>(
     client: Io,
     session: Rc<Session<M>>,
-    drain: drain::Token,
+    leaving: drain::Token,
     mut cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Ended {
     let screen = Screen::new(client, Vec::new());
@@ -120,7 +120,7 @@ async fn http1<M: Mesh>(
     builder.max_buf_size(BUFFER_BYTES).max_header_size(MAX_HEAD_BYTES).auto_date_header(false);
     let mut connection = builder.serve_connection(TokioIo::new(screen), service);
     let goodbye = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
-    let ended = drive(&mut connection, goodbye, &session, drain, cut.as_mut()).await;
+    let ended = drive(&mut connection, goodbye, &session, leaving, cut.as_mut()).await;
     let parts = connection.into_parts();
     let (mut client, kept) = parts.io.into_inner().into_inner();
     match ended {
@@ -179,7 +179,7 @@ async fn http1<M: Mesh>(
 async fn http2<M: Mesh>(
     client: Io,
     session: Rc<Session<M>>,
-    drain: drain::Token,
+    leaving: drain::Token,
     cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Ended {
     let answering = session.clone();
@@ -200,7 +200,7 @@ async fn http2<M: Mesh>(
         .auto_date_header(false);
     let mut connection = builder.serve_connection(TokioIo::new(client), service);
     let goodbye = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
-    match drive(&mut connection, goodbye, &session, drain, cut).await {
+    match drive(&mut connection, goodbye, &session, leaving, cut).await {
         Driven::Ended(Ok(())) | Driven::Rested => Ended::Finished,
         Driven::Ended(Err(error)) => Ended::Broken(kind(&error)),
         Driven::Cut => Ended::Cut,
@@ -213,25 +213,29 @@ enum Driven {
     Rested,
 }
 
-/// Drives a connection to its end. When the drain begins, or when it has rested for too long, it says goodbye.
+/// Drives a connection to its end. When the agent is leaving, or when it has rested for too long, it says goodbye: not
+/// before its first request has begun, since whoever has just connected expects an answer.
 async fn drive<C, M: Mesh>(
     connection: &mut C,
     goodbye: impl Fn(Pin<&mut C>),
     session: &Session<M>,
-    mut drain: drain::Token,
+    mut leaving: drain::Token,
     mut cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Driven
 where
     C: Future<Output = hyper::Result<()>> + Unpin,
 {
     {
-        let mut drained = pin!(drain.started());
+        let mut told = pin!(async {
+            leaving.started().await;
+            let _ = tokio::time::timeout(HEAD_TIMEOUT, session.begun()).await;
+        });
         let mut rested = pin!(rested(session));
         tokio::select! {
             biased;
             () = cut.as_mut() => return Driven::Cut,
             ended = &mut *connection => return Driven::Ended(ended),
-            () = &mut drained => goodbye(Pin::new(connection)),
+            () = &mut told => goodbye(Pin::new(connection)),
             () = &mut rested => {
                 goodbye(Pin::new(connection));
                 return match tokio::time::timeout(FAREWELL, connection).await {

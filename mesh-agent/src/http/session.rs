@@ -13,7 +13,7 @@ use http::{Request, Response, StatusCode, Version, header, request};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::Mesh;
@@ -51,6 +51,9 @@ pub struct Session<M> {
     rule: RefCell<Option<(Arc<CompiledRule>, Arc<str>)>>,
     /// Requests under way.
     busy: Cell<u32>,
+    /// Whether there has been one.
+    has_begun: Cell<bool>,
+    first: Notify,
     rests_since: Cell<Instant>,
 }
 
@@ -81,6 +84,8 @@ impl<M: Mesh> Session<M> {
             change: RefCell::default(),
             rule: RefCell::default(),
             busy: Cell::new(0),
+            has_begun: Cell::new(false),
+            first: Notify::new(),
             rests_since: Cell::new(Instant::now()),
         })
     }
@@ -93,6 +98,13 @@ impl<M: Mesh> Session<M> {
     /// Since when it rests; none while a request is under way.
     pub fn rests_since(&self) -> Option<Instant> {
         (self.busy.get() == 0).then(|| self.rests_since.get())
+    }
+
+    /// Returns when the first request has begun. For one waiter.
+    pub async fn begun(&self) {
+        if !self.has_begun.get() {
+            self.first.notified().await;
+        }
     }
 
     /// The change of protocol that was agreed on, once.
@@ -141,6 +153,9 @@ impl<M: Mesh> Session<M> {
 
     fn begin(self: &Rc<Self>, parts: &request::Parts) -> Rc<Exchange> {
         self.busy.set(self.busy.get().saturating_add(1));
+        if !self.has_begun.replace(true) {
+            self.first.notify_one();
+        }
         let record = RequestRecord {
             version: parts.version,
             method: Some(parts.method.clone()),

@@ -46,7 +46,7 @@ pub async fn serve(
     let session = Session::new(mesh, worker.upstreams.clone(), about);
     let meter = Rc::new(OfClient(live.live()));
     let cut = async { drop(live.cancel.cancelled().await) };
-    let ended = http::serve(tcp, session, meter, worker.shared.drain.clone(), cut).await;
+    let ended = http::serve(tcp, session, meter, worker.shared.leaving.clone(), cut).await;
     let end = match ended {
         http::Ended::Finished => End::Finished,
         http::Ended::Broken(kind) => End::FirstReset(kind),

@@ -44,7 +44,9 @@ pub struct Shared {
     pub budgets: Budgets,
     /// What happens to unknown destinations.
     pub mode: OutboundMode,
-    /// The end of the process.
+    /// This agent is told to end: it serves whoever comes, and keeps nothing for later.
+    pub leaving: drain::Token,
+    /// Another agent takes whoever comes.
     pub drain: drain::Token,
     /// What tunnels may cost.
     pub limits: hbone::Limits,
@@ -221,6 +223,7 @@ impl Worker {
         tokio::task::spawn_local(worker.clone().count_bytes());
         tokio::task::spawn_local(worker.upstreams.clone().sweep());
         tokio::task::spawn_local(worker.services.clone().sweep(worker.shared.state.clone()));
+        tokio::task::spawn_local(worker.clone().keep_nothing_when_leaving());
         let mut acceptors: HashMap<Arc<str>, Vec<JoinHandle<()>>> = HashMap::new();
         let mut is_draining = false;
         while let Some(job) = inbox.recv().await {
@@ -269,6 +272,11 @@ impl Worker {
             tokio::time::sleep(COUNT_INTERVAL).await;
             self.live.visit(|live| live.count_bytes()).await;
         }
+    }
+
+    async fn keep_nothing_when_leaving(self: Rc<Self>) {
+        self.shared.leaving.clone().started().await;
+        self.upstreams.keep_nothing();
     }
 
     fn listen(self: Rc<Self>, pod: &Arc<Pod>, listener: PodListener) -> Option<JoinHandle<()>> {
