@@ -511,3 +511,96 @@ fn session_token(session: &Session, request: &Request<'_>) -> Option<u64> {
 pub fn unix_now() -> Duration {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Wire;
+    use crate::resilience::policy::{Settings, Target, TargetKind, TrafficPolicy};
+    use crate::state::{AppProtocol, Backend, Backends, Engine, Item, Key, Kind, PortSpec, ServiceSpec, TargetPort};
+
+    fn key(kind: Kind, name: &str) -> Key {
+        Key { kind, namespace: "shop".into(), name: name.into() }
+    }
+
+    fn service(name: &str, cluster_ip: &str) -> Item {
+        let backend = Backend::ready("10.0.0.9".parse().unwrap(), 8080);
+        let port = PortSpec {
+            name: "".into(),
+            port: 80,
+            target: TargetPort::Number(8080),
+            node_port: None,
+            protocol: AppProtocol::Http1,
+        };
+        let spec = ServiceSpec {
+            namespace: "shop".into(),
+            name: name.into(),
+            cluster_ips: vec![cluster_ip.parse().unwrap()],
+            ports: vec![port],
+            backends: Backends::Listed(vec![backend]),
+            ..ServiceSpec::default()
+        };
+        Item::Service(spec.into())
+    }
+
+    fn policy(target: &str, request: u64) -> Item {
+        let timeouts = Timeouts { request: Some(Duration::from_secs(request)), ..Timeouts::default() };
+        let target = Target { kind: TargetKind::Service, name: target.into() };
+        Item::TrafficPolicy(Arc::new(TrafficPolicy {
+            namespace: "shop".into(),
+            name: "policy".into(),
+            created: None,
+            targets: vec![target],
+            settings: Settings { timeouts: Some(timeouts), ..Settings::default() }.into(),
+        }))
+    }
+
+    fn treatment(services: &Services, state: &MeshState, name: &str) -> (Rc<Treatment>, Place) {
+        let service = state.service(&"shop".into(), &name.into()).unwrap().clone();
+        let place = Place { service, port: 80, frontend: Frontend::ClusterIp, wire: Wire::Http1 };
+        (services.treatment(state, &place, "10.96.0.1".parse().unwrap(), None), place)
+    }
+
+    #[test]
+    fn a_treatment_is_remembered_until_what_it_says_changes() {
+        let (mut engine, services) = (Engine::new("node"), Services::new(NodeLimits::default(), 2));
+        engine.upsert(&key(Kind::Service, "web"), service("web", "10.96.0.1"));
+        let state = engine.snapshot();
+        let (first, place) = treatment(&services, &state, "web");
+        assert!(first.is_of(&state, &place, None));
+        assert!(Rc::ptr_eq(&first, &treatment(&services, &state, "web").0));
+        // Another Service changes nothing here.
+        engine.upsert(&key(Kind::Service, "other"), service("other", "10.96.0.2"));
+        let state = engine.snapshot();
+        assert!(first.is_of(&state, &place, None));
+        assert!(Rc::ptr_eq(&first, &treatment(&services, &state, "web").0));
+        engine.upsert(&key(Kind::TrafficPolicy, "policy"), policy("web", 7));
+        let state = engine.snapshot();
+        assert!(!first.is_of(&state, &place, None));
+        let (second, _) = treatment(&services, &state, "web");
+        assert_eq!(second.timeouts().request, Some(Duration::from_secs(7)));
+        assert_eq!(first.timeouts().request, None, "requests under way go on as they began");
+    }
+
+    #[test]
+    fn what_is_gone_or_not_asked_for_is_forgotten() {
+        let (mut engine, services) = (Engine::new("node"), Services::new(NodeLimits::default(), 2));
+        for (name, cluster_ip) in [("a", "10.96.0.1"), ("b", "10.96.0.2"), ("c", "10.96.0.3")] {
+            engine.upsert(&key(Kind::Service, name), service(name, cluster_ip));
+        }
+        let state = engine.snapshot();
+        let held: Vec<_> = ["a", "b", "c"].iter().map(|name| treatment(&services, &state, name).0).collect();
+        let port = Rc::downgrade(&held[0].port);
+        assert_eq!(services.counts(), (3, 3));
+        engine.delete(&key(Kind::Service, "a"));
+        let state = engine.snapshot();
+        services.forget(&state, Instant::now());
+        assert_eq!(services.counts(), (2, 2));
+        assert!(port.upgrade().is_some(), "a request under way holds what it needs");
+        assert!(held[0].choose(&Admitted::default(), &[], "10.0.0.1".parse().unwrap()).is_ok());
+        drop(held);
+        assert!(port.upgrade().is_none(), "nothing else does");
+        services.forget(&state, Instant::now() + KEPT_UNASKED);
+        assert_eq!(services.counts(), (0, 0));
+    }
+}

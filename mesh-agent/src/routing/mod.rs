@@ -137,7 +137,7 @@ pub fn resolve(state: &MeshState, source: &Workload, dialled: OrigDstAddr, mode:
 
 /// The endpoints of a Service's port to try for a connection, in this order; none if it has none of the family that was
 /// dialled.
-fn endpoints(
+pub fn endpoints(
     state: &MeshState,
     source: &Workload,
     (service, port, frontend): (&Service, &ServicePort, Frontend),
