@@ -33,6 +33,7 @@ pub(crate) mod fuzzing;
 mod hygiene;
 mod io;
 pub mod limits;
+mod load;
 mod plan;
 mod screen;
 mod server;
@@ -48,6 +49,7 @@ use std::sync::Arc;
 
 pub use answer::Local;
 pub use io::{Io, Meter};
+pub use load::MemoryGauge;
 pub use server::{Ended, serve};
 pub use session::{Client, Session};
 pub use traffic::{NodeLimits, Services, Treatment};
@@ -60,6 +62,9 @@ use crate::telemetry::RequestRecord;
 
 /// What is around a client's connection.
 pub trait Mesh: 'static {
+    /// What this worker knows of the Services that are asked, and how busy it is.
+    fn services(&self) -> &Services;
+
     /// The Service's port that was dialled, as the world has it now.
     fn dialled(&self) -> Result<Place, Local>;
 

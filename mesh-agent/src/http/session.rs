@@ -178,6 +178,7 @@ impl<M: Mesh> Session<M> {
         let mut asked =
             hygiene::request(&mut parts, has_body, self.client.ip(), &self.dialled).map_err(Local::Fault)?;
         exchange.note(|record| record.host = parts.headers.get(header::HOST).cloned());
+        self.mesh.services().admit().await.map_err(|_| Local::Refused(Refusal::Shed))?;
         let source = self.template.source_identity.as_ref();
         let planned = plan::plan(&*self.mesh, &mut parts, (source, self.client.ip()), ruled);
         if let Some(ruled) = ruled {
@@ -362,7 +363,8 @@ pub(super) fn answered(
         };
         let application = upgraded.filter(|_| agreed).ok_or(Local::BadAnswer)?;
         change.replace(Some(Change { application, exchange: exchange.clone() }));
-        return Ok(Response::from_parts(parts, DownBody::text("").within(exchange.clone())));
+        // The exchange ends with the bytes that follow.
+        return Ok(Response::from_parts(parts, DownBody::text("")));
     }
     lease.forget_upgrade();
     exchange.grpc_status(&parts.headers);

@@ -21,12 +21,14 @@ use fastrand::Rng;
 
 use super::Place;
 use super::limits::{KEPT_UNASKED, MAX_TREATMENTS, SWEEP_INTERVAL};
+use super::load::{Load, MemoryGauge};
 use crate::resilience::balance::{self, Ask, Candidate, Lease, NoEndpoint};
 use crate::resilience::fault::{self, Injection};
 use crate::resilience::policy::{self, Retry, Session, SessionBy, Timeouts, Traffic};
 use crate::resilience::pool::{Overflow, Permit, Pools};
 use crate::resilience::rate::{Gate, Limited, Split};
 use crate::resilience::retry::{self, Decision, Tried};
+use crate::resilience::shed::Shed;
 use crate::resilience::{Balancer, Budget, Outcome, Rates, Request};
 use crate::routes::{self, CompiledRule, RouteKind};
 use crate::routing;
@@ -38,6 +40,15 @@ use crate::state::{Affinity, Endpoint, Frontend, MeshState, Service, Stamp, Stat
 pub struct NodeLimits {
     pools: Pools,
     rates: Rates,
+    /// What the agent may take of the node's memory.
+    memory: MemoryGauge,
+}
+
+impl NodeLimits {
+    /// Of an agent that may take so much memory.
+    pub fn within(memory: MemoryGauge) -> Self {
+        Self { memory, ..Self::default() }
+    }
 }
 
 /// The Services that a worker's clients ask. Clones are the same.
@@ -54,6 +65,7 @@ struct Inner {
     workers: NonZeroU32,
     /// Those that are no longer there go with the next sweep.
     services: RefCell<HashMap<Name, Rc<OfService>>>,
+    load: Load,
     chance: RefCell<Rng>,
 }
 
@@ -133,8 +145,16 @@ impl Services {
     /// Of a worker that is one of so many.
     pub fn new(limits: NodeLimits, workers: usize) -> Self {
         let workers = u32::try_from(workers).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
-        let chance = RefCell::new(Rng::new());
-        Self { inner: Rc::new(Inner { limits, workers, services: RefCell::default(), chance }) }
+        let (load, chance) = (Load::new(limits.memory.clone()), RefCell::new(Rng::new()));
+        Self { inner: Rc::new(Inner { limits, workers, services: RefCell::default(), load, chance }) }
+    }
+
+    /// Whether the worker serves one more request.
+    ///
+    /// # Errors
+    /// It has too much to do, or the agent too little memory.
+    pub async fn admit(&self) -> Result<(), Shed> {
+        self.inner.load.admit(&self.inner.chance).await
     }
 
     /// How requests to a place are treated that met this rule. `dialled` is an address of the family that the client

@@ -15,7 +15,7 @@ use super::outbound::{self, Reached};
 use super::record;
 use super::worker::{Pod, Worker};
 use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
-use crate::http::{self, Client, Io, Local, Mesh, Meter, Place, Session, Treatment, Unreached, Wire};
+use crate::http::{self, Client, Io, Local, Mesh, Meter, Place, Services, Session, Treatment, Unreached, Wire};
 use crate::podnet::ClientRecord;
 use crate::routes::{BackendRef, CompiledRule, Table};
 use crate::routing::{self, Upstream};
@@ -75,6 +75,10 @@ impl Outbound {
 }
 
 impl Mesh for Outbound {
+    fn services(&self) -> &Services {
+        &self.worker.services
+    }
+
     fn dialled(&self) -> Result<Place, Local> {
         let state = self.worker.shared.state.current();
         let client = routing::client_ip(&self.pod.workload, self.dialled);

@@ -6,10 +6,12 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use super::super::requests::Sent;
+use super::super::requests::{Sent, until};
+use super::super::vip;
 use super::*;
 
 /// Never answers.
@@ -108,6 +110,35 @@ async fn an_answer_that_rests_for_too_long_breaks_off() {
     let body = client.ask(http::Request::get(uri), nothing()).await.into_body();
     let ended = tokio::time::timeout(PATIENCE, body.collect()).await.expect("an end");
     assert!(ended.is_err(), "it broke off");
+    farm.told("timed-out").await;
+}
+
+/// A WebSocket that says something now and then stays; one that says nothing for too long ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgraded_connection_that_rests_for_too_long_ends() {
+    let farm = Farm::start(1).await;
+    let listener = TcpListener::bind((farm.server(0).ip, 8080)).await.unwrap();
+    tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        until(&mut tcp, "\r\n\r\n").await;
+        let agreed = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+        tcp.write_all(agreed).await.unwrap();
+        let (mut read, mut write) = tcp.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    });
+    farm.policy("timeouts: {idle: 1500ms}");
+    let mut tcp = farm.pair.client.connect(vip()).await.unwrap();
+    let request = b"GET / HTTP/1.1\r\nHost: w\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    tcp.write_all(request).await.unwrap();
+    until(&mut tcp, "101").await;
+    for number in 0..8 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let said = format!("message {number}");
+        tcp.write_all(said.as_bytes()).await.unwrap();
+        until(&mut tcp, &said).await;
+    }
+    let ended = tokio::time::timeout(PATIENCE, tcp.read(&mut [0; 16])).await.expect("an end");
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
     farm.told("timed-out").await;
 }
 
