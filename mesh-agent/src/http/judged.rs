@@ -20,7 +20,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::answer::Local;
@@ -75,6 +75,9 @@ pub struct Judged<G> {
     gate: RefCell<Option<Rc<Gate>>>,
     change: RefCell<Option<Change>>,
     busy: Cell<u32>,
+    /// Whether there has been a request.
+    has_begun: Cell<bool>,
+    first: Notify,
     rests_since: Cell<Instant>,
 }
 
@@ -91,12 +94,17 @@ impl<G: Guard> Judged<G> {
             gate: RefCell::default(),
             change: RefCell::default(),
             busy: Cell::new(0),
+            has_begun: Cell::new(false),
+            first: Notify::new(),
             rests_since: Cell::new(Instant::now()),
         })
     }
 
     fn begin(self: &Rc<Self>, parts: &request::Parts) -> Rc<Exchange> {
         self.busy.set(self.busy.get().saturating_add(1));
+        if !self.has_begun.replace(true) {
+            self.first.notify_one();
+        }
         let record = RequestRecord {
             version: parts.version,
             method: Some(parts.method.clone()),
@@ -242,6 +250,12 @@ impl<G: Guard> Serves for Judged<G> {
 
     fn rests_since(&self) -> Option<Instant> {
         (self.busy.get() == 0).then(|| self.rests_since.get())
+    }
+
+    async fn begun(&self) {
+        if !self.has_begun.get() {
+            self.first.notified().await;
+        }
     }
 
     fn take_change(&self) -> Option<Change> {

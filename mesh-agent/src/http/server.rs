@@ -55,6 +55,9 @@ pub trait Serves: 'static {
     /// Since when the connection rests; none while a request is under way.
     fn rests_since(&self) -> Option<Instant>;
 
+    /// Returns when the first request has begun. For one waiter.
+    fn begun(&self) -> impl Future<Output = ()>;
+
     /// The change of protocol that was agreed on, once.
     fn take_change(&self) -> Option<Change>;
 
@@ -75,6 +78,10 @@ impl<M: Mesh> Serves for Session<M> {
         self.rests_since()
     }
 
+    async fn begun(&self) {
+        self.begun().await;
+    }
+
     fn take_change(&self) -> Option<Change> {
         self.take_change()
     }
@@ -89,17 +96,17 @@ pub async fn serve<S: Serves>(
     tcp: TcpStream,
     session: Rc<S>,
     meter: Rc<dyn Meter>,
-    drain: drain::Token,
+    leaving: drain::Token,
     cut: impl Future<Output = ()>,
 ) -> Ended {
-    serve_stream(Io::socket(tcp, meter), session, drain, cut).await
+    serve_stream(Io::socket(tcp, meter), session, leaving, cut).await
 }
 
 /// Serves one client's connection, whatever carries it, until it ends or `cut` is ready.
 pub async fn serve_stream<S: Serves>(
     mut client: Io,
     session: Rc<S>,
-    drain: drain::Token,
+    leaving: drain::Token,
     cut: impl Future<Output = ()>,
 ) -> Ended {
     let mut cut = pin!(cut);
@@ -120,8 +127,8 @@ pub async fn serve_stream<S: Serves>(
             Ended::Broken(error.kind())
         }
         Some(Ok(Ok(Protocol::Nothing))) => Ended::Finished,
-        Some(Ok(Ok(Protocol::Http1))) => http1(client, session, drain, cut).await,
-        Some(Ok(Ok(Protocol::Http2))) => http2(client, session, drain, cut).await,
+        Some(Ok(Ok(Protocol::Http1))) => http1(client, session, leaving, cut).await,
+        Some(Ok(Ok(Protocol::Http2))) => http2(client, session, leaving, cut).await,
     }
 }
 
@@ -161,7 +168,7 @@ async fn protocol(client: &mut Io) -> io::Result<Protocol> {
 async fn http1<S: Serves>(
     client: Io,
     session: Rc<S>,
-    drain: drain::Token,
+    leaving: drain::Token,
     mut cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Ended {
     let screen = Screen::new(client, Vec::new());
@@ -176,7 +183,7 @@ async fn http1<S: Serves>(
     builder.max_buf_size(BUFFER_BYTES).max_header_size(MAX_HEAD_BYTES).auto_date_header(false);
     let mut connection = builder.serve_connection(TokioIo::new(screen), service);
     let goodbye = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
-    let ended = drive(&mut connection, goodbye, &*session, drain, cut.as_mut()).await;
+    let ended = drive(&mut connection, goodbye, &*session, leaving, cut.as_mut()).await;
     let parts = connection.into_parts();
     let (mut client, kept) = parts.io.into_inner().into_inner();
     match ended {
@@ -235,7 +242,7 @@ async fn http1<S: Serves>(
 async fn http2<S: Serves>(
     client: Io,
     session: Rc<S>,
-    drain: drain::Token,
+    leaving: drain::Token,
     cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Ended {
     let answering = session.clone();
@@ -256,7 +263,7 @@ async fn http2<S: Serves>(
         .auto_date_header(false);
     let mut connection = builder.serve_connection(TokioIo::new(client), service);
     let goodbye = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
-    match drive(&mut connection, goodbye, &*session, drain, cut).await {
+    match drive(&mut connection, goodbye, &*session, leaving, cut).await {
         Driven::Ended(Ok(())) | Driven::Rested => Ended::Finished,
         Driven::Ended(Err(error)) => Ended::Broken(kind(&error)),
         Driven::Cut => Ended::Cut,
@@ -269,25 +276,29 @@ enum Driven {
     Rested,
 }
 
-/// Drives a connection to its end. When the drain begins, or when it has rested for too long, it says goodbye.
+/// Drives a connection to its end. When the agent is leaving, or when it has rested for too long, it says goodbye: not
+/// before its first request has begun, since whoever has just connected expects an answer.
 async fn drive<C, S: Serves>(
     connection: &mut C,
     goodbye: impl Fn(Pin<&mut C>),
     session: &S,
-    mut drain: drain::Token,
+    mut leaving: drain::Token,
     mut cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Driven
 where
     C: Future<Output = hyper::Result<()>> + Unpin,
 {
     {
-        let mut drained = pin!(drain.started());
+        let mut told = pin!(async {
+            leaving.started().await;
+            let _ = tokio::time::timeout(HEAD_TIMEOUT, session.begun()).await;
+        });
         let mut rested = pin!(rested(session));
         tokio::select! {
             biased;
             () = cut.as_mut() => return Driven::Cut,
             ended = &mut *connection => return Driven::Ended(ended),
-            () = &mut drained => goodbye(Pin::new(connection)),
+            () = &mut told => goodbye(Pin::new(connection)),
             () = &mut rested => {
                 goodbye(Pin::new(connection));
                 return match tokio::time::timeout(FAREWELL, connection).await {

@@ -12,7 +12,7 @@ use super::budget::{Kind, Taken};
 use super::connection::{Judged, Layer, Live, Registration};
 use super::error::Failure;
 use super::judged::{self, Ends};
-use super::worker::{Pod, Worker};
+use super::worker::{Pod, Shared, Worker};
 use super::{copy, dial, record};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::hbone::{self, Incoming};
@@ -43,7 +43,8 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, _taken: Taken, tcp:
     let serve = async {
         let tunnel = hbone::accept(tcp, &svid, limits).await?;
         drop((stranger, svid));
-        tunnel.serve(limits, worker.shared.drain.clone(), on_connect).await
+        let Shared { leaving, drain, .. } = &*worker.shared;
+        tunnel.serve(limits, leaving.clone(), drain.clone(), on_connect).await
     };
     let served = tokio::select! {
         biased;

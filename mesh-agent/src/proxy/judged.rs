@@ -47,7 +47,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: Io, live: Registra
     });
     let session = Judged::new(guard, worker.shared.requests.clone(), server, template);
     let cut = async { drop(live.cancel.cancelled().await) };
-    let ended = http::serve_stream(client, session, worker.shared.drain.clone(), cut).await;
+    let ended = http::serve_stream(client, session, worker.shared.leaving.clone(), cut).await;
     let end = match ended {
         http::Ended::Finished => End::Finished,
         http::Ended::Broken(kind) => End::FirstReset(kind),

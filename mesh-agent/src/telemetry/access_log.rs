@@ -227,6 +227,8 @@ fn write_request(record: &RequestRecord) {
         rule = record.rule,
         audited = audited.as_deref(),
         principal = record.principal.as_deref(),
+        retries = (record.retries > 0).then_some(record.retries),
+        traffic_rule = record.traffic_rule.as_deref(),
         source_pod = record.source_pod.as_deref(),
         source_identity = source_identity.as_deref(),
         client = record.client.to_string().as_str(),

@@ -115,6 +115,10 @@ pub struct RequestRecord {
     pub audited: Vec<Arc<str>>,
     /// Who asks by a valid token, as `<issuer>/<subject>`.
     pub principal: Option<Arc<str>>,
+    /// Tries after the first.
+    pub retries: u32,
+    /// The rate limit or the fault of a TrafficPolicy that had a say, by its name.
+    pub traffic_rule: Option<Arc<str>>,
     /// The request's own.
     pub traceparent: Option<HeaderValue>,
     /// Bytes of the request's body.
@@ -149,6 +153,8 @@ impl RequestRecord {
             rule: None,
             audited: Vec::new(),
             principal: None,
+            retries: 0,
+            traffic_rule: None,
             traceparent: None,
             bytes_sent: 0,
             bytes_received: 0,

@@ -6,6 +6,7 @@ mod judged;
 mod kept;
 mod requests;
 mod support;
+mod traffic;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -53,6 +53,7 @@ pub struct Node {
     pub state: StateReader,
     pods: mpsc::Sender<PodEvent>,
     pub drain: Drain,
+    pub leaving: Drain,
     pub requests: Arc<http::Tally>,
 }
 
@@ -137,7 +138,7 @@ impl Node {
     fn start(name: &'static str, ca: Arc<dyn CertificateAuthority>, mode: OutboundMode, budgets: Budgets) -> Self {
         let config = identity::Config { trust_domain: TRUST_DOMAIN.into(), lifetime: Duration::from_secs(3600) };
         let identities = Identities::new(ca, config);
-        let drain = Drain::new();
+        let [drain, leaving] = [(); 2].map(|()| Drain::new());
         tokio::spawn(identities.clone().run(drain.token()));
         let (writer, state) = StateWriter::new(name);
         let metrics = Metrics::new();
@@ -150,14 +151,16 @@ impl Node {
             budgets,
             tunnels: Arc::default(),
             requests: requests.clone(),
+            node_limits: http::NodeLimits::default(),
             mode,
+            leaving: leaving.token(),
             drain: drain.token(),
             limits: hbone::Limits::default(),
         };
         let proxy = Proxy::start(shared, 2).unwrap();
         let (pods, enrolled) = mpsc::channel(8);
         tokio::spawn(proxy.clone().run(enrolled));
-        Self { name, identities, proxy, metrics, writer, state, pods, drain, requests }
+        Self { name, identities, proxy, metrics, writer, state, pods, drain, leaving, requests }
     }
 
     /// Waits until the live connections of this node are as asked.
