@@ -100,6 +100,10 @@ pub struct Tally {
     pub reused: AtomicU64,
     /// Requests that went out again, because their connection had been closed.
     pub resent: AtomicU64,
+    /// Requests that a policy had tried again.
+    pub retried: AtomicU64,
+    /// Endpoints that were left out for a while, because they failed too often.
+    pub ejected: AtomicU64,
     /// Connections that are open.
     pub open: AtomicU64,
 }
@@ -112,6 +116,8 @@ impl Tally {
             made: self.made.load(Ordering::Relaxed),
             reused: self.reused.load(Ordering::Relaxed),
             resent: self.resent.load(Ordering::Relaxed),
+            retried: self.retried.load(Ordering::Relaxed),
+            ejected: self.ejected.load(Ordering::Relaxed),
         }
     }
 }
@@ -126,6 +132,8 @@ struct Inner {
     slots: RefCell<HashMap<Key, Rc<Slot>>>,
     /// HTTP/1.1 connections that rest, of all slots.
     resting: Cell<usize>,
+    /// Connections close with their requests.
+    keeps_nothing: Cell<bool>,
     tally: Arc<Tally>,
 }
 
@@ -258,7 +266,8 @@ impl Upstreams {
 
     /// An empty pool that counts into `tally`.
     pub fn new(tally: Arc<Tally>) -> Self {
-        Self { inner: Rc::new(Inner { slots: RefCell::default(), resting: Cell::new(0), tally }) }
+        let inner = Inner { slots: RefCell::default(), resting: Cell::new(0), keeps_nothing: Cell::new(false), tally };
+        Self { inner: Rc::new(inner) }
     }
 
     /// Closes what has rested for too long, again and again.
@@ -274,15 +283,25 @@ impl Upstreams {
 
     /// Closes the resting connections of a pod that left; those that are lent go with their requests.
     pub fn drop_source(&self, uid: &str) {
+        self.drop_where(|key| *key.source == *uid);
+    }
+
+    /// Closes every connection that rests; from now on they close with their requests.
+    pub fn keep_nothing(&self) {
+        self.inner.keeps_nothing.set(true);
+        self.drop_where(|_| true);
+    }
+
+    fn drop_where(&self, is_wanted: impl Fn(&Key) -> bool) {
         self.inner.slots.borrow_mut().retain(|key, slot| {
-            let left = *key.source == *uid;
-            if left {
+            let goes = is_wanted(key);
+            if goes {
                 self.inner.rests(slot.resting.take().len(), 0);
                 for shared in slot.shared.take() {
                     shared.connection.has_ended.set(true);
                 }
             }
-            !left
+            !goes
         });
     }
 
@@ -374,7 +393,9 @@ impl Upstreams {
             }
             driven.has_ended.set(true);
         });
-        slot.shared.borrow_mut().push(Shared { sender: sender.clone(), connection: connection.clone() });
+        if !self.inner.keeps_nothing.get() {
+            slot.shared.borrow_mut().push(Shared { sender: sender.clone(), connection: connection.clone() });
+        }
         Ok(self.lent(slot, Sender::Http2(sender), connection))
     }
 }
@@ -524,7 +545,8 @@ impl Lease {
         let (Some(slot), Some(pool), Sender::Http1(sender)) = (slot.upgrade(), pool.upgrade(), sender) else { return };
         let one = Resting { sender, connection: held.0.clone(), since: Instant::now() };
         let mut resting = slot.resting.borrow_mut();
-        if !one.is_over() && resting.len() < MAX_IDLE_PER_ENDPOINT && pool.resting.get() < MAX_IDLE {
+        let is_kept = !pool.keeps_nothing.get() && !one.is_over();
+        if is_kept && resting.len() < MAX_IDLE_PER_ENDPOINT && pool.resting.get() < MAX_IDLE {
             resting.push(one);
             pool.rests(0, 1);
         }

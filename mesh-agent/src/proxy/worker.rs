@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{io, thread};
 
+use ::http::HeaderMap;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
@@ -28,7 +29,9 @@ use crate::podnet::{DialRecord, PodListener, PodNet, Role};
 use crate::routing::OutboundMode;
 use crate::spiffe::SpiffeId;
 use crate::state::{StateReader, Workload};
-use crate::telemetry::{AccessLog, ConnectionRecord, ConnectionResult, Metrics, Spans, WorkloadUsage};
+use crate::telemetry::{
+    AccessLog, ConnectionRecord, ConnectionResult, Metrics, RequestMemo, RequestRecord, Span, Spans, WorkloadUsage,
+};
 
 /// What every worker reads.
 pub struct Shared {
@@ -46,7 +49,9 @@ pub struct Shared {
     pub budgets: Budgets,
     /// What happens to unknown destinations.
     pub mode: OutboundMode,
-    /// The end of the process.
+    /// This agent is told to end: it serves whoever comes, and keeps nothing for later.
+    pub leaving: drain::Token,
+    /// Another agent takes whoever comes.
     pub drain: drain::Token,
     /// What tunnels may cost.
     pub limits: hbone::Limits,
@@ -54,6 +59,8 @@ pub struct Shared {
     pub tunnels: Arc<hbone::Tally>,
     /// What became of the connections that requests share, of all workers.
     pub requests: Arc<http::Tally>,
+    /// What the workers count together of the Services that are asked.
+    pub node_limits: http::NodeLimits,
 }
 
 /// A pod of this node, as its connections see it. Any worker may serve one.
@@ -169,6 +176,8 @@ pub struct Worker {
     pub pool: Pool,
     /// The connections to applications that requests share; this worker's own.
     pub upstreams: http::Upstreams,
+    /// What is known of the Services that requests go to; this worker's own.
+    pub services: http::Services,
     /// The connections that are served here.
     pub live: Rc<LiveTable>,
     index: usize,
@@ -200,7 +209,17 @@ impl Worker {
         let live = peers.get(index).map(|own| LiveTable::with_load(own.load.clone())).unwrap_or_default();
         let pool = Pool::counted(shared.limits.clone(), shared.tunnels.clone());
         let upstreams = http::Upstreams::new(shared.requests.clone());
-        Self { shared, pool, upstreams, live: Rc::new(live), index, peers, random: RefCell::new(fastrand::Rng::new()) }
+        let services = http::Services::new(shared.node_limits.clone(), peers.len());
+        Self {
+            shared,
+            pool,
+            upstreams,
+            services,
+            live: Rc::new(live),
+            index,
+            peers,
+            random: RefCell::new(fastrand::Rng::new()),
+        }
     }
 
     async fn run(self, mut inbox: mpsc::UnboundedReceiver<Job>) {
@@ -208,6 +227,8 @@ impl Worker {
         tokio::task::spawn_local(worker.clone().rejudge_on_change());
         tokio::task::spawn_local(worker.clone().count_bytes());
         tokio::task::spawn_local(worker.upstreams.clone().sweep());
+        tokio::task::spawn_local(worker.services.clone().sweep(worker.shared.state.clone()));
+        tokio::task::spawn_local(worker.clone().keep_nothing_when_leaving());
         let mut acceptors: HashMap<Arc<str>, Vec<JoinHandle<()>>> = HashMap::new();
         let mut is_draining = false;
         while let Some(job) = inbox.recv().await {
@@ -256,6 +277,11 @@ impl Worker {
             tokio::time::sleep(COUNT_INTERVAL).await;
             self.live.visit(|live| live.count_bytes()).await;
         }
+    }
+
+    async fn keep_nothing_when_leaving(self: Rc<Self>) {
+        self.shared.leaving.clone().started().await;
+        self.upstreams.keep_nothing();
     }
 
     fn listen(self: Rc<Self>, pod: &Arc<Pod>, listener: PodListener) -> Option<JoinHandle<()>> {
@@ -404,6 +430,18 @@ impl Worker {
         record.result = ConnectionResult::Failed { reason: serve_reason(error) };
         self.shared.metrics.closed(&record);
         self.shared.access_log.write(&record);
+    }
+
+    /// Begins this agent's part of a request's trace, if that is sampled.
+    pub fn begin_span(&self, headers: &mut HeaderMap) -> Option<Span> {
+        self.shared.spans.begin(headers, || self.random())
+    }
+
+    /// Counts and logs a request that is over.
+    pub fn report_request(&self, record: &RequestRecord, memo: &RequestMemo) {
+        self.shared.spans.end(record);
+        self.shared.metrics.request(record, memo);
+        self.shared.access_log.write_request(record);
     }
 
     fn close(&self, live: Registration, result: ConnectionResult) {

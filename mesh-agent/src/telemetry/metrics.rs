@@ -35,6 +35,8 @@
 //! | `nodemesh_http_upstream_connections_made_total` | counter | – |
 //! | `nodemesh_http_upstream_reuses_total` | counter | – ; requests that went out on one that was there |
 //! | `nodemesh_http_resends_total` | counter | – ; requests that went out again, because the application had closed their connection |
+//! | `nodemesh_http_retries_total` | counter | – ; tries of requests after the first, as a TrafficPolicy or a route asked for |
+//! | `nodemesh_http_ejections_total` | counter | – ; endpoints left out for a while, because they failed too often (by a worker) |
 //! | `nodemesh_build_info` | info | `version` |
 //!
 //! *connection* = `direction`, `transport`, `source_namespace`, `source_service_account`, `destination_namespace`,
@@ -632,7 +634,7 @@ struct UpstreamCollector(UpstreamSource);
 
 impl Collector for UpstreamCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let UpstreamNumbers { open, made, reused, resent } = (self.0)();
+        let UpstreamNumbers { open, made, reused, resent, retried, ejected } = (self.0)();
         let help = "Connections to applications that requests share";
         let gauge = encoder.encode_descriptor("http_upstream_connections_open", help, None, MetricType::Gauge)?;
         ConstGauge::new(open).encode(gauge)?;
@@ -640,6 +642,8 @@ impl Collector for UpstreamCollector {
             ("http_upstream_connections_made", "Connections to applications that requests share, made", made),
             ("http_upstream_reuses", "Requests that went out on a connection that was there", reused),
             ("http_resends", "Requests that went out again: the application had closed their connection", resent),
+            ("http_retries", "Tries of requests after the first, as a TrafficPolicy or a route asked for", retried),
+            ("http_ejections", "Endpoints left out for a while, because they failed too often", ejected),
         ] {
             encode_counter(&mut encoder, name, help, count)?;
         }

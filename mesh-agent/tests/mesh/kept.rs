@@ -48,6 +48,31 @@ async fn an_agent_that_drains_does_not_wait_for_connections_that_rest() {
     }
 }
 
+/// On either node: what rests goes, who comes is served, and nothing stays behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_leaving_serves_and_keeps_nothing() {
+    for (app_protocol, spoken) in [("http", Version::HTTP_11), ("kubernetes.io/h2c", Version::HTTP_2)] {
+        for leaving in [0, 1] {
+            let pair = pair(app_protocol).await;
+            app((pair.server.ip, 8080), spoken, mirror);
+            assert_eq!(Client::connect(&pair, Version::HTTP_11).await.get("/").await.0, StatusCode::OK);
+            pair.mesh.nodes[1].until_live("the connection rests", |live| live.len() == 1).await;
+            pair.mesh.nodes[leaving].leaving.start();
+            pair.mesh.nodes[1].until_live("it is let go", <[_]>::is_empty).await;
+            for _ in 0..3 {
+                for version in [Version::HTTP_11, Version::HTTP_2] {
+                    let mut client = Client::connect(&pair, version).await;
+                    let (status, said) = client.get("/").await;
+                    assert_eq!(status, StatusCode::OK, "{version:?} while node {leaving} is leaving: {said}");
+                }
+            }
+            for node in &pair.mesh.nodes {
+                node.until_live("nothing stays behind", <[_]>::is_empty).await;
+            }
+        }
+    }
+}
+
 /// Two roots, and each identity's choice of them.
 struct TwoRoots {
     roots: [LocalCa; 2],

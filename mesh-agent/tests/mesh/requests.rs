@@ -107,7 +107,7 @@ pub fn mirror(request: Request<Incoming>) -> Answer {
 }
 
 /// Sends back what comes, as it comes, with its trailers.
-fn echo(request: Request<Incoming>) -> Answer {
+pub(super) fn echo(request: Request<Incoming>) -> Answer {
     Box::pin(async move {
         let mut response = Response::new(request.into_body().boxed());
         response.headers_mut().insert("trailer", HeaderValue::from_static("grpc-status, x-sum"));
@@ -169,7 +169,7 @@ pub async fn read(response: Response<Incoming>) -> (StatusCode, String) {
 }
 
 /// Says bytes and reads until the other side closes, or rests for a moment.
-async fn say(pair: &Pair, bytes: &[u8]) -> String {
+pub(super) async fn say(pair: &Pair, bytes: &[u8]) -> String {
     let mut tcp = pair.client.connect(vip()).await.unwrap();
     tcp.write_all(bytes).await.unwrap();
     hear(&mut tcp).await
@@ -282,7 +282,7 @@ async fn grpc_streams_both_ways_with_trailers() {
 }
 
 /// A body that comes as it is sent.
-struct Sent(mpsc::Receiver<Frame<Bytes>>);
+pub struct Sent(pub mpsc::Receiver<Frame<Bytes>>);
 
 impl hyper::body::Body for Sent {
     type Data = Bytes;
@@ -758,7 +758,7 @@ async fn a_drain_says_goodbye_and_finishes_what_it_has() {
     assert_eq!(two.get("/").await.0, StatusCode::OK);
     pair.mesh.nodes[0].until_live("all three are there", |live| live.len() >= 3).await;
 
-    pair.mesh.nodes[0].drain.start();
+    pair.mesh.nodes[0].leaving.start();
     assert_eq!(hear(&mut resting).await, "", "who rests is let go");
     let Client::Http2(two) = two else { unreachable!() };
     eventually("HTTP/2 has heard GOAWAY", || two.is_closed()).await;

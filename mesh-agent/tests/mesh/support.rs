@@ -25,7 +25,9 @@ use mesh_agent::podnet::{EnrolledPod, Family, PodEvent, PodListener, PodNet, Rec
 use mesh_agent::proxy::{Budgets, LiveConnection, Proxy, Shared};
 use mesh_agent::routing::OutboundMode;
 use mesh_agent::state::{StateReader, StateWriter};
+use mesh_agent::telemetry::spans::Sampling;
 use mesh_agent::telemetry::{AccessLog, Metrics, Spans};
+use opentelemetry_sdk::trace::SpanData;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -53,7 +55,10 @@ pub struct Node {
     pub state: StateReader,
     pods: mpsc::Sender<PodEvent>,
     pub drain: Drain,
+    pub leaving: Drain,
     pub requests: Arc<http::Tally>,
+    /// What would go to a collector. Requests that bring no trace have none.
+    pub told: Mutex<mpsc::Receiver<SpanData>>,
 }
 
 /// Two nodes that trust one CA, and the YAML that both read.
@@ -137,28 +142,32 @@ impl Node {
     fn start(name: &'static str, ca: Arc<dyn CertificateAuthority>, mode: OutboundMode, budgets: Budgets) -> Self {
         let config = identity::Config { trust_domain: TRUST_DOMAIN.into(), lifetime: Duration::from_secs(3600) };
         let identities = Identities::new(ca, config);
-        let drain = Drain::new();
+        let [drain, leaving] = [(); 2].map(|()| Drain::new());
         tokio::spawn(identities.clone().run(drain.token()));
         let (writer, state) = StateWriter::new(name);
         let metrics = Metrics::new();
         let requests = Arc::<http::Tally>::default();
+        let (spans, told, _) = Spans::new(Sampling::percent(0.0).unwrap());
+        let (spans, told, _) = Spans::new(Sampling::percent(0.0).unwrap());
         let shared = Shared {
             state: state.clone(),
             identities: identities.clone(),
             metrics: metrics.clone(),
             access_log: AccessLog::default(),
-            spans: Spans::default(),
+            spans,
             budgets,
             tunnels: Arc::default(),
             requests: requests.clone(),
+            node_limits: http::NodeLimits::default(),
             mode,
+            leaving: leaving.token(),
             drain: drain.token(),
             limits: hbone::Limits::default(),
         };
         let proxy = Proxy::start(shared, 2).unwrap();
         let (pods, enrolled) = mpsc::channel(8);
         tokio::spawn(proxy.clone().run(enrolled));
-        Self { name, identities, proxy, metrics, writer, state, pods, drain, requests }
+        Self { name, identities, proxy, metrics, writer, state, pods, drain, leaving, requests, told: Mutex::new(told) }
     }
 
     /// Waits until the live connections of this node are as asked.

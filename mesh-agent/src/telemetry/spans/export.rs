@@ -128,7 +128,74 @@ impl Exporter {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::net::SocketAddr;
+
+    use bytes::Bytes;
+    use http::{HeaderMap, Request, Response, StatusCode};
+    use http_body_util::{BodyExt, Empty};
+    use hyper::body::Incoming;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use prost::Message;
+    use tokio::net::TcpListener;
+
+    use super::super::super::{Direction, RequestRecord};
+    use super::super::{Sampling, Spans};
     use super::*;
+
+    /// Takes what OTLP brings: the path, the content type and the spans; answers with `status`.
+    async fn collect(
+        listener: TcpListener,
+        status: StatusCode,
+        seen: mpsc::UnboundedSender<ExportTraceServiceRequest>,
+    ) {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let seen = seen.clone();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let seen = seen.clone();
+                async move {
+                    assert_eq!(request.uri().path(), "/v1/traces");
+                    assert_eq!(request.headers()["content-type"], "application/x-protobuf");
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    seen.send(ExportTraceServiceRequest::decode(body).unwrap()).unwrap();
+                    let mut response = Response::new(Empty::<Bytes>::new());
+                    *response.status_mut() = status;
+                    Ok::<_, Infallible>(response)
+                }
+            });
+            let serve = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tcp), service);
+            tokio::spawn(async move { drop(serve.await) });
+        }
+    }
+
+    #[tokio::test]
+    async fn spans_reach_the_collector_and_what_does_not_is_counted() {
+        for (status, expected) in [(StatusCode::OK, ("exported", 3)), (StatusCode::BAD_REQUEST, ("failed", 3))] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let collector: Collector = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+            let (send, mut seen) = mpsc::unbounded_channel();
+            let collecting = tokio::spawn(collect(listener, status, send));
+            let (spans, queue, tally) = Spans::new(Sampling::percent(100.0).unwrap());
+            let exporter = Exporter::new(collector, "node-1", queue, tally.clone()).unwrap();
+            for _ in 0..3 {
+                let span = spans.begin(&mut HeaderMap::new(), || 7);
+                let client: SocketAddr = "10.0.0.1:1".parse().unwrap();
+                spans.end(&RequestRecord { span, ..RequestRecord::blank(Direction::Inbound, client) });
+            }
+            // At the end of the process what waits goes out.
+            tokio::time::timeout(Duration::from_secs(30), exporter.run(std::future::ready(()))).await.unwrap();
+            assert!(tally.numbers().contains(&expected), "{status}: {:?}", tally.numbers());
+            let request = seen.recv().await.unwrap();
+            let of = &request.resource_spans[0];
+            let resource = format!("{:?}", of.resource);
+            assert!(resource.contains("node-1") && resource.contains("nodemesh"), "{resource}");
+            assert_eq!(of.scope_spans[0].spans.len(), 3);
+            assert_eq!(of.scope_spans[0].spans[0].span_id, 7_u64.to_be_bytes());
+            collecting.abort();
+        }
+    }
 
     #[test]
     fn collectors() {
