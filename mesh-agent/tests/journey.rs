@@ -748,7 +748,7 @@ fn a_peer_that_cannot_be_reached_is_asked_ever_less_often_and_found_when_it_is_b
         let server = Server::at(address, &identities, "server", Limits::default(), relay()).await;
         let back = std::time::Instant::now();
         while client.open(app).await.is_err() {
-            assert!(back.elapsed() < Duration::from_secs(2), "not found again");
+            assert!(back.elapsed() < Duration::from_secs(10), "not found again");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         drop(server);

@@ -5,6 +5,7 @@
 //!
 //! Modules in reading order: what the commands do, then what they are made of.
 
+pub mod bench;
 pub mod build;
 pub mod clean;
 pub mod demo;

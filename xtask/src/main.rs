@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
 use xtask::testbed::relay::Relay;
 use xtask::testbed::run;
-use xtask::{build, clean, demo, exec, fuzz, probe, rings, soak};
+use xtask::{bench, build, clean, demo, exec, fuzz, probe, rings, soak};
 
 /// Builds, demonstrates and tests Nodemesh
 #[derive(Parser)]
@@ -22,6 +22,7 @@ enum Xtask {
     Demo(demo::Demo),
     Test(rings::Test),
     Soak(soak::Soak),
+    Bench(bench::Bench),
     Build(build::Build),
     Fuzz(fuzz::Fuzz),
     /// Build the BPF object alone; prints its path
@@ -63,6 +64,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Demo(demo) => return demo.run(),
         Xtask::Test(test) => return test.run(),
         Xtask::Soak(soak) => return soak.run(),
+        Xtask::Bench(bench) => return bench.run(),
         Xtask::Build(build) => build.run()?,
         Xtask::Fuzz(fuzz) => return fuzz.run(),
         Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),

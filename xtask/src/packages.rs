@@ -91,6 +91,12 @@ const TESTBED: &[Need] = &[
     ),
 ];
 
+/// Beside [`TESTBED`].
+const BENCH: &[Need] = &[
+    same(Check::Program("h2load"), "makes HTTP/2 load", "nghttp2-client", ["nghttp2"; 3]),
+    same(Check::Program("nghttpd"), "is the server of gRPC's trailers", "nghttp2-server", ["nghttp2"; 3]),
+];
+
 const fn same(check: Check, purpose: &'static str, debian: &'static str, others: [&'static str; 3]) -> Need {
     let [fedora, arch, alpine] = others;
     Need { check, purpose, debian, fedora, arch, alpine }
@@ -110,6 +116,12 @@ pub fn for_fuzzing() -> Result<()> {
 /// Makes sure that the testbed can run.
 pub fn for_testbed() -> Result<()> {
     ensure_there(TESTBED)
+}
+
+/// Makes sure that benchmarks can run.
+pub fn for_bench() -> Result<()> {
+    for_testbed()?;
+    ensure_there(BENCH)
 }
 
 /// What the testbed lacks on this machine, in words; empty if nothing.

@@ -58,7 +58,7 @@ async fn server(surface: Surface) -> Server {
 async fn exchange<S: AsyncReadExt + AsyncWriteExt + Unpin>(mut stream: S, request: &str) -> (u16, String, String) {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    let read = tokio::time::timeout(Duration::from_secs(8), stream.read_to_string(&mut answer));
+    let read = tokio::time::timeout(Duration::from_secs(30), stream.read_to_string(&mut answer));
     read.await.expect("an answer in time").unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);

@@ -18,7 +18,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::limits::{FAIR_WINDOW, RATE_KEYS, RATE_WAYS};
@@ -58,11 +58,11 @@ pub fn share(limit: &RateLimit, split: Split) -> Quota {
     let requests = u128::from(limit.requests.max(1)).saturating_mul(here);
     let interval = limit.per.as_nanos().saturating_mul(everywhere).checked_div(requests).unwrap_or(u128::MAX);
     let burst = u128::from(limit.burst.max(1)).saturating_mul(here).div_ceil(everywhere);
-    Quota {
-        // A bucket must fit into the clock's 584 years, whatever was written.
-        interval: u64::try_from(interval).unwrap_or(u64::MAX).clamp(1, u64::MAX >> 33),
-        burst: u64::try_from(burst).unwrap_or(u64::MAX).clamp(1, u32::MAX.into()),
-    }
+    // A bucket must fit into the clock's 584 years, whatever was written: no interval longer than two of them, and a burst
+    // only as large as fills half of them.
+    let interval = u64::try_from(interval).unwrap_or(u64::MAX).clamp(1, u64::MAX >> 8);
+    let most = (u64::MAX >> 2).checked_div(interval).unwrap_or(1);
+    Quota { interval, burst: u64::try_from(burst).unwrap_or(u64::MAX).clamp(1, most) }
 }
 
 impl Quota {
@@ -225,6 +225,14 @@ impl Buckets {
         (&self.crowd, None)
     }
 
+    /// Whether they say no more than new ones would.
+    fn are_full(&self, now: Instant) -> bool {
+        let now = self.nanos(now);
+        let slots = self.keys.get().map(|slots| &**slots).unwrap_or_default();
+        let keys = slots.iter().map(|slot| &slot.full_at);
+        [&self.all, &self.crowd].into_iter().chain(keys).all(|full_at| full_at.load(Ordering::Relaxed) <= now)
+    }
+
     /// The clock starts a little before the first request, so that 0 is the past.
     fn nanos(&self, now: Instant) -> u64 {
         let since = now.saturating_duration_since(self.start).as_nanos();
@@ -315,7 +323,8 @@ impl Gate {
     }
 }
 
-/// The buckets of the node. A changed rate goes on with the same buckets.
+/// The buckets of the node. A changed rate goes on with the same buckets, and buckets that nobody holds stay until they are
+/// full again: an agent that forgets and remembers a limit gives nothing away.
 #[derive(Clone, Default)]
 pub struct Rates {
     held: Arc<Mutex<Held>>,
@@ -323,7 +332,7 @@ pub struct Rates {
 
 #[derive(Default)]
 struct Held {
-    buckets: HashMap<(String, Arc<str>), Weak<Buckets>>,
+    buckets: HashMap<(String, Arc<str>), Arc<Buckets>>,
     sweep_at: usize,
 }
 
@@ -333,15 +342,15 @@ impl Rates {
         // Nothing that can panic is done under the lock.
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (target.to_string(), limit.clone());
-        if let Some(buckets) = held.buckets.get(&key).and_then(Weak::upgrade) {
-            return buckets;
+        if let Some(buckets) = held.buckets.get(&key) {
+            return buckets.clone();
         }
         if held.buckets.len() >= held.sweep_at {
-            held.buckets.retain(|_, buckets| buckets.strong_count() > 0);
+            held.buckets.retain(|_, buckets| Arc::strong_count(buckets) > 1 || !buckets.are_full(now));
             held.sweep_at = held.buckets.len().saturating_mul(2).max(64);
         }
         let buckets = Arc::new(Buckets::new(now));
-        held.buckets.insert(key, Arc::downgrade(&buckets));
+        held.buckets.insert(key, buckets.clone());
         buckets
     }
 }
@@ -398,6 +407,25 @@ mod tests {
         let standing = buckets.take(&limit, Split::default(), &request, later);
         assert_eq!(standing, Ok(Standing { remaining: 4 }));
         assert_eq!(pass(&buckets, &limit, &request, start, 20), 0, "a clock that goes back gives nothing away");
+    }
+
+    #[test]
+    fn slow_rates_are_slow() {
+        let (start, headers) = (Instant::now(), HeaderMap::new());
+        let request = get("/", &headers);
+        let day = Duration::from_secs(24 * 3600);
+        for (requests, per, burst) in [(2, Duration::from_secs(3600), 2), (1, day, 1), (1, day, u32::MAX)] {
+            let (buckets, limit) = (Buckets::new(start), RateLimit { per, ..limit(requests, burst, RateKey::All) });
+            let asked = burst.min(3);
+            assert_eq!(pass(&buckets, &limit, &request, start, asked), asked.min(burst));
+            let Err(refused) = buckets.take(&limit, Split::default(), &request, start) else {
+                assert!(burst > 3, "{limit:?}");
+                continue;
+            };
+            assert_eq!((refused.requests, refused.retry_after), (requests.into(), per / requests));
+            assert_eq!(pass(&buckets, &limit, &request, start + per / requests * 9 / 10, 5), 0, "{limit:?}");
+            assert_eq!(pass(&buckets, &limit, &request, start + per / requests, 5), 1, "{limit:?}");
+        }
     }
 
     #[test]

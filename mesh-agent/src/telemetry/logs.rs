@@ -285,7 +285,7 @@ mod tests {
         for number in 0..20 {
             writer.make_writer().write_all(format!("{number}\n").as_bytes()).unwrap();
         }
-        assert!(begin.elapsed() < Duration::from_secs(1));
+        assert!(begin.elapsed() < Duration::from_secs(10));
         assert!(dropped_lines() >= before + 15, "at most 4 wait and 1 is being written");
         drop(read);
         drop(flush);
@@ -309,6 +309,6 @@ mod tests {
         writer.make_writer().write_all(b"stuck\n").unwrap();
         let begin = Instant::now();
         drop(flush);
-        assert!(begin.elapsed() < FLUSH_WAIT + Duration::from_secs(2));
+        assert!(begin.elapsed() < FLUSH_WAIT + Duration::from_secs(10));
     }
 }

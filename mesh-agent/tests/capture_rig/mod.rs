@@ -185,7 +185,7 @@ impl Pod {
 pub fn wait(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(10), "waited too long for {what}");
+        assert!(start.elapsed() < Duration::from_secs(30), "waited too long for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -389,7 +389,7 @@ impl Agent {
         writer.publish(MeshState::build(1, "node", &world(true)));
         let start = Instant::now();
         while !gates.missing().is_empty() || !rig.pins.path().join("nodemesh/v1/pods").join(POD_UID).exists() {
-            assert!(start.elapsed() < Duration::from_secs(10), "not ready: {:?}", gates.missing());
+            assert!(start.elapsed() < Duration::from_secs(30), "not ready: {:?}", gates.missing());
             std::thread::sleep(Duration::from_millis(20));
         }
         Self { writer, outcomes, seen, runtime, drain, running }

@@ -6,6 +6,7 @@
 mod bulk;
 mod echo;
 mod hold;
+pub mod load;
 mod redis;
 pub mod script;
 mod session;
@@ -61,6 +62,8 @@ pub enum Probe {
     Echo(echo::Echo),
     /// Open many connections, hold them, use them again
     Hold(hold::Hold),
+    /// Make requests at a rate, or as many as there can be
+    Load(load::Load),
     /// Make many short connections
     Short(short::Short),
     /// Serve large transfers
@@ -81,6 +84,7 @@ impl Probe {
             Probe::Session(session) => session.run(),
             Probe::Echo(echo) => echo.run(),
             Probe::Hold(hold) => hold.run(),
+            Probe::Load(load) => load.run(),
             Probe::Short(short) => short.run(),
             Probe::BulkServer(server) => server.run(),
             Probe::Bulk(bulk) => bulk.run(),

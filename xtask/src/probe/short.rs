@@ -105,9 +105,9 @@ fn once(address: &SocketAddr) -> io::Result<()> {
     if &heard == b"a short word" { Ok(()) } else { Err(io::Error::other("the echo is not what was said")) }
 }
 
-/// Microseconds.
-fn latency(mut all: Vec<u64>) -> Value {
+/// Of latencies in microseconds.
+pub(super) fn latency(mut all: Vec<u64>) -> Value {
     all.sort_unstable();
     let at = |share: f64| all.get((all.len() as f64 * share) as usize).or(all.last()).copied();
-    json!({"p50_us": at(0.5), "p99_us": at(0.99), "max_us": all.last()})
+    json!({"p50_us": at(0.5), "p99_us": at(0.99), "p999_us": at(0.999), "max_us": all.last()})
 }

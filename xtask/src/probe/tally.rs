@@ -34,6 +34,11 @@ impl Tally {
         }
     }
 
+    /// Counts the outcome of a step that alone is nothing yet: its errors only.
+    pub fn count_errors<T>(&self, step: &str, outcome: io::Result<T>) -> Option<T> {
+        if outcome.is_err() { self.count(step, outcome) } else { outcome.ok() }
+    }
+
     /// `{"done": …, "failed": …, "errors": {…}}`
     pub fn json(&self) -> Value {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -119,6 +119,11 @@ impl Testbed {
         self.run.dir()
     }
 
+    /// The run's cgroup, with those of all nodes in it.
+    pub fn cgroup(&self) -> &std::path::Path {
+        self.run.cgroup()
+    }
+
     /// Adds a node and joins it to those that exist. Nodes are called n1, n2, … in the order they are added.
     pub fn add_node(&mut self) -> Result<()> {
         self.add_node_in("")

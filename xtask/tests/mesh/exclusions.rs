@@ -10,7 +10,7 @@ use xtask::testbed::{AgentOptions, Family, PodSpec, Process, Testbed, eventually
 
 use crate::reach::{ask, ask_by_tunnel, ask_in_plaintext, failure, is_logged, outcome, say_names};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// In the mesh.
 const PORT: u16 = 7000;
 /// Excluded where a pod's annotations say so.
@@ -89,9 +89,9 @@ impl Street {
     }
 
     /// What a process in the pod's namespace meets that no hook on the pod's cgroup sees: the guard alone.
-    fn past_the_hooks(&self, from: &str, to: &str, family: Family, port: u16) -> Result<bool> {
+    fn past_the_hooks(&self, from: &str, to: &str, family: Family, port: u16, wait: Duration) -> Result<bool> {
         let address = self.bed.pod(to).ips.socket(family, port);
-        let dial = || TcpStream::connect_timeout(&address, Duration::from_millis(700)).is_ok();
+        let dial = || TcpStream::connect_timeout(&address, wait).is_ok();
         self.bed.pod(from).netns.within(dial)
     }
 
@@ -141,7 +141,9 @@ fn goes_and_comes(street: &Street, family: Family) -> Result<()> {
     let answer = ask(bed, "outsider", bed.pod("server").ips.socket(family, EXCLUDED)).context("inbound")?;
     ensure!(answer.name == "server", "{answer:?}");
     let counted: Vec<u64> = counts()?.iter().zip(&before).map(|(now, before)| now - before).collect();
-    ensure!(counted == [3, 3, 2], "{names:?} moved by {counted:?}");
+    // A SYN that is sent twice counts twice where packets are counted.
+    let as_often = counted[0] == 3 && counted[1] >= 3 && counted[2] >= 2;
+    ensure!(as_often, "{names:?} moved by {counted:?}");
 
     let server = |port| bed.pod("server").ips.socket(family, port);
     ask_by_tunnel(bed, "caller", server(PORT)).context("another port")?;
@@ -155,9 +157,11 @@ fn goes_and_comes(street: &Street, family: Family) -> Result<()> {
 
 fn guarded(street: &Street, family: Family) -> Result<()> {
     let unfiled = || outcome(&street.bed, "n1", "guard_syn_unfiled");
-    ensure!(street.past_the_hooks("caller", "outsider", family, PORT)?, "an excluded network");
-    ensure!(street.past_the_hooks("caller", "server", family, EXCLUDED)?, "an excluded port");
+    ensure!(street.past_the_hooks("caller", "outsider", family, PORT, PATIENCE)?, "an excluded network");
+    ensure!(street.past_the_hooks("caller", "server", family, EXCLUDED, PATIENCE)?, "an excluded port");
     let before = unfiled()?;
+    // Nothing answers a SYN that is dropped: a short wait shows as much as a long one.
+    let wait = Duration::from_millis(700);
     for (from, to, port) in [
         ("caller", "server", PORT),
         ("caller", "server", 15008),
@@ -165,7 +169,7 @@ fn guarded(street: &Street, family: Family) -> Result<()> {
         ("plain", "outsider", PORT),
         ("plain", "server", EXCLUDED),
     ] {
-        ensure!(!street.past_the_hooks(from, to, family, port)?, "{from} to {to}:{port} went past the guard");
+        ensure!(!street.past_the_hooks(from, to, family, port, wait)?, "{from} to {to}:{port} went past the guard");
     }
     ensure!(unfiled()? >= before + 5, "{} of 5 were counted", unfiled()? - before);
     // From an address that is not the pod's, which the connect hook does not see.

@@ -13,7 +13,7 @@ use xtask::testbed::{AgentOptions, Family, Finished, Netns, Recording, Testbed, 
 use crate::pair::{PORT, Pair, meshed};
 use crate::reach::outcome;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Debian's interpreter: raw sockets and many sockets at once are its part.
 const PYTHON: &str = "/usr/bin/python3";

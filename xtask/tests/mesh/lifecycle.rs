@@ -12,7 +12,7 @@ use xtask::testbed::{AgentOptions, Family, PodSpec, eventually, start_nginx};
 
 use crate::pair::{Pair, meshed};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_restarted_agent_serves_again() -> Result<()> {

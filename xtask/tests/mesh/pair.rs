@@ -11,7 +11,7 @@ use xtask::testbed::{AgentOptions, Family, Finished, Links, PodSpec, Process, Se
 /// With this set, the tests of connections run over plain networking: what fails then is a fault of the test.
 const WITHOUT_MESH: &str = "MESH_TEST_WITHOUT_MESH";
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Ports that the server's Service passes on as they are.
 pub const PORT: u16 = 7000;

@@ -7,7 +7,7 @@ use xtask::testbed::{Family, PodSpec, eventually, start_nginx};
 
 use crate::pair::{Pair, meshed};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 const PLAINTEXT_ONLY: &str = "apiVersion: nodemesh.dev/v1alpha1
 kind: PeerAuthentication

@@ -9,7 +9,7 @@ use xtask::testbed::{Process, Testbed, eventually};
 
 use crate::pair::{lines, text_of};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Starts a server in a pod that says the pod's name to whoever connects.
 pub fn say_names(bed: &Testbed, pods: &[&str], port: u16) -> Result<Vec<Process>> {

@@ -1,0 +1,279 @@
+//! `cargo xtask bench`: the mesh against no mesh, in one run, the one after the other, again and again.
+//!
+//! Client, servers and both agents share the processors of one machine: the most requests a second are a measure of
+//! what one costs, not of what two machines would do. What carries over is the agents' processor time per unit, and the
+//! time that they add at a rate that leaves the machine idle.
+
+mod load;
+mod meter;
+mod report;
+mod stage;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::probe::load::Protocol;
+use crate::testbed::Agent;
+use crate::{build, packages};
+use load::{Done, Load};
+use meter::{Meter, Used, resident};
+use report::{Figure, Row};
+use stage::{ECHO, Stage, Way, last_path, routed};
+
+/// Measure the mesh against no mesh on two nodes of this machine; leave it alone meanwhile
+#[derive(clap::Args)]
+pub struct Bench {
+    /// l4: connections as bytes; l7: requests
+    #[arg(value_enum)]
+    what: What,
+    /// Write every row to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How many samples of each figure
+    #[arg(long, default_value_t = 5)]
+    samples: u64,
+    /// How long each takes
+    #[arg(long, default_value_t = 4)]
+    seconds: u64,
+    /// Only rows whose id contains this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// One more argument for the agents, such as --agent=--log-level=info,access=off
+    #[arg(long = "agent", value_name = "ARGUMENT", allow_hyphen_values = true)]
+    agent: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    L4,
+    L7,
+}
+
+/// Services with so many routes each.
+const ROUTES: [usize; 2] = [100, 1000];
+
+/// Connections that are held to see what one takes.
+const HELD: u64 = 4000;
+/// Connections that were there, for what stays of them.
+const CROWD: u64 = 10_000;
+
+/// One kind of load between two places.
+struct Case {
+    id: String,
+    load: Load,
+    /// The server or, for routes, the Service.
+    server: String,
+    bytes: bool,
+    path: String,
+}
+
+impl Bench {
+    /// Prints a row when all its samples are there.
+    pub fn run(self) -> Result<ExitCode> {
+        ensure!(self.samples > 0 && self.seconds > 0, "--samples and --seconds are at least 1");
+        packages::for_build()?;
+        packages::for_bench()?;
+        eprintln!("building the agent");
+        build::agent()?;
+        eprintln!("setting up two nodes, their pods and servers");
+        let stage = Stage::build(&self.agent, if self.what == What::L7 { &ROUTES } else { &[] })?;
+        let measured = self.measure(&stage).map_err(|error| stage.bed.explain(error))?;
+        if let Some(file) = &self.json {
+            let text = report::json(&measured, self.seconds)?;
+            std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn measure(&self, stage: &Stage) -> Result<Vec<Row>> {
+        let cgroups = stage.bed.nodes().iter().map(|node| node.cgroup.join("agent")).collect();
+        let meter = Meter::new(cgroups, stage.bed.cgroup().to_path_buf())?;
+        println!("{}", report::head());
+        let mut rows = Vec::new();
+        if self.what == What::L4 && "mem".contains(&self.only) {
+            rows.extend(self.memory(stage)?);
+        }
+        for case in self.cases() {
+            rows.extend(self.case(stage, &meter, &case).with_context(|| case.id.clone())?);
+        }
+        ensure!(!rows.is_empty(), "no row's id contains {:?}", self.only);
+        Ok(rows)
+    }
+
+    fn cases(&self) -> Vec<Case> {
+        let h1 = [Load::Rate1000(Protocol::H1), Load::Max32(Protocol::H1), Load::NewConn16(Protocol::H1)];
+        let mut cases = Vec::new();
+        match self.what {
+            What::L4 => {
+                for server in ["cross", "same"] {
+                    cases.extend(h1.map(|load| Case::new(server, load).of_bytes()));
+                    cases.extend([1, 8].map(|streams| Case::new(server, Load::Bulk(streams))));
+                }
+            }
+            What::L7 => {
+                for protocol in [Protocol::H1, Protocol::H2, Protocol::Grpc] {
+                    let loads = [Load::Rate1000(protocol), Load::Max32(protocol), Load::NewConn16(protocol)];
+                    let name = format!("{protocol:?}").to_lowercase();
+                    cases.extend(loads.map(|load| Case::of_l7(&name, "cross", load)));
+                }
+                // The same requests with nobody looking into them.
+                cases.extend(h1.map(|load| Case::of_l7("as-bytes", "cross", load).of_bytes()));
+                for count in ROUTES {
+                    let with =
+                        |load| Case::of_l7(&format!("routes{count}"), &routed(count), load).to(&last_path(count));
+                    cases.extend([h1[0], h1[1]].map(with));
+                }
+                cases.extend(h1.map(|load| Case::of_l7("same", "same", load)));
+            }
+        }
+        cases.retain(|case| case.figures().iter().any(|(name, _)| case.row_id(name).contains(&self.only)));
+        cases
+    }
+
+    /// All samples of one case, the ways in turns.
+    fn case(&self, stage: &Stage, meter: &Meter, case: &Case) -> Result<Vec<Row>> {
+        let mut figures: BTreeMap<&str, Figure> = BTreeMap::new();
+        for sample in 0..self.samples {
+            let mut ways = Way::BOTH;
+            if sample % 2 == 1 {
+                ways.reverse();
+            }
+            for way in ways {
+                let address = stage.address(way, &case.server, case.load.port(case.bytes));
+                let before = seen(stage, case.bytes)?;
+                let run = || case.load.run(stage.caller(way), address, &case.path, self.seconds);
+                let (done, used) = meter.during(run).with_context(|| format!("{way:?}"))?;
+                // The other path than the one that is meant would be a figure of nothing.
+                let looked_at = seen(stage, case.bytes)? - before;
+                ensure!((looked_at > 0.0) == (way == Way::Mesh), "{way:?}: the agents counted {looked_at}");
+                ensure!(done.units > 0.0, "{way:?}: nothing was done");
+                for (name, value) in case.values(way, &done, &used) {
+                    figures.entry(name).or_default().add(way, value, used.others);
+                }
+            }
+        }
+        let mut rows = Vec::new();
+        for (name, unit) in case.figures() {
+            let row = figures.remove(name).unwrap_or_default().row(case.row_id(name), unit);
+            if row.mesh.is_some() && row.id.contains(&self.only) {
+                println!("{}", report::line(&row));
+                rows.push(row);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// What the larger of the agents takes: with nothing to do, for a connection that is held, after a crowd.
+    fn memory(&self, stage: &Stage) -> Result<Vec<Row>> {
+        let most = || -> Result<f64> {
+            let sizes = stage.bed.agents().map(|agent| resident(agent.pid())).collect::<Result<Vec<_>>>()?;
+            Ok(sizes.into_iter().max().unwrap_or_default() as f64)
+        };
+        let address = stage.address(Way::Mesh, "cross", ECHO).to_string();
+        let idle = most()?;
+        let count = format!("--connections={HELD}");
+        let mut held = stage.caller(Way::Mesh).spawn_probe("hold", &["hold", &address, &count, "--idle=8"])?;
+        crate::testbed::eventually(std::time::Duration::from_secs(60), "the connections to be open", || {
+            Ok(held.log().contains("opened").then_some(()))
+        })?;
+        // Buffers are given back after a moment of silence.
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        let each = (most()? - idle) / HELD as f64;
+        ensure!(held.wait(std::time::Duration::from_secs(60))?.success(), "{}", held.log());
+        let count = format!("--connections={CROWD}");
+        let crowd =
+            stage.caller(Way::Mesh).probe_for(&["hold", &address, &count], std::time::Duration::from_secs(120))?;
+        crowd.expect_ok("a crowd of connections")?;
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        let after = most()?;
+        let rows = [
+            ("mem.idle_mb", "MB", idle / 1e6),
+            ("mem.kib_per_idle_conn", "KiB", each / 1024.0),
+            ("mem.mb_after_10k", "MB", after / 1e6),
+        ];
+        let row = |(id, unit, value): (&str, &'static str, f64)| {
+            let mut figure = Figure::default();
+            figure.add(Way::Mesh, value, 0.0);
+            figure.row(id.to_string(), unit)
+        };
+        let rows: Vec<Row> = rows.into_iter().map(row).filter(|row| row.id.contains(&self.only)).collect();
+        for row in &rows {
+            println!("{}", report::line(row));
+        }
+        Ok(rows)
+    }
+}
+
+impl Case {
+    fn new(server: &str, load: Load) -> Self {
+        let id = format!("{server}.{}", load.name());
+        Self { id, load, server: server.to_string(), bytes: matches!(load, Load::Bulk(_)), path: "/".to_string() }
+    }
+
+    fn of_l7(name: &str, server: &str, load: Load) -> Self {
+        Self { id: format!("l7.{name}.{}", load.name()), ..Self::new(server, load) }
+    }
+
+    fn of_bytes(mut self) -> Self {
+        self.bytes = true;
+        self
+    }
+
+    fn to(mut self, path: &str) -> Self {
+        self.path = path.to_string();
+        self
+    }
+
+    fn row_id(&self, figure: &str) -> String {
+        format!("{}.{figure}", self.id)
+    }
+
+    /// Names and units, in the order of the table.
+    fn figures(&self) -> Vec<(&'static str, &'static str)> {
+        match self.load {
+            Load::Rate1000(_) => {
+                vec![("p50_us", "µs"), ("p99_us", "µs"), ("p999_us", "µs"), ("agents_cpu_ms_per_1k", "ms")]
+            }
+            Load::Max32(_) => vec![("rps", "1/s"), ("agents_cpu_ms_per_1k", "ms")],
+            Load::NewConn16(_) => vec![("cps", "1/s"), ("p50_us", "µs"), ("agents_cpu_us_per_conn", "µs")],
+            Load::Bulk(_) => vec![("gbps", "Gbit/s"), ("agents_cpu_s_per_gb", "s")],
+        }
+    }
+
+    fn values(&self, way: Way, done: &Done, used: &Used) -> Vec<(&'static str, f64)> {
+        let rate = done.units / done.seconds;
+        let mut values = match self.load {
+            Load::Rate1000(_) => Vec::new(),
+            Load::Max32(_) => vec![("rps", rate)],
+            Load::NewConn16(_) => vec![("cps", rate)],
+            Load::Bulk(_) => vec![("gbps", rate * 8.0 / 1e9)],
+        };
+        let times = [("p50_us", done.p50), ("p99_us", done.p99), ("p999_us", done.p999)];
+        values.extend(times.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        if way == Way::Mesh {
+            let each = used.agents / done.units;
+            values.push(match self.load {
+                Load::Rate1000(_) | Load::Max32(_) => ("agents_cpu_ms_per_1k", each * 1e6),
+                Load::NewConn16(_) => ("agents_cpu_us_per_conn", each * 1e6),
+                Load::Bulk(_) => ("agents_cpu_s_per_gb", each * 1e9),
+            });
+        }
+        values
+    }
+}
+
+/// How many connections, or requests, the agents have counted.
+fn seen(stage: &Stage, bytes: bool) -> Result<f64> {
+    let name =
+        if bytes { "nodemesh_connections_opened_total" } else { "nodemesh_http_client_request_duration_seconds_count" };
+    stage.bed.agents().map(|agent| sum(agent, name)).sum()
+}
+
+fn sum(agent: &Agent, name: &str) -> Result<f64> {
+    let (_, metrics) = agent.get("/metrics")?;
+    let lines = metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}

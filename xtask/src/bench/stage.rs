@@ -1,0 +1,156 @@
+//! Where benchmarks run: the same pods and servers twice, in the mesh and outside it, on the same two nodes.
+
+use std::fs;
+use std::net::SocketAddr;
+
+use anyhow::Result;
+
+use crate::testbed::{AgentOptions, Family, Pod, PodSpec, ServiceSpec, Testbed};
+
+/// nginx, HTTP/1.1.
+pub const HTTP: u16 = 8080;
+/// nginx, HTTP/2.
+pub const HTTP2: u16 = 8081;
+/// nghttpd, HTTP/2 with the trailers of a gRPC call.
+pub const GRPC: u16 = 8082;
+/// iperf3.
+pub const IPERF: u16 = 5201;
+/// Echo.
+pub const ECHO: u16 = 7000;
+/// The Service's port that leads to [`HTTP`] as bytes.
+pub const BYTES: u16 = 7080;
+
+/// The body of every answer.
+const ANSWER_BYTES: usize = 1024;
+
+const NAMESPACE: &str = "bench";
+
+/// Two callers on n1; servers on n2 (`cross`) and n1 (`same`).
+pub struct Stage {
+    /// Everything there is.
+    pub bed: Testbed,
+}
+
+/// Whether there is a mesh on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From pod to pod, outside the mesh.
+    Direct,
+    /// From a pod in the mesh to a Service.
+    Mesh,
+}
+
+impl Way {
+    /// Both.
+    pub const BOTH: [Way; 2] = [Way::Direct, Way::Mesh];
+
+    fn pod(self, name: &str) -> String {
+        match self {
+            Way::Direct => format!("direct-{name}"),
+            Way::Mesh => name.to_string(),
+        }
+    }
+}
+
+impl Stage {
+    /// Pods, servers and agents. `routes`: Services with so many HTTPRoutes each.
+    pub fn build(agent_arguments: &[String], routes: &[usize]) -> Result<Self> {
+        let mut bed = Testbed::new()?;
+        bed.add_node()?;
+        bed.add_node()?;
+        bed.add_namespace(NAMESPACE, &[("nodemesh.dev/mesh", "enabled")])?;
+        bed.add_namespace("outside", &[])?;
+        for (way, namespace) in [(Way::Direct, "outside"), (Way::Mesh, NAMESPACE)] {
+            for (pod, node) in [("caller", "n1"), ("same", "n1"), ("cross", "n2")] {
+                bed.add_pod(PodSpec::new(namespace, &way.pod(pod), node))?;
+            }
+            for pod in ["same", "cross"] {
+                serve(bed.pod(&way.pod(pod)))?;
+            }
+        }
+        for server in ["same", "cross"] {
+            bed.add_service(service(server))?;
+        }
+        for count in routes {
+            let name = routed(*count);
+            bed.add_service(ServiceSpec::new(NAMESPACE, &name).of("cross").port("http", HTTP, HTTP))?;
+            bed.world.apply(&name, &many_routes(&name, *count))?;
+        }
+        bed.start_agents(&AgentOptions { arguments: agent_arguments.to_vec() })?;
+        Ok(Self { bed })
+    }
+
+    /// The pod that calls.
+    pub fn caller(&self, way: Way) -> &Pod {
+        self.bed.pod(&way.pod("caller"))
+    }
+
+    /// Where it calls: a server's own address, or its Service's.
+    pub fn address(&self, way: Way, server: &str, port: u16) -> SocketAddr {
+        match way {
+            Way::Mesh => self.bed.service(server).socket(Family::V4, port),
+            Way::Direct => {
+                let pod = if server == "same" { "same" } else { "cross" };
+                let target = if port == BYTES { HTTP } else { port };
+                self.bed.pod(&way.pod(pod)).ips.socket(Family::V4, target)
+            }
+        }
+    }
+}
+
+/// The Service with so many routes.
+pub fn routed(count: usize) -> String {
+    format!("routed-{count}")
+}
+
+/// What the last of many routes matches.
+pub fn last_path(count: usize) -> String {
+    format!("/team-{}/", count - 1)
+}
+
+fn service(name: &str) -> ServiceSpec {
+    let service = ServiceSpec::new(NAMESPACE, name);
+    let service = service.port("tcp-bytes", BYTES, HTTP).port("tcp-echo", ECHO, ECHO).port("tcp-iperf", IPERF, IPERF);
+    service.port("http", HTTP, HTTP).port("http2", HTTP2, HTTP2).port("grpc", GRPC, GRPC)
+}
+
+/// Each with a path of its own and a header that no request has, and one for all that have the path alone.
+fn many_routes(service: &str, count: usize) -> String {
+    let mut yaml = String::new();
+    for number in 0..count {
+        yaml.push_str(&format!(
+            "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: {service}-{number}, namespace: {NAMESPACE}}}
+spec:
+  parentRefs: [{{group: '', kind: Service, name: {service}, port: {HTTP}}}]
+  rules:
+    - matches: [{{path: {{type: PathPrefix, value: /team-{number}}}, headers: [{{name: x-version, value: canary}}]}}]
+      backendRefs: [{{name: same, port: {HTTP}}}]
+    - matches: [{{path: {{type: PathPrefix, value: /team-{number}}}}}]
+      backendRefs: [{{name: cross, port: {HTTP}}}]
+"
+        ));
+    }
+    yaml
+}
+
+fn serve(pod: &Pod) -> Result<()> {
+    let dir = pod.dir.join("bench");
+    fs::create_dir_all(&dir)?;
+    let at = dir.to_string_lossy();
+    fs::write(dir.join("index.html"), vec![b'x'; ANSWER_BYTES])?;
+    let config = include_str!("nginx.conf").replace("DIR", &at).replace("BODY", &"x".repeat(ANSWER_BYTES));
+    let file = dir.join("nginx.conf");
+    fs::write(&file, config)?;
+    pod.start("nginx", &["nginx", "-e", "stderr", "-p", &at, "-c", &file.to_string_lossy()])?;
+    let grpc = GRPC.to_string();
+    pod.start("nghttpd", &["nghttpd", "--no-tls", "-d", &at, "--trailer", "grpc-status: 0", &grpc])?;
+    pod.start("iperf3", &["iperf3", "-s", "-p", &IPERF.to_string()])?;
+    pod.start_probe("echo", &["echo", &ECHO.to_string()])?;
+    for port in [HTTP, HTTP2, GRPC, IPERF, ECHO] {
+        pod.wait_listening(port)?;
+    }
+    Ok(())
+}
