@@ -13,7 +13,7 @@ use mesh_common::record::{Event, PodAddresses};
 use mesh_common::steer;
 
 use crate::spiffe::SpiffeId;
-use crate::{admin, config, discovery, hbone, identity, routes};
+use crate::{admin, config, discovery, hbone, http, identity, routes};
 
 /// A target by its name, which is also that of its binary and its corpus.
 pub type Target = (&'static str, fn(&[u8]));
@@ -27,6 +27,7 @@ pub const TARGETS: &[Target] = &[
     ("hbone_client", hbone::fuzzing::client),
     ("hbone_server", hbone::fuzzing::server),
     ("hbone_words", hbone::fuzzing::words),
+    ("http_requests", http::fuzzing::requests),
     ("kernel_values", kernel_values),
     ("peer_certificate", identity::fuzzing::chain),
     ("route_filters", routes::fuzzing::heads),

@@ -13,6 +13,7 @@
 // — the data path —
 pub mod capture;
 pub mod hbone;
+pub mod http;
 pub mod identity;
 pub mod podnet;
 pub mod policy;

@@ -10,8 +10,8 @@
 
 mod descriptors;
 mod drain;
-mod http;
 mod show;
+mod surfaces;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use crate::proxy::{Budgets, Proxy, Shared};
 use crate::readiness::Readiness;
 use crate::state::{StateReader, StateWriter};
 use crate::telemetry::{AccessLog, Metrics, TunnelNumbers, logs};
-use crate::{discovery, hbone};
+use crate::{discovery, hbone, http};
 
 /// Threads of the control runtime: discovery may compile a large world while the admin endpoints answer.
 const CONTROL_THREADS: usize = 2;
@@ -48,7 +48,7 @@ fn limits() -> Vec<Limit> {
         drain::POLL, "milliseconds", "how often the drain looks whether the last connection has ended";
         drain::SYN_ACK_WINDOW, "milliseconds", "that listeners stay open behind those of a newer agent";
         drain::FAREWELL, "milliseconds", "for resets and access log lines to leave after the drain window";
-        http::BIND_RETRY, "milliseconds", "between two tries of an address that the agent before this one still holds";
+        surfaces::BIND_RETRY, "milliseconds", "between two tries of an address that the agent before this one still holds";
         descriptors::RESERVE, "descriptors", "that are not connections: maps, pins, listeners, socket stocks, logs";
         descriptors::PER_CONNECTION, "descriptors", "two where a connection does not go through a tunnel";
         descriptors::POD_SHARE, "percent", "of the descriptors for one pod's connections; its neighbours have the rest";
@@ -111,6 +111,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let capture = Capture::start(capture_config(&config)).context("cannot capture on this node")?;
     let descriptors = Descriptors::raise();
     let (access_log, tunnels) = (AccessLog::new(config.logs.access.clone()), Arc::<hbone::Tally>::default());
+    let requests = Arc::<http::Tally>::default();
     let shared = Shared {
         state: state.clone(),
         identities: identities.clone(),
@@ -118,14 +119,16 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         access_log: access_log.clone(),
         budgets: budgets(&config.proxy.pod, descriptors),
         tunnels: tunnels.clone(),
+        requests: requests.clone(),
         mode: config.proxy.outbound_mode,
+        leaving: drain.token(),
         drain: handed_over.token(),
         limits: hbone::Limits { drain_window: config.proxy.drain_window, ..hbone::Limits::default() },
     };
     let proxy = Proxy::start(shared, config.proxy.workers.get()).context("cannot start the worker threads")?;
     let health = discovery::Health::default();
     register_collectors(&metrics, &capture, &identities, &health, &readiness);
-    register_usage(&metrics, &proxy, tunnels);
+    register_usage(&metrics, &proxy, tunnels, requests);
     let (logs, started) = (LogControls { levels: log_filter, access: access_log }, SystemTime::now());
     let (standing, predecessor) = (capture.standing(), capture.predecessor());
     let agent = Arc::new(Agent {
@@ -147,7 +150,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     });
 
     let mut parts = JoinSet::new();
-    http::start(&mut parts, &agent, predecessor).await?;
+    surfaces::start(&mut parts, &agent, predecessor).await?;
     agent.start_parts(&mut parts, writer, capture);
     let connections = descriptors.connections();
     let version = env!("CARGO_PKG_VERSION");
@@ -264,7 +267,7 @@ fn register_collectors(
     }));
 }
 
-fn register_usage(metrics: &Metrics, proxy: &Proxy, tunnels: Arc<hbone::Tally>) {
+fn register_usage(metrics: &Metrics, proxy: &Proxy, tunnels: Arc<hbone::Tally>, requests: Arc<http::Tally>) {
     let proxy = proxy.clone();
     metrics.register_workloads(Box::new(move || proxy.usage()));
     metrics.register_tunnels(Box::new(move || TunnelNumbers {
@@ -272,6 +275,7 @@ fn register_usage(metrics: &Metrics, proxy: &Proxy, tunnels: Arc<hbone::Tally>) 
         streams: tunnels.streams(),
         establishments: tunnels.establishments(),
     }));
+    metrics.register_upstreams(Box::new(move || requests.numbers()));
 }
 
 /// What each pod may take, within what the process has.

@@ -10,7 +10,7 @@ use crate::identity::Identities;
 use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
 use crate::telemetry::{CertificateFacts, RootFacts};
-use crate::{admin, capture, discovery, hbone, identity, proxy, resilience, routes, routing, telemetry};
+use crate::{admin, capture, discovery, hbone, http, identity, proxy, resilience, routes, routing, telemetry};
 
 /// Who this is, since when, and how it is.
 pub fn agent(agent: &Agent) -> Value {
@@ -136,6 +136,7 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("routes", routes::limits::all()),
         ("routing", routing::limits()),
         ("hbone", hbone::limits::all()),
+        ("http", http::limits::all()),
         ("identity", identity::limits()),
         ("discovery", discovery::limits()),
         ("telemetry", telemetry::limits()),

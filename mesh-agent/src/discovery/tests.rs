@@ -11,9 +11,9 @@ use super::{Config, Effect, Finding, GATE, Health, Source, crd, load, run, valid
 use crate::drain::Drain;
 use crate::policy::{DenyReason, Facts, Mode, authorize};
 use crate::readiness::Readiness;
-use crate::routing::{OutboundMode, Refusal, Route, Transport, resolve};
+use crate::routing::{self, OutboundMode, Refusal, Route, Transport, resolve};
 use crate::spiffe::SpiffeId;
-use crate::state::{MeshState, StateReader, StateWriter, Workload};
+use crate::state::{Destination, MeshState, StateReader, StateWriter, Workload};
 
 const NAMESPACE: &str =
     "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {nodemesh.dev/mesh: enabled}}}";
@@ -542,13 +542,19 @@ fn dialled(address: &str) -> crate::addr::OrigDstAddr {
 
 /// Where a connection may go, and whether by tunnel.
 fn upstreams(state: &MeshState, source: &Workload, address: &str) -> Vec<(String, bool)> {
-    match resolve(state, source, dialled(address), OutboundMode::AllowAny, 7) {
-        Route::Upstreams { upstreams, .. } => {
-            let tunnel = |transport: &Transport| matches!(transport, Transport::Tunnel(_));
-            upstreams.iter().map(|upstream| (upstream.address.to_string(), tunnel(&upstream.transport))).collect()
-        }
+    let dialled = dialled(address);
+    let upstreams = match resolve(state, source, dialled, OutboundMode::AllowAny, 7) {
+        Route::Upstreams { upstreams, .. } => upstreams,
+        Route::Requests { .. } => match state.destination(dialled.socket(), routing::client_ip(source, dialled)) {
+            Destination::Service { service, port, frontend } => {
+                routing::endpoints(state, source, (service, port, frontend), dialled, 7)
+            }
+            other => panic!("{other:?}"),
+        },
         other => panic!("{other:?}"),
-    }
+    };
+    let tunnel = |transport: &Transport| matches!(transport, Transport::Tunnel(_));
+    upstreams.iter().map(|upstream| (upstream.address.to_string(), tunnel(&upstream.transport))).collect()
 }
 
 #[test]

@@ -54,7 +54,7 @@ pub fn server(input: &[u8]) {
         let serve = async {
             let limits = Limits::default();
             let Ok(tunnel) = Tunnel::with(identity::fuzzing::peer(), near, &limits).await else { return };
-            let _ = tunnel.serve(&limits, drain.token(), on_connect).await;
+            let _ = tunnel.serve(&limits, drain.token(), drain.token(), on_connect).await;
         };
         tokio::join!(serve, play(far, bytes));
     });

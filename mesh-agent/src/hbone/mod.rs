@@ -9,7 +9,7 @@ pub mod limits;
 
 pub use client::{OpenError, Timeout};
 pub use limits::{Limits, PORT};
-pub use pool::{Pool, TunnelKey, TunnelStatus};
+pub use pool::{Carrier, Pool, TunnelKey, TunnelStatus};
 pub use server::{Incoming, ServeError, Status, Tunnel, accept};
 pub use stream::{Stream, StreamError};
 pub use tally::Tally;

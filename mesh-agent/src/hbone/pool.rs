@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -83,10 +84,7 @@ struct Slot {
 }
 
 /// A tunnel that takes streams. Dropping this retires it.
-struct Open {
-    send: SendRequest<Bytes>,
-    tunnel: Rc<Tunnel>,
-}
+struct Open(Rc<Tunnel>);
 
 struct Tunnel {
     key: TunnelKey,
@@ -96,9 +94,21 @@ struct Tunnel {
     streams: Cell<u32>,
     idle_since: Cell<Instant>,
     since: SystemTime,
-    /// No new streams: retired or broken.
-    retired: Cell<bool>,
+    /// Opens streams; none once the tunnel is retired. With the last of it gone, the connection says goodbye by itself.
+    send: RefCell<Option<SendRequest<Bytes>>>,
     tally: Arc<Tally>,
+}
+
+/// The tunnel that a stream is in, for whoever keeps the stream for later.
+#[derive(Clone)]
+pub struct Carrier(Weak<Tunnel>);
+
+impl Carrier {
+    /// Whether the tunnel would take a new stream of the holder of this certificate: it has not been retired, the peer
+    /// has not said goodbye, neither side's certificate has ended or been replaced, and the peer's root is trusted.
+    pub fn is_current(&self, svid: &Svid) -> bool {
+        self.0.upgrade().is_some_and(|tunnel| tunnel.takes_streams_of(svid) && !tunnel.is_going_away())
+    }
 }
 
 /// One stream's place in a tunnel; given back on drop.
@@ -109,6 +119,11 @@ impl Occupied {
         tunnel.streams.set(tunnel.streams.get() + 1);
         tunnel.tally.streams.fetch_add(1, Ordering::Relaxed);
         Self(tunnel.clone())
+    }
+
+    /// The tunnel, without a place in it.
+    pub(super) fn carrier(&self) -> Carrier {
+        Carrier(Rc::downgrade(&self.0))
     }
 }
 
@@ -252,7 +267,8 @@ impl Pool {
         match made {
             Ok(open) => {
                 self.inner.backoffs.borrow_mut().reached(key);
-                let place = (open.send.clone(), Occupied::new(&open.tunnel));
+                let (send, open) = open;
+                let place = (send, Occupied::new(&open.0));
                 // The pod may have left meanwhile: then this tunnel serves its first stream and nobody else.
                 slot.open.borrow_mut().push(open);
                 Ok(place)
@@ -271,7 +287,7 @@ impl Pool {
         svid: &Arc<Svid>,
         connect_timeout: Duration,
         connect_tcp: impl AsyncFn() -> io::Result<TcpStream>,
-    ) -> Result<Open, OpenError> {
+    ) -> Result<(SendRequest<Bytes>, Open), OpenError> {
         let limits = &self.inner.limits;
         let tcp = match tokio::time::timeout(connect_timeout, connect_tcp()).await {
             Ok(Ok(tcp)) => tcp,
@@ -279,21 +295,23 @@ impl Pool {
             Err(_) => return Err(OpenError::TimedOut(Timeout::Connect)),
         };
         let (send, driver, peer) = client::establish(tcp, svid, key.address, &key.destination, limits).await?;
-        let tunnel = Rc::new(Tunnel::new(key.clone(), svid.generation, peer, self.inner.tally.clone()));
+        let tunnel = Tunnel::new(key.clone(), svid.generation, peer, send.clone(), self.inner.tally.clone());
+        let tunnel = Rc::new(tunnel);
         self.inner.living.borrow_mut().retain(|tunnel| tunnel.strong_count() > 0);
         self.inner.living.borrow_mut().push(Rc::downgrade(&tunnel));
         tokio::task::spawn_local(drive(driver, tunnel.clone(), Rc::downgrade(&self.inner)));
-        Ok(Open { send, tunnel })
+        Ok((send, Open(tunnel)))
     }
 }
 
 impl Slot {
     fn check_out(&self, svid: &Svid, limits: &Limits) -> Option<(SendRequest<Bytes>, Occupied)> {
         let mut open = self.open.borrow_mut();
-        open.retain(|open| open.tunnel.takes_streams_of(svid));
+        open.retain(|open| open.0.takes_streams_of(svid));
         // The fullest first leaves the others to fall idle.
-        let free = open.iter().filter(|open| open.has_room(limits)).max_by_key(|open| open.tunnel.streams.get())?;
-        Some((free.send.clone(), Occupied::new(&free.tunnel)))
+        let free = open.iter().filter(|open| open.0.has_room(limits)).max_by_key(|open| open.0.streams.get())?;
+        let send = free.0.send.borrow().clone()?;
+        Some((send, Occupied::new(&free.0)))
     }
 
     fn failure_since(&self, tries: u64) -> Option<OpenError> {
@@ -303,16 +321,9 @@ impl Slot {
     }
 }
 
-impl Open {
-    fn has_room(&self, limits: &Limits) -> bool {
-        let most = (limits.max_streams as usize).min(self.send.current_max_send_streams());
-        (self.tunnel.streams.get() as usize) < most
-    }
-}
-
 impl Drop for Open {
     fn drop(&mut self) {
-        self.tunnel.retired.set(true);
+        self.0.retire();
     }
 }
 
@@ -328,9 +339,9 @@ impl Inner {
     }
 
     fn retire(&self, tunnel: &Rc<Tunnel>) {
-        tunnel.retired.set(true);
+        tunnel.retire();
         if let Some(slot) = self.slots.borrow().get(&tunnel.key) {
-            slot.open.borrow_mut().retain(|open| !open.tunnel.retired.get());
+            slot.open.borrow_mut().retain(|open| !open.0.is_retired());
         }
         self.forget_if_empty(&tunnel.key, 1);
     }
@@ -346,7 +357,7 @@ impl Inner {
 }
 
 impl Tunnel {
-    fn new(key: TunnelKey, generation: u64, peer: Peer, tally: Arc<Tally>) -> Self {
+    fn new(key: TunnelKey, generation: u64, peer: Peer, send: SendRequest<Bytes>, tally: Arc<Tally>) -> Self {
         tally.tunnels.fetch_add(1, Ordering::Relaxed);
         Self {
             tally,
@@ -356,13 +367,33 @@ impl Tunnel {
             streams: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             since: SystemTime::now(),
-            retired: Cell::new(false),
+            send: RefCell::new(Some(send)),
         }
+    }
+
+    fn retire(&self) {
+        self.send.take();
+    }
+
+    fn is_retired(&self) -> bool {
+        self.send.borrow().is_none()
+    }
+
+    /// Whether the peer has said goodbye, or the connection is lost.
+    fn is_going_away(&self) -> bool {
+        let mut send = self.send.borrow_mut();
+        let mut cx = Context::from_waker(Waker::noop());
+        send.as_mut().is_none_or(|send| matches!(send.poll_ready(&mut cx), Poll::Ready(Err(_))))
+    }
+
+    fn has_room(&self, limits: &Limits) -> bool {
+        let most = self.send.borrow().as_ref().map_or(0, SendRequest::current_max_send_streams);
+        (self.streams.get() as usize) < most.min(limits.max_streams as usize)
     }
 
     /// Made with this certificate or a newer one, to a peer whose own still holds.
     fn takes_streams_of(&self, svid: &Svid) -> bool {
-        !self.retired.get() && self.generation >= svid.generation && self.peer.is_current()
+        !self.is_retired() && self.generation >= svid.generation && self.peer.is_current()
     }
 
     fn status(&self) -> TunnelStatus {
@@ -370,7 +401,7 @@ impl Tunnel {
             key: self.key.clone(),
             generation: self.generation,
             streams: self.streams.get(),
-            retired: self.retired.get(),
+            retired: self.is_retired(),
             since: self.since,
         }
     }
@@ -387,7 +418,7 @@ async fn drive(mut driver: client::Driver, tunnel: Rc<Tunnel>, pool: Weak<Inner>
     let Some(limits) = pool.upgrade().map(|pool| pool.limits.clone()) else { return };
     let ping_pong = driver.ping_pong();
     let retire = || {
-        tunnel.retired.set(true);
+        tunnel.retire();
         if let Some(pool) = pool.upgrade() {
             pool.retire(&tunnel);
         }

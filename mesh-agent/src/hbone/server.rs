@@ -176,8 +176,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
     /// Serves it to its end. `on_connect` runs as a local task per CONNECT.
     ///
     /// When the drain starts the peer is told to open no more streams; those that are open go on until
-    /// [`Limits::drain_window`] is over.
-    pub async fn serve<H, F>(self, limits: &Limits, mut drain: drain::Token, on_connect: H) -> Result<(), ServeError>
+    /// [`Limits::drain_window`] is over. While this agent is only `leaving` it still serves all who come; but a peer
+    /// that has had a stream is told to make its next tunnel anew, so that it keeps nothing here for later.
+    pub async fn serve<H, F>(
+        self,
+        limits: &Limits,
+        mut leaving: drain::Token,
+        mut drain: drain::Token,
+        on_connect: H,
+    ) -> Result<(), ServeError>
     where
         H: Fn(Incoming) -> F,
         F: Future<Output = ()> + 'static,
@@ -188,26 +195,34 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
         let mut lost = std::pin::pin!(liveness::keep_alive(ping_pong, limits, is_in_use));
         let mut distrusted = std::pin::pin!(peer.distrusted());
         let mut idle = std::pin::pin!(handlers.until_idle(limits.idle_server_tunnel));
-        let mut is_idle = false;
+        let (mut has_served, mut said_goodbye) = (false, false);
         let mut cut_at = None;
         loop {
             tokio::select! {
                 request = connection.accept() => match request {
-                    Some(Ok((request, respond))) => handle(&peer, &handlers, request, respond, &on_connect),
+                    Some(Ok((request, respond))) => {
+                        has_served = true;
+                        handle(&peer, &handlers, request, respond, &on_connect);
+                    }
                     // After our goodbye the peer may close before our last frames are out. What that cuts, if anything,
                     // is told by its handler.
-                    Some(Err(error)) if error.is_io() && (is_idle || cut_at.is_some()) => return Ok(()),
+                    Some(Err(error)) if error.is_io() && said_goodbye => return Ok(()),
                     Some(Err(error)) => return Err(error.into()),
                     None => return Ok(()),
                 },
                 () = drain.started(), if cut_at.is_none() => {
                     connection.graceful_shutdown();
+                    said_goodbye = true;
                     cut_at = Some(Instant::now() + limits.drain_window);
                 }
                 () = at(cut_at) => return farewell(connection, ServeError::Drained).await,
-                () = &mut idle, if !is_idle => {
-                    is_idle = true;
+                () = leaving.started(), if has_served && !said_goodbye => {
                     connection.graceful_shutdown();
+                    said_goodbye = true;
+                }
+                () = &mut idle, if !said_goodbye => {
+                    connection.graceful_shutdown();
+                    said_goodbye = true;
                 }
                 () = &mut distrusted => return farewell(connection, ServeError::Distrusted).await,
                 () = &mut lost => return farewell(connection, ServeError::PingTimeout).await,

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
-use super::pool::Occupied;
+use super::pool::{Carrier, Occupied};
 
 /// Both halves of a tunnelled connection. Dropping it before both have ended resets it: the far side must never take
 /// a connection that broke for one that was closed.
@@ -21,7 +21,7 @@ pub struct Stream {
     received_end: bool,
     baggage: Option<String>,
     /// The client's place in its tunnel; given back on drop.
-    _occupied: Option<Occupied>,
+    occupied: Option<Occupied>,
 }
 
 /// How a stream broke.
@@ -58,12 +58,17 @@ impl Stream {
         baggage: Option<String>,
         occupied: Option<Occupied>,
     ) -> Self {
-        Self { send, recv, sent_end: false, received_end: false, baggage, _occupied: occupied }
+        Self { send, recv, sent_end: false, received_end: false, baggage, occupied }
     }
 
     /// Who the far side says it is; from the answer to our CONNECT. Not trusted for anything.
     pub fn baggage(&self) -> Option<&str> {
         self.baggage.as_deref()
+    }
+
+    /// The tunnel that it is in; of the dialling end alone.
+    pub fn carrier(&self) -> Option<Carrier> {
+        self.occupied.as_ref().map(Occupied::carrier)
     }
 
     /// The next bytes; `None` once the far side has ended its half. Call [`Stream::release`] as they are used up.

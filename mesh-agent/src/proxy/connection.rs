@@ -255,6 +255,13 @@ pub struct Registration {
     _taken: Taken,
 }
 
+impl Registration {
+    /// The connection, for who counts its bytes.
+    pub fn live(&self) -> Rc<Live> {
+        self.live.clone()
+    }
+}
+
 impl std::ops::Deref for Registration {
     type Target = Live;
 

@@ -57,6 +57,12 @@ impl Counters {
         Self { budget: Some(budget), ..Self::default() }
     }
 
+    /// Counts bytes that something else than a pump carried.
+    pub(super) fn add(&self, forward: usize, backward: usize) {
+        self.forward.fetch_add(forward as u64, Ordering::Relaxed);
+        self.backward.fetch_add(backward as u64, Ordering::Relaxed);
+    }
+
     /// From the first argument of the pump to the second: application to tunnel, or `a` to `b`.
     pub fn forward(&self) -> u64 {
         self.forward.load(Ordering::Relaxed)
@@ -83,6 +89,8 @@ pub enum End {
     TunnelLost(String),
     /// Its application does not read, and its pod has no room for more: a reset on both sides.
     OverBudget(Over),
+    /// What the client said is not the protocol that its port speaks.
+    NotHttp(&'static str),
     /// Cut by `cancel`, with a reset on both sides.
     Cut,
 }
@@ -96,6 +104,7 @@ impl End {
             End::StreamReset(_) => "stream-reset",
             End::TunnelLost(_) => "tunnel-lost",
             End::OverBudget(over) => over.label(),
+            End::NotHttp(reason) => reason,
             End::Cut => "cut",
         }
     }

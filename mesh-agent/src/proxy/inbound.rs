@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use super::budget::{Kind, Taken};
 use super::connection::{Judged, Registration};
 use super::error::Failure;
-use super::worker::{Pod, Worker};
+use super::worker::{Pod, Shared, Worker};
 use super::{copy, dial, record};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::hbone::{self, Incoming};
@@ -41,7 +41,8 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, _taken: Taken, tcp:
     let serve = async {
         let tunnel = hbone::accept(tcp, &svid, limits).await?;
         drop((stranger, svid));
-        tunnel.serve(limits, worker.shared.drain.clone(), on_connect).await
+        let Shared { leaving, drain, .. } = &*worker.shared;
+        tunnel.serve(limits, leaving.clone(), drain.clone(), on_connect).await
     };
     let served = tokio::select! {
         biased;

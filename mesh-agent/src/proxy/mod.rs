@@ -13,6 +13,8 @@ pub mod limits;
 mod outbound;
 mod plaintext;
 mod record;
+mod requests;
+mod server_name;
 mod worker;
 
 use std::collections::HashMap;

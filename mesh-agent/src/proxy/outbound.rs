@@ -16,9 +16,11 @@ use super::limits::TUNNEL_RETRY_PAUSE;
 use super::record;
 use super::worker::{Pod, Worker};
 use super::{dial, inbound};
-use crate::addr::{ClientAddr, ServerAddr};
+use super::{requests, server_name};
+use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
 use crate::hbone::{self, ConnectRequest, TraceParent, TunnelKey};
 use crate::podnet::{DialRecord, Role};
+use crate::routes::Connections;
 use crate::routing::{self, Refusal, Route, Transport, Upstream};
 use crate::state::Service;
 
@@ -31,9 +33,12 @@ struct Decision {
 }
 
 /// A connection that was made, ready to carry bytes.
-enum Reached {
+pub enum Reached {
+    /// To a pod of the mesh.
     Tunnel(hbone::Stream),
+    /// To what is not of the mesh.
     Direct(TcpStream),
+    /// To the pod itself.
     Application(dial::AppConnection),
 }
 
@@ -57,6 +62,19 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStre
             let upstream = Upstream { address: *address, workload: None, transport: Transport::Plaintext };
             try_upstreams(&worker, &pod, tcp, live, client, None, std::slice::from_ref(&upstream)).await;
         }
+        Route::Requests { service } => requests::serve(worker, pod, tcp, live, client, dial.dialled(), service).await,
+        Route::ByServerName { routes, .. } => {
+            match by_server_name(&worker, &pod, &tcp, &live, dial.dialled(), routes).await {
+                Ok((service, upstreams)) => {
+                    live.record.borrow_mut().service = Some(record::service_name(&service));
+                    try_upstreams(&worker, &pod, tcp, live, client, Some(&service), &upstreams).await;
+                }
+                Err(failure) => {
+                    worker.finish_failed(live, &failure);
+                    copy::reset(tcp);
+                }
+            }
+        }
         Route::Upstreams { service, upstreams } => {
             try_upstreams(&worker, &pod, tcp, live, client, service.as_ref(), upstreams).await;
         }
@@ -70,6 +88,25 @@ fn decide(worker: &Worker, pod: &Pod, tcp: &TcpStream) -> Result<Decision, Failu
     let state = worker.shared.state.current();
     let route = routing::resolve(&state, &pod.workload, dial.dialled(), worker.shared.mode, worker.random());
     Ok(Decision { dial, client, route })
+}
+
+/// Where the server name leads that the client asks for, in the world as it is once that is known.
+async fn by_server_name(
+    worker: &Worker,
+    pod: &Pod,
+    tcp: &TcpStream,
+    live: &Registration,
+    dialled: OrigDstAddr,
+    routes: &Connections,
+) -> Result<(Arc<Service>, Vec<Upstream>), Failure> {
+    let name = tokio::select! {
+        biased;
+        cut = live.cancel.cancelled() => return Err(Failure::Cut(cut)),
+        name = server_name::read(tcp) => name.map_err(Failure::Refused)?,
+    };
+    let state = worker.shared.state.current();
+    routing::by_server_name(&state, &pod.workload, routes, name.as_deref(), dialled, worker.random())
+        .map_err(Failure::Refused)
 }
 
 /// A pod that reaches itself through a Service is judged here, since no other agent will be asked.
@@ -132,7 +169,7 @@ async fn reach_first(
 }
 
 /// Whether another endpoint would answer the same.
-fn is_final(failure: &Failure) -> bool {
+pub fn is_final(failure: &Failure) -> bool {
     match failure {
         Failure::Cut(_) | Failure::Denied(_) | Failure::NoCertificate(_) => true,
         // Policy stands before the Service as a whole: asking every endpoint in turn would only be more refusals.
@@ -147,7 +184,8 @@ fn is_final(failure: &Failure) -> bool {
     }
 }
 
-async fn reach(
+/// Makes a connection to one endpoint.
+pub async fn reach(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
     live: &Registration,

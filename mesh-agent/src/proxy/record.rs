@@ -11,22 +11,46 @@ use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
 use crate::podnet::Role;
 use crate::routing::{self, Route, Upstream};
 use crate::spiffe::SpiffeId;
-use crate::state::Workload;
-use crate::telemetry::{ConnectionRecord, ConnectionResult, Direction, Transport};
+use crate::state::{Service, Workload};
+use crate::telemetry::{ConnectionRecord, ConnectionResult, Direction, RequestRecord, Transport};
 
 /// An outbound connection, as far as its decision tells.
 pub fn outbound(pod: &Pod, client: ClientAddr, dialled: OrigDstAddr, route: &Route) -> ConnectionRecord {
     let (transport, service) = match route {
         Route::Upstreams { service, .. } => (Transport::Undecided, service.as_ref()),
+        Route::Requests { service } => (Transport::Requests, Some(service)),
+        Route::ByServerName { service, .. } => (Transport::Undecided, Some(service)),
         Route::PassThrough(_) => (Transport::PassThrough, None),
         Route::Refused(_) => (Transport::Undecided, None),
     };
     ConnectionRecord {
         transport,
         dialled: Some(dialled.socket()),
-        service: service.map(|service| format!("{}/{}", service.namespace, service.name).into()),
+        service: service.map(|service| service_name(service)),
         ..from_pod(pod, client)
     }
+}
+
+/// A connection that requests of this pod share, to one endpoint of a Service.
+pub fn shared(pod: &Pod, client: ClientAddr, service: &Service, upstream: &Upstream) -> ConnectionRecord {
+    let mut record = ConnectionRecord { service: Some(service_name(service)), ..from_pod(pod, client) };
+    aim(&mut record, upstream);
+    record
+}
+
+/// What every request of a connection is told with.
+pub fn request(pod: &Pod, client: ClientAddr, service: &Service) -> RequestRecord {
+    RequestRecord {
+        source_pod: Some(name(&pod.workload)),
+        source_identity: Some(pod.workload.identity.clone()),
+        service: Some(service_name(service)),
+        ..RequestRecord::blank(Direction::Outbound, client.socket())
+    }
+}
+
+/// `<namespace>/<name>`
+pub fn service_name(service: &Service) -> Arc<str> {
+    format!("{}/{}", service.namespace, service.name).into()
 }
 
 /// A connection that failed before its ends were known.
@@ -129,6 +153,7 @@ pub fn result_of(end: &copy::End) -> ConnectionResult {
         copy::End::Finished | copy::End::FirstReset(_) | copy::End::SecondReset(_) | copy::End::StreamReset(_) => {
             ConnectionResult::Ok
         }
+        copy::End::NotHttp(reason) => ConnectionResult::Refused { reason },
         copy::End::OverBudget(over) => ConnectionResult::Cut { reason: over.label() },
         copy::End::TunnelLost(_) | copy::End::Cut => ConnectionResult::Failed { reason: end.reason() },
     }

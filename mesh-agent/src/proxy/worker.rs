@@ -22,6 +22,7 @@ use super::{copy, dial, inbound, outbound, plaintext, record};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::drain;
 use crate::hbone::{self, Pool, TunnelStatus};
+use crate::http;
 use crate::identity::{Identities, Svid};
 use crate::podnet::{DialRecord, PodListener, PodNet, Role};
 use crate::routing::OutboundMode;
@@ -43,12 +44,16 @@ pub struct Shared {
     pub budgets: Budgets,
     /// What happens to unknown destinations.
     pub mode: OutboundMode,
-    /// The end of the process.
+    /// This agent is told to end: it serves whoever comes, and keeps nothing for later.
+    pub leaving: drain::Token,
+    /// Another agent takes whoever comes.
     pub drain: drain::Token,
     /// What tunnels may cost.
     pub limits: hbone::Limits,
     /// What became of the tunnels of all workers.
     pub tunnels: Arc<hbone::Tally>,
+    /// What became of the connections that requests share, of all workers.
+    pub requests: Arc<http::Tally>,
 }
 
 /// A pod of this node, as its connections see it. Any worker may serve one.
@@ -162,6 +167,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// The tunnels to other nodes; this worker's own.
     pub pool: Pool,
+    /// The connections to applications that requests share; this worker's own.
+    pub upstreams: http::Upstreams,
     /// The connections that are served here.
     pub live: Rc<LiveTable>,
     index: usize,
@@ -192,13 +199,16 @@ impl Worker {
     fn new(shared: Arc<Shared>, index: usize, peers: Arc<[WorkerHandle]>) -> Self {
         let live = peers.get(index).map(|own| LiveTable::with_load(own.load.clone())).unwrap_or_default();
         let pool = Pool::counted(shared.limits.clone(), shared.tunnels.clone());
-        Self { shared, pool, live: Rc::new(live), index, peers, random: RefCell::new(fastrand::Rng::new()) }
+        let upstreams = http::Upstreams::new(shared.requests.clone());
+        Self { shared, pool, upstreams, live: Rc::new(live), index, peers, random: RefCell::new(fastrand::Rng::new()) }
     }
 
     async fn run(self, mut inbox: mpsc::UnboundedReceiver<Job>) {
         let worker = Rc::new(self);
         tokio::task::spawn_local(worker.clone().rejudge_on_change());
         tokio::task::spawn_local(worker.clone().count_bytes());
+        tokio::task::spawn_local(worker.upstreams.clone().sweep());
+        tokio::task::spawn_local(worker.clone().keep_nothing_when_leaving());
         let mut acceptors: HashMap<Arc<str>, Vec<JoinHandle<()>>> = HashMap::new();
         let mut is_draining = false;
         while let Some(job) = inbox.recv().await {
@@ -212,6 +222,7 @@ impl Worker {
                 Job::Leave(uid) => {
                     acceptors.remove(&uid).into_iter().flatten().for_each(|task| task.abort());
                     worker.pool.drop_source(&uid);
+                    worker.upstreams.drop_source(&uid);
                     worker.live.cut_pod(&uid);
                 }
                 Job::Serve(pod, role, taken, tcp) => worker.clone().adopt(pod, role, taken, tcp),
@@ -246,6 +257,11 @@ impl Worker {
             tokio::time::sleep(COUNT_INTERVAL).await;
             self.live.visit(|live| live.count_bytes()).await;
         }
+    }
+
+    async fn keep_nothing_when_leaving(self: Rc<Self>) {
+        self.shared.leaving.clone().started().await;
+        self.upstreams.keep_nothing();
     }
 
     fn listen(self: Rc<Self>, pod: &Arc<Pod>, listener: PodListener) -> Option<JoinHandle<()>> {

@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use crate::addr::{OrigDstAddr, ServerAddr};
 use crate::limit::{Limit, limits};
+use crate::routes::{ConnectionRule, Connections, Seed};
 use crate::spiffe::SpiffeId;
-use crate::state::{Affinity, Destination, Endpoint, Frontend, MeshState, Service, ServicePort, Workload};
+use crate::state::{Affinity, AppProtocol, Destination, Endpoint, Frontend, MeshState, Service, ServicePort, Workload};
 
 /// What happens to destinations that the mesh does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,18 @@ pub enum Route {
         service: Option<Arc<Service>>,
         /// At least one, at most [`MAX_TRIES`].
         upstreams: Vec<Upstream>,
+    },
+    /// A Service port on which requests are spoken: every request is decided by itself, see [`endpoints`].
+    Requests {
+        /// The Service that was dialled.
+        service: Arc<Service>,
+    },
+    /// A TLSRoute leads here: the client's first message says which way, see [`by_server_name`].
+    ByServerName {
+        /// The Service that was dialled.
+        service: Arc<Service>,
+        /// The routes at its port.
+        routes: Arc<Connections>,
     },
     /// Not of this mesh: dial it from the pod, as it is.
     PassThrough(ServerAddr),
@@ -59,7 +72,7 @@ pub struct Upstream {
 }
 
 /// How an upstream is reached.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// HBONE to the pod's :15008, whose certificate must carry this identity.
     Tunnel(SpiffeId),
@@ -82,6 +95,14 @@ pub enum Refusal {
     SourceRange,
     /// Unknown destination in registry-only mode.
     NotInRegistry,
+    /// No TLSRoute is for the server name that the client asked for.
+    NoRoute,
+    /// The route's backend is no Service that is there, or its backends weigh nothing.
+    BadBackend,
+    /// A TLSRoute leads here, and what the client said is not TLS.
+    NotTls,
+    /// A TLSRoute leads here, and the client said nothing in time.
+    SilentClient,
 }
 
 impl Refusal {
@@ -93,6 +114,10 @@ impl Refusal {
             Refusal::NoSuchPort => "no-such-port",
             Refusal::SourceRange => "source-range",
             Refusal::NotInRegistry => "not-in-registry",
+            Refusal::NoRoute => "no-route",
+            Refusal::BadBackend => "bad-backend",
+            Refusal::NotTls => "not-tls",
+            Refusal::SilentClient => "silent-client",
         }
     }
 }
@@ -101,17 +126,20 @@ impl Refusal {
 pub fn resolve(state: &MeshState, source: &Workload, dialled: OrigDstAddr, mode: OutboundMode, seed: u64) -> Route {
     let client = client_ip(source, dialled);
     match state.destination(dialled.socket(), client) {
+        Destination::Service { service, port, .. }
+            if state.protocol(service, port, &source.namespace) != AppProtocol::Bytes =>
+        {
+            Route::Requests { service: service.clone() }
+        }
         Destination::Service { service, port, frontend } => {
-            let candidates: Vec<&Endpoint> = port.behind(frontend, dialled.ip()).collect();
-            if candidates.is_empty() {
+            if let Some(routes) = state.connections(service, port.port, &source.namespace) {
+                return along(state, source, service, routes, dialled, seed);
+            }
+            let upstreams = endpoints(state, source, (service, port, frontend), dialled, seed);
+            if upstreams.is_empty() {
                 return Route::Refused(no_endpoint(port, dialled));
             }
-            let chosen = choose(service.affinity, &candidates, client, seed);
-            let upstreams = chosen.into_iter().map(|endpoint| {
-                let address = ServerAddr::new(SocketAddr::new(endpoint.ip, endpoint.port));
-                upstream(state, source, address, endpoint.workload.as_ref())
-            });
-            Route::Upstreams { service: Some(service.clone()), upstreams: upstreams.collect() }
+            Route::Upstreams { service: Some(service.clone()), upstreams }
         }
         Destination::NoSuchPort => Route::Refused(Refusal::NoSuchPort),
         Destination::NotAdmitted => Route::Refused(Refusal::SourceRange),
@@ -130,8 +158,76 @@ pub fn resolve(state: &MeshState, source: &Workload, dialled: OrigDstAddr, mode:
     }
 }
 
+fn along(
+    state: &MeshState,
+    source: &Workload,
+    service: &Arc<Service>,
+    routes: &Arc<Connections>,
+    dialled: OrigDstAddr,
+    seed: u64,
+) -> Route {
+    match &**routes {
+        Connections::Named(_) => Route::ByServerName { service: service.clone(), routes: routes.clone() },
+        Connections::All(rule) => match backend(state, source, rule, dialled, seed) {
+            Ok((service, upstreams)) => Route::Upstreams { service: Some(service), upstreams },
+            Err(refusal) => Route::Refused(refusal),
+        },
+    }
+}
+
+/// Decides where a connection goes that asks for this server, in lower case, or for none: the backend's Service, and
+/// the endpoints to try.
+pub fn by_server_name(
+    state: &MeshState,
+    source: &Workload,
+    routes: &Connections,
+    name: Option<&str>,
+    dialled: OrigDstAddr,
+    seed: u64,
+) -> Result<(Arc<Service>, Vec<Upstream>), Refusal> {
+    let rule = match routes {
+        Connections::All(rule) => Some(rule),
+        Connections::Named(names) => names.find(name),
+    };
+    backend(state, source, rule.ok_or(Refusal::NoRoute)?, dialled, seed)
+}
+
+fn backend(
+    state: &MeshState,
+    source: &Workload,
+    rule: &ConnectionRule,
+    dialled: OrigDstAddr,
+    seed: u64,
+) -> Result<(Arc<Service>, Vec<Upstream>), Refusal> {
+    let backend = rule.backend(Seed::new(seed)).ok_or(Refusal::BadBackend)?;
+    let (service, port) = state.backend(&backend.target).map_err(|_| Refusal::BadBackend)?;
+    let upstreams = endpoints(state, source, (service, port, Frontend::ClusterIp), dialled, seed);
+    if upstreams.is_empty() {
+        return Err(no_endpoint(port, dialled));
+    }
+    Ok((service.clone(), upstreams))
+}
+
+/// The endpoints of a Service's port to try for a connection, or a request, in this order; none if it has none of the
+/// family that was dialled.
+pub fn endpoints(
+    state: &MeshState,
+    source: &Workload,
+    (service, port, frontend): (&Service, &ServicePort, Frontend),
+    dialled: OrigDstAddr,
+    seed: u64,
+) -> Vec<Upstream> {
+    let candidates: Vec<&Endpoint> = port.behind(frontend, dialled.ip()).collect();
+    let chosen = choose(service.affinity, &candidates, client_ip(source, dialled), seed);
+    let upstreams = chosen.into_iter().map(|endpoint| {
+        let address = ServerAddr::new(SocketAddr::new(endpoint.ip, endpoint.port));
+        upstream(state, source, address, endpoint.workload.as_ref())
+    });
+    upstreams.collect()
+}
+
 /// The address that the source dials from.
-fn client_ip(source: &Workload, dialled: OrigDstAddr) -> IpAddr {
+pub fn client_ip(source: &Workload, dialled: OrigDstAddr) -> IpAddr {
     let of_family = source.ips.iter().find(|ip| ip.is_ipv4() == dialled.ip().is_ipv4());
     of_family.or(source.ips.first()).copied().unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED))
 }

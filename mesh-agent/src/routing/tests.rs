@@ -12,6 +12,36 @@ use crate::state::{
     ServiceSpec, TargetPort, Traffic, World,
 };
 
+/// A port that speaks HTTP is no refusal even without endpoints: each request is told.
+#[test]
+fn where_requests_are_spoken_each_is_decided_by_itself() {
+    let speaking = |name: &str, ip: &str, endpoints: &[(&str, u16)], protocol| {
+        let mut service = service(name, &[ip], endpoints);
+        service.ports.iter_mut().for_each(|port| port.protocol = protocol);
+        service
+    };
+    let world = World {
+        workloads: vec![pod("client", &["10.0.0.1"], true), pod("meshed", &["10.0.0.2"], true)],
+        services: vec![
+            speaking("bytes", "10.96.0.1", &[("10.0.0.2", 8080)], AppProtocol::Bytes),
+            speaking("http", "10.96.0.2", &[("10.0.0.2", 8080)], AppProtocol::Http1),
+            speaking("grpc", "10.96.0.3", &[], AppProtocol::Grpc),
+        ],
+        ..World::default()
+    };
+    let state = MeshState::build(1, "node", &world);
+    let client = state.workload_by_ip("10.0.0.1".parse().unwrap()).unwrap();
+    for (dialled, expected) in [
+        ("10.96.0.1:80", "10.0.0.2:8080 T"),
+        ("10.96.0.2:80", "request by request, http"),
+        ("10.96.0.3:80", "request by request, grpc"),
+        ("10.0.0.2:8080", "10.0.0.2:8080 T"),
+    ] {
+        let dialled = OrigDstAddr::new(dialled.parse().unwrap());
+        assert_eq!(words(&resolve(&state, client, dialled, OutboundMode::AllowAny, 3)), expected, "{dialled}");
+    }
+}
+
 #[test]
 fn where_connections_go() {
     let world = World {
@@ -249,7 +279,7 @@ proptest! {
                 }
             }
             Route::Refused(refusal) => prop_assert!(mine.is_empty() && refusal == Refusal::NoEndpoint),
-            Route::PassThrough(_) => prop_assert!(false, "a known Service passed through"),
+            Route::PassThrough(_) | Route::Requests { .. } | Route::ByServerName { .. } => prop_assert!(false, "a known Service of bytes"),
         }
     }
 
@@ -308,6 +338,8 @@ fn words(route: &Route) -> String {
             let each: Vec<String> = upstreams.iter().map(|u| format!("{} {}", u.address, how(&u.transport))).collect();
             each.join(", ")
         }
+        Route::Requests { service } => format!("request by request, {}", service.name),
+        Route::ByServerName { service, .. } => format!("by server name, {}", service.name),
         Route::PassThrough(address) => format!("+ {address}"),
         Route::Refused(refusal) => format!("! {refusal:?}"),
     }

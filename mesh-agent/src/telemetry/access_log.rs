@@ -1,4 +1,4 @@
-//! One line per closed connection, under the target `access` at level info: `--log-level info,access=off` silences it.
+//! One line per closed connection and per request, under the target `access` at level info: `--log-level info,access=off` silences it.
 //! Which connections get a line is a filter of its own ([`Filter`]), which changes at run time.
 //!
 //! The fields are an interface, stable by name; a field with nothing to say is left out. Every text is recorded as a
@@ -19,7 +19,8 @@ use arc_swap::ArcSwap;
 use tracing::info;
 
 use super::series::RESULT_NAMES;
-use super::{ConnectionRecord, ConnectionResult};
+use super::{ConnectionRecord, ConnectionResult, RequestRecord};
+use crate::spiffe::SpiffeId;
 
 /// The target of access log lines.
 pub const TARGET: &str = "access";
@@ -122,23 +123,47 @@ impl Filter {
     }
 
     /// Whether this connection gets a line; `ok` counts those that are sampled.
-    fn admits(&self, record: &ConnectionRecord, ok: &AtomicU64) -> bool {
+    fn admits(&self, line: &Line<'_>, ok: &AtomicU64) -> bool {
         let names_namespace = |name: &String| {
-            let of_pod = [&record.source_pod, &record.destination_pod].into_iter().flatten();
-            let of_identity = [&record.source_identity, &record.destination_identity].into_iter().flatten();
+            let of_pod = line.pods.into_iter().flatten();
             of_pod.filter_map(|pod| pod.split_once('/')).any(|(namespace, _)| namespace == name)
-                || of_identity.into_iter().any(|identity| identity.namespace() == name)
+                || line.identities.into_iter().flatten().any(|identity| identity.namespace() == name)
         };
-        let names_pod = |name: &String| {
-            [&record.source_pod, &record.destination_pod].into_iter().flatten().any(|pod| **pod == **name)
-        };
+        let names_pod = |name: &String| line.pods.into_iter().flatten().any(|pod| **pod == **name);
         !self.is_off
-            && (self.results.is_empty() || self.results.contains(&record.result.name()))
+            && (self.results.is_empty() || self.results.contains(&line.result))
             && (self.namespaces.is_empty() || self.namespaces.iter().any(names_namespace))
             && (self.pods.is_empty() || self.pods.iter().any(names_pod))
             && (self.sample == 1
-                || record.result != ConnectionResult::Ok
+                || line.result != ConnectionResult::Ok.name()
                 || ok.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.sample))
+    }
+}
+
+/// What a filter looks at.
+struct Line<'a> {
+    result: &'static str,
+    pods: [Option<&'a Arc<str>>; 2],
+    identities: [Option<&'a SpiffeId>; 2],
+}
+
+impl<'a> From<&'a ConnectionRecord> for Line<'a> {
+    fn from(record: &'a ConnectionRecord) -> Self {
+        Self {
+            result: record.result.name(),
+            pods: [record.source_pod.as_ref(), record.destination_pod.as_ref()],
+            identities: [record.source_identity.as_ref(), record.destination_identity.as_ref()],
+        }
+    }
+}
+
+impl<'a> From<&'a RequestRecord> for Line<'a> {
+    fn from(record: &'a RequestRecord) -> Self {
+        Self {
+            result: record.kind(),
+            pods: [record.source_pod.as_ref(), record.destination_pod.as_ref()],
+            identities: [record.source_identity.as_ref(), record.destination_identity.as_ref()],
+        }
     }
 }
 
@@ -162,11 +187,54 @@ impl AccessLog {
 
     /// Writes the line of a connection that has ended. Costs one look at the filters when they admit none.
     pub fn write(&self, record: &ConnectionRecord) {
-        let is_enabled = tracing::enabled!(target: TARGET, tracing::Level::INFO);
-        if is_enabled && self.inner.filter.load().admits(record, &self.inner.ok) {
+        if self.admits(&record.into()) {
             write(record);
         }
     }
+
+    /// Writes the line of a request that is over, by the same filter.
+    pub fn write_request(&self, record: &RequestRecord) {
+        if self.admits(&record.into()) {
+            write_request(record);
+        }
+    }
+
+    fn admits(&self, line: &Line<'_>) -> bool {
+        let is_enabled = tracing::enabled!(target: TARGET, tracing::Level::INFO);
+        is_enabled && self.inner.filter.load().admits(line, &self.inner.ok)
+    }
+}
+
+/// The query is left out: it may hold what nobody should read in a log.
+fn write_request(record: &RequestRecord) {
+    let source_identity = record.source_identity.as_ref().map(ToString::to_string);
+    let destination_identity = record.destination_identity.as_ref().map(ToString::to_string);
+    let server = record.server.map(|address| address.to_string());
+    info!(
+        target: TARGET,
+        direction = record.direction.name(),
+        result = record.kind(),
+        reason = record.result.reason(),
+        method = record.method.as_ref().map(http::Method::as_str),
+        host = record.host.as_ref().and_then(|host| host.to_str().ok()),
+        path = record.path.as_ref().map(http::uri::PathAndQuery::path),
+        protocol = if record.version == http::Version::HTTP_2 { "2" } else { "1.1" },
+        status = record.status.map(|status| status.as_u16()),
+        grpc_status = record.grpc_status,
+        route = record.route.as_deref(),
+        source_pod = record.source_pod.as_deref(),
+        source_identity = source_identity.as_deref(),
+        client = record.client.to_string().as_str(),
+        service = record.service.as_deref(),
+        destination_pod = record.destination_pod.as_deref(),
+        destination_identity = destination_identity.as_deref(),
+        server = server.as_deref(),
+        trace_id = record.trace_id(),
+        bytes_sent = record.bytes_sent,
+        bytes_received = record.bytes_received,
+        duration_ms = (record.duration.as_secs_f64() * 1e6).round() / 1e3,
+        "request"
+    );
 }
 
 fn write(record: &ConnectionRecord) {

@@ -29,6 +29,12 @@
 //! | `nodemesh_root_peers` | gauge | `root`; live tunnels, either direction, whose peer rests on it |
 //! | `nodemesh_config_age_seconds` | gauge | – ; since the world was last read whole |
 //! | `nodemesh_log_lines_dropped_total` | counter | – ; lines that a slow reader of the log lost |
+//! | `nodemesh_http_…` | – | requests; see `requests.rs` |
+//! | `nodemesh_http_requests_overflow_total` | counter | – ; requests counted under `_overflow` |
+//! | `nodemesh_http_upstream_connections_open` | gauge | – ; connections to applications that requests share |
+//! | `nodemesh_http_upstream_connections_made_total` | counter | – |
+//! | `nodemesh_http_upstream_reuses_total` | counter | – ; requests that went out on one that was there |
+//! | `nodemesh_http_resends_total` | counter | – ; requests that went out again, because the application had closed their connection |
 //! | `nodemesh_build_info` | info | `version` |
 //!
 //! *connection* = `direction`, `transport`, `source_namespace`, `source_service_account`, `destination_namespace`,
@@ -56,8 +62,12 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::requests::{MAX_REQUEST_SERIES, RequestCollector, RequestTable};
 use super::series::{MAX_SERIES, OVERFLOW_NAME, Owner, Series, SeriesTable};
-use super::{ConnectionKey, ConnectionRecord, ConnectionResult, TunnelNumbers, WorkloadUsage, logs};
+use super::{
+    ConnectionKey, ConnectionRecord, ConnectionResult, RequestMemo, RequestRecord, TunnelNumbers, UpstreamNumbers,
+    WorkloadUsage, logs,
+};
 use crate::spiffe::SpiffeId;
 
 /// The content type of [`Metrics::encode`].
@@ -112,6 +122,9 @@ pub type WorkloadSource = Box<dyn Fn() -> Vec<WorkloadUsage> + Send + Sync>;
 /// Reads what became of tunnels.
 pub type TunnelSource = Box<dyn Fn() -> TunnelNumbers + Send + Sync>;
 
+/// Reads what became of the connections that requests share.
+pub type UpstreamSource = Box<dyn Fn() -> UpstreamNumbers + Send + Sync>;
+
 /// All metrics of the process. Cheap to clone; no method waits for another thread for longer than a look-up.
 #[derive(Clone)]
 pub struct Metrics {
@@ -121,6 +134,7 @@ pub struct Metrics {
 struct Inner {
     registry: Mutex<Registry>,
     connections: Arc<SeriesTable>,
+    requests: Arc<RequestTable>,
     denials: Family<DenialLabels, Counter>,
     audits: Family<AuditLabels, Counter>,
     faults: Family<FaultLabels, Counter>,
@@ -175,6 +189,7 @@ impl Metrics {
         let inner = Inner {
             registry: Mutex::new(Registry::with_prefix("nodemesh")),
             connections: Arc::new(SeriesTable::new(max_series)),
+            requests: Arc::new(RequestTable::new(MAX_REQUEST_SERIES)),
             denials: Family::default(),
             audits: Family::default(),
             faults: Family::default(),
@@ -202,6 +217,11 @@ impl Metrics {
     /// Counts a connection that was over before it was open: denied, refused, or failed at once.
     pub fn closed(&self, record: &ConnectionRecord) {
         self.opened(&record.key()).closed(record);
+    }
+
+    /// Counts a request. `memo` is the connection's own.
+    pub fn request(&self, record: &RequestRecord, memo: &RequestMemo) {
+        self.inner.requests.count(record, memo);
     }
 
     /// Shows the kernel's counters as `nodemesh_kernel_outcomes_total`.
@@ -232,6 +252,11 @@ impl Metrics {
     /// Shows tunnels as `nodemesh_tunnel…`.
     pub fn register_tunnels(&self, source: TunnelSource) {
         self.inner.collect(TunnelCollector(source));
+    }
+
+    /// Shows the connections that requests share as `nodemesh_http_upstream_…`.
+    pub fn register_upstreams(&self, source: UpstreamSource) {
+        self.inner.collect(UpstreamCollector(source));
     }
 
     /// Everything, as OpenMetrics text (see [`CONTENT_TYPE`]).
@@ -308,6 +333,7 @@ impl Inner {
             self.durations.clone(),
         );
         registry.register_collector(Box::new(ConnectionCollector(self.connections.clone())));
+        registry.register_collector(Box::new(RequestCollector(self.requests.clone())));
     }
 
     fn collect(&self, collector: impl Collector) {
@@ -591,4 +617,24 @@ macro_rules! debug_by_name {
 }
 
 debug_by_name! { OutcomeCollector CertificateCollector ConfigAgeCollector PodCountCollector }
-debug_by_name! { WorkloadCollector TunnelCollector }
+debug_by_name! { WorkloadCollector TunnelCollector UpstreamCollector }
+
+/// Shows the connections that requests share.
+struct UpstreamCollector(UpstreamSource);
+
+impl Collector for UpstreamCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let UpstreamNumbers { open, made, reused, resent } = (self.0)();
+        let help = "Connections to applications that requests share";
+        let gauge = encoder.encode_descriptor("http_upstream_connections_open", help, None, MetricType::Gauge)?;
+        ConstGauge::new(open).encode(gauge)?;
+        for (name, help, count) in [
+            ("http_upstream_connections_made", "Connections to applications that requests share, made", made),
+            ("http_upstream_reuses", "Requests that went out on a connection that was there", reused),
+            ("http_resends", "Requests that went out again: the application had closed their connection", resent),
+        ] {
+            encode_counter(&mut encoder, name, help, count)?;
+        }
+        Ok(())
+    }
+}

@@ -7,6 +7,7 @@
 pub mod access_log;
 pub mod logs;
 pub mod metrics;
+mod requests;
 mod series;
 
 #[cfg(test)]
@@ -21,11 +22,13 @@ use crate::spiffe::SpiffeId;
 
 pub use access_log::AccessLog;
 pub use metrics::{CertificateFacts, Metrics, OpenConnection, RootFacts};
+pub use requests::{RequestMemo, RequestRecord, RequestResult};
 
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
     limits![
         series::MAX_SERIES, "sets of labels", "2.5 MB of a scrape at most; the rest counts under _overflow";
+        requests::MAX_REQUEST_SERIES, "sets of labels", "of requests; 14 MB of a scrape at most; the rest counts under _overflow";
         series::IDLE, "milliseconds", "then a set of labels without open connections may make room";
         series::SWEEP_INTERVAL, "milliseconds", "at least, between two searches of a full table";
         logs::QUEUE_LINES, "lines", "that wait for a slow reader of the log; more are lost and counted";
@@ -64,6 +67,8 @@ pub enum Transport {
     Itself,
     /// A destination that the mesh does not know, passed as it is.
     PassThrough,
+    /// Decided anew for every request in it.
+    Requests,
     /// Refused before a way was chosen.
     Undecided,
 }
@@ -76,6 +81,7 @@ impl Transport {
             Transport::Plaintext => "plaintext",
             Transport::Itself => "itself",
             Transport::PassThrough => "pass-through",
+            Transport::Requests => "requests",
             Transport::Undecided => "undecided",
         }
     }
@@ -160,6 +166,19 @@ pub struct TunnelNumbers {
     pub streams: u64,
     /// How tries to make one ended, by stable label.
     pub establishments: Vec<(&'static str, u64)>,
+}
+
+/// The connections to applications that requests share, all workers together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamNumbers {
+    /// Those that live.
+    pub open: u64,
+    /// How many were made.
+    pub made: u64,
+    /// Requests that went out on one that was there.
+    pub reused: u64,
+    /// Requests that went out again, because the application had closed their connection.
+    pub resent: u64,
 }
 
 /// What the metrics of a connection are kept by, known once its route or its peer is.

@@ -2,6 +2,9 @@
 
 mod budget;
 mod certificates;
+mod kept;
+mod requests;
+mod streams;
 mod support;
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -18,6 +18,7 @@ use mesh_agent::addr::{ClientAddr, OrigDstAddr};
 use mesh_agent::discovery;
 use mesh_agent::drain::Drain;
 use mesh_agent::hbone;
+use mesh_agent::http;
 use mesh_agent::identity::local_ca::LocalCa;
 use mesh_agent::identity::{self, CertificateAuthority, Identities};
 use mesh_agent::podnet::{EnrolledPod, Family, PodEvent, PodListener, PodNet, RecordError, Role};
@@ -51,7 +52,9 @@ pub struct Node {
     writer: StateWriter,
     pub state: StateReader,
     pods: mpsc::Sender<PodEvent>,
-    _drain: Drain,
+    pub drain: Drain,
+    pub leaving: Drain,
+    pub requests: Arc<http::Tally>,
 }
 
 /// Two nodes that trust one CA, and the YAML that both read.
@@ -135,10 +138,11 @@ impl Node {
     fn start(name: &'static str, ca: Arc<dyn CertificateAuthority>, mode: OutboundMode, budgets: Budgets) -> Self {
         let config = identity::Config { trust_domain: TRUST_DOMAIN.into(), lifetime: Duration::from_secs(3600) };
         let identities = Identities::new(ca, config);
-        let drain = Drain::new();
+        let [drain, leaving] = [(); 2].map(|()| Drain::new());
         tokio::spawn(identities.clone().run(drain.token()));
         let (writer, state) = StateWriter::new(name);
         let metrics = Metrics::new();
+        let requests = Arc::<http::Tally>::default();
         let shared = Shared {
             state: state.clone(),
             identities: identities.clone(),
@@ -146,14 +150,16 @@ impl Node {
             access_log: AccessLog::default(),
             budgets,
             tunnels: Arc::default(),
+            requests: requests.clone(),
             mode,
+            leaving: leaving.token(),
             drain: drain.token(),
             limits: hbone::Limits::default(),
         };
         let proxy = Proxy::start(shared, 2).unwrap();
         let (pods, enrolled) = mpsc::channel(8);
         tokio::spawn(proxy.clone().run(enrolled));
-        Self { name, identities, proxy, metrics, writer, state, pods, _drain: drain }
+        Self { name, identities, proxy, metrics, writer, state, pods, drain, leaving, requests }
     }
 
     /// Waits until the live connections of this node are as asked.
@@ -165,6 +171,16 @@ impl Node {
         });
         waited.await.unwrap_or_else(|_| panic!("{}: {what} never came true", self.name));
     }
+}
+
+/// Waits until it is so.
+pub async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let waited = tokio::time::timeout(PATIENCE, async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    waited.await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 /// An enrolled pod.

@@ -217,7 +217,7 @@ async fn serve(
     token: Token,
     handler: Handler,
 ) -> Result<(), ServeError> {
-    hbone::accept(tcp, &svid, &limits).await?.serve(&limits, token, |incoming| handler(incoming)).await
+    hbone::accept(tcp, &svid, &limits).await?.serve(&limits, token.clone(), token, |incoming| handler(incoming)).await
 }
 
 /// Dials the application that the CONNECT names, and copies.

@@ -25,8 +25,7 @@ pub fn run(stage: &mut Stage, _tell: Tell) -> Result<String> {
         for (node, direction) in [("n1", "outbound"), ("n2", "inbound")] {
             let what = format!("the {direction} access log record of {caller} → {server}");
             eventually(Duration::from_secs(5), &what, || {
-                let records = stage.bed.agent(node).access_log();
-                Ok(records.iter().any(|record| is_of(stage, record, direction, caller, server)).then_some(()))
+                Ok(is_told(stage, node, direction, caller, server)?.then_some(()))
             })
             .or_else(|error| bail!("{error:#}; {node} logged: {}", records_of(stage, node)))?;
         }
@@ -36,13 +35,24 @@ pub fn run(stage: &mut Stage, _tell: Tell) -> Result<String> {
     Ok(seen.join("\n"))
 }
 
-fn is_of(stage: &Stage, record: &Value, direction: &str, caller: &str, server: &str) -> bool {
-    let identity = |name| Value::from(stage.bed.pod(name).identity());
-    record["direction"] == direction
-        && record["transport"] == "tunnel"
-        && record["result"] == "ok"
-        && record["source_identity"] == identity(caller)
-        && record["destination_identity"] == identity(server)
+/// By the log, or, of a connection that is kept for more requests, by the list of those that are open.
+fn is_told(stage: &Stage, node: &str, direction: &str, caller: &str, server: &str) -> Result<bool> {
+    let [from, to] = [caller, server].map(|name| Value::from(stage.bed.pod(name).identity()));
+    let agent = stage.bed.agent(node);
+    let is_tunnelled = |record: &Value| record["direction"] == direction && record["transport"] == "tunnel";
+    let has_ended = agent.access_log().iter().any(|record| {
+        is_tunnelled(record)
+            && record["result"] == "ok"
+            && record["source_identity"] == from
+            && record["destination_identity"] == to
+    });
+    let connections = agent.get_json("/connections")?;
+    let is_open = connections.as_array().is_some_and(|connections| {
+        connections
+            .iter()
+            .any(|one| is_tunnelled(one) && one["source"]["identity"] == from && one["destination"]["identity"] == to)
+    });
+    Ok(has_ended || is_open)
 }
 
 fn records_of(stage: &Stage, node: &str) -> String {

@@ -1,0 +1,101 @@
+//! Requests: what is between a connection of bytes and an application that speaks HTTP.
+//!
+//! ```text
+//!  client ─► server ─► screen ─► hyper ─► session ─────────────────────────► upstream ─► hyper ─► io ─► tunnel, socket
+//!            h1 or h2  two       parses   hygiene ─► plan ─► endpoint          lends       writes
+//!            by its    readings  heads      │ no       │ 404, 500   │ 503      connections   │
+//!            preface   ─► 400                ─► 400     ─► Local     ─► Local   kept between  │
+//!                                                                              requests      │
+//!  client ◄─ hyper ◄───────────── DownBody (counted, trailers cleaned, one frame at a time) ◄─┘
+//!            101: both connections become bytes (upgrade)
+//! ```
+//!
+//! What a connection of a client is in the course of its life:
+//!
+//! ```text
+//!  undecided ─► HTTP/1.1 ─► idle ⇄ request ─► closing (bad bytes, drain, idle too long) ─► lingering ─► closed
+//!      │            └─ 101 ─► bytes both ways ─► closed
+//!      └──────► HTTP/2 ───► idle ⇄ requests ─► GOAWAY (drain, idle too long) ─► last answer ─► closed
+//!  any ─► cut (policy, pod left, drain window) ─► reset
+//! ```
+//!
+//! The room does not know pods, sockets in namespaces or policy: whoever serves a connection with it hands in a
+//! [`Mesh`], which says where a request goes and makes connections. Everything here lives on one worker: no locks, and
+//! nothing is shared between workers but counters.
+
+mod answer;
+mod body;
+mod exchange;
+mod framing;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+mod hygiene;
+mod io;
+pub mod limits;
+mod plan;
+mod screen;
+mod server;
+mod session;
+mod upgrade;
+mod upstream;
+
+use std::future::Future;
+use std::sync::Arc;
+
+pub use answer::Local;
+pub use io::{Io, Meter};
+pub use server::{Ended, serve};
+pub use session::{Client, Session};
+pub use upstream::{Cut, Reached, Tally, Unreached, Upstreams, Wire};
+
+use crate::routes::{BackendRef, Table};
+use crate::routing::Upstream;
+use crate::state::{Frontend, Service};
+use crate::telemetry::RequestRecord;
+
+/// What is around a client's connection.
+pub trait Mesh: 'static {
+    /// The Service's port that was dialled, as the world has it now.
+    fn dialled(&self) -> Result<Place, Local>;
+
+    /// The routes that hold there for this client. None: requests go to the Service itself.
+    fn routes(&self, dialled: &Place) -> Option<Arc<Table>>;
+
+    /// Where a route's backend is.
+    fn backend(&self, target: &BackendRef) -> Result<Place, Local>;
+
+    /// The endpoints to try, in this order.
+    fn endpoints(&self, place: &Place) -> Vec<Upstream>;
+
+    /// Makes a connection to an endpoint, on behalf of the pod.
+    fn reach(&self, place: &Place, upstream: &Upstream) -> impl Future<Output = Result<Reached, Unreached>>;
+
+    /// A random number; not for secrets.
+    fn random(&self) -> u64;
+
+    /// Counts and logs a request that is over.
+    fn report(&self, record: &RequestRecord);
+}
+
+/// A Service's port.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The Service.
+    pub service: Arc<Service>,
+    /// Its port.
+    pub port: u16,
+    /// By which of its addresses it is meant.
+    pub frontend: Frontend,
+    /// What is spoken there.
+    pub wire: Wire,
+}
+
+/// Runs the HTTP library's tasks on the worker that serves the connection.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}

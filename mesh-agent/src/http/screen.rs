@@ -1,0 +1,252 @@
+//! A client's byte stream with [`framing`](super::framing) before the parser: a head reaches the parser only when it is
+//! whole and was found good. Of a bad one the parser gets a line that it answers with 400 (or 431) and closes; a bad
+//! chunk is an error of the body that is being read.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use super::framing::{At, Violation};
+use super::limits::{HEAD_TIMEOUT, MAX_HEAD_BYTES, MAX_HEADERS};
+
+/// What both the screen and the connection that it serves know.
+#[derive(Default)]
+pub struct Gate {
+    violation: Cell<Option<Violation>>,
+    /// A request asked for an upgrade; what follows it waits for the answer.
+    is_held: Cell<bool>,
+    /// Heads that were let through.
+    heads: Cell<u64>,
+    reader: RefCell<Option<Waker>>,
+}
+
+impl Gate {
+    /// What was wrong with the client's bytes, if anything was.
+    pub fn violation(&self) -> Option<Violation> {
+        self.violation.get()
+    }
+
+    /// How many requests were let through.
+    pub fn heads(&self) -> u64 {
+        self.heads.get()
+    }
+
+    /// The request that asked for an upgrade does not get it: what follows is the next request.
+    pub fn release(&self) {
+        if self.is_held.replace(false)
+            && let Some(reader) = self.reader.take()
+        {
+            reader.wake();
+        }
+    }
+}
+
+/// A client's byte stream, screened.
+pub struct Screen<S> {
+    inner: S,
+    gate: Rc<Gate>,
+    at: At,
+    /// Nothing more of what the client says is heard.
+    is_refused: bool,
+    /// Read, not yet given to the parser: the beginning of a head, or what follows a request for an upgrade.
+    kept: Vec<u8>,
+    /// Of `kept`, what was found good and did not fit into the parser's buffer.
+    good: usize,
+    /// Running while a head has begun and is not whole.
+    head_timeout: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Screen<S> {
+    /// `first` was read from the stream already.
+    pub fn new(inner: S, first: Vec<u8>) -> Self {
+        let gate = Rc::default();
+        Self { inner, gate, at: At::Head, is_refused: false, kept: first, good: 0, head_timeout: None }
+    }
+
+    /// What it shares with its connection.
+    pub fn gate(&self) -> Rc<Gate> {
+        self.gate.clone()
+    }
+
+    /// The stream, and what was read of it and not passed on.
+    pub fn into_inner(self) -> (S, Vec<u8>) {
+        (self.inner, self.kept)
+    }
+
+    /// How many of `bytes` the parser may have.
+    fn judge(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
+        if self.at == At::Held && !self.gate.is_held.get() {
+            self.at = At::Head;
+        }
+        let judged = self.at.judge(bytes)?;
+        self.gate.heads.set(self.gate.heads.get().saturating_add(judged.heads));
+        if judged.heads > 0 {
+            self.gate.is_held.set(self.at == At::Held);
+        }
+        Ok(judged.good)
+    }
+
+    /// Judges what is kept, and gives the parser what it may have and has room for.
+    fn pass_kept(&mut self, out: &mut ReadBuf<'_>) -> Result<(), Violation> {
+        if self.good == 0 {
+            let kept = std::mem::take(&mut self.kept);
+            let judged = self.judge(&kept);
+            self.kept = kept;
+            self.good = judged?;
+        }
+        self.give(out);
+        Ok(())
+    }
+
+    fn give(&mut self, out: &mut ReadBuf<'_>) {
+        let fits = self.good.min(out.remaining());
+        out.put_slice(self.kept.get(..fits).unwrap_or_default());
+        self.kept.drain(..fits);
+        self.good = self.good.saturating_sub(fits);
+        if self.kept.is_empty() {
+            self.kept = Vec::new();
+        }
+    }
+
+    /// Gives the parser what makes it answer and close.
+    fn refuse(&mut self, violation: Violation, out: &mut ReadBuf<'_>) -> io::Result<()> {
+        self.gate.violation.set(Some(violation));
+        (self.is_refused, self.head_timeout) = (true, None);
+        (self.kept, self.good) = (Vec::new(), 0);
+        match (violation, self.at) {
+            // The request is under way: its body ends here, and whoever reads it says so.
+            (_, At::Chunk(_)) => return Err(io::Error::new(io::ErrorKind::InvalidData, violation.label())),
+            (Violation::TooSlow, _) => return Err(io::Error::new(io::ErrorKind::TimedOut, violation.label())),
+            // More fields than the parser takes: it answers 431.
+            (Violation::TooLong, _) => {
+                self.kept = format!("GET / HTTP/1.1\r\n{}\r\n", "a:\r\n".repeat(MAX_HEADERS + 1)).into_bytes();
+            }
+            // No method begins like this: it answers 400.
+            _ => self.kept = vec![0],
+        }
+        self.good = self.kept.len();
+        self.give(out);
+        Ok(())
+    }
+
+    /// Whether bytes from `from` on may have made a kept head whole. Looks at each byte once, however small the pieces.
+    fn may_be_whole(&self, from: usize) -> bool {
+        let fresh = self.kept.get(from.saturating_sub(3)..).unwrap_or_default();
+        fresh.windows(2).any(|pair| pair == b"\n\n") || fresh.windows(3).any(|three| three == b"\n\r\n")
+    }
+}
+
+impl<S: AsyncRead + Unpin> Screen<S> {
+    /// Keeps what comes until it makes a head; then it is judged with the next turn.
+    fn poll_keep(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<Kept>> {
+        loop {
+            if self.kept.len() > MAX_HEAD_BYTES {
+                return Poll::Ready(Ok(Kept::Bad(Violation::TooLong)));
+            }
+            let timeout = self.head_timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep(HEAD_TIMEOUT)));
+            if timeout.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(Kept::Bad(Violation::TooSlow)));
+            }
+            let (before, from) = (out.filled().len(), self.kept.len());
+            ready!(Pin::new(&mut self.inner).poll_read(cx, out))?;
+            let read = out.filled().get(before..).unwrap_or_default();
+            if read.is_empty() {
+                // A head that is not whole is no request: the parser sees the end alone.
+                (self.kept, self.head_timeout) = (Vec::new(), None);
+                return Poll::Ready(Ok(Kept::Ended));
+            }
+            self.kept.extend_from_slice(read);
+            out.set_filled(before);
+            if self.may_be_whole(from) {
+                return Poll::Ready(Ok(Kept::Whole));
+            }
+        }
+    }
+}
+
+/// What became of a head that is kept.
+enum Kept {
+    Whole,
+    Ended,
+    Bad(Violation),
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = out.filled().len();
+        loop {
+            if this.is_refused {
+                this.give(out);
+                return Poll::Ready(Ok(()));
+            }
+            if this.gate.is_held.get() {
+                *this.gate.reader.borrow_mut() = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            if !this.kept.is_empty() {
+                if let Err(violation) = this.pass_kept(out) {
+                    return Poll::Ready(this.refuse(violation, out));
+                }
+                if out.filled().len() > before {
+                    this.head_timeout = None;
+                    return Poll::Ready(Ok(()));
+                }
+                match ready!(this.poll_keep(cx, out))? {
+                    Kept::Whole => continue,
+                    Kept::Ended => return Poll::Ready(Ok(())),
+                    Kept::Bad(violation) => return Poll::Ready(this.refuse(violation, out)),
+                }
+            }
+            // The usual case: judged where it lies, and nothing is copied.
+            ready!(Pin::new(&mut this.inner).poll_read(cx, out))?;
+            let Some(read) = out.filled().get(before..).filter(|read| !read.is_empty()) else {
+                return Poll::Ready(Ok(()));
+            };
+            match this.judge(read) {
+                Ok(good) => {
+                    this.kept.extend_from_slice(read.get(good..).unwrap_or_default());
+                    out.set_filled(before.saturating_add(good));
+                    if good > 0 {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                Err(violation) => {
+                    out.set_filled(before);
+                    return Poll::Ready(this.refuse(violation, out));
+                }
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Screen<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}

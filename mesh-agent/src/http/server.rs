@@ -1,0 +1,282 @@
+//! A client's connection: which protocol it speaks, its limits, and its end.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::StatusCode;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::framing::Violation;
+use super::io::{Io, Meter};
+use super::limits::{
+    BUFFER_BYTES, CONNECTION_WINDOW, FAREWELL, HEAD_TIMEOUT, IDLE_CLIENT, MAX_FRAME_BYTES, MAX_HEAD_BYTES,
+    MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS, PREFACE_PAUSE, SEND_BUFFER_BYTES, STREAM_WINDOW,
+};
+use super::screen::Screen;
+use super::session::Session;
+use super::upgrade;
+use super::{LocalExecutor, Mesh};
+use crate::drain;
+
+/// What HTTP/2 begins with (RFC 9113 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How a client's connection ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// In order: closed by the client, or by us when it was done.
+    Finished,
+    /// The client broke it off, or an answer broke off on its way.
+    Broken(io::ErrorKind),
+    /// What came was not HTTP, or could be read in two ways.
+    Refused(&'static str),
+    /// Cut from outside, with a reset.
+    Cut,
+}
+
+/// Serves one client's connection until it ends or `cut` is ready.
+pub async fn serve<M: Mesh>(
+    tcp: TcpStream,
+    session: Rc<Session<M>>,
+    meter: Rc<dyn Meter>,
+    leaving: drain::Token,
+    cut: impl Future<Output = ()>,
+) -> Ended {
+    let mut cut = pin!(cut);
+    let protocol = tokio::select! {
+        biased;
+        () = &mut cut => None,
+        protocol = tokio::time::timeout(IDLE_CLIENT, protocol(&tcp)) => Some(protocol),
+    };
+    match protocol {
+        None => {
+            reset(&tcp);
+            Ended::Cut
+        }
+        // Nothing was said for too long.
+        Some(Err(_)) => Ended::Finished,
+        Some(Ok(Err(error))) => {
+            reset(&tcp);
+            Ended::Broken(error.kind())
+        }
+        Some(Ok(Ok(Protocol::Nothing))) => Ended::Finished,
+        Some(Ok(Ok(Protocol::Http1))) => http1(Io::socket(tcp, meter), session, leaving, cut).await,
+        Some(Ok(Ok(Protocol::Http2))) => http2(Io::socket(tcp, meter), session, leaving, cut).await,
+    }
+}
+
+enum Protocol {
+    Http1,
+    Http2,
+    /// It ended before it began.
+    Nothing,
+}
+
+/// Looks at the first bytes without taking them. Only HTTP/2's preface is waited for, and only while it may yet become
+/// one.
+async fn protocol(tcp: &TcpStream) -> io::Result<Protocol> {
+    let mut seen = [0; PREFACE.len()];
+    let mut patience = HEAD_TIMEOUT;
+    loop {
+        let length = tcp.peek(&mut seen).await?;
+        let seen = seen.get(..length).unwrap_or_default();
+        match PREFACE.strip_prefix(seen) {
+            _ if length == 0 => return Ok(Protocol::Nothing),
+            None => return Ok(Protocol::Http1),
+            Some([]) => return Ok(Protocol::Http2),
+            // The parser of HTTP/1.1 will say what is wrong with it.
+            Some(_) if patience.is_zero() => return Ok(Protocol::Http1),
+            Some(_) => {
+                patience = patience.saturating_sub(PREFACE_PAUSE);
+                tokio::time::sleep(PREFACE_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn http1<M: Mesh>(
+    client: Io,
+    session: Rc<Session<M>>,
+    leaving: drain::Token,
+    mut cut: Pin<&mut impl Future<Output = ()>>,
+) -> Ended {
+    let screen = Screen::new(client, Vec::new());
+    let gate = screen.gate();
+    session.screened(gate.clone());
+    let answering = session.clone();
+    let service = service_fn(move |request| {
+        let session = answering.clone();
+        async move { Ok::<_, Infallible>(session.answer(request).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(BUFFER_BYTES).max_header_size(MAX_HEAD_BYTES).auto_date_header(false);
+    let mut connection = builder.serve_connection(TokioIo::new(screen), service);
+    let goodbye = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
+    let ended = drive(&mut connection, goodbye, &session, leaving, cut.as_mut()).await;
+    let parts = connection.into_parts();
+    let (mut client, kept) = parts.io.into_inner().into_inner();
+    match ended {
+        Driven::Ended(Ok(())) => {}
+        Driven::Ended(Err(error)) if gate.violation().is_none() && !error.is_parse() => {
+            client.reset();
+            return Ended::Broken(kind(&error));
+        }
+        // The parser has answered with 400 or 431.
+        Driven::Ended(Err(error)) => {
+            // What the parser found too long itself is too long all the same.
+            let own = if error.is_parse_too_large() { Violation::TooLong.label() } else { "not-http" };
+            let reason = gate.violation().map_or(own, Violation::label);
+            let status = if error.is_parse_too_large() {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            } else {
+                StatusCode::BAD_REQUEST
+            };
+            session.report_refused(reason, Some(status));
+            client.linger().await;
+            return Ended::Refused(reason);
+        }
+        Driven::Cut => {
+            client.reset();
+            return Ended::Cut;
+        }
+        Driven::Rested => return Ended::Finished,
+    }
+    match session.take_change() {
+        Some(change) => {
+            let first = [&parts.read_buf[..], &kept[..]];
+            let ended = tokio::select! {
+                biased;
+                () = cut => None,
+                ended = upgrade::carry(&mut client, &first, change) => Some(ended),
+            };
+            match ended {
+                Some(upgrade::Ended::Finished) => Ended::Finished,
+                Some(upgrade::Ended::Broken(kind)) => {
+                    client.reset();
+                    Ended::Broken(kind)
+                }
+                None => {
+                    client.reset();
+                    Ended::Cut
+                }
+            }
+        }
+        None => {
+            client.linger().await;
+            Ended::Finished
+        }
+    }
+}
+
+async fn http2<M: Mesh>(
+    client: Io,
+    session: Rc<Session<M>>,
+    leaving: drain::Token,
+    cut: Pin<&mut impl Future<Output = ()>>,
+) -> Ended {
+    let answering = session.clone();
+    let service = service_fn(move |request| {
+        let session = answering.clone();
+        async move { Ok::<_, Infallible>(session.answer(request).await) }
+    });
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+        .auto_date_header(false);
+    let mut connection = builder.serve_connection(TokioIo::new(client), service);
+    let goodbye = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
+    match drive(&mut connection, goodbye, &session, leaving, cut).await {
+        Driven::Ended(Ok(())) | Driven::Rested => Ended::Finished,
+        Driven::Ended(Err(error)) => Ended::Broken(kind(&error)),
+        Driven::Cut => Ended::Cut,
+    }
+}
+
+enum Driven {
+    Ended(hyper::Result<()>),
+    Cut,
+    Rested,
+}
+
+/// Drives a connection to its end. When the agent is leaving, or when it has rested for too long, it says goodbye: not
+/// before its first request has begun, since whoever has just connected expects an answer.
+async fn drive<C, M: Mesh>(
+    connection: &mut C,
+    goodbye: impl Fn(Pin<&mut C>),
+    session: &Session<M>,
+    mut leaving: drain::Token,
+    mut cut: Pin<&mut impl Future<Output = ()>>,
+) -> Driven
+where
+    C: Future<Output = hyper::Result<()>> + Unpin,
+{
+    {
+        let mut told = pin!(async {
+            leaving.started().await;
+            let _ = tokio::time::timeout(HEAD_TIMEOUT, session.begun()).await;
+        });
+        let mut rested = pin!(rested(session));
+        tokio::select! {
+            biased;
+            () = cut.as_mut() => return Driven::Cut,
+            ended = &mut *connection => return Driven::Ended(ended),
+            () = &mut told => goodbye(Pin::new(connection)),
+            () = &mut rested => {
+                goodbye(Pin::new(connection));
+                return match tokio::time::timeout(FAREWELL, connection).await {
+                    Ok(ended) => Driven::Ended(ended),
+                    Err(_) => Driven::Rested,
+                };
+            }
+        }
+    }
+    tokio::select! {
+        biased;
+        () = cut => Driven::Cut,
+        ended = connection => Driven::Ended(ended),
+    }
+}
+
+/// Returns when no request was under way for as long as a connection may rest. Wakes once in that time, not at every
+/// request.
+async fn rested<M: Mesh>(session: &Session<M>) {
+    loop {
+        let rested = session.rests_since().map_or(Duration::ZERO, |since| since.elapsed());
+        match IDLE_CLIENT.checked_sub(rested) {
+            Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+            Some(_) | None => return,
+        }
+    }
+}
+
+fn kind(error: &hyper::Error) -> io::ErrorKind {
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(error) = inner.downcast_ref::<io::Error>() {
+            return error.kind();
+        }
+        source = inner.source();
+    }
+    io::ErrorKind::Other
+}
+
+/// Makes the coming close a reset.
+fn reset(tcp: &TcpStream) {
+    // It fails only on a socket that is gone already.
+    let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+}

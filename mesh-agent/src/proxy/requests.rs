@@ -1,0 +1,221 @@
+//! What requests need of the proxy: where they go, connections to there, and that they are told.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use super::budget::Kind;
+use super::connection::{Live, Registration};
+use super::copy::End;
+use super::error::Failure;
+use super::outbound::{self, Reached};
+use super::record;
+use super::worker::{Pod, Worker};
+use crate::addr::{ClientAddr, OrigDstAddr};
+use crate::http::{self, Client, Io, Local, Mesh, Meter, Place, Session, Unreached, Wire};
+use crate::podnet::ClientRecord;
+use crate::routes::{BackendRef, Table};
+use crate::routing::{self, Upstream};
+use crate::state::{AppProtocol, Destination, Frontend, MeshState, Service, ServicePort};
+use crate::telemetry::{RequestMemo, RequestRecord};
+
+/// Serves a connection to a Service port on which requests are spoken.
+pub async fn serve(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    tcp: TcpStream,
+    live: Registration,
+    client: ClientAddr,
+    dialled: OrigDstAddr,
+    service: &Arc<Service>,
+) {
+    worker.opened(&live);
+    let template = record::request(&pod, client, service);
+    let about = Client { source: pod.uid().clone(), address: client.socket(), dialled: dialled.socket(), template };
+    let mesh = Rc::new(Outbound { worker: worker.clone(), pod, client, dialled, memo: RequestMemo::default() });
+    let session = Session::new(mesh, worker.upstreams.clone(), about);
+    let meter = Rc::new(OfClient(live.live()));
+    let cut = async { drop(live.cancel.cancelled().await) };
+    let ended = http::serve(tcp, session, meter, worker.shared.leaving.clone(), cut).await;
+    let end = match ended {
+        http::Ended::Finished => End::Finished,
+        http::Ended::Broken(kind) => End::FirstReset(kind),
+        http::Ended::Refused(reason) => End::NotHttp(reason),
+        http::Ended::Cut => End::Cut,
+    };
+    worker.finish(live, end);
+}
+
+/// What is around one connection of a pod's application.
+struct Outbound {
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    client: ClientAddr,
+    dialled: OrigDstAddr,
+    memo: RequestMemo,
+}
+
+impl Outbound {
+    /// What is spoken at the port that was dialled, where a route may have its say.
+    fn wire(&self, state: &MeshState, service: &Service, port: &ServicePort) -> Wire {
+        wire(state.protocol(service, port, &self.pod.workload.namespace))
+    }
+}
+
+impl Mesh for Outbound {
+    fn dialled(&self) -> Result<Place, Local> {
+        let state = self.worker.shared.state.current();
+        let client = routing::client_ip(&self.pod.workload, self.dialled);
+        match state.destination(self.dialled.socket(), client) {
+            Destination::Service { service, port, frontend } => Ok(Place {
+                service: service.clone(),
+                port: port.port,
+                frontend,
+                wire: self.wire(&state, service, port),
+            }),
+            // What was dialled is no Service's any more.
+            _ => Err(Local::NoEndpoint),
+        }
+    }
+
+    fn routes(&self, dialled: &Place) -> Option<Arc<Table>> {
+        let state = self.worker.shared.state.current();
+        state.requests(&dialled.service, dialled.port, &self.pod.workload.namespace).cloned()
+    }
+
+    fn backend(&self, target: &BackendRef) -> Result<Place, Local> {
+        let state = self.worker.shared.state.current();
+        let (service, port) = state.backend(target).map_err(|_| Local::BadBackend)?;
+        let wire = wire(port.protocol);
+        Ok(Place { service: service.clone(), port: port.port, frontend: Frontend::ClusterIp, wire })
+    }
+
+    fn endpoints(&self, place: &Place) -> Vec<Upstream> {
+        let state = self.worker.shared.state.current();
+        let Some(port) = place.service.port(place.port) else { return Vec::new() };
+        let place = (&*place.service, port, place.frontend);
+        routing::endpoints(&state, &self.pod.workload, place, self.dialled, self.worker.random())
+    }
+
+    async fn reach(&self, place: &Place, upstream: &Upstream) -> Result<http::Reached, Unreached> {
+        let Self { worker, pod, client, .. } = self;
+        let taken = pod.budget.take(Kind::Connection).map_err(|over| Unreached {
+            reason: over.label(),
+            is_final: true,
+            is_passing: false,
+            is_denied: false,
+        })?;
+        let live = worker.register(pod, taken, record::shared(pod, *client, &place.service, upstream));
+        let service = Some(&place.service);
+        let reached = tokio::select! {
+            biased;
+            cut = live.cancel.cancelled() => Err(Failure::Cut(cut)),
+            reached = outbound::reach(worker, pod, &live, *client, service, upstream) => reached,
+        };
+        match reached {
+            Ok(reached) => Ok(opened(worker, pod, live, reached)),
+            Err(failure) => {
+                let unreached = unreached(&failure);
+                worker.finish_failed(live, &failure);
+                Err(unreached)
+            }
+        }
+    }
+
+    fn random(&self) -> u64 {
+        self.worker.random()
+    }
+
+    fn report(&self, record: &RequestRecord) {
+        self.worker.shared.metrics.request(record, &self.memo);
+        self.worker.shared.access_log.write_request(record);
+    }
+}
+
+fn wire(protocol: AppProtocol) -> Wire {
+    match protocol {
+        AppProtocol::Bytes | AppProtocol::Http1 => Wire::Http1,
+        AppProtocol::Http2 | AppProtocol::Grpc => Wire::Http2,
+    }
+}
+
+fn opened(worker: &Rc<Worker>, pod: &Arc<Pod>, live: Registration, reached: Reached) -> http::Reached {
+    worker.opened(&live);
+    let is_current = is_current(worker, pod, &reached);
+    let meter = Rc::new(OfServer(live.live()));
+    let pod = live.record.borrow().destination_pod.clone();
+    let (io, record) = match reached {
+        Reached::Tunnel(stream) => (Io::tunnel(stream, meter), None),
+        Reached::Direct(tcp) => (Io::socket(tcp, meter), None),
+        Reached::Application(app) => (Io::socket(app.tcp, meter), Some(app.record)),
+    };
+    let shared = Shared { worker: worker.clone(), live: Some(live), _record: record };
+    http::Reached { io, cut: Box::pin(shared.cut()), is_current, pod }
+}
+
+/// Whether a connection may serve further requests. One that goes through a tunnel may while the tunnel would take it
+/// anew, with the pod's certificate of that time; without a certificate nothing may.
+fn is_current(worker: &Rc<Worker>, pod: &Arc<Pod>, reached: &Reached) -> Box<dyn Fn() -> bool> {
+    let Reached::Tunnel(stream) = reached else { return Box::new(|| true) };
+    let (worker, pod, carrier) = (worker.clone(), pod.clone(), stream.carrier());
+    Box::new(move || {
+        let svid = worker.shared.identities.svid(&pod.workload.identity);
+        svid.is_some_and(|svid| carrier.as_ref().is_some_and(|carrier| carrier.is_current(&svid)))
+    })
+}
+
+fn unreached(failure: &Failure) -> Unreached {
+    Unreached {
+        reason: failure.reason(),
+        is_final: outbound::is_final(failure),
+        is_passing: matches!(failure, Failure::Tunnel { error, .. } if error.is_passing()),
+        is_denied: match failure {
+            Failure::Denied(_) => true,
+            Failure::Tunnel { error, .. } => error.is_denied(),
+            _ => false,
+        },
+    }
+}
+
+/// A connection that requests share, in the table of the live ones for as long as it is open.
+struct Shared {
+    worker: Rc<Worker>,
+    live: Option<Registration>,
+    _record: Option<ClientRecord>,
+}
+
+impl Shared {
+    /// Ready when it is to be cut.
+    async fn cut(self) {
+        if let Some(live) = &self.live {
+            live.cancel.cancelled().await;
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(live) = self.live.take() {
+            self.worker.finish(live, End::Finished);
+        }
+    }
+}
+
+/// Counts the bytes of a connection from a client.
+struct OfClient(Rc<Live>);
+
+impl Meter for OfClient {
+    fn carried(&self, read: usize, written: usize) {
+        self.0.counters.add(read, written);
+    }
+}
+
+/// Counts the bytes of a connection to a server.
+struct OfServer(Rc<Live>);
+
+impl Meter for OfServer {
+    fn carried(&self, read: usize, written: usize) {
+        self.0.counters.add(written, read);
+    }
+}
