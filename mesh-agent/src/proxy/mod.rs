@@ -14,6 +14,7 @@ mod outbound;
 mod plaintext;
 mod record;
 mod requests;
+mod server_name;
 mod worker;
 
 use std::collections::HashMap;

@@ -4,6 +4,7 @@ mod budget;
 mod certificates;
 mod kept;
 mod requests;
+mod streams;
 mod support;
 mod traffic;
 
