@@ -49,7 +49,7 @@ pub use process::{Finished, Place, Process};
 pub use relay::Impairment;
 pub use servers::{
     greeter_client, greeter_session, postgres_programs, postgres_url, psql, start_greeter, start_nginx, start_postgres,
-    start_redis,
+    start_redis, start_web, web_requests,
 };
 pub use service::{PortSpec, ServiceSpec};
 pub use wire::{Packets, Recording, TcpPacket};

@@ -101,6 +101,22 @@ pub fn postgres_url(server: SocketAddr) -> String {
     format!("host={host} port={port} user=postgres dbname=postgres connect_timeout=10")
 }
 
+/// A web server that says the pod's name, with a status, after so many seconds. [`web_requests`] counts what came.
+pub fn start_web(pod: &Pod, port: u16, status: u16, seconds: u32) -> Result<()> {
+    let script = pod.dir.join("web_server.py");
+    fs::write(&script, include_str!("servers/web_server.py"))?;
+    let (port_text, status, seconds) = (port.to_string(), status.to_string(), seconds.to_string());
+    let argv = [PYTHON, "-u", &script.to_string_lossy(), &port_text, &pod.spec.name, &status, &seconds];
+    pod.start("web", &argv)?;
+    pod.wait_listening(port)
+}
+
+/// How many requests came to [`start_web`].
+pub fn web_requests(pod: &Pod) -> Result<usize> {
+    let log = fs::read_to_string(pod.log_path("web")).context("reading the web server's log")?;
+    Ok(log.lines().filter(|line| line.starts_with("request ")).count())
+}
+
 /// A gRPC server on port 50051, `demo.Greeter`: calls of all four kinds, and one that waits.
 pub fn start_greeter(pod: &Pod) -> Result<()> {
     let script = pod.dir.join("greeter_server.py");

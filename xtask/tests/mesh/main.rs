@@ -18,5 +18,6 @@ mod rough_network;
 mod services;
 mod sessions;
 mod steps;
+mod traffic;
 mod upgrade;
 mod wire;
