@@ -5,6 +5,7 @@ mod certificates;
 mod judged;
 mod kept;
 mod requests;
+mod streams;
 mod support;
 mod traffic;
 
