@@ -7,6 +7,7 @@ use http::{Response, StatusCode};
 
 use super::body::DownBody;
 use super::hygiene::Fault;
+use crate::path::Ambiguous;
 use crate::resilience::{Answer, Refusal};
 use crate::routes::grpc;
 
@@ -25,6 +26,10 @@ pub enum Local {
     Unreached(&'static str),
     /// The client broke off within its request, or its body was not HTTP.
     ClientBody,
+    /// Its path can be read in two ways.
+    Ambiguous(Ambiguous),
+    /// Its token is not valid.
+    Unauthenticated(&'static str),
     /// Policy said no.
     Denied(&'static str),
     /// The application closed or broke the connection before it answered.
@@ -47,7 +52,8 @@ impl Local {
             Local::NoRoute => "no-route",
             Local::BadBackend => "bad-backend",
             Local::NoEndpoint => "no-endpoint",
-            Local::Unreached(reason) | Local::Denied(reason) => reason,
+            Local::Ambiguous(ambiguous) => ambiguous.label(),
+            Local::Unreached(reason) | Local::Denied(reason) | Local::Unauthenticated(reason) => reason,
             Local::ClientBody => "client-body",
             Local::Broken => "upstream-closed",
             Local::BadAnswer => "upstream-protocol",
@@ -69,7 +75,8 @@ impl Local {
     pub fn status(&self) -> StatusCode {
         match self {
             Local::Fault(fault) => fault.status(),
-            Local::ClientBody => StatusCode::BAD_REQUEST,
+            Local::ClientBody | Local::Ambiguous(_) => StatusCode::BAD_REQUEST,
+            Local::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Local::Denied(_) => StatusCode::FORBIDDEN,
             Local::NoRoute => StatusCode::NOT_FOUND,
             Local::BadBackend | Local::Impossible => StatusCode::INTERNAL_SERVER_ERROR,
@@ -93,7 +100,7 @@ impl Local {
             *response.status_mut() = self.status();
             response
         };
-        if matches!(self, Local::Fault(_) | Local::ClientBody) {
+        if matches!(self, Local::Fault(_) | Local::ClientBody | Local::Ambiguous(_)) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response

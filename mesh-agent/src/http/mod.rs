@@ -32,6 +32,7 @@ mod framing;
 pub(crate) mod fuzzing;
 mod hygiene;
 mod io;
+mod judged;
 pub mod limits;
 mod load;
 mod plan;
@@ -49,8 +50,9 @@ use std::sync::Arc;
 
 pub use answer::Local;
 pub use io::{Io, Meter};
+pub use judged::{Guard, Judged, Noted, host};
 pub use load::MemoryGauge;
-pub use server::{Ended, serve};
+pub use server::{Ended, Serves, serve, serve_stream};
 pub use session::{Client, Session};
 pub use traffic::{NodeLimits, Services, Treatment};
 pub use upstream::{Cut, Reached, Tally, Unreached, Upstreams, Wire};

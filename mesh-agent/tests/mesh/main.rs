@@ -2,6 +2,7 @@
 
 mod budget;
 mod certificates;
+mod judged;
 mod kept;
 mod requests;
 mod streams;
