@@ -35,6 +35,9 @@ pub enum Command {
     /// Look at the root of `--ca dir:PATH`, or replace it
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Ask what policies say
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Print the version
     Version,
     /// Take every pinned program and map out of the kernel
@@ -64,6 +67,75 @@ pub struct ValidateArgs {
     /// The trust domain that principals may name [default: cluster.local]
     #[arg(long, value_name = "NAME")]
     pub trust_domain: Option<String>,
+}
+
+const POLICY_TEST_AFTER_HELP: &str = "\
+Without --method, --path, --host, --header or words of a token the question is about a connection.
+
+Exit status: 0 allowed, 1 refused, 2 the question cannot be answered.
+
+Example:
+  mesh-agent policy test manifests/ --from shop/web-1 --to service/shop/api --method GET --path /items/7";
+
+/// `mesh-agent policy`
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Say whether a caller may ask for something, and by which rule
+    #[command(after_help = POLICY_TEST_AFTER_HELP)]
+    Test(PolicyTestArgs),
+}
+
+/// `mesh-agent policy test`
+#[derive(Debug, Args)]
+pub struct PolicyTestArgs {
+    /// A YAML file, or a directory of them: pods, Services and policies
+    #[arg(value_name = "PATH")]
+    pub directory: PathBuf,
+    /// Who asks: <namespace>/<pod>, spiffe://… or an IP address
+    #[arg(long, value_name = "WHO")]
+    pub from: String,
+    /// Whom: a pod or a Service, as <namespace>/<name>, pod/… or service/…
+    #[arg(long, value_name = "WHOM")]
+    pub to: String,
+    /// The Service's port, or the application's for a pod [default: the Service's only one]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// The request's method [default: GET]
+    #[arg(long, value_name = "NAME")]
+    pub method: Option<String>,
+    /// Its path; a query is no part of it [default: /]
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<String>,
+    /// Its host [default: <name>.<namespace> of --to]
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// One of its headers, 'name: value'
+    #[arg(long = "header", value_name = "HEADER")]
+    pub headers: Vec<String>,
+    /// Who asks by a valid token, <issuer>/<subject>
+    #[arg(long, value_name = "WHO")]
+    pub principal: Option<String>,
+    /// For whom the token was issued
+    #[arg(long = "audience", value_name = "WHOM")]
+    pub audiences: Vec<String>,
+    /// What the token says, name=value; the value may be JSON
+    #[arg(long = "claim", value_name = "CLAIM")]
+    pub claims: Vec<String>,
+    /// What to print
+    #[arg(short, long, value_name = "text|json", value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
+    /// The trust domain of the identities [default: cluster.local]
+    #[arg(long, value_name = "NAME")]
+    pub trust_domain: Option<String>,
+}
+
+/// What is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
 }
 
 const ROTATE_AFTER_HELP: &str = "\

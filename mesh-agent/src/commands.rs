@@ -3,6 +3,8 @@
 //! What is looked at belongs to other rooms (the kernel to `capture`, YAML to `discovery`, the root to `identity`); here is
 //! only how it is told.
 
+mod policy;
+
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,7 +13,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::capture::{self, Feature, Needed, State};
-use crate::cli::{CaArgs, CaCommand, CaPhase, CaRotateArgs, CheckArgs, DetachArgs, ValidateArgs};
+use crate::cli::{CaArgs, CaCommand, CaPhase, CaRotateArgs, CheckArgs, DetachArgs, PolicyCommand, ValidateArgs};
 use crate::config::{self, Surroundings};
 use crate::discovery;
 use crate::identity::local_ca::Error;
@@ -93,6 +95,13 @@ fn root_directory(args: CaArgs) -> anyhow::Result<RootDirectory> {
     let path = path.with_context(|| format!("--ca {ca:?} is refused: expected dir: and the directory of the root"))?;
     let trust_domain = trust_domain.as_deref().unwrap_or(config::default::TRUST_DOMAIN);
     Ok(RootDirectory::new(path.as_ref(), trust_domain)?)
+}
+
+/// `mesh-agent policy`
+pub fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        PolicyCommand::Test(args) => policy::test(args),
+    }
 }
 
 /// `mesh-agent detach`

@@ -13,7 +13,7 @@ use mesh_common::record::{Event, PodAddresses};
 use mesh_common::steer;
 
 use crate::spiffe::SpiffeId;
-use crate::{admin, config, discovery, hbone, http, identity, routes};
+use crate::{admin, config, discovery, hbone, http, identity, path, routes};
 
 /// A target by its name, which is also that of its binary and its corpus.
 pub type Target = (&'static str, fn(&[u8]));
@@ -30,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     ("http_requests", http::fuzzing::requests),
     ("kernel_values", kernel_values),
     ("peer_certificate", identity::fuzzing::chain),
+    ("request_path", path::fuzz),
     ("route_filters", routes::fuzzing::heads),
     ("route_table", routes::fuzzing::table),
     ("spiffe_id", spiffe_id),

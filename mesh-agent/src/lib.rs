@@ -21,6 +21,7 @@ pub mod proxy;
 pub mod resilience;
 pub mod routes;
 pub mod routing;
+pub mod tokens;
 // — the world —
 pub mod discovery;
 pub mod state;
@@ -35,6 +36,7 @@ pub mod drain;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod limit;
+pub mod path;
 pub mod readiness;
 pub mod spiffe;
 pub mod sys;

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Check(args) => commands::check(args, &surroundings),
         Command::Validate(args) => commands::validate(args),
         Command::Ca(command) => commands::ca(command),
+        Command::Policy(command) => commands::policy(command),
         Command::Version => {
             println!("mesh-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use aya::Pod;
 
@@ -42,6 +43,18 @@ impl Attributes {
         let [a, b, c, d, e, f, g, h] = bytes;
         self.word(index, u32::from_ne_bytes([a, b, c, d])).word(index + 1, u32::from_ne_bytes([e, f, g, h]))
     }
+}
+
+/// The processor time that this thread has used (clock_gettime(2), CLOCK_THREAD_CPUTIME_ID, since Linux 2.6.12).
+pub fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is writable for its own size.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    let (Ok(seconds), Ok(nanos)) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec)) else {
+        return Duration::ZERO;
+    };
+    // It fails for clocks that the kernel does not know only.
+    if result == 0 { Duration::new(seconds, nanos) } else { Duration::ZERO }
 }
 
 /// # Safety

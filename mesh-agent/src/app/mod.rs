@@ -23,7 +23,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::capture::{self, Capture, Standing};
+use crate::capture::{self, Capture, Standing, cgroups};
 use crate::config::{self, Config};
 use crate::drain::Drain;
 use crate::identity::{self, CertificateAuthority, Identities};
@@ -120,6 +120,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         budgets: budgets(&config.proxy.pod, descriptors),
         tunnels: tunnels.clone(),
         requests: requests.clone(),
+        node_limits: http::NodeLimits::within(http::MemoryGauge::new(cgroups::memory_limit())),
         mode: config.proxy.outbound_mode,
         leaving: drain.token(),
         drain: handed_over.token(),

@@ -10,7 +10,7 @@ use crate::identity::Identities;
 use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
 use crate::telemetry::{CertificateFacts, RootFacts};
-use crate::{admin, capture, discovery, hbone, http, identity, proxy, resilience, routes, routing, telemetry};
+use crate::{admin, capture, discovery, hbone, http, identity, proxy, resilience, routes, routing, telemetry, tokens};
 
 /// Who this is, since when, and how it is.
 pub fn agent(agent: &Agent) -> Value {
@@ -133,6 +133,7 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("capture", capture::limits()),
         ("proxy", proxy::limits::all()),
         ("resilience", resilience::limits()),
+        ("tokens", tokens::limits::all()),
         ("routes", routes::limits::all()),
         ("routing", routing::limits()),
         ("hbone", hbone::limits::all()),
@@ -322,6 +323,7 @@ mod tests {
         "FIRST_V4",
         "HASH",
         "HEADER",
+        "ITSELF",
         "JOIN",
         "LARGEST_RECORD",
         "LO",
@@ -333,6 +335,7 @@ mod tests {
         "MAX_TRUST_DOMAIN_BYTES",
         "NAMESPACES",
         "NODES",
+        "NOW",
         "ONLY_IF_ABSENT",
         "OTHERS",
         "PODS",

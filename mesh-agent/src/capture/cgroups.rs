@@ -64,16 +64,31 @@ pub(super) fn id(cgroup: &Path) -> io::Result<u64> {
 /// The agent's own cgroup: that of its pod where it runs in one, because its container's changes at every restart.
 pub(super) fn own() -> Result<PathBuf, Error> {
     let mount = cgroup2_mount().ok_or(Error::NoCgroup2)?;
-    let listed = fs::read_to_string("/proc/self/cgroup").map_err(Error::io("reading /proc/self/cgroup"))?;
-    let path = listed.lines().find_map(|line| line.strip_prefix("0::")).ok_or(Error::NoCgroup2)?;
-    let direct = mount.join(path.trim_start_matches('/'));
-    // With a cgroup namespace of its own the path is cut off at the container: then the tree is searched.
-    let own = if holds_self(&direct) { direct } else { search(&mount).ok_or(Error::NoCgroup2)? };
+    let own = holding_self(&mount)?;
     let is_pod = |path: &Path| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         name.starts_with("pod") || (name.contains("-pod") && name.ends_with(".slice"))
     };
     Ok(own.ancestors().take_while(|path| *path != mount).find(|path| is_pod(path)).unwrap_or(&own).to_path_buf())
+}
+
+/// The smallest limit on memory that the agent's cgroup and those above it have, in bytes; None: none, or none that can be
+/// seen.
+pub fn memory_limit() -> Option<u64> {
+    let mount = cgroup2_mount()?;
+    let own = holding_self(&mount).ok()?;
+    let above = own.ancestors().take_while(|path| path.starts_with(&mount));
+    let limits = above.filter_map(|path| fs::read_to_string(path.join("memory.max")).ok()?.trim().parse().ok());
+    limits.min()
+}
+
+/// The cgroup that the agent's process is in.
+fn holding_self(mount: &Path) -> Result<PathBuf, Error> {
+    let listed = fs::read_to_string("/proc/self/cgroup").map_err(Error::io("reading /proc/self/cgroup"))?;
+    let path = listed.lines().find_map(|line| line.strip_prefix("0::")).ok_or(Error::NoCgroup2)?;
+    let direct = mount.join(path.trim_start_matches('/'));
+    // With a cgroup namespace of its own the path is cut off at the container: then the tree is searched.
+    if holds_self(&direct) { Ok(direct) } else { search(mount).ok_or(Error::NoCgroup2) }
 }
 
 fn holds_self(cgroup: &Path) -> bool {

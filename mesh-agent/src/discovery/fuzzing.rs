@@ -106,6 +106,7 @@ pub fn object(input: &[u8]) {
         Kind::ReferenceGrant,
         Kind::PeerAuthentication,
         Kind::AuthorizationPolicy,
+        Kind::RequestAuthentication,
         Kind::TrafficPolicy,
     ] {
         let key = Key { kind, namespace: "shop".to_string(), name: "fuzz".to_string() };

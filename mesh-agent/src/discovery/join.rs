@@ -16,13 +16,18 @@ pub fn world(store: &Store) -> World {
     for (key, item) in &items {
         loose.take(key, item);
     }
+    let mut policies =
+        PolicySet::new(std::mem::take(&mut loose.peers), std::mem::take(&mut loose.authorizations), store.unreadable());
+    for object in std::mem::take(&mut loose.tokens) {
+        policies.replace_request_authentication(None, Some(Arc::new(object)));
+    }
     World {
         workloads: loose.workloads(),
         services: loose.services,
         nodes: loose.nodes,
         routes: loose.routes,
         grants: loose.grants,
-        policies: PolicySet::new(loose.peers, loose.authorizations, store.unreadable()),
+        policies,
     }
     .with_slices(loose.slices)
 }
@@ -38,6 +43,7 @@ struct Loose<'a> {
     grants: Vec<(Arc<str>, Arc<str>, ReferenceGrant)>,
     peers: Vec<crate::policy::PeerAuthentication>,
     authorizations: Vec<crate::policy::AuthorizationPolicy>,
+    tokens: Vec<crate::policy::RequestAuthentication>,
 }
 
 impl<'a> Loose<'a> {
@@ -60,6 +66,7 @@ impl<'a> Loose<'a> {
             }
             Item::PeerAuthentication(peer) => self.peers.push((**peer).clone()),
             Item::AuthorizationPolicy(policy) => self.authorizations.push((**policy).clone()),
+            Item::RequestAuthentication(object) => self.tokens.push((**object).clone()),
             // No part of a world: what follows from it is in `state::traffic`, by itself.
             Item::TrafficPolicy(_) => {}
         }

@@ -5,7 +5,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::crd::{AuthorizationPolicy, GROUP, PeerAuthentication, TrafficPolicy, VERSION};
+use super::crd::{AuthorizationPolicy, GROUP, PeerAuthentication, RequestAuthentication, TrafficPolicy, VERSION};
 use super::finding::{FieldPath, Problem, Step};
 use super::gateway;
 use super::translate::{self, Taken};
@@ -59,6 +59,7 @@ pub fn meaning(object: &Value) -> Meaning {
         (gateway::GROUP, _, "ReferenceGrant") => Kind::ReferenceGrant,
         (GROUP, _, "PeerAuthentication") => Kind::PeerAuthentication,
         (GROUP, _, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
+        (GROUP, _, "RequestAuthentication") => Kind::RequestAuthentication,
         (GROUP, _, "TrafficPolicy") => Kind::TrafficPolicy,
         (gateway::GROUP, _, "UDPRoute") if is_on_a_service(object) => {
             return Meaning::Mistaken(Problem::new(FieldPath::of("kind"), "UDP is not routed by the mesh"));
@@ -67,7 +68,7 @@ pub fn meaning(object: &Value) -> Meaning {
             let reason = format!("{GROUP} has no kind {other}: {OURS} are known");
             return Meaning::Mistaken(Problem::new(FieldPath::of("kind"), reason));
         }
-        (other, _, "PeerAuthentication" | "AuthorizationPolicy" | "TrafficPolicy") => {
+        (other, _, "PeerAuthentication" | "AuthorizationPolicy" | "RequestAuthentication" | "TrafficPolicy") => {
             let reason = format!("{kind} of {other:?} is not read; the mesh's own is {GROUP}/{VERSION}");
             return Meaning::Mistaken(Problem::new(FieldPath::of("apiVersion"), reason));
         }
@@ -77,7 +78,7 @@ pub fn meaning(object: &Value) -> Meaning {
 }
 
 /// The kinds of our group.
-const OURS: &str = "PeerAuthentication, AuthorizationPolicy and TrafficPolicy";
+const OURS: &str = "PeerAuthentication, AuthorizationPolicy, RequestAuthentication and TrafficPolicy";
 
 /// Whether one of a route's parents is a Service, which makes it the mesh's.
 fn is_on_a_service(route: &Value) -> bool {
@@ -127,6 +128,7 @@ pub fn key(kind: Kind, object: &Value) -> Result<Key, Problem> {
         | Kind::ReferenceGrant
         | Kind::PeerAuthentication
         | Kind::AuthorizationPolicy
+        | Kind::RequestAuthentication
         | Kind::TrafficPolicy => namespace(object)?,
     };
     Ok(Key { kind, namespace: namespace.to_string(), name: name.to_string() })
@@ -176,6 +178,10 @@ pub fn read(key: &Key, object: &Value, trust_domain: &str) -> Result<Taken, Prob
         Kind::AuthorizationPolicy => {
             ours(object)?;
             translate::authorization_policy(&typed::<AuthorizationPolicy>(object)?, key, trust_domain).map(Taken::from)
+        }
+        Kind::RequestAuthentication => {
+            ours(object)?;
+            translate::request_authentication(&typed::<RequestAuthentication>(object)?, key).map(Taken::from)
         }
         Kind::TrafficPolicy => {
             ours(object)?;

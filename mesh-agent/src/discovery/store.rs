@@ -569,7 +569,7 @@ fn admit(key: &Key, value: &Value, trust_domain: &str) -> Result<Taken, Problem>
 
 /// The kinds of policy that a text which is no YAML may be, the strictest first.
 fn kinds_of(text: &str) -> Vec<Kind> {
-    let kinds = [Kind::AuthorizationPolicy, Kind::PeerAuthentication];
+    let kinds = [Kind::AuthorizationPolicy, Kind::RequestAuthentication, Kind::PeerAuthentication];
     let mentioned: Vec<Kind> = kinds.into_iter().filter(|kind| text.contains(&kind.to_string())).collect();
     // The word for the kind may be the very one that is broken.
     let of_our_group = text.contains(&format!("{GROUP}/v"));

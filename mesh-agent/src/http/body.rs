@@ -1,14 +1,17 @@
 //! Bodies on their way: counted, their trailers cleaned, never gathered. One frame at a time, and only when whoever
 //! writes it on has room for it.
 
+use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::exchange::{End, Exchange};
 use super::hygiene;
@@ -20,28 +23,41 @@ pub enum BodyError {
     /// Its sender broke off, or what came was not HTTP.
     #[error("{0}")]
     Broken(#[from] hyper::Error),
-    /// The time that the route allows is over.
+    /// The time for the request is over, or no byte came for too long.
     #[error("the request's time is over")]
     TimedOut,
+    /// Another try has taken the body over.
+    #[error("the body is sent elsewhere")]
+    Elsewhere,
 }
 
 /// What a client sends to an application.
-pub struct UpBody {
-    /// None: nothing.
-    incoming: Option<Incoming>,
-    exchange: Option<Rc<Exchange>>,
+pub struct UpBody(Upward);
+
+enum Upward {
+    Nothing,
+    /// As it comes, once.
+    Passing(Incoming, Rc<Exchange>),
+    /// For one of several tries.
+    Kept(KeptReader),
 }
 
 impl UpBody {
     /// No body.
     pub fn empty() -> Self {
-        Self { incoming: None, exchange: None }
+        Self(Upward::Nothing)
     }
 
     /// A client's body.
     pub fn new(incoming: Incoming, exchange: Rc<Exchange>) -> Self {
-        let incoming = (!incoming.is_end_stream()).then_some(incoming);
-        Self { incoming, exchange: Some(exchange) }
+        Self(if incoming.is_end_stream() { Upward::Nothing } else { Upward::Passing(incoming, exchange) })
+    }
+
+    /// A client's body from its beginning; readers of earlier tries hear no more of it.
+    pub fn kept(kept: &Rc<Kept>) -> Self {
+        let turn = kept.turn.get().wrapping_add(1);
+        kept.turn.set(turn);
+        Self(Upward::Kept(KeptReader { kept: kept.clone(), turn, next: 0, has_trailers: true }))
     }
 }
 
@@ -50,26 +66,163 @@ impl Body for UpBody {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(incoming).poll_frame(cx));
-        let Some(exchange) = &this.exchange else { return Poll::Ready(None) };
-        match frame {
-            Some(Ok(frame)) => Poll::Ready(Some(Ok(clean(frame, |bytes| exchange.sent(bytes))))),
-            Some(Err(error)) => {
-                exchange.end(End::ClientBroke);
-                Poll::Ready(Some(Err(error.into())))
-            }
-            None => Poll::Ready(None),
+        match &mut self.get_mut().0 {
+            Upward::Nothing => Poll::Ready(None),
+            Upward::Passing(incoming, exchange) => poll_client(incoming, exchange, cx),
+            Upward::Kept(reader) => reader.poll(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        match &self.0 {
+            Upward::Nothing => true,
+            Upward::Passing(incoming, _) => incoming.is_end_stream(),
+            Upward::Kept(reader) => reader.is_at_end(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+        match &self.0 {
+            Upward::Nothing => SizeHint::with_exact(0),
+            Upward::Passing(incoming, _) => incoming.size_hint(),
+            Upward::Kept(reader) => reader.size_hint(),
+        }
+    }
+}
+
+type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+
+fn poll_client(incoming: &mut Incoming, exchange: &Exchange, cx: &mut Context<'_>) -> Polled {
+    match ready!(Pin::new(incoming).poll_frame(cx)) {
+        Some(Ok(frame)) => Poll::Ready(Some(Ok(clean(frame, |bytes| exchange.sent(bytes))))),
+        Some(Err(error)) => {
+            exchange.end(End::ClientBroke);
+            Poll::Ready(Some(Err(error.into())))
+        }
+        None => Poll::Ready(None),
+    }
+}
+
+/// A client's body of which the beginning is kept, so that it can be sent again. One try reads it at a time, and reads on
+/// from the client where earlier tries had stopped.
+pub struct Kept {
+    incoming: RefCell<Incoming>,
+    exchange: Rc<Exchange>,
+    /// The reader of which try has it.
+    turn: Cell<u32>,
+    data: RefCell<Vec<Bytes>>,
+    trailers: RefCell<Option<HeaderMap>>,
+    bytes: Cell<u64>,
+    most: u64,
+    /// More came than is kept: nothing is, and there is no other try.
+    is_too_long: Cell<bool>,
+    /// There is no other try: what comes now is not kept.
+    is_last: Cell<bool>,
+    has_ended: Cell<bool>,
+}
+
+impl Kept {
+    /// Of which so many bytes are kept at most.
+    pub fn new(incoming: Incoming, most: u64, exchange: Rc<Exchange>) -> Rc<Self> {
+        Rc::new(Self {
+            incoming: RefCell::new(incoming),
+            exchange,
+            turn: Cell::new(0),
+            data: RefCell::default(),
+            trailers: RefCell::default(),
+            bytes: Cell::new(0),
+            most,
+            is_too_long: Cell::new(false),
+            is_last: Cell::new(false),
+            has_ended: Cell::new(false),
+        })
+    }
+
+    /// Whether all that was sent so far can be sent again.
+    pub fn is_whole(&self) -> bool {
+        !self.is_too_long.get()
+    }
+
+    /// There will be no other try.
+    pub fn keep_no_more(&self) {
+        self.is_last.set(true);
+    }
+
+    fn keep(&self, frame: &Frame<Bytes>) {
+        if self.is_last.get() {
+            return;
+        }
+        if let Some(trailers) = frame.trailers_ref() {
+            self.trailers.replace(Some(trailers.clone()));
+        }
+        let Some(data) = frame.data_ref().filter(|_| self.is_whole()) else { return };
+        self.bytes.set(self.bytes.get().saturating_add(data.len() as u64));
+        if self.bytes.get() > self.most {
+            self.is_too_long.set(true);
+            self.data.take();
+        } else {
+            self.data.borrow_mut().push(data.clone());
+        }
+    }
+}
+
+/// What one try has read of a kept body.
+struct KeptReader {
+    kept: Rc<Kept>,
+    turn: u32,
+    /// How many pieces of what is kept.
+    next: usize,
+    /// Whether the trailers are still to come, if there are any.
+    has_trailers: bool,
+}
+
+impl KeptReader {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
+        let kept = self.kept.clone();
+        if kept.turn.get() != self.turn {
+            return Poll::Ready(Some(Err(BodyError::Elsewhere)));
+        }
+        if let Some(data) = kept.data.borrow().get(self.next) {
+            self.next = self.next.saturating_add(1);
+            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
+        }
+        if kept.has_ended.get() {
+            let trailers = kept.trailers.borrow().clone().filter(|_| self.has_trailers);
+            self.has_trailers = false;
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        let frame = ready!(poll_client(&mut kept.incoming.borrow_mut(), &kept.exchange, cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                kept.keep(frame);
+                self.next = kept.data.borrow().len();
+                if frame.is_trailers() {
+                    self.has_trailers = false;
+                    kept.has_ended.set(true);
+                }
+            }
+            Some(Err(_)) | None => kept.has_ended.set(true),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_at_end(&self) -> bool {
+        let kept = &self.kept;
+        let has_read_all = self.next >= kept.data.borrow().len();
+        let waits_for_trailers = self.has_trailers && kept.trailers.borrow().is_some();
+        has_read_all && !waits_for_trailers && (kept.has_ended.get() || kept.incoming.borrow().is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let kept = &self.kept;
+        let again: u64 = kept.data.borrow().iter().skip(self.next).map(|data| data.len() as u64).sum();
+        let coming = kept.incoming.borrow().size_hint();
+        let mut hint = SizeHint::new();
+        if let Some(upper) = coming.upper() {
+            hint.set_upper(upper.saturating_add(again));
+        }
+        hint.set_lower(coming.lower().saturating_add(again));
+        hint
     }
 }
 
@@ -85,8 +238,10 @@ enum Source {
         incoming: Incoming,
         /// The connection that it comes by, given back at its end.
         lease: Option<Lease>,
-        /// The end of the time that the route allows.
-        deadline: Option<Pin<Box<Sleep>>>,
+        /// The end of its time, and when it will have been idle for too long.
+        ends: Option<Pin<Box<Sleep>>>,
+        /// The end of the time for the whole.
+        deadline: Option<Instant>,
     },
 }
 
@@ -103,12 +258,7 @@ impl DownBody {
     }
 
     /// An application's body. The connection is given back when it has come to its end.
-    pub fn application(
-        incoming: Incoming,
-        lease: Lease,
-        deadline: Option<Pin<Box<Sleep>>>,
-        exchange: Rc<Exchange>,
-    ) -> Self {
+    pub fn application(incoming: Incoming, lease: Lease, deadline: Option<Instant>, exchange: Rc<Exchange>) -> Self {
         let mut lease = Some(lease);
         if incoming.is_end_stream()
             && let Some(lease) = lease.take()
@@ -116,7 +266,9 @@ impl DownBody {
             exchange.end(End::Complete);
             lease.give_back();
         }
-        Self { source: Source::Application { incoming, lease, deadline }, exchange: Some(exchange) }
+        let first = [deadline, exchange.idle_until()].into_iter().flatten().min();
+        let ends = first.filter(|_| lease.is_some()).map(|ends| Box::pin(tokio::time::sleep_until(ends)));
+        Self { source: Source::Application { incoming, lease, ends, deadline }, exchange: Some(exchange) }
     }
 
     fn end(&mut self, end: End) {
@@ -143,9 +295,10 @@ impl Body for DownBody {
                 "" => (None, true),
                 text => (Some(Ok(Frame::data(Bytes::from_static(text.as_bytes())))), true),
             },
-            Source::Application { incoming, deadline, .. } => {
-                let deadline = deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx));
-                if let Some(Poll::Ready(())) = deadline {
+            Source::Application { incoming, ends, deadline, .. } => {
+                if let Some(ends) = ends
+                    && is_over(ends, *deadline, this.exchange.as_deref(), cx)
+                {
                     this.end(End::TimedOut);
                     return Poll::Ready(Some(Err(BodyError::TimedOut)));
                 }
@@ -200,6 +353,23 @@ impl Drop for DownBody {
         let is_whole = self.is_end_stream();
         self.end(if is_whole { End::Complete } else { End::ClientGone });
     }
+}
+
+/// Whether the time is over. The timer is not moved for every byte: when it ends, it is seen whether bytes came meanwhile.
+fn is_over(
+    ends: &mut Pin<Box<Sleep>>,
+    deadline: Option<Instant>,
+    exchange: Option<&Exchange>,
+    cx: &mut Context<'_>,
+) -> bool {
+    while ends.as_mut().poll(cx).is_ready() {
+        let next = [deadline, exchange.and_then(Exchange::idle_until)].into_iter().flatten().min();
+        match next.filter(|next| *next > Instant::now()) {
+            Some(next) => ends.as_mut().reset(next),
+            None => return true,
+        }
+    }
+    false
 }
 
 fn clean(mut frame: Frame<Bytes>, count: impl FnOnce(usize)) -> Frame<Bytes> {

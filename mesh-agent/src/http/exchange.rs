@@ -2,10 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::Duration;
 
 use http::HeaderMap;
+use tokio::time::Instant;
 
+use super::traffic::Try;
+use crate::resilience::pool::Permit;
 use crate::telemetry::{RequestRecord, RequestResult};
 
 /// Takes what is told about a request.
@@ -25,7 +28,7 @@ pub enum End {
     ClientBroke,
     /// The application broke off within its answer.
     ApplicationBroke,
-    /// The route's time was over within the answer.
+    /// The time for the request was over within the answer, or no byte came for too long.
     TimedOut,
 }
 
@@ -36,15 +39,25 @@ pub struct Exchange {
     sent: Cell<u64>,
     received: Cell<u64>,
     is_ended: Cell<bool>,
+    /// How long no byte may come in either direction; None: as long as it likes.
+    idle: Cell<Option<Duration>>,
+    /// When the last one came, if that matters.
+    moved: Cell<Instant>,
+    /// What counts as under way until the answer's end.
+    held: RefCell<(Option<Try>, Option<Permit>)>,
     reporter: Rc<dyn Report>,
 }
 
 impl Exchange {
     /// A request that has just come.
     pub fn new(record: RequestRecord, reporter: Rc<dyn Report>) -> Rc<Self> {
+        let now = Instant::now();
         Rc::new(Self {
             record: RefCell::new(record),
-            started: Instant::now(),
+            started: now,
+            idle: Cell::new(None),
+            moved: Cell::new(now),
+            held: RefCell::default(),
             sent: Cell::new(0),
             received: Cell::new(0),
             is_ended: Cell::new(false),
@@ -60,11 +73,41 @@ impl Exchange {
     /// Counts bytes of the client's body.
     pub fn sent(&self, bytes: usize) {
         self.sent.set(self.sent.get().saturating_add(bytes as u64));
+        self.moves();
     }
 
     /// Counts bytes of the application's body.
     pub fn received(&self, bytes: usize) {
         self.received.set(self.received.get().saturating_add(bytes as u64));
+        self.moves();
+    }
+
+    /// Limits the time in which no byte comes in either direction.
+    pub fn limit_idle(&self, idle: Option<Duration>) {
+        self.idle.set(idle);
+        self.moved.set(Instant::now());
+    }
+
+    /// Notes that bytes came.
+    pub fn moves(&self) {
+        if self.idle.get().is_some() {
+            self.moved.set(Instant::now());
+        }
+    }
+
+    /// When it will have been idle for too long, unless bytes come; None: never.
+    pub fn idle_until(&self) -> Option<Instant> {
+        self.moved.get().checked_add(self.idle.get()?)
+    }
+
+    /// Counts the try as under way until the answer's end.
+    pub fn hold_try(&self, of: Try) {
+        self.held.borrow_mut().0 = Some(of);
+    }
+
+    /// Counts a retry as under way until the answer's end.
+    pub fn hold_permit(&self, permit: Option<Permit>) {
+        self.held.borrow_mut().1 = permit;
     }
 
     /// Notes the code that gRPC says in its trailers, or in a head that is all there is.
@@ -84,6 +127,7 @@ impl Exchange {
         if self.is_ended.replace(true) {
             return;
         }
+        self.held.take();
         let mut record = self.record.borrow_mut();
         if record.result == RequestResult::Answered {
             record.result = match end {

@@ -12,7 +12,6 @@
 //! | `x-forwarded-for`, `forwarded` | absent: not added, since the application sees the client's address as its peer; present: the client pod's address is appended, so the last element is true and what is left of it is a claim |
 //! | the other `x-forwarded-…` | as they are: claims, such as those of an ingress gateway in the mesh |
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -239,22 +238,25 @@ fn frames(name: &HeaderName) -> bool {
 
 fn append_client(headers: &mut HeaderMap, client: IpAddr) {
     if headers.contains_key(&FORWARDED_FOR) {
-        append(headers, &FORWARDED_FOR, |text| write!(text, "{client}"));
+        append(headers, &FORWARDED_FOR, client.to_string());
     }
     if headers.contains_key(header::FORWARDED) {
-        append(headers, &header::FORWARDED, |text| match client {
-            IpAddr::V4(client) => write!(text, "for={client}"),
-            IpAddr::V6(client) => write!(text, "for=\"[{client}]\""),
-        });
+        let element = match client {
+            IpAddr::V4(client) => format!("for={client}"),
+            IpAddr::V6(client) => format!("for=\"[{client}]\""),
+        };
+        append(headers, &header::FORWARDED, element);
     }
 }
 
-/// Adds an element to a list, in a line of its own behind the others: the lines of a list are one list.
-fn append(headers: &mut HeaderMap, name: &HeaderName, element: impl FnOnce(&mut String) -> std::fmt::Result) {
-    let mut text = String::new();
-    // Writing into a String does not fail.
-    let _ = element(&mut text);
-    if let Ok(value) = HeaderValue::try_from(text) {
+/// Adds an element to a list, in a line of its own behind the others: the lines of a list are one list. Not where it
+/// stands there already: the agents of both nodes may have read the request.
+fn append(headers: &mut HeaderMap, name: &HeaderName, element: String) {
+    let last = headers.get_all(name).iter().next_back().and_then(|line| line.to_str().ok());
+    if last.and_then(|line| line.rsplit(',').next()).is_some_and(|last| last.trim() == element) {
+        return;
+    }
+    if let Ok(value) = HeaderValue::try_from(element) {
         headers.append(name, value);
     }
 }
@@ -505,6 +507,7 @@ mod tests {
                 vec![("x-forwarded-for", "1.2.3.4")],
                 vec!["host: web", "x-forwarded-for: 1.2.3.4", "x-forwarded-for: 10.0.0.7"],
             ),
+            (vec![("x-forwarded-for", "1.2.3.4, 10.0.0.7")], vec!["host: web", "x-forwarded-for: 1.2.3.4, 10.0.0.7"]),
             (vec![("forwarded", "for=x")], vec!["host: web", "forwarded: for=x", "forwarded: for=10.0.0.7"]),
             (vec![("x-forwarded-proto", "https")], vec!["host: web", "x-forwarded-proto: https"]),
             (vec![("X-Forwarded-Client-Cert", "By=a"), ("x-forwarded-client-cert", "By=b")], vec!["host: web"]),

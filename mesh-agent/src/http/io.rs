@@ -7,6 +7,8 @@
 //! ```
 //! Nothing is buffered here but the one frame that is being read: who does not read holds back the far side.
 
+use std::borrow::Cow;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -18,7 +20,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::limits::{LINGER, LINGER_BYTES, MAX_TUNNEL_WRITE};
+use super::limits::{LINGER, LINGER_BYTES, MAX_TUNNEL_WRITE, PREFACE_PAUSE};
+use super::server::PREFACE;
 use crate::hbone::{Stream, StreamError};
 
 /// Counts the bytes of a connection.
@@ -54,6 +57,34 @@ impl Io {
     /// A socket.
     pub fn socket(tcp: TcpStream, meter: Rc<dyn Meter>) -> Self {
         Self { way: Way::Socket(tcp), meter }
+    }
+
+    /// The first bytes, left where they are, as soon as there are more than `seen` of them; as many as before when there
+    /// will be no more. Before anything is read.
+    pub async fn look(&mut self, seen: usize) -> io::Result<Cow<'_, [u8]>> {
+        match &mut self.way {
+            Way::Socket(tcp) => loop {
+                let mut first = [0; PREFACE.len()];
+                let length = tcp.peek(&mut first).await?;
+                // What is there already wakes nobody, and neither does an end behind it.
+                if length <= seen && length > 0 {
+                    tokio::time::sleep(PREFACE_PAUSE).await;
+                    continue;
+                }
+                return Ok(Cow::Owned(first.get(..length).unwrap_or_default().to_vec()));
+            },
+            Way::Tunnel(tunnelled) => {
+                if tunnelled.frame.len() <= seen {
+                    match poll_fn(|cx| tunnelled.stream.poll_recv(cx)).await {
+                        Some(Ok(frame)) if tunnelled.frame.is_empty() => tunnelled.frame = frame,
+                        Some(Ok(frame)) => tunnelled.frame = [&tunnelled.frame[..], &frame].concat().into(),
+                        Some(Err(error)) => return Err(broken(error)),
+                        None => {}
+                    }
+                }
+                Ok(Cow::Borrowed(&tunnelled.frame))
+            }
+        }
     }
 
     /// Ends it as what it is: broken.

@@ -91,6 +91,18 @@ pub const MIRROR_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pause before endpoints whose tunnel port was closed are tried once more, as for connections of bytes.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
+/// How often at most a worker measures how long requests wait for it: well within the 500 ms that make an overload.
+pub const QUEUE_SAMPLE: Duration = Duration::from_millis(20);
+
+/// How often at most the agent looks how much memory it has taken.
+pub const MEMORY_SAMPLE: Duration = Duration::from_millis(250);
+
+/// How long a worker remembers a Service's port that nobody asks for: round trips and ejections are forgotten before.
+pub const KEPT_UNASKED: Duration = Duration::from_secs(900);
+
+/// Rules of routes whose treatment a worker remembers for one Service port. With more they are made again when met.
+pub const MAX_TREATMENTS: usize = 1024;
+
 /// Pause before the first bytes of a connection are looked at again, when they may yet become HTTP/2's preface.
 pub const PREFACE_PAUSE: Duration = Duration::from_millis(5);
 
@@ -133,6 +145,10 @@ pub fn all() -> Vec<Limit> {
         MAX_RESENDS, "times", "that a request goes out anew because its connection had been closed";
         MIRROR_TIMEOUT, "milliseconds", "for a mirrored request and its answer";
         RETRY_PAUSE, "milliseconds", "before closed tunnel ports are tried once more";
+        QUEUE_SAMPLE, "milliseconds", "at least between two measurements of a worker's queue";
+        MEMORY_SAMPLE, "milliseconds", "at least between two looks at the memory in use";
+        KEPT_UNASKED, "milliseconds", "a worker remembers a Service's port that nobody asks for";
+        MAX_TREATMENTS, "rules", "whose treatment a worker remembers for one Service port";
         PREFACE_PAUSE, "milliseconds", "before a piece of HTTP/2's preface is looked at again";
         FAREWELL, "milliseconds", "for a connection that rested too long to say goodbye";
         UPGRADE_CHUNK, "bytes", "read from one side of an upgraded connection at once";

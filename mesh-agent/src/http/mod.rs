@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!  client ─► server ─► screen ─► hyper ─► session ─────────────────────────► upstream ─► hyper ─► io ─► tunnel, socket
-//!            h1 or h2  two       parses   hygiene ─► plan ─► endpoint          lends       writes
-//!            by its    readings  heads      │ no       │ 404, 500   │ 503      connections   │
-//!            preface   ─► 400                ─► 400     ─► Local     ─► Local   kept between  │
+//!            h1 or h2  two       parses   hygiene ─► plan ─► tries             lends       writes
+//!            by its    readings  heads      │ no       │ 404,   │ endpoint,    connections   │
+//!            preface   ─► 400                ─► 400     │ 429,   │ again: 503   kept between  │
+//!                                                       │ 500    │ 504          requests      │
 //!                                                                              requests      │
 //!  client ◄─ hyper ◄───────────── DownBody (counted, trailers cleaned, one frame at a time) ◄─┘
 //!            101: both connections become bytes (upgrade)
@@ -31,30 +32,41 @@ mod framing;
 pub(crate) mod fuzzing;
 mod hygiene;
 mod io;
+mod judged;
 pub mod limits;
+mod load;
 mod plan;
 mod screen;
 mod server;
 mod session;
+mod traffic;
+mod tries;
 mod upgrade;
 mod upstream;
 
 use std::future::Future;
+use std::rc::Rc;
 use std::sync::Arc;
 
 pub use answer::Local;
 pub use io::{Io, Meter};
-pub use server::{Ended, serve};
+pub use judged::{Guard, Judged, Noted, host};
+pub use load::MemoryGauge;
+pub use server::{Ended, Serves, serve, serve_stream};
 pub use session::{Client, Session};
+pub use traffic::{NodeLimits, Services, Treatment};
 pub use upstream::{Cut, Reached, Tally, Unreached, Upstreams, Wire};
 
-use crate::routes::{BackendRef, Table};
+use crate::routes::{BackendRef, CompiledRule, Table};
 use crate::routing::Upstream;
-use crate::state::{Frontend, Service};
+use crate::state::{Endpoint, Frontend, Service};
 use crate::telemetry::RequestRecord;
 
 /// What is around a client's connection.
 pub trait Mesh: 'static {
+    /// What this worker knows of the Services that are asked, and how busy it is.
+    fn services(&self) -> &Services;
+
     /// The Service's port that was dialled, as the world has it now.
     fn dialled(&self) -> Result<Place, Local>;
 
@@ -64,8 +76,11 @@ pub trait Mesh: 'static {
     /// Where a route's backend is.
     fn backend(&self, target: &BackendRef) -> Result<Place, Local>;
 
-    /// The endpoints to try, in this order.
-    fn endpoints(&self, place: &Place) -> Vec<Upstream>;
+    /// How requests to a place are treated that met this rule, as of now.
+    fn treatment(&self, place: &Place, rule: Option<&Arc<CompiledRule>>) -> Rc<Treatment>;
+
+    /// How an endpoint is reached.
+    fn upstream(&self, endpoint: &Endpoint) -> Upstream;
 
     /// Makes a connection to an endpoint, on behalf of the pod.
     fn reach(&self, place: &Place, upstream: &Upstream) -> impl Future<Output = Result<Reached, Unreached>>;

@@ -1,21 +1,27 @@
 //! Which Service a request goes to, and what becomes of it on the way: routes, their filters, the choice of a backend.
 
+use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderValue, header, request, response};
 
 use super::answer::Local;
+use super::traffic::{Admitted, Treatment};
 use super::{Mesh, Place};
+use crate::resilience::{self, Refusal};
 use crate::routes::filters::{self, Answer, Around, Origin, Step};
 use crate::routes::{CompiledRule, Filter, Head, Seed};
+use crate::spiffe::SpiffeId;
 
 /// What was decided about a request.
 pub struct Plan {
     /// Where it goes.
     pub place: Place,
-    /// From the request to the end of its answer.
-    pub timeout: Option<Duration>,
+    /// How it is treated there.
+    pub treatment: Rc<Treatment>,
+    /// What was decided about it before it is sent.
+    pub admitted: Admitted,
 }
 
 /// What comes of a request's plan.
@@ -56,11 +62,16 @@ impl Ruled {
 }
 
 /// Decides about a request of the one form, and applies the filters to it. `ruled` tells of the rule that it met, also
-/// where there is an error.
-pub fn plan<M: Mesh>(mesh: &M, parts: &mut request::Parts, ruled: &mut Option<Ruled>) -> Result<Planned, Local> {
+/// where there is an error. `source` is who asks, by the connection: identity and address.
+pub fn plan<M: Mesh>(
+    mesh: &M,
+    parts: &mut request::Parts,
+    source: (Option<&SpiffeId>, IpAddr),
+    ruled: &mut Option<Ruled>,
+) -> Result<Planned, Local> {
     let dialled = mesh.dialled()?;
     let Some(table) = mesh.routes(&dialled) else {
-        return Ok(Planned::Forward(Plan { place: dialled, timeout: None }));
+        return Ok(Planned::Forward(admit(mesh, dialled, None, parts, source)?));
     };
     let host = parts.headers.get(header::HOST).cloned();
     let host = host.as_ref().and_then(|host: &HeaderValue| host.to_str().ok()).unwrap_or_default();
@@ -69,17 +80,43 @@ pub fn plan<M: Mesh>(mesh: &M, parts: &mut request::Parts, ruled: &mut Option<Ru
     let found = table.find(&head).ok_or(Local::NoRoute)?;
     let (rule, seed) = (found.rule, Seed::new(mesh.random()));
     let ruled = ruled.insert(Ruled { rule: rule.clone(), origin: Origin::of(parts), seed, is_complete: false });
+    // Limits and faults look at what the client sent, so they come before the filters; and before these there must be a
+    // place to send it to, unless a filter answers.
+    let backend = rule.backend(seed).map(|backend| (backend, mesh.backend(&backend.target)));
+    let admitted = match &backend {
+        Some((_, Ok(place))) => Some(admit(mesh, place.clone(), Some(rule), parts, source)?),
+        Some((_, Err(_))) | None => None,
+    };
     let around = Around { scheme: "http", host, port: dialled.port, matched_prefix: found.matched_prefix };
     if let Some(answer) = filter(&rule.filters, &around, parts, ruled)? {
         return Ok(Planned::Answer(answer));
     }
-    let backend = rule.backend(seed).ok_or(Local::BadBackend)?;
-    let place = mesh.backend(&backend.target)?;
+    let (backend, place) = backend.ok_or(Local::BadBackend)?;
+    place?;
     if let Some(answer) = filter(&backend.filters, &around, parts, ruled)? {
         return Ok(Planned::Answer(answer));
     }
-    let timeouts = [rule.timeouts.request, rule.timeouts.backend_request];
-    Ok(Planned::Forward(Plan { place, timeout: timeouts.into_iter().flatten().min() }))
+    admitted.map(Planned::Forward).ok_or(Local::BadBackend)
+}
+
+/// Asks the policies of a place about a request as the client sent it.
+fn admit<M: Mesh>(
+    mesh: &M,
+    place: Place,
+    rule: Option<&Arc<CompiledRule>>,
+    parts: &request::Parts,
+    (source, source_ip): (Option<&SpiffeId>, IpAddr),
+) -> Result<Plan, Local> {
+    let treatment = mesh.treatment(&place, rule);
+    let request = resilience::Request {
+        method: &parts.method,
+        path: parts.uri.path(),
+        headers: &parts.headers,
+        source,
+        source_ip,
+    };
+    let admitted = treatment.admit(&request).map_err(|limited| Local::Refused(Refusal::Limited(limited)))?;
+    Ok(Plan { place, treatment, admitted })
 }
 
 fn filter(

@@ -7,27 +7,29 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
+use super::body::DownBody;
 use super::framing::Violation;
 use super::io::{Io, Meter};
 use super::limits::{
     BUFFER_BYTES, CONNECTION_WINDOW, FAREWELL, HEAD_TIMEOUT, IDLE_CLIENT, MAX_FRAME_BYTES, MAX_HEAD_BYTES,
-    MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS, PREFACE_PAUSE, SEND_BUFFER_BYTES, STREAM_WINDOW,
+    MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS, SEND_BUFFER_BYTES, STREAM_WINDOW,
 };
-use super::screen::Screen;
+use super::screen::{Gate, Screen};
 use super::session::Session;
-use super::upgrade;
+use super::upgrade::{self, Change};
 use super::{LocalExecutor, Mesh};
 use crate::drain;
 
 /// What HTTP/2 begins with (RFC 9113 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How a client's connection ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,11 +44,68 @@ pub enum Ended {
     Cut,
 }
 
-/// Serves one client's connection until it ends or `cut` is ready.
-pub async fn serve<M: Mesh>(
+/// Answers the requests of one client's connection.
+pub trait Serves: 'static {
+    /// Answers one request.
+    fn answer(self: Rc<Self>, request: Request<Incoming>) -> impl Future<Output = Response<DownBody>>;
+
+    /// What the connection's bytes go through, if it speaks HTTP/1.1.
+    fn screened(&self, gate: Rc<Gate>);
+
+    /// Since when the connection rests; none while a request is under way.
+    fn rests_since(&self) -> Option<Instant>;
+
+    /// Returns when the first request has begun. For one waiter.
+    fn begun(&self) -> impl Future<Output = ()>;
+
+    /// The change of protocol that was agreed on, once.
+    fn take_change(&self) -> Option<Change>;
+
+    /// Tells of bytes that were no request.
+    fn report_refused(&self, reason: &'static str, status: Option<StatusCode>);
+}
+
+impl<M: Mesh> Serves for Session<M> {
+    async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
+        Session::answer(self, request).await
+    }
+
+    fn screened(&self, gate: Rc<Gate>) {
+        self.screened(gate);
+    }
+
+    fn rests_since(&self) -> Option<Instant> {
+        self.rests_since()
+    }
+
+    async fn begun(&self) {
+        self.begun().await;
+    }
+
+    fn take_change(&self) -> Option<Change> {
+        self.take_change()
+    }
+
+    fn report_refused(&self, reason: &'static str, status: Option<StatusCode>) {
+        self.report_refused(reason, status);
+    }
+}
+
+/// Serves one client's socket until it ends or `cut` is ready.
+pub async fn serve<S: Serves>(
     tcp: TcpStream,
-    session: Rc<Session<M>>,
+    session: Rc<S>,
     meter: Rc<dyn Meter>,
+    leaving: drain::Token,
+    cut: impl Future<Output = ()>,
+) -> Ended {
+    serve_stream(Io::socket(tcp, meter), session, leaving, cut).await
+}
+
+/// Serves one client's connection, whatever carries it, until it ends or `cut` is ready.
+pub async fn serve_stream<S: Serves>(
+    mut client: Io,
+    session: Rc<S>,
     leaving: drain::Token,
     cut: impl Future<Output = ()>,
 ) -> Ended {
@@ -54,22 +113,22 @@ pub async fn serve<M: Mesh>(
     let protocol = tokio::select! {
         biased;
         () = &mut cut => None,
-        protocol = tokio::time::timeout(IDLE_CLIENT, protocol(&tcp)) => Some(protocol),
+        protocol = tokio::time::timeout(IDLE_CLIENT, protocol(&mut client)) => Some(protocol),
     };
     match protocol {
         None => {
-            reset(&tcp);
+            client.reset();
             Ended::Cut
         }
         // Nothing was said for too long.
         Some(Err(_)) => Ended::Finished,
         Some(Ok(Err(error))) => {
-            reset(&tcp);
+            client.reset();
             Ended::Broken(error.kind())
         }
         Some(Ok(Ok(Protocol::Nothing))) => Ended::Finished,
-        Some(Ok(Ok(Protocol::Http1))) => http1(Io::socket(tcp, meter), session, leaving, cut).await,
-        Some(Ok(Ok(Protocol::Http2))) => http2(Io::socket(tcp, meter), session, leaving, cut).await,
+        Some(Ok(Ok(Protocol::Http1))) => http1(client, session, leaving, cut).await,
+        Some(Ok(Ok(Protocol::Http2))) => http2(client, session, leaving, cut).await,
     }
 }
 
@@ -82,29 +141,33 @@ enum Protocol {
 
 /// Looks at the first bytes without taking them. Only HTTP/2's preface is waited for, and only while it may yet become
 /// one.
-async fn protocol(tcp: &TcpStream) -> io::Result<Protocol> {
-    let mut seen = [0; PREFACE.len()];
-    let mut patience = HEAD_TIMEOUT;
+async fn protocol(client: &mut Io) -> io::Result<Protocol> {
+    let mut seen = 0;
+    let patience = Instant::now() + HEAD_TIMEOUT;
     loop {
-        let length = tcp.peek(&mut seen).await?;
-        let seen = seen.get(..length).unwrap_or_default();
-        match PREFACE.strip_prefix(seen) {
-            _ if length == 0 => return Ok(Protocol::Nothing),
+        // The parser of HTTP/1.1 will say what is wrong with a piece of a preface.
+        let Ok(looked) = tokio::time::timeout_at(patience, client.look(seen)).await else {
+            if seen > 0 {
+                return Ok(Protocol::Http1);
+            }
+            // Nothing yet: whoever called has more patience.
+            client.look(0).await?;
+            continue;
+        };
+        let first = looked?;
+        match PREFACE.strip_prefix(&*first) {
+            _ if first.len() <= seen => return Ok(if seen == 0 { Protocol::Nothing } else { Protocol::Http1 }),
+            None if first.starts_with(PREFACE) => return Ok(Protocol::Http2),
             None => return Ok(Protocol::Http1),
             Some([]) => return Ok(Protocol::Http2),
-            // The parser of HTTP/1.1 will say what is wrong with it.
-            Some(_) if patience.is_zero() => return Ok(Protocol::Http1),
-            Some(_) => {
-                patience = patience.saturating_sub(PREFACE_PAUSE);
-                tokio::time::sleep(PREFACE_PAUSE).await;
-            }
+            Some(_) => seen = first.len(),
         }
     }
 }
 
-async fn http1<M: Mesh>(
+async fn http1<S: Serves>(
     client: Io,
-    session: Rc<Session<M>>,
+    session: Rc<S>,
     leaving: drain::Token,
     mut cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Ended {
@@ -120,7 +183,7 @@ async fn http1<M: Mesh>(
     builder.max_buf_size(BUFFER_BYTES).max_header_size(MAX_HEAD_BYTES).auto_date_header(false);
     let mut connection = builder.serve_connection(TokioIo::new(screen), service);
     let goodbye = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
-    let ended = drive(&mut connection, goodbye, &session, leaving, cut.as_mut()).await;
+    let ended = drive(&mut connection, goodbye, &*session, leaving, cut.as_mut()).await;
     let parts = connection.into_parts();
     let (mut client, kept) = parts.io.into_inner().into_inner();
     match ended {
@@ -176,9 +239,9 @@ async fn http1<M: Mesh>(
     }
 }
 
-async fn http2<M: Mesh>(
+async fn http2<S: Serves>(
     client: Io,
-    session: Rc<Session<M>>,
+    session: Rc<S>,
     leaving: drain::Token,
     cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Ended {
@@ -200,7 +263,7 @@ async fn http2<M: Mesh>(
         .auto_date_header(false);
     let mut connection = builder.serve_connection(TokioIo::new(client), service);
     let goodbye = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
-    match drive(&mut connection, goodbye, &session, leaving, cut).await {
+    match drive(&mut connection, goodbye, &*session, leaving, cut).await {
         Driven::Ended(Ok(())) | Driven::Rested => Ended::Finished,
         Driven::Ended(Err(error)) => Ended::Broken(kind(&error)),
         Driven::Cut => Ended::Cut,
@@ -215,10 +278,10 @@ enum Driven {
 
 /// Drives a connection to its end. When the agent is leaving, or when it has rested for too long, it says goodbye: not
 /// before its first request has begun, since whoever has just connected expects an answer.
-async fn drive<C, M: Mesh>(
+async fn drive<C, S: Serves>(
     connection: &mut C,
     goodbye: impl Fn(Pin<&mut C>),
-    session: &Session<M>,
+    session: &S,
     mut leaving: drain::Token,
     mut cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Driven
@@ -254,7 +317,7 @@ where
 
 /// Returns when no request was under way for as long as a connection may rest. Wakes once in that time, not at every
 /// request.
-async fn rested<M: Mesh>(session: &Session<M>) {
+async fn rested<S: Serves>(session: &S) {
     loop {
         let rested = session.rests_since().map_or(Duration::ZERO, |since| since.elapsed());
         match IDLE_CLIENT.checked_sub(rested) {
@@ -273,10 +336,4 @@ fn kind(error: &hyper::Error) -> io::ErrorKind {
         source = inner.source();
     }
     io::ErrorKind::Other
-}
-
-/// Makes the coming close a reset.
-fn reset(tcp: &TcpStream) {
-    // It fails only on a socket that is gone already.
-    let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }

@@ -8,7 +8,6 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use http::{Request, Response, StatusCode, Version, header, request};
 use http_body::Body as _;
@@ -17,33 +16,37 @@ use hyper::body::Incoming;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use super::Mesh;
 use super::answer::Local;
 use super::body::{DownBody, UpBody};
 use super::exchange::{Exchange, Report};
 use super::hygiene::{self, Asked};
-use super::limits::{MAX_RESENDS, MIRROR_TIMEOUT, RETRY_PAUSE};
+use super::limits::MIRROR_TIMEOUT;
 use super::plan::{self, Plan, Planned, Ruled};
 use super::screen::Gate;
+use super::traffic::Admitted;
+use super::tries::Journey;
 use super::upgrade::Change;
-use super::upstream::{Key, Lease, Unsent, Upgraded, Upstreams, Wire};
-use super::{Mesh, Place};
+use super::upstream::{Key, Lease, Upgraded, Upstreams, Wire};
+use crate::resilience::Refusal;
+use crate::resilience::fault::Injection;
 use crate::routes::{CompiledRule, grpc};
 use crate::routing::Upstream;
 use crate::telemetry::{RequestRecord, RequestResult};
 
 /// One client's connection, as its requests see it.
 pub struct Session<M> {
-    mesh: Rc<M>,
-    upstreams: Upstreams,
+    pub(super) mesh: Rc<M>,
+    pub(super) upstreams: Upstreams,
     /// What every request's record begins with.
     template: RequestRecord,
     /// The source pod, by uid.
     source: Arc<str>,
-    client: SocketAddr,
+    pub(super) client: SocketAddr,
     /// Where the client dialled, in words: the Host of requests that have none.
     dialled: String,
     gate: RefCell<Option<Rc<Gate>>>,
-    change: RefCell<Option<Change>>,
+    pub(super) change: RefCell<Option<Change>>,
     /// The rule that the last request met, and its name.
     rule: RefCell<Option<(Arc<CompiledRule>, Arc<str>)>>,
     /// Requests under way.
@@ -175,13 +178,19 @@ impl<M: Mesh> Session<M> {
         let mut asked =
             hygiene::request(&mut parts, has_body, self.client.ip(), &self.dialled).map_err(Local::Fault)?;
         exchange.note(|record| record.host = parts.headers.get(header::HOST).cloned());
-        let planned = plan::plan(&*self.mesh, &mut parts, ruled);
+        self.mesh.services().admit().await.map_err(|_| Local::Refused(Refusal::Shed))?;
+        let source = self.template.source_identity.as_ref();
+        let planned = plan::plan(&*self.mesh, &mut parts, (source, self.client.ip()), ruled);
         if let Some(ruled) = ruled {
             exchange.note(|record| record.route = Some(self.name_of(&ruled.rule)));
         }
-        let Plan { place, timeout } = match planned? {
-            Planned::Forward(plan) => plan,
-            Planned::Answer(head) => {
+        let Plan { place, treatment, admitted } = match planned {
+            Ok(Planned::Forward(plan)) => plan,
+            Err(local) => {
+                exchange.note(|record| record.traffic_rule = local.traffic_rule());
+                return Err(local);
+            }
+            Ok(Planned::Answer(head)) => {
                 exchange.note(|record| record.status = Some(head.status));
                 return Ok(Response::from_parts(*head, DownBody::text("").within(exchange.clone())));
             }
@@ -198,89 +207,35 @@ impl<M: Mesh> Session<M> {
                 hygiene::for_http2(&mut parts, &asked).map_err(Local::Fault)?;
             }
         }
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let request = Request::from_parts(parts, UpBody::new(body, exchange.clone()));
-        let tries = self.send(&place, wire, request, asked, deadline, exchange);
-        match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline, tries).await.unwrap_or(Err(Local::TimedOut)),
-            None => tries.await,
-        }
+        let timeouts = treatment.timeouts();
+        let deadline = timeouts.request.and_then(|length| Instant::now().checked_add(length));
+        exchange.limit_idle(timeouts.idle);
+        self.inject(&admitted.injection, deadline, exchange).await?;
+        let (treatment, admitted, place) = (&*treatment, &admitted, &place);
+        let journey = Journey { place, treatment, admitted, wire, asked, deadline, exchange, may_retry: true };
+        self.send(&journey, parts, has_body.then_some(body)).await
     }
 
-    async fn send(
-        &self,
-        place: &Place,
-        wire: Wire,
-        mut request: Request<UpBody>,
-        asked: Asked,
-        deadline: Option<Instant>,
-        exchange: &Rc<Exchange>,
-    ) -> Result<Response<DownBody>, Local> {
-        let is_idempotent = request.method().is_idempotent();
-        let (mut resends, mut since) = (0, None);
-        loop {
-            let mut lease = self.reach(place, wire, since, exchange).await?;
-            let is_reused = lease.is_reused();
-            let has_no_body = request.body().is_end_stream() && asked.upgrade.is_none();
-            let has_more_tries = resends < MAX_RESENDS;
-            let can_repeat = has_no_body && has_more_tries && (is_idempotent || wire == Wire::Http2);
-            let copy = can_repeat.then(|| copy_of(&request));
-            let upgraded = asked.upgrade.is_some().then(|| lease.expect_upgrade());
-            let failed = match lease.send(request).await {
-                Ok(response) => return answered(response, lease, &asked, upgraded, deadline, exchange, &self.change),
-                Err(failed) => failed,
-            };
-            // An application may close a connection that rests at the moment that we use it.
-            let is_harmless = is_idempotent && (is_reused || failed.lost_its_tunnel());
-            let copy = copy.filter(|_| is_harmless || failed.is_untouched());
-            let Unsent { error, request: unsent } = failed;
-            let again = unsent.filter(|_| has_more_tries).or(copy);
-            request = match again {
-                Some(again) if !exchange.client_broke() => again,
-                _ if exchange.client_broke() => return Err(Local::ClientBody),
-                _ if error.is_parse() => return Err(Local::BadAnswer),
-                _ => return Err(Local::Broken),
-            };
-            tracing::debug!(%error, "a connection was closed before it answered; the request goes out again");
-            self.upstreams.tally().resent.fetch_add(1, Ordering::Relaxed);
-            // What else rests there may have been closed at the same time.
-            (resends, since) = (resends + 1, Some(Instant::now()));
+    /// Lets go wrong what goes wrong on purpose.
+    async fn inject(&self, injection: &Injection, deadline: Option<Instant>, exchange: &Exchange) -> Result<(), Local> {
+        if let Some((name, length)) = &injection.delay {
+            exchange.note(|record| record.traffic_rule = Some(name.clone()));
+            let ends = Instant::now().checked_add(*length);
+            match (ends, deadline) {
+                (Some(ends), Some(deadline)) if deadline <= ends => {
+                    tokio::time::sleep_until(deadline).await;
+                    return Err(Local::TimedOut);
+                }
+                (Some(ends), _) => tokio::time::sleep_until(ends).await,
+                (None, _) => {}
+            }
         }
-    }
-
-    /// A connection to one of the endpoints, the first that can be reached; made at `since` or later.
-    async fn reach(
-        &self,
-        place: &Place,
-        wire: Wire,
-        since: Option<Instant>,
-        exchange: &Exchange,
-    ) -> Result<Lease, Local> {
-        let mut has_paused = false;
-        loop {
-            let mut last = None;
-            for upstream in self.mesh.endpoints(place) {
-                aim(exchange, &upstream);
-                let key = self.key(&upstream, wire);
-                let connect = async || self.mesh.reach(place, &upstream).await;
-                match self.upstreams.lease(&key, since, connect).await {
-                    Ok(lease) => {
-                        exchange.note(|record| record.destination_pod = lease.pod().cloned());
-                        return Ok(lease);
-                    }
-                    Err(unreached) if unreached.is_denied => return Err(Local::Denied(unreached.reason)),
-                    Err(unreached) if unreached.is_final => return Err(Local::Unreached(unreached.reason)),
-                    Err(unreached) => last = Some(unreached),
-                }
+        match &injection.abort {
+            Some((name, abort)) => {
+                exchange.note(|record| record.traffic_rule = Some(name.clone()));
+                Err(Local::Refused(Refusal::Fault(*abort)))
             }
-            match last {
-                None => return Err(Local::NoEndpoint),
-                Some(unreached) if unreached.is_passing && !has_paused => {
-                    has_paused = true;
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                }
-                Some(unreached) => return Err(Local::Unreached(unreached.reason)),
-            }
+            None => Ok(()),
         }
     }
 
@@ -306,9 +261,19 @@ impl<M: Mesh> Session<M> {
                 continue;
             }
             tokio::task::spawn_local(async move {
-                let (request, wire) = (Request::from_parts(copy, UpBody::empty()), place.wire);
                 let deadline = Some(Instant::now() + MIRROR_TIMEOUT);
-                let sent = session.send(&place, wire, request, asked, deadline, &exchange);
+                let (treatment, admitted) = (session.mesh.treatment(&place, None), Admitted::default());
+                let journey = Journey {
+                    place: &place,
+                    treatment: &treatment,
+                    admitted: &admitted,
+                    wire: place.wire,
+                    asked,
+                    deadline,
+                    exchange: &exchange,
+                    may_retry: false,
+                };
+                let sent = session.send(&journey, copy, None);
                 match tokio::time::timeout(MIRROR_TIMEOUT, sent).await {
                     // Read to its end, so that its connection serves again.
                     Ok(Ok(response)) => {
@@ -340,7 +305,7 @@ impl<M: Mesh> Session<M> {
         name
     }
 
-    fn key(&self, upstream: &Upstream, wire: Wire) -> Key {
+    pub(super) fn key(&self, upstream: &Upstream, wire: Wire) -> Key {
         Key {
             source: self.source.clone(),
             address: upstream.address,
@@ -360,7 +325,7 @@ impl<M: Mesh> Report for Session<M> {
 }
 
 /// Notes the endpoint that is tried now.
-fn aim(exchange: &Exchange, upstream: &Upstream) {
+pub(super) fn aim(exchange: &Exchange, upstream: &Upstream) {
     exchange.note(|record| {
         record.server = Some(upstream.address.socket());
         record.destination_identity = upstream.workload.as_ref().map(|workload| workload.identity.clone());
@@ -368,7 +333,7 @@ fn aim(exchange: &Exchange, upstream: &Upstream) {
 }
 
 /// Of a request without a body.
-fn copy_of(request: &Request<UpBody>) -> Request<UpBody> {
+pub(super) fn copy_of(request: &Request<UpBody>) -> Request<UpBody> {
     let mut copy = Request::new(UpBody::empty());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
@@ -377,7 +342,7 @@ fn copy_of(request: &Request<UpBody>) -> Request<UpBody> {
     copy
 }
 
-fn answered(
+pub(super) fn answered(
     response: Response<Incoming>,
     lease: Lease,
     asked: &Asked,
@@ -398,10 +363,10 @@ fn answered(
         };
         let application = upgraded.filter(|_| agreed).ok_or(Local::BadAnswer)?;
         change.replace(Some(Change { application, exchange: exchange.clone() }));
-        return Ok(Response::from_parts(parts, DownBody::text("").within(exchange.clone())));
+        // The exchange ends with the bytes that follow.
+        return Ok(Response::from_parts(parts, DownBody::text("")));
     }
     lease.forget_upgrade();
     exchange.grpc_status(&parts.headers);
-    let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
     Ok(Response::from_parts(parts, DownBody::application(body, lease, deadline, exchange.clone())))
 }

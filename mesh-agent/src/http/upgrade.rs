@@ -1,12 +1,15 @@
-//! A connection after 101: bytes both ways until both sides have ended, one breaks, or it is cut.
+//! A connection after 101: bytes both ways until both sides have ended, one breaks, it rests for too long, or it is cut.
 
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use super::exchange::Exchange;
+use super::exchange::{End, Exchange};
 use super::limits::UPGRADE_CHUNK;
 use super::upstream::Upgraded;
 
@@ -36,12 +39,13 @@ where
         return Ended::Broken(io::ErrorKind::ConnectionReset);
     };
     let copy = async {
+        let mut application = Watched { io: &mut io, exchange: &change.exchange };
         for bytes in first {
-            io.write_all(bytes).await?;
+            application.write_all(bytes).await?;
         }
         client.write_all(&said).await?;
         let (sent, received) =
-            tokio::io::copy_bidirectional_with_sizes(client, &mut io, UPGRADE_CHUNK, UPGRADE_CHUNK).await?;
+            tokio::io::copy_bidirectional_with_sizes(client, &mut application, UPGRADE_CHUNK, UPGRADE_CHUNK).await?;
         change.exchange.sent(usize::try_from(sent).unwrap_or(usize::MAX));
         change.exchange.received(usize::try_from(received).unwrap_or(usize::MAX));
         Ok::<(), io::Error>(())
@@ -49,13 +53,65 @@ where
     let ended = tokio::select! {
         biased;
         () = &mut cut => Err(io::ErrorKind::ConnectionAborted),
+        () = rests(&change.exchange) => {
+            change.exchange.end(End::TimedOut);
+            Err(io::ErrorKind::TimedOut)
+        }
         copied = copy => copied.map_err(|error| error.kind()),
     };
+    // An end in disorder is how many of these protocols end.
+    change.exchange.end(End::Complete);
     match ended {
         Ok(()) => Ended::Finished,
         Err(kind) => {
             io.reset();
             Ended::Broken(kind)
         }
+    }
+}
+
+/// Returns when no byte has come for longer than the exchange allows.
+async fn rests(exchange: &Exchange) {
+    loop {
+        match exchange.idle_until() {
+            None => std::future::pending().await,
+            Some(until) if until > Instant::now() => tokio::time::sleep_until(until).await,
+            Some(_) => return,
+        }
+    }
+}
+
+/// A side of the connection whose bytes show that it does not rest; what the other side says goes there too.
+struct Watched<'a, S> {
+    io: &'a mut S,
+    exchange: &'a Exchange,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<'_, S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut *this.io).poll_read(cx, buffer))?;
+        if buffer.filled().len() > before {
+            this.exchange.moves();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<'_, S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut *this.io).poll_write(cx, bytes))?;
+        this.exchange.moves();
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.get_mut().io).poll_shutdown(cx)
     }
 }

@@ -39,6 +39,9 @@ use crate::addr::ServerAddr;
 use crate::routing::Transport;
 use crate::telemetry::UpstreamNumbers;
 
+/// The word of a limit of this room on connections to one endpoint.
+pub(super) const TOO_MANY_CONNECTIONS: &str = "too-many-connections";
+
 /// The protocol that an application is spoken to in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wire {
@@ -100,6 +103,10 @@ pub struct Tally {
     pub reused: AtomicU64,
     /// Requests that went out again, because their connection had been closed.
     pub resent: AtomicU64,
+    /// Requests that a policy had tried again.
+    pub retried: AtomicU64,
+    /// Endpoints that were left out for a while, because they failed too often.
+    pub ejected: AtomicU64,
     /// Connections that are open.
     pub open: AtomicU64,
 }
@@ -112,6 +119,8 @@ impl Tally {
             made: self.made.load(Ordering::Relaxed),
             reused: self.reused.load(Ordering::Relaxed),
             resent: self.resent.load(Ordering::Relaxed),
+            retried: self.retried.load(Ordering::Relaxed),
+            ejected: self.ejected.load(Ordering::Relaxed),
         }
     }
 }
@@ -319,7 +328,7 @@ impl Upstreams {
                     return Ok(lease);
                 }
                 if slot.shared.borrow().len() >= MAX_CONNECTIONS_PER_ENDPOINT {
-                    return Err(Unreached::own("too-many-connections"));
+                    return Err(Unreached::own(TOO_MANY_CONNECTIONS));
                 }
                 self.make_http2(&slot, connect().await?).await
             }

@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use super::object::{Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, Target, Unreadable, Weight};
-use super::{PortScope, Statement, Unread, WorkloadPolicy};
+use super::object::{
+    Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, RequestAuthentication, Target, Unreadable,
+    Weight,
+};
+use super::{Believed, PortScope, Statement, Unread, WorkloadPolicy};
 
 /// What a policy's target may ask of a workload.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +62,8 @@ pub struct PolicySet {
     peers: Shelf<PeerAuthentication>,
     #[serde(rename = "authorizationPolicies")]
     authorizations: Shelf<AuthorizationPolicy>,
+    #[serde(rename = "requestAuthentications")]
+    tokens: Shelf<RequestAuthentication>,
     unreadable: Shelf<Unreadable>,
     /// How many targets are this Service, as (namespace, name).
     #[serde(skip)]
@@ -101,6 +106,15 @@ impl PolicySet {
         now: Option<Arc<AuthorizationPolicy>>,
     ) {
         replace(&mut self.authorizations, &mut self.services, before, now);
+    }
+
+    /// Takes one object out and puts another in.
+    pub fn replace_request_authentication(
+        &mut self,
+        before: Option<&Arc<RequestAuthentication>>,
+        now: Option<Arc<RequestAuthentication>>,
+    ) {
+        replace(&mut self.tokens, &mut self.services, before, now);
     }
 
     /// Takes one object out and puts another in.
@@ -159,11 +173,15 @@ impl PolicySet {
             };
             statements.push(Statement { id: object.meta.id.clone(), ports, policy: object.clone() });
         }
+        for object in self.tokens.of(subject.namespace) {
+            let Some(ports) = port_scope(&object.targets, subject) else { continue };
+            policy.tokens.push(Believed { id: object.meta.id.clone(), ports, object: object.clone() });
+        }
         for object in self.unreadable.of(subject.namespace).filter(|object| object.weight == Weight::DenyAll) {
             let Some(ports) = port_scope(&object.targets, subject) else { continue };
             policy.unreadable.push(Unread { id: object.meta.id.clone(), ports });
         }
-        policy
+        policy.indexed()
     }
 }
 
@@ -259,7 +277,7 @@ macro_rules! shelved {
     };
 }
 
-shelved!(PeerAuthentication, AuthorizationPolicy, Unreadable);
+shelved!(PeerAuthentication, AuthorizationPolicy, Unreadable, RequestAuthentication);
 
 /// Takes one object off a shelf and puts another on it.
 fn replace<T: Shelved>(

@@ -6,12 +6,25 @@
 //!
 //! The objects come in already parsed ([`PeerAuthentication`], [`AuthorizationPolicy`], [`Unreadable`]); [`PolicySet`]
 //! compiles those that select a workload into its [`WorkloadPolicy`]. Nothing here knows Kubernetes types.
+//!
+//! There is one decision, about what is known so far ([`Asked`]):
+//!
+//! | asked about | a rule on requests' attributes means, if its sources and ports do | by |
+//! |---|---|---|
+//! | a connection of bytes | DENY: everything. ALLOW: nothing. AUDIT: everything | [`authorize`] |
+//! | a connection on which requests may be read | perhaps: where that would decide, each request is judged | [`admit`] |
+//! | a request | what it says | [`authorize_request`] |
 
 mod compile;
+mod index;
 mod object;
+mod pattern;
+mod request;
 mod selector;
 mod source;
 
+#[cfg(test)]
+mod request_tests;
 #[cfg(test)]
 mod tests;
 
@@ -22,11 +35,18 @@ use std::sync::Arc;
 use serde::Serialize;
 
 pub use compile::{PeerModes, PolicySet, Subject};
-pub use object::{Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, Rule, Target, Unreadable, Weight};
+pub use object::{
+    Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, RequestAuthentication, Rule, Target, Unreadable,
+    Weight,
+};
+pub use pattern::{PathPattern, Pattern, PatternError, Segment};
+pub use request::{Attribute, Condition, Operation, Request, normal_host};
 pub use selector::{Operator, Requirement, Selector};
 pub use source::{IpBlock, Principal, PrincipalError, Source};
 
 use crate::spiffe::SpiffeId;
+use crate::tokens::Issuer;
+use index::{ITSELF, Index, Number};
 
 /// What is known about a connection when it asks to reach an application.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +76,19 @@ pub struct WorkloadPolicy {
     allow: Vec<Statement>,
     /// AUDIT policies, oldest first. They decide nothing.
     audit: Vec<Statement>,
+    /// RequestAuthentications, oldest first.
+    tokens: Vec<Believed>,
+    /// Where some rule needs what a request alone has.
+    #[serde(skip)]
+    indexes: Option<Box<Indexes>>,
+}
+
+/// The rules of each action, by what requests they mean.
+#[derive(Clone, Debug, PartialEq)]
+struct Indexes {
+    deny: Index,
+    allow: Index,
+    audit: Index,
 }
 
 /// One AuthorizationPolicy, as far as it concerns one workload.
@@ -68,6 +101,23 @@ struct Statement {
     ports: PortScope,
     #[serde(skip)]
     policy: Arc<AuthorizationPolicy>,
+}
+
+/// One RequestAuthentication, as far as it concerns one workload.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Believed {
+    id: Arc<str>,
+    /// The ports of the workload that its targets cover.
+    ports: PortScope,
+    #[serde(skip)]
+    object: Arc<RequestAuthentication>,
+}
+
+impl Believed {
+    fn covers(&self, port: u16) -> bool {
+        self.ports.covers(port) && (self.object.ports.is_empty() || self.object.ports.contains(&port))
+    }
 }
 
 /// One unreadable AuthorizationPolicy, as far as it concerns one workload.
@@ -97,16 +147,51 @@ impl PortScope {
     }
 }
 
-/// Proof that policy allowed a connection. Cannot be made outside this room.
+/// What a decision is about.
+#[derive(Clone, Copy, Debug)]
+enum Asked<'a> {
+    /// A connection of bytes: what requests would say will never be known.
+    Bytes,
+    /// A connection whose requests will be read.
+    Coming,
+    /// One of them.
+    Request(&'a Request<'a>),
+}
+
+/// Proof that policy allowed a connection or a request. Cannot be made outside this room.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Permit {
     rule: Option<Arc<str>>,
+    number: Option<usize>,
 }
 
 impl Permit {
     /// The policy that allowed it, as `namespace/name`; None when no ALLOW policy selects the workload.
     pub fn rule(&self) -> Option<&Arc<str>> {
         self.rule.as_ref()
+    }
+
+    /// The number of the rule in there, from 0.
+    pub fn number(&self) -> Option<usize> {
+        self.number
+    }
+}
+
+/// What may become of a connection that was not refused.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Admission {
+    /// It may carry whatever it carries.
+    Bytes(Permit),
+    /// It may be made, and each of its requests is judged by itself. What is no request must not pass.
+    Requests(Permit),
+}
+
+impl Admission {
+    /// The proof that the connection may be made.
+    pub fn into_permit(self) -> Permit {
+        match self {
+            Admission::Bytes(permit) | Admission::Requests(permit) => permit,
+        }
     }
 }
 
@@ -118,6 +203,15 @@ pub struct Denial {
     /// The policy that decided, as `namespace/name`, where one did. For [`DenyReason::NoAllowRule`] the oldest of the
     /// ALLOW policies that cover the port.
     pub rule: Option<Arc<str>>,
+    /// The number of the rule in there, from 0, where one decided.
+    pub number: Option<usize>,
+}
+
+impl Denial {
+    /// One that no policy decided by a rule.
+    pub fn of(reason: DenyReason, rule: Option<Arc<str>>) -> Self {
+        Self { reason, rule, number: None }
+    }
 }
 
 /// Why a connection was refused. The names are metric labels: stable.
@@ -131,6 +225,8 @@ pub enum DenyReason {
     NoAllowRule,
     /// The policy could not be read, and there is no earlier version of it.
     UnreadablePolicy,
+    /// Tokens must be looked at, and the connection's requests cannot be read.
+    RequestsUnread,
     /// The pod that is dialled is not, or no longer, known to this node.
     UnknownWorkload,
 }
@@ -143,38 +239,85 @@ impl DenyReason {
             DenyReason::DenyRule => "deny-rule",
             DenyReason::NoAllowRule => "no-allow-rule",
             DenyReason::UnreadablePolicy => "unreadable-policy",
+            DenyReason::RequestsUnread => "requests-unread",
             DenyReason::UnknownWorkload => "unknown-workload",
         }
     }
 }
 
-/// Decides one connection.
+/// Decides about a connection of bytes.
 pub fn authorize(policy: &WorkloadPolicy, facts: &Facts) -> Result<Permit, Denial> {
+    decide(policy, facts, Asked::Bytes).map(|(permit, _)| permit)
+}
+
+/// Decides about a connection to a port whose requests can be read, if any come: what may be said without them.
+pub fn admit(policy: &WorkloadPolicy, facts: &Facts) -> Result<Admission, Denial> {
+    decide(policy, facts, Asked::Coming).map(|(permit, is_sure)| match is_sure {
+        true => Admission::Bytes(permit),
+        false => Admission::Requests(permit),
+    })
+}
+
+/// Decides about one request on a connection with these facts.
+pub fn authorize_request(policy: &WorkloadPolicy, facts: &Facts, request: &Request<'_>) -> Result<Permit, Denial> {
+    decide(policy, facts, Asked::Request(request)).map(|(permit, _)| permit)
+}
+
+/// The one decision; and whether it stands whatever is learnt yet.
+fn decide(policy: &WorkloadPolicy, facts: &Facts, asked: Asked<'_>) -> Result<(Permit, bool), Denial> {
     let port = facts.destination_port;
     if let Some(unread) = policy.unreadable.iter().find(|unread| unread.ports.covers(port)) {
-        return Err(Denial { reason: DenyReason::UnreadablePolicy, rule: Some(unread.id.clone()) });
+        return Err(Denial::of(DenyReason::UnreadablePolicy, Some(unread.id.clone())));
     }
     let (mode, rule) = policy.modes.at(port);
     if facts.source.is_none() && mode == Mode::Strict {
-        return Err(Denial { reason: DenyReason::StrictPlaintext, rule: rule.cloned() });
+        return Err(Denial::of(DenyReason::StrictPlaintext, rule.cloned()));
     }
-    if let Some(statement) = policy.deny.iter().find(|statement| statement.matches(facts)) {
-        return Err(Denial { reason: DenyReason::DenyRule, rule: Some(statement.id.clone()) });
+    let denied = policy.search(Action::Deny, facts, asked);
+    if let Some((statement, number)) = denied.found {
+        return Err(Denial { reason: DenyReason::DenyRule, rule: Some(statement.id.clone()), number });
     }
-    let mut applicable = policy.allow.iter().filter(|statement| statement.ports.covers(port)).peekable();
-    let Some(oldest) = applicable.peek().map(|statement| statement.id.clone()) else {
-        return Ok(Permit { rule: None });
+    let tokens = policy.tokens.iter().find(|believed| believed.covers(port));
+    if let (Asked::Bytes, Some(believed)) = (asked, tokens) {
+        return Err(Denial::of(DenyReason::RequestsUnread, Some(believed.id.clone())));
+    }
+    let is_sure = !denied.is_open && tokens.is_none();
+    let Some(oldest) = policy.allow.iter().find(|statement| statement.ports.covers(port)) else {
+        return Ok((Permit { rule: None, number: None }, is_sure));
     };
-    match applicable.find(|statement| statement.matches(facts)) {
-        Some(statement) => Ok(Permit { rule: Some(statement.id.clone()) }),
-        None => Err(Denial { reason: DenyReason::NoAllowRule, rule: Some(oldest) }),
+    let allowed = policy.search(Action::Allow, facts, asked);
+    match allowed.found {
+        Some((statement, number)) => Ok((Permit { rule: Some(statement.id.clone()), number }, is_sure)),
+        None if allowed.is_open => Ok((Permit { rule: None, number: None }, false)),
+        None => Err(Denial::of(DenyReason::NoAllowRule, Some(oldest.id.clone()))),
     }
 }
 
-/// The AUDIT policies that match a connection, as `namespace/name`. They change no decision; record them.
+/// The AUDIT policies that match a connection of bytes, as `namespace/name`. They change no decision; record them.
 pub fn audited(policy: &WorkloadPolicy, facts: &Facts) -> Vec<Arc<str>> {
-    let matching = policy.audit.iter().filter(|statement| statement.matches(facts));
-    matching.map(|statement| statement.id.clone()).collect()
+    policy.audited(facts, Asked::Bytes)
+}
+
+/// The AUDIT policies that match a request.
+pub fn audited_request(policy: &WorkloadPolicy, facts: &Facts, request: &Request<'_>) -> Vec<Arc<str>> {
+    policy.audited(facts, Asked::Request(request))
+}
+
+/// What a search among the rules of an action comes to.
+struct Searched<'a> {
+    /// The oldest policy that matches, and the number of its rule.
+    found: Option<(&'a Statement, Option<usize>)>,
+    /// Whether a request may yet match another.
+    is_open: bool,
+}
+
+/// Whether a rule matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Yes,
+    No,
+    /// It depends on requests that have not come.
+    Perhaps,
 }
 
 impl WorkloadPolicy {
@@ -182,22 +325,132 @@ impl WorkloadPolicy {
     pub fn mode(&self, port: u16) -> Mode {
         self.modes.at(port).0
     }
+
+    /// Who issues tokens that are believed at a port. Those of requests to it must be looked at, if there is anybody.
+    pub fn issuers(&self, port: u16) -> Vec<&Issuer> {
+        self.tokens
+            .iter()
+            .filter(|believed| believed.covers(port))
+            .flat_map(|believed| &believed.object.issuers)
+            .collect()
+    }
+
+    /// Completes what was put together.
+    fn indexed(self) -> Self {
+        let mut all = self.deny.iter().chain(&self.allow).chain(&self.audit);
+        let needs = all.any(|statement| statement.policy.rules.iter().any(Rule::needs_requests));
+        let indexes = needs.then(|| {
+            let Self { deny, allow, audit, .. } = &self;
+            Box::new(Indexes { deny: Index::new(deny), allow: Index::new(allow), audit: Index::new(audit) })
+        });
+        Self { indexes, ..self }
+    }
+
+    fn of(&self, action: Action) -> (&[Statement], Option<&Index>) {
+        let indexes = self.indexes.as_deref();
+        match action {
+            Action::Deny => (&self.deny, indexes.map(|indexes| &indexes.deny)),
+            Action::Allow => (&self.allow, indexes.map(|indexes| &indexes.allow)),
+            Action::Audit => (&self.audit, indexes.map(|indexes| &indexes.audit)),
+        }
+    }
+
+    fn search(&self, action: Action, facts: &Facts, asked: Asked<'_>) -> Searched<'_> {
+        let (statements, index) = self.of(action);
+        let mut best: Option<Number> = None;
+        let mut is_open = false;
+        match (asked, index) {
+            (Asked::Request(request), Some(index)) => index.visit(facts, request, |numbers| {
+                let better = numbers.iter().take_while(|number| best.is_none_or(|best| **number < best));
+                best = better.copied().find(|number| matching(statements, *number, facts, asked)).or(best);
+            }),
+            _ => {
+                for (at, statement) in statements.iter().enumerate() {
+                    match statement.answer(facts, asked) {
+                        (Answer::Yes, number) => {
+                            best = Some((at, number));
+                            break;
+                        }
+                        (Answer::Perhaps, _) => is_open = true,
+                        (Answer::No, _) => {}
+                    }
+                }
+            }
+        }
+        let found = best.and_then(|(at, number)| Some((statements.get(at)?, (number != ITSELF).then_some(number))));
+        Searched { found, is_open }
+    }
+
+    fn audited(&self, facts: &Facts, asked: Asked<'_>) -> Vec<Arc<str>> {
+        let (statements, index) = self.of(Action::Audit);
+        let mut found = BTreeSet::new();
+        match (asked, index) {
+            (Asked::Request(request), Some(index)) => index.visit(facts, request, |numbers| {
+                let numbers = numbers.iter().filter(|number| matching(statements, **number, facts, asked));
+                found.extend(numbers.map(|(at, _)| *at));
+            }),
+            _ => {
+                let all = statements.iter().enumerate();
+                found.extend(all.filter(|(_, one)| one.answer(facts, asked).0 == Answer::Yes).map(|(at, _)| at));
+            }
+        }
+        found.into_iter().filter_map(|at| statements.get(at)).map(|statement| statement.id.clone()).collect()
+    }
+}
+
+fn matching(statements: &[Statement], (at, number): Number, facts: &Facts, asked: Asked<'_>) -> bool {
+    let Some(statement) = statements.get(at) else { return false };
+    statement.ports.covers(facts.destination_port)
+        && match statement.policy.rules.get(number) {
+            Some(rule) => rule.answer(statement.policy.action, facts, asked) == Answer::Yes,
+            None => number == ITSELF && statement.policy.action.empty_list_matches(),
+        }
 }
 
 impl Statement {
-    fn matches(&self, facts: &Facts) -> bool {
-        let action = self.policy.action;
-        let rules = &self.policy.rules;
-        self.ports.covers(facts.destination_port)
-            && (rules.iter().any(|rule| rule.matches(action, facts)) || rules.is_empty() && action.empty_list_matches())
+    /// The first of its rules that matches, by its number; or whether one may yet.
+    fn answer(&self, facts: &Facts, asked: Asked<'_>) -> (Answer, usize) {
+        let AuthorizationPolicy { action, rules, .. } = &*self.policy;
+        if !self.ports.covers(facts.destination_port) {
+            return (Answer::No, ITSELF);
+        }
+        if rules.is_empty() {
+            return (if action.empty_list_matches() { Answer::Yes } else { Answer::No }, ITSELF);
+        }
+        let mut answer = Answer::No;
+        for (number, rule) in rules.iter().enumerate() {
+            match rule.answer(*action, facts, asked) {
+                Answer::Yes => return (Answer::Yes, number),
+                Answer::Perhaps => answer = Answer::Perhaps,
+                Answer::No => {}
+            }
+        }
+        (answer, ITSELF)
     }
 }
 
 impl Rule {
-    fn matches(&self, action: Action, facts: &Facts) -> bool {
+    fn answer(&self, action: Action, facts: &Facts, asked: Asked<'_>) -> Answer {
         let port_matches = self.ports.is_empty() || self.ports.contains(&facts.destination_port);
         let source_matches = self.sources.iter().any(|source| source.matches(facts))
             || self.sources.is_empty() && action.empty_list_matches();
-        port_matches && source_matches
+        if !port_matches || !source_matches || self.not_sources.iter().any(|source| source.matches(facts)) {
+            return Answer::No;
+        }
+        match asked {
+            _ if !self.needs_requests() => Answer::Yes,
+            // Never the weaker reading of what cannot be known.
+            Asked::Bytes if action == Action::Allow => Answer::No,
+            Asked::Bytes => Answer::Yes,
+            Asked::Coming => Answer::Perhaps,
+            Asked::Request(request) if self.means(action, request) => Answer::Yes,
+            Asked::Request(_) => Answer::No,
+        }
+    }
+
+    fn means(&self, action: Action, request: &Request<'_>) -> bool {
+        let operations = &self.operations;
+        (operations.is_empty() || operations.iter().any(|operation| operation.matches(action, request)))
+            && self.conditions.iter().all(|condition| condition.matches(action, request))
     }
 }

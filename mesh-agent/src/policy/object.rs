@@ -1,12 +1,14 @@
 //! The policy objects that users write, parsed and valid.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use super::request::{Condition, Operation};
 use super::{Selector, Source};
+use crate::tokens::Issuer;
 
 /// What every policy object has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -130,14 +132,45 @@ pub struct AuthorizationPolicy {
     pub rules: Vec<Rule>,
 }
 
-/// Matches when one of the sources and one of the ports do.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// Matches when one of the sources, one of the ports, one of the operations and all conditions do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rule {
     /// Who calls.
     pub sources: Vec<Source>,
+    /// Who does not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_sources: Vec<Source>,
     /// The application's ports; empty means all.
     pub ports: Vec<u16>,
+    /// What is asked for; empty means anything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub operations: Vec<Operation>,
+    /// What else must be so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+impl Rule {
+    /// Whether it asks for what a request alone has.
+    pub fn needs_requests(&self) -> bool {
+        !self.operations.is_empty() || !self.conditions.is_empty()
+    }
+}
+
+/// Says which tokens of requests are believed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestAuthentication {
+    /// Name and age.
+    #[serde(flatten)]
+    pub meta: PolicyMeta,
+    /// What it applies to.
+    pub targets: Vec<Target>,
+    /// The application's ports; empty means all.
+    pub ports: BTreeSet<u16>,
+    /// Who issues them. Not empty.
+    pub issuers: Vec<Issuer>,
 }
 
 /// A policy object that is there and cannot be read, with no earlier version to go by.
@@ -157,7 +190,7 @@ pub struct Unreadable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Weight {
-    /// An AuthorizationPolicy could deny everything.
+    /// An AuthorizationPolicy could deny everything, and a RequestAuthentication believe nobody.
     DenyAll,
     /// A PeerAuthentication could refuse plaintext.
     Strict,

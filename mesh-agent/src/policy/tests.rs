@@ -388,7 +388,7 @@ fn a_peer() -> impl Strategy<Value = PeerAuthentication> {
 fn a_policy() -> impl Strategy<Value = AuthorizationPolicy> {
     let action = prop_oneof![Just(Action::Allow), Just(Action::Deny), Just(Action::Audit)];
     let rule = (prop::collection::vec(a_source(), 0..3), prop::collection::vec(80..83u16, 0..3))
-        .prop_map(|(sources, ports)| Rule { sources, ports });
+        .prop_map(|(sources, ports)| Rule { sources, ports, ..Rule::default() });
     (a_meta(), prop::collection::vec(a_target(), 1..3), action, prop::collection::vec(rule, 0..3))
         .prop_map(|(meta, targets, action, rules)| AuthorizationPolicy { meta, targets, action, rules })
 }
@@ -437,7 +437,7 @@ fn policy(name: &str, action: Action, rules: Vec<Rule>) -> AuthorizationPolicy {
 }
 
 fn rule(sources: Vec<Source>, ports: Vec<u16>) -> Rule {
-    Rule { sources, ports }
+    Rule { sources, ports, ..Rule::default() }
 }
 
 fn account(name: &str) -> Source {

@@ -16,9 +16,11 @@ use tokio::sync::Notify;
 use super::budget::Taken;
 use super::copy::Counters;
 use super::limits::TABLE_CHUNK;
-use crate::policy::{self, Denial, Facts, Permit};
+use crate::path;
+use crate::policy::{self, Admission, Denial, Facts, Permit, WorkloadPolicy};
 use crate::state::{MeshState, StateReader};
 use crate::telemetry::{ConnectionRecord, Direction, Metrics, OpenConnection, Transport};
+use crate::tokens::Token;
 
 /// Why a live connection was cut.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,7 +56,8 @@ impl Cancel {
     pub fn cut(&self, cut: Cut) {
         // The first reason stands.
         self.cut.borrow_mut().get_or_insert(cut);
-        self.notify.notify_one();
+        // Both of its ends may wait for this.
+        self.notify.notify_waiters();
     }
 
     /// Why it was cut, if it was.
@@ -80,6 +83,47 @@ pub struct Judged {
     pub destination_uid: Arc<str>,
     /// What policy was asked.
     pub facts: Facts,
+    /// As what the connection goes on.
+    pub layer: Layer,
+}
+
+/// What a connection carries, as far as policy is concerned.
+#[derive(Clone, Debug)]
+pub enum Layer {
+    /// Bytes that nobody reads.
+    Bytes,
+    /// Requests, each of which is judged by itself.
+    Requests,
+    /// Bytes again, since both ends agreed on it after this request.
+    Upgraded(Box<Standing>),
+}
+
+/// A request that stands for all that follows it.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// Its head, with the path that was judged.
+    pub head: http::request::Parts,
+    /// What its token said.
+    pub token: Option<Token>,
+}
+
+impl Standing {
+    fn authorize(&self, policy: &WorkloadPolicy, facts: &Facts) -> Result<Permit, Denial> {
+        let Self { head, token } = self;
+        let host = policy::normal_host(crate::http::host(&head.headers));
+        let (Some(host), Ok(path)) = (host, path::normalise(head.uri.path())) else {
+            // It was judged, so it can be judged; whatever else it is, it is not allowed.
+            return Err(Denial::of(policy::DenyReason::UnknownWorkload, None));
+        };
+        let request = policy::Request {
+            method: &head.method,
+            host: &host,
+            path: &path,
+            headers: &head.headers,
+            token: token.as_ref(),
+        };
+        policy::authorize_request(policy, facts, &request)
+    }
 }
 
 /// One live connection.
@@ -116,6 +160,31 @@ impl Live {
         };
         self.judged.replace(Some(judged));
         decision
+    }
+
+    /// Asks policy what may become of a connection to an application of this node whose requests this agent can read.
+    /// From now on it is asked again whenever the world changes.
+    pub fn admit(&self, state: &MeshState, judged: Judged) -> Result<Admission, Denial> {
+        let admitted = match state.inbound_policy(&judged.destination_uid) {
+            Some(policy) => policy::admit(policy, &judged.facts),
+            None => Err(Denial::of(policy::DenyReason::UnknownWorkload, None)),
+        };
+        match admitted {
+            Ok(Admission::Requests(permit)) => {
+                self.judged.replace(Some(Judged { layer: Layer::Requests, ..judged }));
+                Ok(Admission::Requests(permit))
+            }
+            // What is said without a look at requests is said once more, for the record.
+            Ok(Admission::Bytes(_)) => self.judge(state, judged).map(Admission::Bytes),
+            Err(_) => self.judge(state, judged).and(admitted),
+        }
+    }
+
+    /// The connection has become bytes by this request.
+    pub fn upgraded(&self, standing: Standing) {
+        if let Some(judged) = &mut *self.judged.borrow_mut() {
+            judged.layer = Layer::Upgraded(Box::new(standing));
+        }
     }
 
     /// The connection leads elsewhere after all: what this node decided about it no longer matters.
@@ -241,9 +310,14 @@ impl LiveTable {
 
 /// Decides about a connection to a pod of this node. A pod that the snapshot does not know is refused.
 fn authorize(state: &MeshState, judged: &Judged) -> Result<Permit, Denial> {
+    let Judged { facts, layer, .. } = judged;
     match state.inbound_policy(&judged.destination_uid) {
-        Some(policy) => policy::authorize(policy, &judged.facts),
-        None => Err(Denial { reason: policy::DenyReason::UnknownWorkload, rule: None }),
+        Some(policy) => match layer {
+            Layer::Bytes => policy::authorize(policy, facts),
+            Layer::Requests => policy::admit(policy, facts).map(Admission::into_permit),
+            Layer::Upgraded(standing) => standing.authorize(policy, facts),
+        },
+        None => Err(Denial::of(policy::DenyReason::UnknownWorkload, None)),
     }
 }
 
@@ -311,7 +385,7 @@ mod tests {
     fn judged() -> Judged {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let facts = Facts { source: None, source_ip: ip, destination_ip: ip, destination_port: 80 };
-        Judged { destination_uid: "pod".into(), facts }
+        Judged { destination_uid: "pod".into(), facts, layer: Layer::Bytes }
     }
 
     /// In pieces, so that the worker's other tasks run in between; and all of it.

@@ -9,14 +9,16 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use super::budget::{Kind, Taken};
-use super::connection::{Judged, Registration};
+use super::connection::{Judged, Layer, Live, Registration};
 use super::error::Failure;
+use super::judged::{self, Ends};
 use super::worker::{Pod, Shared, Worker};
 use super::{copy, dial, record};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::hbone::{self, Incoming};
+use crate::http::Io;
 use crate::podnet::Role;
-use crate::policy::{Facts, Permit};
+use crate::policy::{Admission, Facts, Permit};
 use crate::spiffe::SpiffeId;
 
 /// Serves one TCP connection accepted on the pod's tunnel listener.
@@ -77,8 +79,9 @@ async fn serve_connect(
     };
     let live = worker.register(&pod, taken, record);
     let judged = judged(&pod, Some(incoming.peer.clone()), tunnel.ip(), server);
-    let permit = match check_authority(reached, server).and_then(|()| authorize(&worker, &live, judged)) {
-        Ok(permit) => permit,
+    let facts = judged.facts.clone();
+    let admission = match check_authority(reached, server).and_then(|()| admit(&worker, &live, judged)) {
+        Ok(admission) => admission,
         Err(failure) => {
             incoming.refuse(failure.status());
             return worker.finish_failed(live, &failure);
@@ -87,7 +90,7 @@ async fn serve_connect(
     let reached = tokio::select! {
         biased;
         () = incoming.abandoned() => Err(Failure::Abandoned),
-        reached = reach_application(&pod, &permit, &live, client, server) => reached,
+        reached = reach_admitted(&pod, &admission, &live, client, server) => reached,
     };
     let app = match reached {
         Ok(app) => app,
@@ -101,6 +104,10 @@ async fn serve_connect(
         return worker.finish_failed(live, &Failure::Abandoned);
     };
     worker.opened(&live);
+    if let Admission::Requests(_) = admission {
+        let meter = Rc::new(judged::OfTunnel(live.live()));
+        return judged::serve(worker, pod, Io::tunnel(stream, meter), live, Ends { facts, client, server }, app).await;
+    }
     let cancelled = async { drop(live.cancel.cancelled().await) };
     let end = copy::tunnel(app.tcp, stream, &live.counters, cancelled).await;
     drop(app.record);
@@ -110,10 +117,16 @@ async fn serve_connect(
 /// What policy is asked about a connection to an application of `pod`.
 pub fn judged(pod: &Pod, source: Option<SpiffeId>, source_ip: std::net::IpAddr, server: ServerAddr) -> Judged {
     let facts = Facts { source, source_ip, destination_ip: server.ip(), destination_port: server.port() };
-    Judged { destination_uid: pod.uid().clone(), facts }
+    Judged { destination_uid: pod.uid().clone(), facts, layer: Layer::Bytes }
 }
 
-/// Asks policy, on the snapshot that is current now. This is where a denial is decided.
+/// Asks policy, on the snapshot that is current now, what may become of a connection whose requests can be read. This is
+/// where a connection's denial is decided; that of a request is in `judged`.
+pub fn admit(worker: &Worker, live: &Registration, judged: Judged) -> Result<Admission, Failure> {
+    live.admit(&worker.shared.state.current(), judged).map_err(Failure::Denied)
+}
+
+/// Asks policy about a connection of bytes.
 pub fn authorize(worker: &Worker, live: &Registration, judged: Judged) -> Result<Permit, Failure> {
     live.judge(&worker.shared.state.current(), judged).map_err(Failure::Denied)
 }
@@ -134,11 +147,24 @@ fn real_client(tunnel: ClientAddr, forwarded: Option<SocketAddr>) -> ClientAddr 
     }
 }
 
+/// Dials the application with what policy said of the connection. Where requests are judged nothing is said to the
+/// application before one of them may pass; that it cannot be reached is better known before.
+pub async fn reach_admitted(
+    pod: &Pod,
+    admission: &Admission,
+    live: &Live,
+    client: ClientAddr,
+    server: ServerAddr,
+) -> Result<dial::AppConnection, Failure> {
+    let (Admission::Bytes(permit) | Admission::Requests(permit)) = admission;
+    reach_application(pod, permit, live, client, server).await
+}
+
 /// Dials the application, unless the connection is cut meanwhile.
 pub async fn reach_application(
     pod: &Pod,
     permit: &Permit,
-    live: &Registration,
+    live: &Live,
     client: ClientAddr,
     server: ServerAddr,
 ) -> Result<dial::AppConnection, Failure> {

@@ -9,6 +9,7 @@ pub mod copy;
 mod dial;
 mod error;
 mod inbound;
+mod judged;
 pub mod limits;
 mod outbound;
 mod plaintext;

@@ -6,21 +6,34 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use super::budget::Taken;
+use super::judged::{self, Ends};
 use super::worker::{Pod, Worker};
 use super::{copy, inbound, record};
+use crate::http::Io;
 use crate::podnet::Role;
+use crate::policy::Admission;
 
 /// Serves one connection accepted on the pod's plaintext listener.
 pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStream) {
     let Some((client, server)) = worker.ends(&pod, Role::Plaintext, &tcp) else { return copy::reset(tcp) };
     let live = worker.register(&pod, taken, record::inbound(&pod, client, None, server, None));
     let judged = inbound::judged(&pod, None, client.ip(), server);
-    let reached = match inbound::authorize(&worker, &live, judged) {
-        Ok(permit) => inbound::reach_application(&pod, &permit, &live, client, server).await,
+    let facts = judged.facts.clone();
+    let reached = match inbound::admit(&worker, &live, judged) {
+        Ok(admission) => {
+            let app = inbound::reach_admitted(&pod, &admission, &live, client, server).await;
+            app.map(|app| (admission, app))
+        }
         Err(failure) => Err(failure),
     };
     match reached {
-        Ok(app) => {
+        Ok((Admission::Requests(_), app)) => {
+            worker.opened(&live);
+            let meter = Rc::new(judged::OfSocket(live.live()));
+            let ends = Ends { facts, client, server };
+            judged::serve(worker, pod, Io::socket(tcp, meter), live, ends, app).await;
+        }
+        Ok((Admission::Bytes(_), app)) => {
             worker.opened(&live);
             let cancelled = async { drop(live.cancel.cancelled().await) };
             let end = copy::plain(tcp, app.tcp, &live.counters, cancelled).await;

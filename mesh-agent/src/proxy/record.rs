@@ -48,6 +48,17 @@ pub fn request(pod: &Pod, client: ClientAddr, service: &Service) -> RequestRecor
     }
 }
 
+/// What every request to an application of `pod` is told with.
+pub fn judged(pod: &Pod, client: ClientAddr, peer: Option<&SpiffeId>, server: ServerAddr) -> RequestRecord {
+    RequestRecord {
+        source_identity: peer.cloned(),
+        destination_pod: Some(name(&pod.workload)),
+        destination_identity: Some(pod.workload.identity.clone()),
+        server: Some(server.socket()),
+        ..RequestRecord::blank(Direction::Inbound, client.socket())
+    }
+}
+
 /// `<namespace>/<name>`
 pub fn service_name(service: &Service) -> Arc<str> {
     format!("{}/{}", service.namespace, service.name).into()

@@ -1,5 +1,7 @@
 //! What requests need of the proxy: where they go, connections to there, and that they are told.
 
+use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,12 +14,12 @@ use super::error::Failure;
 use super::outbound::{self, Reached};
 use super::record;
 use super::worker::{Pod, Worker};
-use crate::addr::{ClientAddr, OrigDstAddr};
-use crate::http::{self, Client, Io, Local, Mesh, Meter, Place, Session, Unreached, Wire};
+use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
+use crate::http::{self, Client, Io, Local, Mesh, Meter, Place, Services, Session, Treatment, Unreached, Wire};
 use crate::podnet::ClientRecord;
-use crate::routes::{BackendRef, Table};
+use crate::routes::{BackendRef, CompiledRule, Table};
 use crate::routing::{self, Upstream};
-use crate::state::{AppProtocol, Destination, Frontend, MeshState, Service, ServicePort};
+use crate::state::{AppProtocol, Destination, Endpoint, Frontend, MeshState, Service, ServicePort};
 use crate::telemetry::{RequestMemo, RequestRecord};
 
 /// Serves a connection to a Service port on which requests are spoken.
@@ -33,7 +35,14 @@ pub async fn serve(
     worker.opened(&live);
     let template = record::request(&pod, client, service);
     let about = Client { source: pod.uid().clone(), address: client.socket(), dialled: dialled.socket(), template };
-    let mesh = Rc::new(Outbound { worker: worker.clone(), pod, client, dialled, memo: RequestMemo::default() });
+    let mesh = Rc::new(Outbound {
+        worker: worker.clone(),
+        pod,
+        client,
+        dialled,
+        memo: RequestMemo::default(),
+        treated: RefCell::default(),
+    });
     let session = Session::new(mesh, worker.upstreams.clone(), about);
     let meter = Rc::new(OfClient(live.live()));
     let cut = async { drop(live.cancel.cancelled().await) };
@@ -54,6 +63,8 @@ struct Outbound {
     client: ClientAddr,
     dialled: OrigDstAddr,
     memo: RequestMemo,
+    /// How the last request was treated; the next one mostly is alike.
+    treated: RefCell<Option<Rc<Treatment>>>,
 }
 
 impl Outbound {
@@ -64,6 +75,10 @@ impl Outbound {
 }
 
 impl Mesh for Outbound {
+    fn services(&self) -> &Services {
+        &self.worker.services
+    }
+
     fn dialled(&self) -> Result<Place, Local> {
         let state = self.worker.shared.state.current();
         let client = routing::client_ip(&self.pod.workload, self.dialled);
@@ -91,11 +106,22 @@ impl Mesh for Outbound {
         Ok(Place { service: service.clone(), port: port.port, frontend: Frontend::ClusterIp, wire })
     }
 
-    fn endpoints(&self, place: &Place) -> Vec<Upstream> {
+    fn treatment(&self, place: &Place, rule: Option<&Arc<CompiledRule>>) -> Rc<Treatment> {
         let state = self.worker.shared.state.current();
-        let Some(port) = place.service.port(place.port) else { return Vec::new() };
-        let place = (&*place.service, port, place.frontend);
-        routing::endpoints(&state, &self.pod.workload, place, self.dialled, self.worker.random())
+        if let Some(last) = &*self.treated.borrow()
+            && last.is_of(&state, place, rule)
+        {
+            return last.clone();
+        }
+        let treatment = self.worker.services.treatment(&state, place, self.dialled.ip(), rule);
+        self.treated.replace(Some(treatment.clone()));
+        treatment
+    }
+
+    fn upstream(&self, endpoint: &Endpoint) -> Upstream {
+        let state = self.worker.shared.state.current();
+        let address = ServerAddr::new(SocketAddr::new(endpoint.ip, endpoint.port));
+        routing::upstream(&state, &self.pod.workload, address, endpoint.workload.as_ref())
     }
 
     async fn reach(&self, place: &Place, upstream: &Upstream) -> Result<http::Reached, Unreached> {

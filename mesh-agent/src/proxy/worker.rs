@@ -54,6 +54,8 @@ pub struct Shared {
     pub tunnels: Arc<hbone::Tally>,
     /// What became of the connections that requests share, of all workers.
     pub requests: Arc<http::Tally>,
+    /// What the workers count together of the Services that are asked.
+    pub node_limits: http::NodeLimits,
 }
 
 /// A pod of this node, as its connections see it. Any worker may serve one.
@@ -169,6 +171,8 @@ pub struct Worker {
     pub pool: Pool,
     /// The connections to applications that requests share; this worker's own.
     pub upstreams: http::Upstreams,
+    /// What is known of the Services that requests go to; this worker's own.
+    pub services: http::Services,
     /// The connections that are served here.
     pub live: Rc<LiveTable>,
     index: usize,
@@ -200,7 +204,17 @@ impl Worker {
         let live = peers.get(index).map(|own| LiveTable::with_load(own.load.clone())).unwrap_or_default();
         let pool = Pool::counted(shared.limits.clone(), shared.tunnels.clone());
         let upstreams = http::Upstreams::new(shared.requests.clone());
-        Self { shared, pool, upstreams, live: Rc::new(live), index, peers, random: RefCell::new(fastrand::Rng::new()) }
+        let services = http::Services::new(shared.node_limits.clone(), peers.len());
+        Self {
+            shared,
+            pool,
+            upstreams,
+            services,
+            live: Rc::new(live),
+            index,
+            peers,
+            random: RefCell::new(fastrand::Rng::new()),
+        }
     }
 
     async fn run(self, mut inbox: mpsc::UnboundedReceiver<Job>) {
@@ -208,6 +222,7 @@ impl Worker {
         tokio::task::spawn_local(worker.clone().rejudge_on_change());
         tokio::task::spawn_local(worker.clone().count_bytes());
         tokio::task::spawn_local(worker.upstreams.clone().sweep());
+        tokio::task::spawn_local(worker.services.clone().sweep(worker.shared.state.clone()));
         tokio::task::spawn_local(worker.clone().keep_nothing_when_leaving());
         let mut acceptors: HashMap<Arc<str>, Vec<JoinHandle<()>>> = HashMap::new();
         let mut is_draining = false;

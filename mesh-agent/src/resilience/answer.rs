@@ -70,14 +70,14 @@ impl Mark {
     /// As logs and metrics have it; never changed.
     pub fn as_str(self) -> &'static str {
         match self {
-            Mark::NoEndpoint => "no_endpoint",
-            Mark::AllEjected => "all_ejected",
+            Mark::NoEndpoint => "no-endpoint",
+            Mark::AllEjected => "all-ejected",
             Mark::Overflow => "overflow",
-            Mark::RetryBudget => "retry_budget",
-            Mark::RateLimited => "rate_limited",
+            Mark::RetryBudget => "retry-budget",
+            Mark::RateLimited => "rate-limited",
             Mark::Shed => "shed",
-            Mark::FaultInjected => "fault_injected",
-            Mark::Timeout => "timeout",
+            Mark::FaultInjected => "fault-injected",
+            Mark::Timeout => "timed-out",
             Mark::Unreachable => "unreachable",
         }
     }

@@ -63,6 +63,11 @@ impl Outcome {
         Outcome::Answered { status, grpc: None, retry_after: None }
     }
 
+    /// Whether another endpoint might have done better.
+    pub fn is_failure(&self) -> bool {
+        self.sign() != Sign::Well
+    }
+
     /// What it says about the endpoint.
     pub fn sign(&self) -> Sign {
         match *self {

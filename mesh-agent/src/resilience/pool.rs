@@ -81,6 +81,13 @@ fn limit(counted: Counted, limits: &PoolLimits) -> Option<u32> {
     }
 }
 
+impl Permit {
+    /// Whether it counts: there is a limit.
+    pub fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some((pool, counted)) = self.held.take() {

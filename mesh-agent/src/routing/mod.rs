@@ -34,7 +34,7 @@ pub enum Route {
         /// At least one, at most [`MAX_TRIES`].
         upstreams: Vec<Upstream>,
     },
-    /// A Service port on which requests are spoken: every request is decided by itself, see [`endpoints`].
+    /// A Service port on which requests are spoken: every request is decided by itself.
     Requests {
         /// The Service that was dialled.
         service: Arc<Service>,
@@ -208,8 +208,8 @@ fn backend(
     Ok((service.clone(), upstreams))
 }
 
-/// The endpoints of a Service's port to try for a connection, or a request, in this order; none if it has none of the
-/// family that was dialled.
+/// The endpoints of a Service's port to try for a connection, in this order; none if it has none of the family that was
+/// dialled.
 pub fn endpoints(
     state: &MeshState,
     source: &Workload,
@@ -224,6 +224,13 @@ pub fn endpoints(
         upstream(state, source, address, endpoint.workload.as_ref())
     });
     upstreams.collect()
+}
+
+/// The endpoints that sessionAffinity ClientIP would have a client try, in this order.
+pub fn favourites<'a>(endpoints: impl Iterator<Item = &'a Endpoint>, client: IpAddr) -> Vec<SocketAddr> {
+    let endpoints: Vec<&Endpoint> = endpoints.collect();
+    let favourites = affinity::favourites(&endpoints, client, MAX_TRIES);
+    favourites.into_iter().map(|endpoint| SocketAddr::new(endpoint.ip, endpoint.port)).collect()
 }
 
 /// The address that the source dials from.
@@ -249,7 +256,13 @@ fn choose<'a>(affinity: Affinity, candidates: &[&'a Endpoint], client: IpAddr, s
     }
 }
 
-fn upstream(state: &MeshState, source: &Workload, address: ServerAddr, workload: Option<&Arc<Workload>>) -> Upstream {
+/// How the source reaches an address, and the pod that is behind it.
+pub fn upstream(
+    state: &MeshState,
+    source: &Workload,
+    address: ServerAddr,
+    workload: Option<&Arc<Workload>>,
+) -> Upstream {
     let transport = match workload {
         Some(workload) if workload.uid == source.uid => Transport::Itself,
         Some(workload) if state.tunnels_to(workload, address.port()) => Transport::Tunnel(workload.identity.clone()),

@@ -31,7 +31,8 @@ use super::topology::Here;
 use super::traffic::TrafficPolicies;
 use super::{MeshState, Node, Overruled, ReferenceGrant, RouteSpec, Service, Stamp, Workload, World};
 use crate::policy::{
-    AuthorizationPolicy, Operator, PeerAuthentication, PeerModes, Selector, Subject, Target, Unreadable, Weight,
+    AuthorizationPolicy, Operator, PeerAuthentication, PeerModes, RequestAuthentication, Selector, Subject, Target,
+    Unreadable, Weight,
 };
 use crate::resilience::policy::TrafficPolicy;
 use crate::routes::RouteKind;
@@ -46,6 +47,7 @@ pub struct Engine {
     attachments: Attachments,
     peers: HashMap<Name, Arc<PeerAuthentication>>,
     authorizations: HashMap<Name, Arc<AuthorizationPolicy>>,
+    tokens: HashMap<Name, Arc<RequestAuthentication>>,
     unreadable: Vec<Arc<Unreadable>>,
     traffic: TrafficPolicies,
     /// By pod: the Services that lead to it and that a policy targets, and at which of its ports.
@@ -131,6 +133,7 @@ impl Engine {
             Item::ReferenceGrant(grant) => self.reference_grant(&name, Some(grant)),
             Item::PeerAuthentication(peer) => self.peer_authentication(&name, Some(peer)),
             Item::AuthorizationPolicy(policy) => self.authorization_policy(&name, Some(policy)),
+            Item::RequestAuthentication(object) => self.request_authentication(&name, Some(object)),
             Item::TrafficPolicy(policy) => self.traffic_policy(&name, Some(policy)),
         }
     }
@@ -151,6 +154,7 @@ impl Engine {
             Kind::ReferenceGrant => self.reference_grant(&name, None),
             Kind::PeerAuthentication => self.peer_authentication(&name, None),
             Kind::AuthorizationPolicy => self.authorization_policy(&name, None),
+            Kind::RequestAuthentication => self.request_authentication(&name, None),
             Kind::TrafficPolicy => self.traffic_policy(&name, None),
         }
     }
@@ -234,6 +238,16 @@ impl Engine {
         let targets = before.iter().chain(&policy).flat_map(|object| object.targets.iter().cloned());
         self.dirty.targets.extend(targets.map(|target| (Reach::Local, target)));
         Arc::make_mut(&mut self.state.policies).replace_authorization_policy(before.as_ref(), policy);
+    }
+
+    fn request_authentication(&mut self, name: &Name, object: Option<Arc<RequestAuthentication>>) {
+        if self.tokens.get(name) == object.as_ref() {
+            return;
+        }
+        let before = put(&mut self.tokens, name, object.clone());
+        let targets = before.iter().chain(&object).flat_map(|object| object.targets.iter().cloned());
+        self.dirty.targets.extend(targets.map(|target| (Reach::Local, target)));
+        Arc::make_mut(&mut self.state.policies).replace_request_authentication(before.as_ref(), object);
     }
 
     fn traffic_policy(&mut self, name: &Name, policy: Option<Arc<TrafficPolicy>>) {

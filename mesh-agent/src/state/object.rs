@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Backend, Node, ReferenceGrant, RouteSpec, ServiceSpec, Workload};
-use crate::policy::{AuthorizationPolicy, PeerAuthentication};
+use crate::policy::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use crate::resilience::policy::TrafficPolicy;
 use crate::routes::RouteKind;
 
@@ -37,6 +37,8 @@ pub enum Kind {
     /// nodemesh.dev/v1alpha1
     AuthorizationPolicy,
     /// nodemesh.dev/v1alpha1
+    RequestAuthentication,
+    /// nodemesh.dev/v1alpha1
     TrafficPolicy,
 }
 
@@ -56,7 +58,7 @@ impl Kind {
     /// Whether an object of this kind restricts who may connect.
     pub fn is_policy(self) -> bool {
         match self {
-            Kind::PeerAuthentication | Kind::AuthorizationPolicy => true,
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::RequestAuthentication => true,
             // It restricts how much comes, not who.
             Kind::TrafficPolicy => false,
             Kind::Namespace
@@ -97,6 +99,7 @@ impl Kind {
             | Kind::ReferenceGrant
             | Kind::PeerAuthentication
             | Kind::AuthorizationPolicy
+            | Kind::RequestAuthentication
             | Kind::TrafficPolicy => None,
         }
     }
@@ -154,6 +157,8 @@ pub enum Item {
     PeerAuthentication(Arc<PeerAuthentication>),
     /// Who may connect.
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
+    /// Which tokens are believed.
+    RequestAuthentication(Arc<RequestAuthentication>),
     /// How requests are treated.
     TrafficPolicy(Arc<TrafficPolicy>),
 }

@@ -525,7 +525,7 @@ fn an_authorization_policy() -> impl Strategy<Value = (Key, Item)> {
     (names, some_targets(true), action, 0..3u16).prop_map(|((namespace, name, old), targets, action, port)| {
         let key = named(Kind::AuthorizationPolicy, namespace, name);
         let meta = PolicyMeta { id: key.object().into(), created: old.then_some(1) };
-        let rules = vec![Rule { sources: vec![Source::Any], ports: vec![port] }];
+        let rules = vec![Rule { sources: vec![Source::Any], ports: vec![port], ..Rule::default() }];
         (key, Item::AuthorizationPolicy(AuthorizationPolicy { meta, targets, action, rules }.into()))
     })
 }

@@ -41,7 +41,7 @@ pub struct ServicePort {
 }
 
 /// By which of a Service's addresses a client comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Frontend {
     /// A cluster IP: internalTrafficPolicy holds.
     ClusterIp,

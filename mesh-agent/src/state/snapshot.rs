@@ -82,6 +82,11 @@ impl MeshState {
         self.services_by_ip.get(&ip)
     }
 
+    /// A Service by its name.
+    pub fn service(&self, namespace: &Arc<str>, name: &Arc<str>) -> Option<&Arc<Service>> {
+        self.services.get(&Name::new(namespace, name))
+    }
+
     /// Every pod of the cluster that holds an IP, enrolled or not, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.values()

@@ -210,6 +210,7 @@ fn write_request(record: &RequestRecord) {
     let source_identity = record.source_identity.as_ref().map(ToString::to_string);
     let destination_identity = record.destination_identity.as_ref().map(ToString::to_string);
     let server = record.server.map(|address| address.to_string());
+    let audited = (!record.audited.is_empty()).then(|| record.audited.join(","));
     info!(
         target: TARGET,
         direction = record.direction.name(),
@@ -222,6 +223,12 @@ fn write_request(record: &RequestRecord) {
         status = record.status.map(|status| status.as_u16()),
         grpc_status = record.grpc_status,
         route = record.route.as_deref(),
+        policy = record.policy.as_deref(),
+        rule = record.rule,
+        audited = audited.as_deref(),
+        principal = record.principal.as_deref(),
+        retries = (record.retries > 0).then_some(record.retries),
+        traffic_rule = record.traffic_rule.as_deref(),
         source_pod = record.source_pod.as_deref(),
         source_identity = source_identity.as_deref(),
         client = record.client.to_string().as_str(),

@@ -10,7 +10,7 @@
 //! | `nodemesh_connection_duration_seconds` | histogram | `direction`, `transport` |
 //! | `nodemesh_denials_total` | counter | `direction`, `reason`, `destination_namespace`, `destination_service_account` |
 //! | `nodemesh_connection_faults_total` | counter | `direction`, `result` (refused, failed, cut), `reason` |
-//! | `nodemesh_audit_matches_total` | counter | `policy` (`<namespace>/<name>`); connections that an AUDIT policy matched |
+//! | `nodemesh_audit_matches_total` | counter | `policy` (`<namespace>/<name>`); connections and requests that an AUDIT policy matched |
 //! | `nodemesh_workload_connections` | gauge | *workload*; live, each counted at the pod where it was accepted |
 //! | `nodemesh_workload_tunnels` | gauge | *workload*; that peers hold open to it |
 //! | `nodemesh_workload_handshakes` | gauge | *workload*; peers of its tunnel port that have not proved who they are |
@@ -35,6 +35,8 @@
 //! | `nodemesh_http_upstream_connections_made_total` | counter | – |
 //! | `nodemesh_http_upstream_reuses_total` | counter | – ; requests that went out on one that was there |
 //! | `nodemesh_http_resends_total` | counter | – ; requests that went out again, because the application had closed their connection |
+//! | `nodemesh_http_retries_total` | counter | – ; tries of requests after the first, as a TrafficPolicy or a route asked for |
+//! | `nodemesh_http_ejections_total` | counter | – ; endpoints left out for a while, because they failed too often (by a worker) |
 //! | `nodemesh_build_info` | info | `version` |
 //!
 //! *connection* = `direction`, `transport`, `source_namespace`, `source_service_account`, `destination_namespace`,
@@ -222,6 +224,7 @@ impl Metrics {
     /// Counts a request. `memo` is the connection's own.
     pub fn request(&self, record: &RequestRecord, memo: &RequestMemo) {
         self.inner.requests.count(record, memo);
+        self.inner.count_audited(&record.audited);
     }
 
     /// Shows the kernel's counters as `nodemesh_kernel_outcomes_total`.
@@ -340,11 +343,15 @@ impl Inner {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner).register_collector(Box::new(collector));
     }
 
-    fn count_result(&self, record: &ConnectionRecord) {
-        let direction = record.direction.name();
-        for policy in &record.audited {
+    fn count_audited(&self, policies: &[Arc<str>]) {
+        for policy in policies {
             self.audits.get_or_create(&AuditLabels { policy: policy.to_string() }).inc();
         }
+    }
+
+    fn count_result(&self, record: &ConnectionRecord) {
+        let direction = record.direction.name();
+        self.count_audited(&record.audited);
         match &record.result {
             ConnectionResult::Ok | ConnectionResult::Cut { .. } => {
                 let labels = DurationLabels { direction, transport: record.transport.name() };
@@ -624,7 +631,7 @@ struct UpstreamCollector(UpstreamSource);
 
 impl Collector for UpstreamCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let UpstreamNumbers { open, made, reused, resent } = (self.0)();
+        let UpstreamNumbers { open, made, reused, resent, retried, ejected } = (self.0)();
         let help = "Connections to applications that requests share";
         let gauge = encoder.encode_descriptor("http_upstream_connections_open", help, None, MetricType::Gauge)?;
         ConstGauge::new(open).encode(gauge)?;
@@ -632,6 +639,8 @@ impl Collector for UpstreamCollector {
             ("http_upstream_connections_made", "Connections to applications that requests share, made", made),
             ("http_upstream_reuses", "Requests that went out on a connection that was there", reused),
             ("http_resends", "Requests that went out again: the application had closed their connection", resent),
+            ("http_retries", "Tries of requests after the first, as a TrafficPolicy or a route asked for", retried),
+            ("http_ejections", "Endpoints left out for a while, because they failed too often", ejected),
         ] {
             encode_counter(&mut encoder, name, help, count)?;
         }

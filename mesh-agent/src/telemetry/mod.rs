@@ -179,6 +179,10 @@ pub struct UpstreamNumbers {
     pub reused: u64,
     /// Requests that went out again, because the application had closed their connection.
     pub resent: u64,
+    /// Tries after the first, as a policy asked for.
+    pub retried: u64,
+    /// Endpoints that were left out for a while.
+    pub ejected: u64,
 }
 
 /// What the metrics of a connection are kept by, known once its route or its peer is.

@@ -2,10 +2,12 @@
 
 mod budget;
 mod certificates;
+mod judged;
 mod kept;
 mod requests;
 mod streams;
 mod support;
+mod traffic;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

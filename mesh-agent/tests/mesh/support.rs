@@ -151,6 +151,7 @@ impl Node {
             budgets,
             tunnels: Arc::default(),
             requests: requests.clone(),
+            node_limits: http::NodeLimits::default(),
             mode,
             leaving: leaving.token(),
             drain: drain.token(),

@@ -50,3 +50,81 @@ fn is_served(pair: &Pair, name: &str) -> Result<bool> {
     let curl = ["curl", "-sS", "--max-time", "3", &format!("http://{address}/")];
     Ok(pair.bed.pod("client").run(&curl, PATIENCE)?.ok())
 }
+
+/// Everybody may read the front page, and nothing else.
+fn readers(path: &str) -> String {
+    format!(
+        "apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {{name: readers, namespace: pair}}
+spec:
+  targetRefs: [{{kind: Service, name: server}}]
+  action: ALLOW
+  rules: [{{sources: [{{type: Any}}], requests: [{{methods: [GET], paths: ['{path}']}}]}}]
+"
+    )
+}
+
+/// By the Service, where the caller's agent reads requests too, and by the pod's address, where it does not; from the
+/// other node, from the same one, and from outside of the mesh.
+#[test]
+fn requests_are_judged_wherever_they_come_from() -> Result<()> {
+    let Some(mut pair) = meshed("requests meet policy")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    pair.bed.add_namespace("outside", &[])?;
+    pair.bed.add_pod(PodSpec::new("pair", "neighbour", "n2"))?;
+    pair.bed.add_pod(PodSpec::new("outside", "stranger", "n1"))?;
+    let log = start_nginx(pair.bed.pod("server"))?;
+    pair.served()?;
+    pair.bed.world.apply("readers", &readers("/"))?;
+    for family in Family::BOTH {
+        let (by_service, by_pod) = (pair.server(family, 80), pair.bed.pod("server").ips.socket(family, 80));
+        for (caller, address) in [
+            ("client", by_service),
+            ("client", by_pod),
+            ("neighbour", by_service),
+            ("neighbour", by_pod),
+            ("stranger", by_pod),
+        ] {
+            let judged = || Ok((status(&pair, caller, &[&format!("http://{address}/big")])? == "403").then_some(()));
+            eventually(PATIENCE, "the policy to hold", judged)
+                .with_context(|| format!("{caller} to {address}"))
+                .map_err(|error| pair.bed.explain(error))?;
+            for (arguments, expected) in [
+                (vec!["/"], "200"),
+                (vec!["/big"], "403"),
+                (vec!["-X", "POST", "/"], "403"),
+                (vec!["--path-as-is", "//big"], "403"),
+                (vec!["--path-as-is", "/x/../big"], "403"),
+                (vec!["--path-as-is", "/%62ig"], "403"),
+                (vec!["--path-as-is", "/x/..%2fbig"], "400"),
+                (vec!["--path-as-is", "/..;/big"], "400"),
+                (vec!["-H", "X-HTTP-Method-Override: DELETE", "/"], "403"),
+            ] {
+                let (path, options) = arguments.split_last().context("a path")?;
+                let url = format!("http://{address}{path}");
+                let seen = status(&pair, caller, &[options, &[&url]].concat())?;
+                ensure!(seen == expected, "{caller} to {url} {options:?}: {seen:?}, not {expected}");
+            }
+        }
+    }
+    let served = std::fs::read_to_string(&log)?;
+    ensure!(!served.contains("big") && !served.contains("POST"), "nginx heard of what was refused:\n{served}");
+    let told = |line: &serde_json::Value| line["policy"] == "pair/readers" && line["result"] == "denied";
+    eventually(PATIENCE, "a refusal in the access log", || {
+        Ok(pair.bed.agent("n2").access_log().iter().any(told).then_some(()))
+    })
+    .map_err(|error| pair.bed.explain(error))?;
+    pair.bed.world.apply("readers", &readers("/b*"))?;
+    let url = format!("http://{}/big", pair.server(Family::V4, 80));
+    eventually(PATIENCE, "the change to hold", || Ok((status(&pair, "client", &[&url])? == "200").then_some(())))
+        .map_err(|error| pair.bed.explain(error))
+}
+
+/// The status that curl sees, or what it says.
+fn status(pair: &Pair, caller: &str, arguments: &[&str]) -> Result<String> {
+    let curl = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5"];
+    Ok(pair.bed.pod(caller).run(&[&curl[..], arguments].concat(), PATIENCE)?.stdout)
+}

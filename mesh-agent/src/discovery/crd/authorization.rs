@@ -35,7 +35,7 @@ pub enum PolicyAction {
     Audit,
 }
 
-/// Matches when one of its sources and one of its ports do.
+/// Matches when one of its sources, one of its ports, one of its requests and all its conditions do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PolicyRule {
@@ -46,6 +46,96 @@ pub struct PolicyRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(range(min = 1)))]
     pub ports: Vec<u16>,
+    /// Who does not: a rule never matches these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub not_sources: Option<Vec<PolicySource>>,
+    /// What is asked for, one of them. Absent: anything. With this, `when` or a request principal, the port's requests
+    /// are read and each is judged; what is no HTTP is refused there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub requests: Option<Vec<PolicyRequest>>,
+    /// Who asks by a token that a RequestAuthentication found valid, as `<issuer>/<subject>`, `prefix*`, `*suffix`, or
+    /// `*` for any. One of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub request_principals: Option<Vec<String>>,
+    /// Request principals that are not meant. A request without a token is none of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub not_request_principals: Option<Vec<String>>,
+    /// What else must be so, all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub when: Option<Vec<PolicyCondition>>,
+}
+
+/// What is asked for: one value of each list that is there, and none of those that begin with `not`. At least one list.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyRequest {
+    /// The host that is asked, without case and without port: `web.shop`, `*.shop`, `web*`, `*`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub hosts: Option<Vec<String>>,
+    /// Hosts that are not meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub not_hosts: Option<Vec<String>>,
+    /// Methods, in capitals: `GET`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub methods: Option<Vec<String>>,
+    /// Methods that are not meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub not_methods: Option<Vec<String>>,
+    /// Paths without their query, with case, normalised: `/a`, `/a/*`, `*/b`, `*`, or with `{*}` for one segment and
+    /// `{**}` for any number of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub paths: Option<Vec<String>>,
+    /// Paths that are not meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub not_paths: Option<Vec<String>>,
+    /// gRPC methods, beside `paths`: the same as the path `/<service>/<method>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub grpc: Option<Vec<PolicyGrpc>>,
+    /// gRPC methods that are not meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub not_grpc: Option<Vec<PolicyGrpc>>,
+}
+
+/// Methods of gRPC; a service, a method, or both.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyGrpc {
+    /// The service with its package, such as `shop.Cart`; absent: of any service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The method; absent: all of the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+}
+
+/// Something about a request that must be so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyCondition {
+    /// `request.headers[name]`, `request.auth.principal`, `request.auth.audiences`, or `request.auth.claims[name]`,
+    /// with more names in brackets for what is within an object.
+    pub key: String,
+    /// One of these: a word, `prefix*`, `*suffix`, or `*` for any that is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub values: Option<Vec<String>>,
+    /// None of these. What is not there is none of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub not_values: Option<Vec<String>>,
 }
 
 /// One kind of caller; the field that belongs to the type must be set, and no other.

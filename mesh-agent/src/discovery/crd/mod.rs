@@ -5,16 +5,18 @@
 
 mod authorization;
 mod peer;
+mod request;
 mod target;
 mod traffic;
 
 use kube::CustomResourceExt;
 
 pub use authorization::{
-    AuthorizationPolicy, AuthorizationPolicySpec, IpBlockSource, PolicyAction, PolicyRule, PolicySource,
-    ServiceAccountSource, SourceType,
+    AuthorizationPolicy, AuthorizationPolicySpec, IpBlockSource, PolicyAction, PolicyCondition, PolicyGrpc,
+    PolicyRequest, PolicyRule, PolicySource, ServiceAccountSource, SourceType,
 };
 pub use peer::{PeerAuthentication, PeerAuthenticationSpec, PeerMode, PortOverride, SameNode};
+pub use request::{JwtHeader, JwtOutput, JwtRule, RequestAuthentication, RequestAuthenticationSpec};
 pub use target::{LabelExpression, LabelOperator, PodSelector, TargetKind, TargetRef};
 pub use traffic::{
     Algorithm, ConnectionLimits, ConsistentHash, CookieLifetime, ExponentialDelay, FaultAbort, FaultDelay, FaultShare,
@@ -37,6 +39,7 @@ pub fn manifests() -> Result<Vec<(&'static str, String)>, serde_saphyr::Serializ
     Ok(vec![
         ("authorizationpolicies.yaml", serde_saphyr::to_string(&AuthorizationPolicy::crd()).map(with_header)?),
         ("peerauthentications.yaml", serde_saphyr::to_string(&PeerAuthentication::crd()).map(with_header)?),
+        ("requestauthentications.yaml", serde_saphyr::to_string(&RequestAuthentication::crd()).map(with_header)?),
         ("trafficpolicies.yaml", serde_saphyr::to_string(&TrafficPolicy::crd()).map(with_header)?),
     ])
 }

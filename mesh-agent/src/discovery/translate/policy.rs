@@ -1,5 +1,8 @@
 //! PeerAuthentication and AuthorizationPolicy, and what to take from those that cannot be read.
 
+mod request;
+mod token;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -15,6 +18,8 @@ use crate::policy::{
     Selector, Source, Target, Unreadable, Weight,
 };
 use crate::spiffe::SpiffeId;
+
+pub use token::request_authentication;
 
 /// Checks what the type cannot say, and works the namespace in.
 pub fn peer_authentication(peer: &crd::PeerAuthentication, key: &Key) -> Result<Item, Problem> {
@@ -73,13 +78,30 @@ fn meta(key: &Key, metadata: &ObjectMeta) -> PolicyMeta {
 /// An empty list of sources is taken as it stands (nobody in ALLOW, everybody in DENY): the API server refuses it at
 /// the border, and so does the reader of files.
 fn read_rule(rule: &crd::PolicyRule, path: &FieldPath, key: &Key, trust_domain: &str) -> Result<Rule, Problem> {
-    let crd::PolicyRule { sources, ports } = rule;
-    let sources = sources.iter().enumerate();
-    let sources =
-        sources.map(|(index, source)| read_source(source, &path.key("sources").index(index), key, trust_domain));
+    let crd::PolicyRule { sources, not_sources, ports, .. } = rule;
+    let read_sources = |sources: &[crd::PolicySource], path: FieldPath| {
+        let sources = sources.iter().enumerate();
+        let sources = sources.map(|(index, source)| read_source(source, &path.index(index), key, trust_domain));
+        sources.collect::<Result<Vec<_>, _>>()
+    };
+    let not_sources = not_empty(not_sources.as_deref(), &path.key("notSources"))?.unwrap_or_default();
     let ports = ports.iter().enumerate();
     let ports = ports.map(|(index, port)| checked_port(*port, &path.key("ports").index(index)));
-    Ok(Rule { sources: sources.collect::<Result<_, _>>()?, ports: ports.collect::<Result<_, _>>()? })
+    Ok(Rule {
+        sources: read_sources(sources, path.key("sources"))?,
+        not_sources: read_sources(not_sources, path.key("notSources"))?,
+        ports: ports.collect::<Result<_, _>>()?,
+        operations: request::operations(rule, path)?,
+        conditions: request::conditions(rule, path)?,
+    })
+}
+
+/// A list that is there and has nothing in it restricts nothing, which nobody can have meant.
+fn not_empty<'a, T>(list: Option<&'a [T]>, path: &FieldPath) -> Result<Option<&'a [T]>, Problem> {
+    match list {
+        Some([]) => Err(Problem::new(path.clone(), "empty: leave it out, or name what is meant")),
+        list => Ok(list),
+    }
 }
 
 fn checked_port(port: u16, path: &FieldPath) -> Result<u16, Problem> {
@@ -261,7 +283,7 @@ fn read_selector(selector: &crd::PodSelector, path: &FieldPath) -> Result<Select
 pub fn unreadable(kind: Kind, key: Option<&Key>, value: &Value) -> Option<Unreadable> {
     let weight = match kind {
         Kind::PeerAuthentication => Weight::Strict,
-        Kind::AuthorizationPolicy => Weight::DenyAll,
+        Kind::AuthorizationPolicy | Kind::RequestAuthentication => Weight::DenyAll,
         Kind::Namespace
         | Kind::Node
         | Kind::Pod

@@ -116,7 +116,7 @@ pub fn key_of(policy: &Endpoints, request: &Request<'_>) -> Option<u64> {
 /// What stands for an endpoint in a session's cookie or header: the same on every node, and no address. A client that
 /// makes one up chooses among the endpoints of the Service that it may reach anyway.
 pub fn session_token(address: &SocketAddr) -> String {
-    format!("{:016x}", token(address))
+    format!("{:016x}", session_of(address))
 }
 
 /// Reads what [`session_token`] wrote.
@@ -125,7 +125,8 @@ pub fn read_session_token(text: &str) -> Option<u64> {
     is_ours.then(|| u64::from_str_radix(text, 16).ok()).flatten()
 }
 
-fn token(address: &SocketAddr) -> u64 {
+/// What [`Ask::session`] says to ask for this endpoint.
+pub fn session_of(address: &SocketAddr) -> u64 {
     // Beyond the places on the ring, so that no token is one of them.
     ring::place(address, u64::MAX)
 }
@@ -271,7 +272,7 @@ impl Set {
             }
             self.endpoints.push(endpoint);
         }
-        self.by_token = self.endpoints.iter().enumerate().map(|(index, e)| (token(&e.address()), index)).collect();
+        self.by_token = self.endpoints.iter().enumerate().map(|(index, e)| (session_of(&e.address()), index)).collect();
         self.policy = policy.clone();
         self.ring = match policy.balance {
             Balance::ConsistentHash(_) => {
@@ -341,7 +342,7 @@ impl Set {
         }
         let until = endpoint.health().borrow_mut().eject(&policy, now);
         // Where a turn begins is no secret and decides nothing: the address will do as a seed.
-        self.arrange(&mut Rng::with_seed(token(&endpoint.address())));
+        self.arrange(&mut Rng::with_seed(session_of(&endpoint.address())));
         Some(Ejection { address: endpoint.address(), cause, length: until.saturating_duration_since(now) })
     }
 

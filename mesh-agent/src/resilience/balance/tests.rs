@@ -382,7 +382,7 @@ proptest! {
         bench.set(all);
         for (number, kind, seconds, key) in steps {
             bench.now += Duration::from_secs(seconds);
-            let session = Some(token(&address(number))).filter(|_| kind == 4);
+            let session = Some(session_of(&address(number))).filter(|_| kind == 4);
             let tried = [address(number)];
             let lease = bench.pick(&Ask { key: Some(key), session, tried: &tried[..usize::from(kind % 2)] });
             let lease = lease.map_err(|error| TestCaseError::fail(format!("{error:?}")))?;

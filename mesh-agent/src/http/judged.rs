@@ -1,0 +1,320 @@
+//! The other end of a request's journey: an application of this node, where somebody must be asked about each request.
+//!
+//! ```text
+//!  client ─► server ─► screen ─► hyper ─► hygiene ─► path ─► judge ─────────► the application's own connection
+//!            h1 or h2                      │ 400      │ 400    │ 401, 403        │ 503, 502
+//! ```
+//!
+//! Nothing is routed here. A request goes on as it was judged: with the path of the one form, in the protocol that it came
+//! in, on a connection to the application that this client's connection alone uses, for the application is told of its
+//! client by it.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::answer::Local;
+use super::body::{DownBody, UpBody};
+use super::exchange::{Exchange, Report};
+use super::hygiene::{self, Asked};
+use super::limits::MAX_RESENDS;
+use super::screen::Gate;
+use super::server::Serves;
+use super::upgrade::Change;
+use super::upstream::{Key, Lease, Reached, Tally, Unreached, Unsent, Upgraded, Upstreams, Wire};
+use crate::addr::ServerAddr;
+use crate::path::{self, NormalPath};
+use crate::routes::grpc;
+use crate::routing::Transport;
+use crate::telemetry::{RequestRecord, RequestResult};
+
+/// Who is asked about each request of a connection, and makes connections to the application.
+pub trait Guard: 'static {
+    /// The proof that a request may pass, without which no connection is made.
+    type Permit;
+
+    /// Decides about a request of the one form, and may take from its head what is not for the application, or add what
+    /// the application is told. What is learnt is noted, also about one that is refused.
+    fn judge(
+        &self,
+        head: &mut request::Parts,
+        path: &NormalPath<'_>,
+        noted: &mut Noted,
+    ) -> impl Future<Output = Result<Self::Permit, Local>>;
+
+    /// Makes a connection to the application.
+    fn reach(&self, permit: &Self::Permit) -> impl Future<Output = Result<Reached, Unreached>>;
+
+    /// The application agreed to change the protocol: this request stands for all that follows.
+    fn upgraded(&self, head: request::Parts);
+
+    /// Counts and logs a request that is over.
+    fn report(&self, record: &RequestRecord);
+}
+
+/// What is told of a decision.
+#[derive(Clone, Debug, Default)]
+pub struct Noted {
+    /// The policy that decided, as `namespace/name`.
+    pub policy: Option<Arc<str>>,
+    /// The number of its rule, from 0.
+    pub rule: Option<usize>,
+    /// The AUDIT policies that matched.
+    pub audited: Vec<Arc<str>>,
+    /// Who asks by a valid token.
+    pub principal: Option<Arc<str>>,
+}
+
+/// One client's connection to an application of this node.
+pub struct Judged<G> {
+    guard: Rc<G>,
+    /// To the application, for this client alone.
+    upstreams: Upstreams,
+    template: RequestRecord,
+    client: SocketAddr,
+    server: ServerAddr,
+    /// The Host of requests that have none.
+    dialled: String,
+    gate: RefCell<Option<Rc<Gate>>>,
+    change: RefCell<Option<Change>>,
+    busy: Cell<u32>,
+    /// Whether there has been a request.
+    has_begun: Cell<bool>,
+    first: Notify,
+    rests_since: Cell<Instant>,
+}
+
+impl<G: Guard> Judged<G> {
+    /// A connection that has not asked for anything yet; `template` is what every request's record begins with.
+    pub fn new(guard: Rc<G>, tally: Arc<Tally>, server: ServerAddr, template: RequestRecord) -> Rc<Self> {
+        Rc::new(Self {
+            guard,
+            upstreams: Upstreams::new(tally),
+            client: template.client,
+            template,
+            server,
+            dialled: server.socket().to_string(),
+            gate: RefCell::default(),
+            change: RefCell::default(),
+            busy: Cell::new(0),
+            has_begun: Cell::new(false),
+            first: Notify::new(),
+            rests_since: Cell::new(Instant::now()),
+        })
+    }
+
+    fn begin(self: &Rc<Self>, parts: &request::Parts) -> Rc<Exchange> {
+        self.busy.set(self.busy.get().saturating_add(1));
+        if !self.has_begun.replace(true) {
+            self.first.notify_one();
+        }
+        let record = RequestRecord {
+            version: parts.version,
+            method: Some(parts.method.clone()),
+            path: parts.uri.path_and_query().cloned(),
+            traceparent: parts.headers.get("traceparent").cloned(),
+            ..self.template.clone()
+        };
+        Exchange::new(record, self.clone())
+    }
+
+    async fn ask(
+        self: &Rc<Self>,
+        mut parts: request::Parts,
+        body: Incoming,
+        exchange: &Rc<Exchange>,
+    ) -> Result<Response<DownBody>, Local> {
+        let wire = if parts.version == Version::HTTP_2 { Wire::Http2 } else { Wire::Http1 };
+        let has_body = !body.is_end_stream();
+        let asked = hygiene::request(&mut parts, has_body, self.client.ip(), &self.dialled).map_err(Local::Fault)?;
+        exchange.note(|record| record.host = parts.headers.get(header::HOST).cloned());
+        let came = parts.uri.clone();
+        let path = path::normalise(came.path()).map_err(Local::Ambiguous)?;
+        send_as_judged(&mut parts, &path)?;
+        let mut noted = Noted::default();
+        let judged = self.guard.judge(&mut parts, &path, &mut noted).await;
+        exchange.note(|record| {
+            let Noted { policy, rule, audited, principal } = noted;
+            (record.policy, record.rule, record.audited, record.principal) = (policy, rule, audited, principal);
+        });
+        let permit = judged?;
+        // What policy is asked again when it changes, once the connection is no HTTP any more.
+        let standing = asked.upgrade.is_some().then(|| head_of(&parts));
+        match wire {
+            Wire::Http1 => hygiene::for_http1(&mut parts, &asked),
+            Wire::Http2 => hygiene::for_http2(&mut parts, &asked).map_err(Local::Fault)?,
+        }
+        let request = Request::from_parts(parts, UpBody::new(body, exchange.clone()));
+        let response = self.send(request, wire, &asked, &permit, exchange).await?;
+        if let (StatusCode::SWITCHING_PROTOCOLS, Some(head)) = (response.status(), standing) {
+            self.guard.upgraded(head);
+        }
+        Ok(response)
+    }
+
+    /// Sends it; again where the application had closed the connection before it could act on it, or acting twice is
+    /// acting once.
+    async fn send(
+        &self,
+        mut request: Request<UpBody>,
+        wire: Wire,
+        asked: &Asked,
+        permit: &G::Permit,
+        exchange: &Rc<Exchange>,
+    ) -> Result<Response<DownBody>, Local> {
+        let key =
+            Key { source: Arc::from(""), address: self.server, workload: None, transport: Transport::Itself, wire };
+        let can_repeat = request.body().is_end_stream() && asked.upgrade.is_none() && request.method().is_idempotent();
+        let (mut resends, mut since) = (0, None);
+        loop {
+            let connect = async || self.guard.reach(permit).await;
+            let leased = self.upstreams.lease(&key, since, connect).await;
+            let mut lease = leased.map_err(|unreached| match unreached.is_denied {
+                true => Local::Denied(unreached.reason),
+                false => Local::Unreached(unreached.reason),
+            })?;
+            let may_repeat = can_repeat && lease.is_reused();
+            let copy = may_repeat.then(|| {
+                let mut copy = Request::new(UpBody::empty());
+                *copy.method_mut() = request.method().clone();
+                *copy.uri_mut() = request.uri().clone();
+                *copy.version_mut() = request.version();
+                *copy.headers_mut() = request.headers().clone();
+                copy
+            });
+            let upgraded = asked.upgrade.is_some().then(|| lease.expect_upgrade());
+            let Unsent { error, request: unsent } = match lease.send(request).await {
+                Ok(response) => return self.answered(response, lease, asked, upgraded, exchange),
+                Err(failed) => failed,
+            };
+            let has_more_tries = resends < MAX_RESENDS;
+            request = match unsent.or(copy) {
+                Some(again) if has_more_tries && !exchange.client_broke() => again,
+                _ if exchange.client_broke() => return Err(Local::ClientBody),
+                _ if error.is_parse() => return Err(Local::BadAnswer),
+                _ => return Err(Local::Broken),
+            };
+            self.upstreams.tally().resent.fetch_add(1, Ordering::Relaxed);
+            (resends, since) = (resends.saturating_add(1), Some(Instant::now()));
+        }
+    }
+
+    fn answered(
+        &self,
+        response: Response<Incoming>,
+        lease: Lease,
+        asked: &Asked,
+        upgraded: Option<oneshot::Receiver<Upgraded>>,
+        exchange: &Rc<Exchange>,
+    ) -> Result<Response<DownBody>, Local> {
+        let (mut parts, body) = response.into_parts();
+        parts.extensions.clear();
+        hygiene::response(&mut parts).map_err(|_| Local::BadAnswer)?;
+        exchange.note(|record| record.status = Some(parts.status));
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            let agreed = match (&asked.upgrade, parts.headers.get(header::UPGRADE)) {
+                (Some(asked), Some(agreed)) => asked.as_bytes().eq_ignore_ascii_case(agreed.as_bytes()),
+                _ => false,
+            };
+            let application = upgraded.filter(|_| agreed).ok_or(Local::BadAnswer)?;
+            self.change.replace(Some(Change { application, exchange: exchange.clone() }));
+            return Ok(Response::from_parts(parts, DownBody::text("").within(exchange.clone())));
+        }
+        lease.forget_upgrade();
+        exchange.grpc_status(&parts.headers);
+        Ok(Response::from_parts(parts, DownBody::application(body, lease, None, exchange.clone())))
+    }
+}
+
+impl<G: Guard> Serves for Judged<G> {
+    async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
+        let is_grpc = grpc::is_call(request.headers());
+        let (mut parts, body) = request.into_parts();
+        // What the parser put in there is for the parser.
+        parts.extensions.clear();
+        let exchange = self.begin(&parts);
+        let answered = self.ask(parts, body, &exchange).await;
+        if self.change.borrow().is_none()
+            && let Some(gate) = &*self.gate.borrow()
+        {
+            gate.release();
+        }
+        answered.unwrap_or_else(|local| {
+            let response = local.response(is_grpc);
+            exchange.grpc_status(response.headers());
+            exchange.note(|record| {
+                record.status = Some(response.status());
+                record.result = RequestResult::Local { reason: local.label() };
+            });
+            response.map(|body| body.within(exchange))
+        })
+    }
+
+    fn screened(&self, gate: Rc<Gate>) {
+        self.gate.replace(Some(gate));
+    }
+
+    fn rests_since(&self) -> Option<Instant> {
+        (self.busy.get() == 0).then(|| self.rests_since.get())
+    }
+
+    async fn begun(&self) {
+        if !self.has_begun.get() {
+            self.first.notified().await;
+        }
+    }
+
+    fn take_change(&self) -> Option<Change> {
+        self.change.take()
+    }
+
+    fn report_refused(&self, reason: &'static str, status: Option<StatusCode>) {
+        let result = RequestResult::Local { reason };
+        self.guard.report(&RequestRecord { status, result, ..self.template.clone() });
+    }
+}
+
+impl<G: Guard> Report for Judged<G> {
+    fn report(&self, record: &RequestRecord) {
+        self.busy.set(self.busy.get().saturating_sub(1));
+        self.rests_since.set(Instant::now());
+        self.guard.report(record);
+    }
+}
+
+/// Gives the request the path that is judged; its query stays.
+fn send_as_judged(parts: &mut request::Parts, path: &NormalPath<'_>) -> Result<(), Local> {
+    // `*` is no path and passes as it is.
+    if path.as_str() == parts.uri.path() {
+        return Ok(());
+    }
+    let target = match parts.uri.query() {
+        Some(query) => PathAndQuery::try_from(format!("{}?{query}", path.as_str())),
+        None => PathAndQuery::try_from(path.as_str()),
+    };
+    parts.uri = target.map(Uri::from).map_err(|_| Local::Ambiguous(path::Ambiguous::Character))?;
+    Ok(())
+}
+
+fn head_of(parts: &request::Parts) -> request::Parts {
+    let mut head = Request::new(()).into_parts().0;
+    head.method = parts.method.clone();
+    head.uri = parts.uri.clone();
+    head.headers = parts.headers.clone();
+    head
+}
+
+/// The host that a request of the one form is for.
+pub fn host(headers: &http::HeaderMap) -> &str {
+    headers.get(header::HOST).and_then(|host: &HeaderValue| host.to_str().ok()).unwrap_or_default()
+}

@@ -1,0 +1,172 @@
+//! The journey of requests to a pod whose policy needs to know what they ask: read → judge one by one → carry.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ::http::request;
+
+use super::connection::{Live, Registration, Standing};
+use super::copy::End;
+use super::dial::AppConnection;
+use super::inbound;
+use super::record;
+use super::worker::{Pod, Worker};
+use crate::addr::{ClientAddr, ServerAddr};
+use crate::http::{self, Guard, Io, Judged, Local, Meter, Noted, Reached, Unreached};
+use crate::path::NormalPath;
+use crate::podnet::ClientRecord;
+use crate::policy::{self, Denial, DenyReason, Facts, Permit};
+use crate::telemetry::{RequestMemo, RequestRecord};
+use crate::tokens::{self, Token};
+
+/// Both ends of a connection to an application of this node.
+pub struct Ends {
+    /// What policy knows of it.
+    pub facts: Facts,
+    /// Who the application is told is calling.
+    pub client: ClientAddr,
+    /// The application.
+    pub server: ServerAddr,
+}
+
+/// Serves a connection whose requests are judged one by one. `app` is there already: what cannot be reached was said
+/// before.
+pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: Io, live: Registration, ends: Ends, app: AppConnection) {
+    let template = record::judged(&pod, ends.client, ends.facts.source.as_ref(), ends.server);
+    let server = ends.server;
+    let guard = Rc::new(Gatekeeper {
+        worker: worker.clone(),
+        pod,
+        live: live.live(),
+        ends,
+        ready: RefCell::new(Some(app)),
+        token: RefCell::default(),
+        memo: RequestMemo::default(),
+    });
+    let session = Judged::new(guard, worker.shared.requests.clone(), server, template);
+    let cut = async { drop(live.cancel.cancelled().await) };
+    let ended = http::serve_stream(client, session, worker.shared.leaving.clone(), cut).await;
+    let end = match ended {
+        http::Ended::Finished => End::Finished,
+        http::Ended::Broken(kind) => End::FirstReset(kind),
+        http::Ended::Refused(reason) => End::NotHttp(reason),
+        http::Ended::Cut => End::Cut,
+    };
+    worker.finish(live, end);
+}
+
+/// Asks policy about the requests of one connection.
+struct Gatekeeper {
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    live: Rc<Live>,
+    ends: Ends,
+    /// The connection that was made before the first request came.
+    ready: RefCell<Option<AppConnection>>,
+    /// Of the request that is judged last, for an upgrade.
+    token: RefCell<Option<Token>>,
+    memo: RequestMemo,
+}
+
+impl Guard for Gatekeeper {
+    type Permit = Permit;
+
+    /// On the snapshot of now. This is where a request's denial is decided.
+    async fn judge(
+        &self,
+        head: &mut request::Parts,
+        path: &NormalPath<'_>,
+        noted: &mut Noted,
+    ) -> Result<Permit, Local> {
+        let state = self.worker.shared.state.current();
+        let Some(policy) = state.inbound_policy(self.pod.uid()) else {
+            return Err(Local::Denied(DenyReason::UnknownWorkload.label()));
+        };
+        let issuers = policy.issuers(self.ends.facts.destination_port);
+        let token = match issuers.is_empty() {
+            true => None,
+            false => tokens::authenticate(&issuers, head, now())
+                .map_err(|invalid| Local::Unauthenticated(invalid.label()))?
+                .map(|found| found.token),
+        };
+        noted.principal = token.as_ref().map(|token| token.principal.as_str().into());
+        let host = policy::normal_host(http::host(&head.headers)).ok_or(Local::Denied("host"))?;
+        let request =
+            policy::Request { method: &head.method, host: &host, path, headers: &head.headers, token: token.as_ref() };
+        let decision = policy::authorize_request(policy, &self.ends.facts, &request);
+        noted.audited = policy::audited_request(policy, &self.ends.facts, &request);
+        (noted.policy, noted.rule) = match &decision {
+            Ok(permit) => (permit.rule().cloned(), permit.number()),
+            Err(denial) => (denial.rule.clone(), denial.number),
+        };
+        self.token.replace(token);
+        decision.map_err(|Denial { reason, .. }| Local::Denied(reason.label()))
+    }
+
+    async fn reach(&self, permit: &Permit) -> Result<Reached, Unreached> {
+        let ready = self.ready.take();
+        let app = match ready {
+            Some(app) => app,
+            None => {
+                let Ends { client, server, .. } = self.ends;
+                let reached = inbound::reach_application(&self.pod, permit, &self.live, client, server).await;
+                reached.map_err(|failure| Unreached {
+                    reason: failure.reason(),
+                    is_final: true,
+                    is_passing: false,
+                    is_denied: false,
+                })?
+            }
+        };
+        let AppConnection { tcp, record } = app;
+        let cut = Box::pin(until_cut(self.live.clone(), record));
+        Ok(Reached { io: Io::socket(tcp, Rc::new(Uncounted)), cut, is_current: Box::new(|| true), pod: None })
+    }
+
+    fn upgraded(&self, head: request::Parts) {
+        self.live.upgraded(Standing { head, token: self.token.take() });
+    }
+
+    fn report(&self, record: &RequestRecord) {
+        self.worker.shared.metrics.request(record, &self.memo);
+        self.worker.shared.access_log.write_request(record);
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    // A clock before 1970 finds every token's end far ahead: none is believed by it.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |time| time.as_secs())
+}
+
+/// Ready when the connection is to be cut. Holds what tells the application of its client.
+async fn until_cut(live: Rc<Live>, _record: ClientRecord) {
+    live.cancel.cancelled().await;
+}
+
+/// Counts the bytes of a client's connection that came by tunnel, whose near end is the application.
+pub struct OfTunnel(pub Rc<Live>);
+
+impl Meter for OfTunnel {
+    fn carried(&self, read: usize, written: usize) {
+        self.0.counters.add(written, read);
+    }
+}
+
+/// Counts the bytes of a client's socket.
+pub struct OfSocket(pub Rc<Live>);
+
+impl Meter for OfSocket {
+    fn carried(&self, read: usize, written: usize) {
+        self.0.counters.add(read, written);
+    }
+}
+
+/// The application's side says the same bytes once more.
+struct Uncounted;
+
+impl Meter for Uncounted {
+    fn carried(&self, _read: usize, _written: usize) {}
+}

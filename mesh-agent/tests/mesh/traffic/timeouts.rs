@@ -1,0 +1,170 @@
+//! How long things may take.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Frame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::super::requests::{Sent, until};
+use super::super::vip;
+use super::*;
+
+/// Never answers.
+fn silent(_: http::Request<hyper::body::Incoming>) -> super::Answer {
+    Box::pin(std::future::pending())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_or_a_try_that_takes_too_long_is_504() {
+    let farm = Farm::start(1).await;
+    farm.serve(0, silent);
+    for timeouts in ["{request: 300ms}", "{perTry: 300ms}"] {
+        farm.policy(&format!("timeouts: {timeouts}"));
+        let mut client = farm.connect().await;
+        let asked = Instant::now();
+        assert_eq!(client.get("/").await, (StatusCode::GATEWAY_TIMEOUT, "timed-out".into()), "{timeouts}");
+        assert!(asked.elapsed() >= Duration::from_millis(300), "{:?}", asked.elapsed());
+    }
+    farm.told("timed-out").await;
+    let farm = Farm::start_on("grpc", &["node2"]).await;
+    farm.serve(0, silent);
+    farm.policy("timeouts: {request: 300ms}");
+    let mut grpc = Client::connect(&farm.pair, http::Version::HTTP_2).await;
+    let request = http::Request::post("http://web.shop/a.B/C").header("content-type", "application/grpc");
+    let response = grpc.ask(request, nothing()).await;
+    assert_eq!(response.headers()["grpc-status"], "4");
+}
+
+/// What a route itself says goes before the policies; the route's policy before the Service's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_narrowest_word_about_time_counts() {
+    let farm = Farm::start(1).await;
+    farm.serve(0, |_| {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            Response::new(text("late"))
+        })
+    });
+    let route = |timeouts: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: r, namespace: shop}}
+spec:
+  parentRefs: [{{group: '', kind: Service, name: web, port: 80}}]
+  rules: [{{{timeouts}backendRefs: [{{name: web, port: 80}}]}}]
+"
+        )
+    };
+    let (short, long, none) = ("{request: 50ms}", "{request: 60s}", "");
+    let table = [
+        // route's own, policy of the route, policy of the Service
+        (none, none, short, StatusCode::GATEWAY_TIMEOUT),
+        (none, long, short, StatusCode::OK),
+        (none, short, long, StatusCode::GATEWAY_TIMEOUT),
+        (long, short, short, StatusCode::OK),
+        (short, long, long, StatusCode::GATEWAY_TIMEOUT),
+    ];
+    for (own, of_route, of_service, expected) in table {
+        let own = if own.is_empty() { String::new() } else { format!("timeouts: {own}, ") };
+        farm.pair.mesh.apply("route.yaml", &route(&own));
+        let says = |timeouts: &str| if timeouts.is_empty() { String::new() } else { format!("timeouts: {timeouts}") };
+        let policies = [policy("HTTPRoute", "r", &says(of_route)), policy("Service", "web", &says(of_service))];
+        farm.pair.mesh.apply("traffic.yaml", &policies.join("---\n"));
+        let mut client = farm.connect().await;
+        let (status, _) = client.get("/").await;
+        assert_eq!(status, expected, "route {own:?}, its policy {of_route:?}, the Service's {of_service:?}");
+    }
+}
+
+/// An answer may take as long as it likes, but not rest for longer than allowed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_rests_for_too_long_breaks_off() {
+    let farm = Farm::start(1).await;
+    farm.serve(0, |request| {
+        let pieces = if request.uri() == "/rests" { 1 } else { 8 };
+        Box::pin(async move {
+            let (frames, body) = mpsc::channel(1);
+            tokio::spawn(async move {
+                for _ in 0..pieces {
+                    frames.send(Frame::data(Bytes::from_static(b"piece"))).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+                if pieces == 1 {
+                    frames.closed().await;
+                }
+            });
+            Response::new(Sent(body).boxed())
+        })
+    });
+    farm.policy("timeouts: {idle: 1500ms}");
+    let mut client = farm.connect().await;
+    let (status, body) = client.get("/moves").await;
+    assert_eq!((status, body.len()), (StatusCode::OK, 40), "2.4 s, and no rest of 1.5 s");
+    let uri = client.uri("/rests");
+    let body = client.ask(http::Request::get(uri), nothing()).await.into_body();
+    let ended = tokio::time::timeout(PATIENCE, body.collect()).await.expect("an end");
+    assert!(ended.is_err(), "it broke off");
+    farm.told("timed-out").await;
+}
+
+/// A WebSocket that says something now and then stays; one that says nothing for too long ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgraded_connection_that_rests_for_too_long_ends() {
+    let farm = Farm::start(1).await;
+    let listener = TcpListener::bind((farm.server(0).ip, 8080)).await.unwrap();
+    tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        until(&mut tcp, "\r\n\r\n").await;
+        let agreed = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+        tcp.write_all(agreed).await.unwrap();
+        let (mut read, mut write) = tcp.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    });
+    farm.policy("timeouts: {idle: 1500ms}");
+    let mut tcp = farm.pair.client.connect(vip()).await.unwrap();
+    let request = b"GET / HTTP/1.1\r\nHost: w\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    tcp.write_all(request).await.unwrap();
+    until(&mut tcp, "101").await;
+    for number in 0..8 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let said = format!("message {number}");
+        tcp.write_all(said.as_bytes()).await.unwrap();
+        until(&mut tcp, &said).await;
+    }
+    let ended = tokio::time::timeout(PATIENCE, tcp.read(&mut [0; 16])).await.expect("an end");
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    farm.told("timed-out").await;
+}
+
+/// The endpoint's tunnel port takes connections and says nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_takes_too_long_is_504_or_passed_over() {
+    let mesh = Mesh::start();
+    let (client, mute, alive) = (fresh_ip(), fresh_ip(), fresh_ip());
+    let listener = TcpListener::bind((mute, mesh_agent::hbone::PORT)).await.unwrap();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((tcp, _)) = listener.accept().await {
+            held.push(tcp);
+        }
+    });
+    let both = world("http", client, &[("node2", alive), ("node2", mute)]);
+    mesh.apply("world.yaml", &both);
+    let (client, server) = (mesh.enrol(client).await, mesh.enrol(alive).await);
+    mesh.apply("world.yaml", &world("http", client.ip, &[("node2", mute)]));
+    mesh.apply("traffic.yaml", &policy("Service", "web", "timeouts: {connect: 1s}"));
+    let farm = Farm { pair: Pair { mesh, client, server }, app_protocol: "http", others: Vec::new() };
+    let mut asking = farm.connect().await;
+    assert_eq!(asking.get("/").await, (StatusCode::GATEWAY_TIMEOUT, "timed-out".into()));
+    farm.serve(0, saying("alive"));
+    farm.pair.mesh.apply("world.yaml", &both);
+    for _ in 0..6 {
+        assert_eq!(read(asking.ask(http::Request::get("/"), nothing()).await).await, (StatusCode::OK, "alive".into()));
+    }
+}
