@@ -125,6 +125,35 @@ pub fn start_greeter(pod: &Pod) -> Result<()> {
     pod.wait_listening(50051)
 }
 
+/// An HTTP/1.1 server that answers with what it was asked, as JSON; `/status/NNN` with that status.
+pub fn start_reflector(pod: &Pod, port: u16) -> Result<()> {
+    start_script(pod, "reflector", include_str!("servers/reflector.py"), port)
+}
+
+/// A WebSocket server that answers in upper case.
+pub fn start_websocket(pod: &Pod, port: u16) -> Result<()> {
+    start_script(pod, "websocket", include_str!("servers/websocket_server.py"), port)
+}
+
+fn start_script(pod: &Pod, name: &str, text: &str, port: u16) -> Result<()> {
+    let script = pod.dir.join(format!("{name}.py"));
+    fs::write(&script, text)?;
+    pod.start(name, &[PYTHON, "-u", &script.to_string_lossy(), &port.to_string()])?;
+    pod.wait_listening(port)
+}
+
+/// A client of that server, which says messages of many sizes and checks the answers.
+pub fn websocket_client(pod: &Pod, server: SocketAddr) -> Result<Finished> {
+    let script = pod.dir.join("websocket_client.py");
+    fs::write(&script, include_str!("servers/websocket_client.py"))?;
+    pod.run(&[PYTHON, &script.to_string_lossy(), &format!("ws://{server}/")], Duration::from_secs(60))
+}
+
+/// A line of Python from a pod, with arguments.
+pub fn python(pod: &Pod, script: &str, arguments: &[&str]) -> Result<Finished> {
+    pod.run(&[&[PYTHON, "-c", script][..], arguments].concat(), Duration::from_secs(60))
+}
+
 /// Calls the gRPC server from a pod: one Hello with `name`, one Count to 100. Prints both answers.
 pub fn greeter_client(pod: &Pod, server: SocketAddr, name: &str) -> Result<Finished> {
     let script = pod.dir.join("greeter_client.py");

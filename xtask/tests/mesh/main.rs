@@ -13,6 +13,7 @@ mod many;
 mod pair;
 mod policy;
 mod reach;
+mod requests;
 mod root;
 mod rough_network;
 mod services;
