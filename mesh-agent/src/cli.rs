@@ -82,7 +82,7 @@ Example:
 pub enum PolicyCommand {
     /// Say whether a caller may ask for something, and by which rule
     #[command(after_help = POLICY_TEST_AFTER_HELP)]
-    Test(PolicyTestArgs),
+    Test(Box<PolicyTestArgs>),
 }
 
 /// `mesh-agent policy test`

@@ -71,6 +71,13 @@ const TESTBED: &[Need] = &[
     same(Check::Program("curl"), "is the client in a pod", "curl", ["curl", "curl", "curl"]),
     same(Check::Program("iperf3"), "measures throughput", "iperf3", ["iperf3", "iperf3", "iperf3"]),
     same(Check::Program("wrk"), "measures latency", "wrk", ["wrk", "wrk", "wrk"]),
+    same(Check::Program("h2load"), "is the HTTP/2 load", "nghttp2-client", ["nghttp2", "libnghttp2", "nghttp2"]),
+    same(
+        Check::PythonModule("websockets"),
+        "is the WebSocket server and client in a pod",
+        "python3 python3-websockets",
+        ["python3-websockets", "python-websockets", "py3-websockets"],
+    ),
     same(Check::Program("tcpdump"), "is the witness on the wire", "tcpdump", ["tcpdump", "tcpdump", "tcpdump"]),
     same(Check::Program("bpftool"), "counts programs and maps", "bpftool", ["bpftool", "bpf", "bpftool"]),
     Need {

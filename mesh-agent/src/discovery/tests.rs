@@ -393,6 +393,40 @@ async fn a_change_is_published_and_what_breaks_keeps_its_last_good_version() {
     mesh.stop().await;
 }
 
+/// Keys that cannot be read vouch for nobody, and a RequestAuthentication that cannot be read lets nobody in.
+#[test]
+fn a_request_authentication_that_cannot_be_read_refuses() {
+    let secret = r#"{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}"#;
+    let with = |rules: &str| {
+        format!(
+            "apiVersion: nodemesh.dev/v1alpha1\nkind: RequestAuthentication\nmetadata: {{namespace: shop, name: p}}\n\
+             spec:\n  targetRefs: [{{kind: Namespace}}]\n  jwtRules: {rules}\n"
+        )
+    };
+    for (rules, field, reason) in [
+        ("[]".to_string(), "spec.jwtRules", "empty"),
+        ("[{issuer: a, jwks: '{}'}]".to_string(), "spec.jwtRules[0].jwks", "no JWK Set"),
+        ("[{issuer: a, jwks: '{\"keys\": []}'}]".to_string(), "spec.jwtRules[0].jwks", "no key in it"),
+        (format!("[{{issuer: a, jwks: '{secret}'}}]"), "spec.jwtRules[0].jwks", "symmetric"),
+        ("[{issuer: a, jwksUri: 'https://a/keys'}]".to_string(), "spec.jwtRules[0].jwksUri", "unknown field"),
+        ("[{issuer: '', jwks: '{}'}]".to_string(), "spec.jwtRules[0].issuer", "empty"),
+        (
+            "[{issuer: a, jwks: '{}', fromHeaders: [{name: host}]}]".to_string(),
+            "spec.jwtRules[0].fromHeaders[0].name",
+            "not for this",
+        ),
+        ("[{issuer: a, jwks: '{}', audiences: []}]".to_string(), "spec.jwtRules[0].audiences", "empty"),
+    ] {
+        let directory = directory(&[("a.yaml", &world()), ("p.yaml", &with(&rules))]);
+        let (state, findings) = load(directory.path(), &config("node-1")).unwrap();
+        let [finding] = &findings[..] else { panic!("{rules}: {findings:#?}") };
+        assert_eq!((finding.field.as_str(), finding.effect), (field, Effect::TargetDeniesAll), "{finding:?}");
+        assert!(finding.reason.contains(reason), "{finding:?}");
+        let denial = authorize(state.inbound_policy("uid-api").unwrap(), &facts(Some("web"))).unwrap_err();
+        assert_eq!(denial.reason, DenyReason::UnreadablePolicy, "{rules}");
+    }
+}
+
 /// A text that somebody broke in any one place never opens what it closed: either it is named and the last good
 /// version stays, or it is a sound text that says something else.
 #[test]

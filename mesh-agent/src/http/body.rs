@@ -116,6 +116,8 @@ pub struct Kept {
     most: u64,
     /// More came than is kept: nothing is, and there is no other try.
     is_too_long: Cell<bool>,
+    /// There is no other try: what comes now is not kept.
+    is_last: Cell<bool>,
     has_ended: Cell<bool>,
 }
 
@@ -131,6 +133,7 @@ impl Kept {
             bytes: Cell::new(0),
             most,
             is_too_long: Cell::new(false),
+            is_last: Cell::new(false),
             has_ended: Cell::new(false),
         })
     }
@@ -140,7 +143,15 @@ impl Kept {
         !self.is_too_long.get()
     }
 
+    /// There will be no other try.
+    pub fn keep_no_more(&self) {
+        self.is_last.set(true);
+    }
+
     fn keep(&self, frame: &Frame<Bytes>) {
+        if self.is_last.get() {
+            return;
+        }
         if let Some(trailers) = frame.trailers_ref() {
             self.trailers.replace(Some(trailers.clone()));
         }

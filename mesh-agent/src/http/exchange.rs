@@ -70,11 +70,6 @@ impl Exchange {
         note(&mut self.record.borrow_mut());
     }
 
-    /// What is known so far.
-    pub fn record(&self) -> RequestRecord {
-        self.record.borrow().clone()
-    }
-
     /// Counts bytes of the client's body.
     pub fn sent(&self, bytes: usize) {
         self.sent.set(self.sent.get().saturating_add(bytes as u64));

@@ -21,10 +21,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::limits::{LINGER, LINGER_BYTES, MAX_TUNNEL_WRITE, PREFACE_PAUSE};
+use super::server::PREFACE;
 use crate::hbone::{Stream, StreamError};
-
-/// What is looked at of a connection's first bytes: HTTP/2's preface.
-const LOOK_BYTES: usize = 24;
 
 /// Counts the bytes of a connection.
 pub trait Meter {
@@ -66,7 +64,7 @@ impl Io {
     pub async fn look(&mut self, seen: usize) -> io::Result<Cow<'_, [u8]>> {
         match &mut self.way {
             Way::Socket(tcp) => loop {
-                let mut first = [0; LOOK_BYTES];
+                let mut first = [0; PREFACE.len()];
                 let length = tcp.peek(&mut first).await?;
                 // What is there already wakes nobody, and neither does an end behind it.
                 if length <= seen && length > 0 {

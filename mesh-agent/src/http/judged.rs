@@ -44,12 +44,12 @@ pub trait Guard: 'static {
     type Permit;
 
     /// Decides about a request of the one form, and may take from its head what is not for the application, or add what
-    /// the application is told. What is learnt is noted in the record.
+    /// the application is told. What is learnt is noted, also about one that is refused.
     fn judge(
         &self,
         head: &mut request::Parts,
         path: &NormalPath<'_>,
-        record: &mut RequestRecord,
+        noted: &mut Noted,
     ) -> impl Future<Output = Result<Self::Permit, Local>>;
 
     /// Makes a connection to the application.
@@ -63,6 +63,19 @@ pub trait Guard: 'static {
 
     /// Counts and logs a request that is over.
     fn report(&self, record: &RequestRecord);
+}
+
+/// What is told of a decision.
+#[derive(Clone, Debug, Default)]
+pub struct Noted {
+    /// The policy that decided, as `namespace/name`.
+    pub policy: Option<Arc<str>>,
+    /// The number of its rule, from 0.
+    pub rule: Option<usize>,
+    /// The AUDIT policies that matched.
+    pub audited: Vec<Arc<str>>,
+    /// Who asks by a valid token.
+    pub principal: Option<Arc<str>>,
 }
 
 /// One client's connection to an application of this node.
@@ -133,9 +146,12 @@ impl<G: Guard> Judged<G> {
         let came = parts.uri.clone();
         let path = path::normalise(came.path()).map_err(Local::Ambiguous)?;
         send_as_judged(&mut parts, &path)?;
-        let mut record = exchange.record();
-        let judged = self.guard.judge(&mut parts, &path, &mut record).await;
-        exchange.note(|known| *known = record);
+        let mut noted = Noted::default();
+        let judged = self.guard.judge(&mut parts, &path, &mut noted).await;
+        exchange.note(|record| {
+            let Noted { policy, rule, audited, principal } = noted;
+            (record.policy, record.rule, record.audited, record.principal) = (policy, rule, audited, principal);
+        });
         let permit = judged?;
         // What policy is asked again when it changes, once the connection is no HTTP any more.
         let standing = asked.upgrade.is_some().then(|| head_of(&parts));

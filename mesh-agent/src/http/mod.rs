@@ -50,7 +50,7 @@ use std::sync::Arc;
 
 pub use answer::Local;
 pub use io::{Io, Meter};
-pub use judged::{Guard, Judged, host};
+pub use judged::{Guard, Judged, Noted, host};
 pub use load::MemoryGauge;
 pub use server::{Ended, Serves, serve, serve_stream};
 pub use session::{Client, Session};

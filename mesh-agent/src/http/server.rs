@@ -29,7 +29,7 @@ use super::{LocalExecutor, Mesh};
 use crate::drain;
 
 /// What HTTP/2 begins with (RFC 9113 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How a client's connection ended.
 #[derive(Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Request, Response, request};
 use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -21,10 +22,10 @@ use super::answer::Local;
 use super::body::{DownBody, Kept, UpBody};
 use super::exchange::Exchange;
 use super::hygiene::Asked;
-use super::limits::{MAX_RESENDS, RETRY_PAUSE};
+use super::limits::{LINGER, LINGER_BYTES, MAX_RESENDS, RETRY_PAUSE};
 use super::session::{Session, aim, answered, copy_of};
 use super::traffic::{Admitted, Treatment, Try, unix_now};
-use super::upstream::{Lease, Reached, Unreached, Unsent, Upgraded, Wire};
+use super::upstream::{Lease, Reached, TOO_MANY_CONNECTIONS, Unreached, Unsent, Upgraded, Wire};
 use super::{Mesh, Place};
 use crate::resilience::balance::NoEndpoint;
 use crate::resilience::policy::Retry;
@@ -125,11 +126,16 @@ impl<M: Mesh> Session<M> {
             match treatment.decide(retry, &about) {
                 Decision::GiveUp(_) => {
                     exchange.hold_permit(permit);
+                    if let Some(kept) = &kept {
+                        kept.keep_no_more();
+                    }
                     return self.pass_on(journey, ended.map_err(|failed| failed.local)?);
                 }
                 Decision::OverBudget => return Err(Local::Refused(Refusal::RetryBudget)),
                 Decision::Again(pause) => {
-                    drop(ended);
+                    if let Ok(Answer { response, connection, .. }) = ended {
+                        discard(response, connection);
+                    }
                     // The last retry's is given back first: a limit of one allows one after the other.
                     drop(permit.take());
                     permit = Some(treatment.permit_retry().map_err(|_| Local::Refused(Refusal::Overflow))?);
@@ -251,7 +257,7 @@ impl<M: Mesh> Session<M> {
         tried: &mut Vec<SocketAddr>,
         current: &mut Option<Try>,
     ) -> Result<Lease, Failed> {
-        let (mut first, mut has_paused, mut last) = (tried.len(), false, None::<Unreached>);
+        let (mut first, mut failures, mut has_paused, mut last) = (tried.len(), 0, false, None::<Unreached>);
         loop {
             let passed = tried.get(first..).unwrap_or_default();
             let next = match current.take() {
@@ -260,13 +266,13 @@ impl<M: Mesh> Session<M> {
             };
             let next = match (next, last) {
                 // All of them were passed over.
-                (Ok(next), Some(last)) if passed.len() >= MAX_TRIES || passed.contains(&next.address()) => {
+                (Ok(next), Some(last)) if failures >= MAX_TRIES || passed.contains(&next.address()) => {
                     next.pass_over();
                     if !last.is_passing || has_paused {
                         return Err(unreached(last));
                     }
                     has_paused = true;
-                    first = tried.len();
+                    (first, failures) = (tried.len(), 0);
                     tokio::time::sleep(RETRY_PAUSE).await;
                     next
                 }
@@ -290,10 +296,12 @@ impl<M: Mesh> Session<M> {
                     return Err(Failed::for_good(Local::Unreached(unreached.reason)));
                 }
                 Err(unreached) => {
-                    if unreached.reason == OVERFLOW {
+                    // Limits are ours; the endpoint has no part in them.
+                    if matches!(unreached.reason, OVERFLOW | TOO_MANY_CONNECTIONS) {
                         next.pass_over();
                     } else {
                         self.note(next, &Outcome::ConnectFailed);
+                        failures += 1;
                     }
                     tried.push(next.address());
                     *current = None;
@@ -333,6 +341,26 @@ impl<M: Mesh> Session<M> {
         };
         self.upstreams.lease(&key, since, connect).await
     }
+}
+
+/// Reads the rest of an answer that nobody wants, so that its connection serves again; not for long, and not much.
+fn discard(response: Response<Incoming>, connection: Lease) {
+    let mut body = response.into_body();
+    if body.is_end_stream() {
+        return connection.give_back();
+    }
+    tokio::task::spawn_local(async move {
+        let read_all = async {
+            let mut left = LINGER_BYTES;
+            while let Some(Ok(frame)) = body.frame().await {
+                left = left.checked_sub(frame.data_ref().map_or(0, bytes::Bytes::len))?;
+            }
+            body.is_end_stream().then_some(())
+        };
+        if let Ok(Some(())) = tokio::time::timeout(LINGER, read_all).await {
+            connection.give_back();
+        }
+    });
 }
 
 /// Other endpoints may do.

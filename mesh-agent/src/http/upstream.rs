@@ -39,6 +39,9 @@ use crate::addr::ServerAddr;
 use crate::routing::Transport;
 use crate::telemetry::UpstreamNumbers;
 
+/// The word of a limit of this room on connections to one endpoint.
+pub(super) const TOO_MANY_CONNECTIONS: &str = "too-many-connections";
+
 /// The protocol that an application is spoken to in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wire {
@@ -325,7 +328,7 @@ impl Upstreams {
                     return Ok(lease);
                 }
                 if slot.shared.borrow().len() >= MAX_CONNECTIONS_PER_ENDPOINT {
-                    return Err(Unreached::own("too-many-connections"));
+                    return Err(Unreached::own(TOO_MANY_CONNECTIONS));
                 }
                 self.make_http2(&slot, connect().await?).await
             }

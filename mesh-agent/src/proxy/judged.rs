@@ -14,7 +14,7 @@ use super::inbound;
 use super::record;
 use super::worker::{Pod, Worker};
 use crate::addr::{ClientAddr, ServerAddr};
-use crate::http::{self, Guard, Io, Judged, Local, Meter, Reached, Unreached};
+use crate::http::{self, Guard, Io, Judged, Local, Meter, Noted, Reached, Unreached};
 use crate::path::NormalPath;
 use crate::podnet::ClientRecord;
 use crate::policy::{self, Denial, DenyReason, Facts, Permit};
@@ -78,7 +78,7 @@ impl Guard for Gatekeeper {
         &self,
         head: &mut request::Parts,
         path: &NormalPath<'_>,
-        record: &mut RequestRecord,
+        noted: &mut Noted,
     ) -> Result<Permit, Local> {
         let state = self.worker.shared.state.current();
         let Some(policy) = state.inbound_policy(self.pod.uid()) else {
@@ -91,13 +91,13 @@ impl Guard for Gatekeeper {
                 .map_err(|invalid| Local::Unauthenticated(invalid.label()))?
                 .map(|found| found.token),
         };
-        record.principal = token.as_ref().map(|token| token.principal.as_str().into());
+        noted.principal = token.as_ref().map(|token| token.principal.as_str().into());
         let host = policy::normal_host(http::host(&head.headers)).ok_or(Local::Denied("host"))?;
         let request =
             policy::Request { method: &head.method, host: &host, path, headers: &head.headers, token: token.as_ref() };
         let decision = policy::authorize_request(policy, &self.ends.facts, &request);
-        record.audited = policy::audited_request(policy, &self.ends.facts, &request);
-        (record.policy, record.rule) = match &decision {
+        noted.audited = policy::audited_request(policy, &self.ends.facts, &request);
+        (noted.policy, noted.rule) = match &decision {
             Ok(permit) => (permit.rule().cloned(), permit.number()),
             Err(denial) => (denial.rule.clone(), denial.number),
         };

@@ -16,6 +16,10 @@ pub const TUNNEL_RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// patience of common clients (10 s).
 pub const SVID_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the first message of a TLS client may take where its server name leads the connection. As the head of a
+/// request.
+pub const SERVER_NAME_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// How many more connections its home worker must carry than the least loaded one before a new connection is handed
 /// over. Few, so that bulk streams spread; not zero, so that light traffic stays on one awake core.
 pub const SPILL: usize = 4;
@@ -47,6 +51,7 @@ pub const KEEPALIVE_PROBES: u32 = 9;
 pub fn all() -> Vec<Limit> {
     limits![
         CONNECT_TIMEOUT, "milliseconds", "three SYNs, then the next endpoint";
+        SERVER_NAME_TIMEOUT, "milliseconds", "for a TLS client's first message, where its server name leads";
         TUNNEL_RETRY_PAUSE, "milliseconds", "an enrolment, before closed tunnel ports are tried once more";
         SVID_TIMEOUT, "milliseconds", "longer than a CA round trip, shorter than a client's patience";
         SPILL, "connections", "before a connection leaves its pod's home worker";

@@ -15,6 +15,7 @@ mod outbound;
 mod plaintext;
 mod record;
 mod requests;
+mod server_name;
 mod worker;
 
 use std::collections::HashMap;

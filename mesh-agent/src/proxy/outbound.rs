@@ -14,12 +14,13 @@ use super::copy;
 use super::error::Failure;
 use super::limits::TUNNEL_RETRY_PAUSE;
 use super::record;
-use super::requests;
 use super::worker::{Pod, Worker};
 use super::{dial, inbound};
-use crate::addr::{ClientAddr, ServerAddr};
+use super::{requests, server_name};
+use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
 use crate::hbone::{self, ConnectRequest, TraceParent, TunnelKey};
 use crate::podnet::{DialRecord, Role};
+use crate::routes::Connections;
 use crate::routing::{self, Refusal, Route, Transport, Upstream};
 use crate::state::Service;
 
@@ -62,6 +63,18 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStre
             try_upstreams(&worker, &pod, tcp, live, client, None, std::slice::from_ref(&upstream)).await;
         }
         Route::Requests { service } => requests::serve(worker, pod, tcp, live, client, dial.dialled(), service).await,
+        Route::ByServerName { routes, .. } => {
+            match by_server_name(&worker, &pod, &tcp, &live, dial.dialled(), routes).await {
+                Ok((service, upstreams)) => {
+                    live.record.borrow_mut().service = Some(record::service_name(&service));
+                    try_upstreams(&worker, &pod, tcp, live, client, Some(&service), &upstreams).await;
+                }
+                Err(failure) => {
+                    worker.finish_failed(live, &failure);
+                    copy::reset(tcp);
+                }
+            }
+        }
         Route::Upstreams { service, upstreams } => {
             try_upstreams(&worker, &pod, tcp, live, client, service.as_ref(), upstreams).await;
         }
@@ -75,6 +88,25 @@ fn decide(worker: &Worker, pod: &Pod, tcp: &TcpStream) -> Result<Decision, Failu
     let state = worker.shared.state.current();
     let route = routing::resolve(&state, &pod.workload, dial.dialled(), worker.shared.mode, worker.random());
     Ok(Decision { dial, client, route })
+}
+
+/// Where the server name leads that the client asks for, in the world as it is once that is known.
+async fn by_server_name(
+    worker: &Worker,
+    pod: &Pod,
+    tcp: &TcpStream,
+    live: &Registration,
+    dialled: OrigDstAddr,
+    routes: &Connections,
+) -> Result<(Arc<Service>, Vec<Upstream>), Failure> {
+    let name = tokio::select! {
+        biased;
+        cut = live.cancel.cancelled() => return Err(Failure::Cut(cut)),
+        name = server_name::read(tcp) => name.map_err(Failure::Refused)?,
+    };
+    let state = worker.shared.state.current();
+    routing::by_server_name(&state, &pod.workload, routes, name.as_deref(), dialled, worker.random())
+        .map_err(Failure::Refused)
 }
 
 /// A pod that reaches itself through a Service is judged here, since no other agent will be asked.

@@ -19,6 +19,7 @@ pub fn outbound(pod: &Pod, client: ClientAddr, dialled: OrigDstAddr, route: &Rou
     let (transport, service) = match route {
         Route::Upstreams { service, .. } => (Transport::Undecided, service.as_ref()),
         Route::Requests { service } => (Transport::Requests, Some(service)),
+        Route::ByServerName { service, .. } => (Transport::Undecided, Some(service)),
         Route::PassThrough(_) => (Transport::PassThrough, None),
         Route::Refused(_) => (Transport::Undecided, None),
     };
@@ -58,7 +59,8 @@ pub fn judged(pod: &Pod, client: ClientAddr, peer: Option<&SpiffeId>, server: Se
     }
 }
 
-fn service_name(service: &Service) -> Arc<str> {
+/// `<namespace>/<name>`
+pub fn service_name(service: &Service) -> Arc<str> {
     format!("{}/{}", service.namespace, service.name).into()
 }
 

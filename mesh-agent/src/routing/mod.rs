@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::addr::{OrigDstAddr, ServerAddr};
 use crate::limit::{Limit, limits};
+use crate::routes::{ConnectionRule, Connections, Seed};
 use crate::spiffe::SpiffeId;
 use crate::state::{Affinity, AppProtocol, Destination, Endpoint, Frontend, MeshState, Service, ServicePort, Workload};
 
@@ -37,6 +38,13 @@ pub enum Route {
     Requests {
         /// The Service that was dialled.
         service: Arc<Service>,
+    },
+    /// A TLSRoute leads here: the client's first message says which way, see [`by_server_name`].
+    ByServerName {
+        /// The Service that was dialled.
+        service: Arc<Service>,
+        /// The routes at its port.
+        routes: Arc<Connections>,
     },
     /// Not of this mesh: dial it from the pod, as it is.
     PassThrough(ServerAddr),
@@ -87,6 +95,14 @@ pub enum Refusal {
     SourceRange,
     /// Unknown destination in registry-only mode.
     NotInRegistry,
+    /// No TLSRoute is for the server name that the client asked for.
+    NoRoute,
+    /// The route's backend is no Service that is there, or its backends weigh nothing.
+    BadBackend,
+    /// A TLSRoute leads here, and what the client said is not TLS.
+    NotTls,
+    /// A TLSRoute leads here, and the client said nothing in time.
+    SilentClient,
 }
 
 impl Refusal {
@@ -98,6 +114,10 @@ impl Refusal {
             Refusal::NoSuchPort => "no-such-port",
             Refusal::SourceRange => "source-range",
             Refusal::NotInRegistry => "not-in-registry",
+            Refusal::NoRoute => "no-route",
+            Refusal::BadBackend => "bad-backend",
+            Refusal::NotTls => "not-tls",
+            Refusal::SilentClient => "silent-client",
         }
     }
 }
@@ -112,6 +132,9 @@ pub fn resolve(state: &MeshState, source: &Workload, dialled: OrigDstAddr, mode:
             Route::Requests { service: service.clone() }
         }
         Destination::Service { service, port, frontend } => {
+            if let Some(routes) = state.connections(service, port.port, &source.namespace) {
+                return along(state, source, service, routes, dialled, seed);
+            }
             let upstreams = endpoints(state, source, (service, port, frontend), dialled, seed);
             if upstreams.is_empty() {
                 return Route::Refused(no_endpoint(port, dialled));
@@ -133,6 +156,56 @@ pub fn resolve(state: &MeshState, source: &Workload, dialled: OrigDstAddr, mode:
             OutboundMode::RegistryOnly => Route::Refused(Refusal::NotInRegistry),
         },
     }
+}
+
+fn along(
+    state: &MeshState,
+    source: &Workload,
+    service: &Arc<Service>,
+    routes: &Arc<Connections>,
+    dialled: OrigDstAddr,
+    seed: u64,
+) -> Route {
+    match &**routes {
+        Connections::Named(_) => Route::ByServerName { service: service.clone(), routes: routes.clone() },
+        Connections::All(rule) => match backend(state, source, rule, dialled, seed) {
+            Ok((service, upstreams)) => Route::Upstreams { service: Some(service), upstreams },
+            Err(refusal) => Route::Refused(refusal),
+        },
+    }
+}
+
+/// Decides where a connection goes that asks for this server, in lower case, or for none: the backend's Service, and
+/// the endpoints to try.
+pub fn by_server_name(
+    state: &MeshState,
+    source: &Workload,
+    routes: &Connections,
+    name: Option<&str>,
+    dialled: OrigDstAddr,
+    seed: u64,
+) -> Result<(Arc<Service>, Vec<Upstream>), Refusal> {
+    let rule = match routes {
+        Connections::All(rule) => Some(rule),
+        Connections::Named(names) => names.find(name),
+    };
+    backend(state, source, rule.ok_or(Refusal::NoRoute)?, dialled, seed)
+}
+
+fn backend(
+    state: &MeshState,
+    source: &Workload,
+    rule: &ConnectionRule,
+    dialled: OrigDstAddr,
+    seed: u64,
+) -> Result<(Arc<Service>, Vec<Upstream>), Refusal> {
+    let backend = rule.backend(Seed::new(seed)).ok_or(Refusal::BadBackend)?;
+    let (service, port) = state.backend(&backend.target).map_err(|_| Refusal::BadBackend)?;
+    let upstreams = endpoints(state, source, (service, port, Frontend::ClusterIp), dialled, seed);
+    if upstreams.is_empty() {
+        return Err(no_endpoint(port, dialled));
+    }
+    Ok((service.clone(), upstreams))
 }
 
 /// The endpoints of a Service's port to try for a connection, in this order; none if it has none of the family that was

@@ -279,7 +279,7 @@ proptest! {
                 }
             }
             Route::Refused(refusal) => prop_assert!(mine.is_empty() && refusal == Refusal::NoEndpoint),
-            Route::PassThrough(_) | Route::Requests { .. } => prop_assert!(false, "a known Service of bytes"),
+            Route::PassThrough(_) | Route::Requests { .. } | Route::ByServerName { .. } => prop_assert!(false, "a known Service of bytes"),
         }
     }
 
@@ -339,6 +339,7 @@ fn words(route: &Route) -> String {
             each.join(", ")
         }
         Route::Requests { service } => format!("request by request, {}", service.name),
+        Route::ByServerName { service, .. } => format!("by server name, {}", service.name),
         Route::PassThrough(address) => format!("+ {address}"),
         Route::Refused(refusal) => format!("! {refusal:?}"),
     }

@@ -10,7 +10,7 @@
 //! | `nodemesh_connection_duration_seconds` | histogram | `direction`, `transport` |
 //! | `nodemesh_denials_total` | counter | `direction`, `reason`, `destination_namespace`, `destination_service_account` |
 //! | `nodemesh_connection_faults_total` | counter | `direction`, `result` (refused, failed, cut), `reason` |
-//! | `nodemesh_audit_matches_total` | counter | `policy` (`<namespace>/<name>`); connections that an AUDIT policy matched |
+//! | `nodemesh_audit_matches_total` | counter | `policy` (`<namespace>/<name>`); connections and requests that an AUDIT policy matched |
 //! | `nodemesh_workload_connections` | gauge | *workload*; live, each counted at the pod where it was accepted |
 //! | `nodemesh_workload_tunnels` | gauge | *workload*; that peers hold open to it |
 //! | `nodemesh_workload_handshakes` | gauge | *workload*; peers of its tunnel port that have not proved who they are |
@@ -227,6 +227,7 @@ impl Metrics {
     /// Counts a request. `memo` is the connection's own.
     pub fn request(&self, record: &RequestRecord, memo: &RequestMemo) {
         self.inner.requests.count(record, memo);
+        self.inner.count_audited(&record.audited);
     }
 
     /// Shows the kernel's counters as `nodemesh_kernel_outcomes_total`.
@@ -350,11 +351,15 @@ impl Inner {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner).register_collector(Box::new(collector));
     }
 
-    fn count_result(&self, record: &ConnectionRecord) {
-        let direction = record.direction.name();
-        for policy in &record.audited {
+    fn count_audited(&self, policies: &[Arc<str>]) {
+        for policy in policies {
             self.audits.get_or_create(&AuditLabels { policy: policy.to_string() }).inc();
         }
+    }
+
+    fn count_result(&self, record: &ConnectionRecord) {
+        let direction = record.direction.name();
+        self.count_audited(&record.audited);
         match &record.result {
             ConnectionResult::Ok | ConnectionResult::Cut { .. } => {
                 let labels = DurationLabels { direction, transport: record.transport.name() };

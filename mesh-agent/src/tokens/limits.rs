@@ -14,6 +14,9 @@ pub const MAX_KEYS: usize = 32;
 /// How far an issuer's clock may be off, in seconds, where nothing else is said. As Envoy.
 pub const CLOCK_SKEW_SECONDS: u64 = 60;
 
+/// The most that a policy may say of it, in seconds: more would keep tokens alive that have ended.
+pub const MAX_CLOCK_SKEW_SECONDS: u64 = 3600;
+
 /// The bounds of this room.
 pub fn all() -> Vec<Limit> {
     limits![
@@ -21,5 +24,6 @@ pub fn all() -> Vec<Limit> {
         MAX_TOKENS, "tokens", "of one request; more are refused with 401";
         MAX_KEYS, "keys", "of one issuer";
         CLOCK_SKEW_SECONDS, "seconds", "that an issuer's clock may be off, where a policy does not say";
+        MAX_CLOCK_SKEW_SECONDS, "seconds", "that a policy may say it is";
     ]
 }

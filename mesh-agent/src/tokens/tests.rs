@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
+/// Seconds since 1970.
 const NOW: u64 = 1_700_000_000;
 
 /// A key of an issuer: P-256.

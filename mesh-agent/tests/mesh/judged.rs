@@ -165,6 +165,29 @@ async fn grpc_is_judged_by_service_and_method() {
     }
 }
 
+/// Where requests are read anyway, AUDIT records those that it means.
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_records_requests() {
+    let (pair, _) = judged(None, Version::HTTP_11).await;
+    pair.mesh.apply(
+        "audit.yaml",
+        "apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: watch, namespace: shop}
+spec:
+  targetRefs: [{kind: Namespace}]
+  action: AUDIT
+  rules: [{sources: [{type: Any}], requests: [{paths: ['/public/b']}]}]
+",
+    );
+    let mut client = Client::connect(&pair, Version::HTTP_11).await;
+    assert_eq!(client.get("/public/a").await.0, StatusCode::OK);
+    assert_eq!(client.get("/public/b").await.0, StatusCode::OK);
+    let metrics = &pair.mesh.nodes[1].metrics;
+    let line = "nodemesh_audit_matches_total{policy=\"shop/watch\"} 1";
+    eventually("the one request is recorded", || metrics.encode().contains(line)).await;
+}
+
 /// On connections that stay open.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_changes_holds_for_the_next_request() {

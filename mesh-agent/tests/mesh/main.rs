@@ -6,6 +6,7 @@ mod judged;
 mod kept;
 mod requests;
 mod spans;
+mod streams;
 mod support;
 mod traffic;
 

@@ -101,12 +101,57 @@ pub fn postgres_url(server: SocketAddr) -> String {
     format!("host={host} port={port} user=postgres dbname=postgres connect_timeout=10")
 }
 
+/// A web server that says the pod's name, with a status, after so many seconds. [`web_requests`] counts what came.
+pub fn start_web(pod: &Pod, port: u16, status: u16, seconds: u32) -> Result<()> {
+    let script = pod.dir.join("web_server.py");
+    fs::write(&script, include_str!("servers/web_server.py"))?;
+    let (port_text, status, seconds) = (port.to_string(), status.to_string(), seconds.to_string());
+    let argv = [PYTHON, "-u", &script.to_string_lossy(), &port_text, &pod.spec.name, &status, &seconds];
+    pod.start("web", &argv)?;
+    pod.wait_listening(port)
+}
+
+/// How many requests came to [`start_web`].
+pub fn web_requests(pod: &Pod) -> Result<usize> {
+    let log = fs::read_to_string(pod.log_path("web")).context("reading the web server's log")?;
+    Ok(log.lines().filter(|line| line.starts_with("request ")).count())
+}
+
 /// A gRPC server on port 50051, `demo.Greeter`: calls of all four kinds, and one that waits.
 pub fn start_greeter(pod: &Pod) -> Result<()> {
     let script = pod.dir.join("greeter_server.py");
     fs::write(&script, include_str!("servers/greeter_server.py"))?;
     pod.start("greeter", &[PYTHON, "-u", &script.to_string_lossy(), "50051"])?;
     pod.wait_listening(50051)
+}
+
+/// An HTTP/1.1 server that answers with what it was asked, as JSON; `/status/NNN` with that status.
+pub fn start_reflector(pod: &Pod, port: u16) -> Result<()> {
+    start_script(pod, "reflector", include_str!("servers/reflector.py"), port)
+}
+
+/// A WebSocket server that answers in upper case.
+pub fn start_websocket(pod: &Pod, port: u16) -> Result<()> {
+    start_script(pod, "websocket", include_str!("servers/websocket_server.py"), port)
+}
+
+fn start_script(pod: &Pod, name: &str, text: &str, port: u16) -> Result<()> {
+    let script = pod.dir.join(format!("{name}.py"));
+    fs::write(&script, text)?;
+    pod.start(name, &[PYTHON, "-u", &script.to_string_lossy(), &port.to_string()])?;
+    pod.wait_listening(port)
+}
+
+/// A client of that server, which says messages of many sizes and checks the answers.
+pub fn websocket_client(pod: &Pod, server: SocketAddr) -> Result<Finished> {
+    let script = pod.dir.join("websocket_client.py");
+    fs::write(&script, include_str!("servers/websocket_client.py"))?;
+    pod.run(&[PYTHON, &script.to_string_lossy(), &format!("ws://{server}/")], Duration::from_secs(60))
+}
+
+/// A line of Python from a pod, with arguments.
+pub fn python(pod: &Pod, script: &str, arguments: &[&str]) -> Result<Finished> {
+    pod.run(&[&[PYTHON, "-c", script][..], arguments].concat(), Duration::from_secs(60))
 }
 
 /// Calls the gRPC server from a pod: one Hello with `name`, one Count to 100. Prints both answers.

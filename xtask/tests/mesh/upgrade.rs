@@ -275,7 +275,8 @@ fn an_agent_that_ends_with_no_successor_serves_until_its_last_connection_has_end
         session.kill()?;
         pair.bed.agent_mut(node).wait_end(PATIENCE).context("the end with the last connection")?;
         let url = format!("http://{}/", pair.server(Family::V4, 80));
-        let refused: Finished = pair.bed.pod("client").run(&["curl", "-sS", "--max-time", "5", &url], PATIENCE)?;
+        let curl = ["curl", "-sS", "--fail", "--max-time", "5", &url];
+        let refused: Finished = pair.bed.pod("client").run(&curl, PATIENCE)?;
         ensure!(!refused.ok(), "a connection passed without an agent: {refused}");
         pair.bed.start_agent(node, &patient())?;
         pair.served()?;

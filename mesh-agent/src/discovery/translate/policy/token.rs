@@ -10,11 +10,8 @@ use crate::discovery::crd;
 use crate::discovery::object::Key;
 use crate::policy::RequestAuthentication;
 use crate::state::Item;
-use crate::tokens::limits::CLOCK_SKEW_SECONDS;
+use crate::tokens::limits::{CLOCK_SKEW_SECONDS, MAX_CLOCK_SKEW_SECONDS};
 use crate::tokens::{Issuer, Keys, Output, Place};
-
-/// The most that a clock may be off, in seconds: more would keep tokens alive that have ended.
-const MAX_CLOCK_SKEW_SECONDS: u64 = 3600;
 
 /// Checks what the type cannot say, and reads the keys.
 pub fn request_authentication(object: &crd::RequestAuthentication, key: &Key) -> Result<Item, Problem> {

@@ -100,7 +100,7 @@ fn root_directory(args: CaArgs) -> anyhow::Result<RootDirectory> {
 /// `mesh-agent policy`
 pub fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     match command {
-        PolicyCommand::Test(args) => policy::test(args),
+        PolicyCommand::Test(args) => policy::test(*args),
     }
 }
 
