@@ -148,7 +148,6 @@ impl Node {
         let metrics = Metrics::new();
         let requests = Arc::<http::Tally>::default();
         let (spans, told, _) = Spans::new(Sampling::percent(0.0).unwrap());
-        let (spans, told, _) = Spans::new(Sampling::percent(0.0).unwrap());
         let shared = Shared {
             state: state.clone(),
             identities: identities.clone(),
