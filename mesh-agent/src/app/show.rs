@@ -341,6 +341,7 @@ mod tests {
         "NOW",
         "ONLY_IF_ABSENT",
         "OTHERS",
+        "PER_MILLION",
         "PODS",
         "PORT",
         "RESULTS",

@@ -31,6 +31,7 @@
 //! | `nodemesh_log_lines_dropped_total` | counter | – ; lines that a slow reader of the log lost |
 //! | `nodemesh_http_…` | – | requests; see `requests.rs` |
 //! | `nodemesh_http_requests_overflow_total` | counter | – ; requests counted under `_overflow` |
+//! | `nodemesh_spans_total` | counter | `result` (exported, failed, dropped: the queue was full) |
 //! | `nodemesh_http_upstream_connections_open` | gauge | – ; connections to applications that requests share |
 //! | `nodemesh_http_upstream_connections_made_total` | counter | – |
 //! | `nodemesh_http_upstream_reuses_total` | counter | – ; requests that went out on one that was there |

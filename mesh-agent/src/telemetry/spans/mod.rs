@@ -33,20 +33,20 @@ pub const QUEUE_SPANS: usize = 4096;
 pub struct Sampling(u32);
 
 impl Sampling {
-    const ALL: u32 = 1_000_000;
+    const PER_MILLION: u32 = 1_000_000;
 
     /// From percent; none beyond 0 to 100.
     pub fn percent(percent: f64) -> Option<Self> {
-        (0.0..=100.0).contains(&percent).then(|| Self((percent * f64::from(Self::ALL) / 100.0).round() as u32))
+        (0.0..=100.0).contains(&percent).then(|| Self((percent * f64::from(Self::PER_MILLION) / 100.0).round() as u32))
     }
 
     /// In percent.
     pub fn as_percent(self) -> f64 {
-        f64::from(self.0) * 100.0 / f64::from(Self::ALL)
+        f64::from(self.0) * 100.0 / f64::from(Self::PER_MILLION)
     }
 
     fn takes(self, random: u64) -> bool {
-        random % u64::from(Self::ALL) < u64::from(self.0)
+        random % u64::from(Self::PER_MILLION) < u64::from(self.0)
     }
 }
 
