@@ -19,5 +19,6 @@ mod rough_network;
 mod services;
 mod sessions;
 mod steps;
+mod streams;
 mod upgrade;
 mod wire;
