@@ -71,6 +71,7 @@ const TESTBED: &[Need] = &[
     same(Check::Program("curl"), "is the client in a pod", "curl", ["curl", "curl", "curl"]),
     same(Check::Program("iperf3"), "measures throughput", "iperf3", ["iperf3", "iperf3", "iperf3"]),
     same(Check::Program("wrk"), "measures latency", "wrk", ["wrk", "wrk", "wrk"]),
+    same(Check::Program("openssl"), "makes a server's certificate", "openssl", ["openssl"; 3]),
     same(Check::Program("h2load"), "is the HTTP/2 load", "nghttp2-client", ["nghttp2", "libnghttp2", "nghttp2"]),
     same(
         Check::PythonModule("websockets"),

@@ -127,18 +127,35 @@ pub fn start_greeter(pod: &Pod) -> Result<()> {
 
 /// An HTTP/1.1 server that answers with what it was asked, as JSON; `/status/NNN` with that status.
 pub fn start_reflector(pod: &Pod, port: u16) -> Result<()> {
-    start_script(pod, "reflector", include_str!("servers/reflector.py"), port)
+    start_script(pod, "reflector", include_str!("servers/reflector.py"), port, &[])
+}
+
+/// The same over TLS, with a certificate of its own for that name. Returns the certificate's file.
+pub fn start_tls_reflector(pod: &Pod, port: u16, name: &str) -> Result<PathBuf> {
+    let file = pod.dir.join(format!("{name}.pem"));
+    let path = file.to_string_lossy();
+    let make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"];
+    let (subject, names) = (format!("/CN={name}"), format!("subjectAltName=DNS:{name}"));
+    let about = ["-days", "2", "-subj", &subject, "-addext", &names, "-keyout", &path, "-out"];
+    let certificate = pod.dir.join(format!("{name}.crt"));
+    pod.run(&[&make[..], &about, &[&certificate.to_string_lossy()]].concat(), Duration::from_secs(20))?
+        .expect_ok("openssl req")?;
+    // One file for the server: the key, then the certificate.
+    fs::write(&file, fs::read_to_string(&file)? + &fs::read_to_string(&certificate)?)?;
+    start_script(pod, &format!("reflector-{name}"), include_str!("servers/reflector.py"), port, &[&path])?;
+    Ok(certificate)
 }
 
 /// A WebSocket server that answers in upper case.
 pub fn start_websocket(pod: &Pod, port: u16) -> Result<()> {
-    start_script(pod, "websocket", include_str!("servers/websocket_server.py"), port)
+    start_script(pod, "websocket", include_str!("servers/websocket_server.py"), port, &[])
 }
 
-fn start_script(pod: &Pod, name: &str, text: &str, port: u16) -> Result<()> {
+fn start_script(pod: &Pod, name: &str, text: &str, port: u16, arguments: &[&str]) -> Result<()> {
     let script = pod.dir.join(format!("{name}.py"));
     fs::write(&script, text)?;
-    pod.start(name, &[PYTHON, "-u", &script.to_string_lossy(), &port.to_string()])?;
+    let argv = [PYTHON, "-u", &script.to_string_lossy(), &port.to_string()];
+    pod.start(name, &[&argv[..], arguments].concat())?;
     pod.wait_listening(port)
 }
 

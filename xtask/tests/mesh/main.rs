@@ -19,6 +19,7 @@ mod rough_network;
 mod services;
 mod sessions;
 mod steps;
+mod streams;
 mod traffic;
 mod upgrade;
 mod wire;

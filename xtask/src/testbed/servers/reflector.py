@@ -1,8 +1,9 @@
 """An HTTP/1.1 server that answers with what it was asked, as JSON: the request, its fields, the length of its body, and
-who asks. `/status/NNN` is answered with that status."""
+who asks. `/status/NNN` is answered with that status. With a file of a key and its certificate, over TLS."""
 import http.server
 import json
 import socket
+import ssl
 import sys
 
 
@@ -45,4 +46,9 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
 
-Server(("::", int(sys.argv[1])), Reflector).serve_forever()
+server = Server(("::", int(sys.argv[1])), Reflector)
+if sys.argv[2:]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(sys.argv[2])
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+server.serve_forever()
