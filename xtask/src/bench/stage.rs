@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::testbed::{AgentOptions, Family, Pod, PodSpec, ServiceSpec, Testbed};
 
@@ -67,6 +67,10 @@ impl Stage {
             for pod in ["same", "cross"] {
                 serve(bed.pod(&way.pod(pod)))?;
             }
+            // Without it the ports of a client that closes first are used up after some seconds, and what is measured is
+            // the search for a free one.
+            let reuse = || fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1");
+            bed.pod(&way.pod("caller")).netns.within(reuse)?.context("setting tcp_tw_reuse")?;
         }
         for server in ["same", "cross"] {
             bed.add_service(service(server))?;

@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn blocks_are_as_the_standard_writes_them() {
-        let get = Request { authority: "a".into(), path: "/".into(), is_grpc: false };
+        let get = Request { authority: "a".into(), path: "/".into(), is_grpc: false, is_last: false };
         assert_eq!(header_block(&get), b"\x82\x86\x04\x01/\x01\x01a");
         let call = Request { is_grpc: true, ..get };
         assert_eq!(

@@ -69,6 +69,8 @@ struct Request {
     authority: String,
     path: String,
     is_grpc: bool,
+    /// The server is to close after its answer, as far as the protocol can ask for that.
+    is_last: bool,
 }
 
 impl Load {
@@ -77,7 +79,8 @@ impl Load {
         ensure!(self.connections > 0 && self.seconds > 0, "a load has connections and takes seconds");
         raise_descriptor_limit();
         let is_grpc = self.protocol == Protocol::Grpc;
-        let request = Request { authority: self.address.to_string(), path: self.path.clone(), is_grpc };
+        let (authority, path) = (self.address.to_string(), self.path.clone());
+        let request = Request { authority, path, is_grpc, is_last: self.afresh };
         let (tally, latencies) = match self.protocol {
             Protocol::H1 => self.play::<http1::Connection>(&request)?,
             Protocol::H2 | Protocol::Grpc => self.play::<http2::Connection>(&request)?,
