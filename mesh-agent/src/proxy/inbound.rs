@@ -106,7 +106,9 @@ async fn serve_connect(
     worker.opened(&live);
     if let Admission::Requests(_) = admission {
         let meter = Rc::new(judged::OfTunnel(live.live()));
-        return judged::serve(worker, pod, Io::tunnel(stream, meter), live, Ends { facts, client, server }, app).await;
+        // In a box, as every connection of bytes would take the room of this one's state.
+        let ends = Ends { facts, client, server };
+        return Box::pin(judged::serve(worker, pod, Io::tunnel(stream, meter), live, ends, app)).await;
     }
     let cancelled = async { drop(live.cancel.cancelled().await) };
     let end = copy::tunnel(app.tcp, stream, &live.counters, cancelled).await;

@@ -62,9 +62,12 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStre
             let upstream = Upstream { address: *address, workload: None, transport: Transport::Plaintext };
             try_upstreams(&worker, &pod, tcp, live, client, None, std::slice::from_ref(&upstream)).await;
         }
-        Route::Requests { service } => requests::serve(worker, pod, tcp, live, client, dial.dialled(), service).await,
+        // In boxes, as every connection of bytes would take the room of their state.
+        Route::Requests { service } => {
+            Box::pin(requests::serve(worker, pod, tcp, live, client, dial.dialled(), service)).await;
+        }
         Route::ByServerName { routes, .. } => {
-            match by_server_name(&worker, &pod, &tcp, &live, dial.dialled(), routes).await {
+            match Box::pin(by_server_name(&worker, &pod, &tcp, &live, dial.dialled(), routes)).await {
                 Ok((service, upstreams)) => {
                     live.record.borrow_mut().service = Some(record::service_name(&service));
                     try_upstreams(&worker, &pod, tcp, live, client, Some(&service), &upstreams).await;

@@ -31,7 +31,8 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStre
             worker.opened(&live);
             let meter = Rc::new(judged::OfSocket(live.live()));
             let ends = Ends { facts, client, server };
-            judged::serve(worker, pod, Io::socket(tcp, meter), live, ends, app).await;
+            // In a box, as every connection of bytes would take the room of this one's state.
+            Box::pin(judged::serve(worker, pod, Io::socket(tcp, meter), live, ends, app)).await;
         }
         Ok((Admission::Bytes(_), app)) => {
             worker.opened(&live);
