@@ -20,7 +20,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::answer::Local;
@@ -30,8 +30,9 @@ use super::hygiene::{self, Asked};
 use super::limits::MAX_RESENDS;
 use super::screen::Gate;
 use super::server::Serves;
+use super::session::{answered, copy_of, head_of};
 use super::upgrade::Change;
-use super::upstream::{Key, Lease, Reached, Tally, Unreached, Unsent, Upgraded, Upstreams, Wire};
+use super::upstream::{Key, Reached, Tally, Unreached, Unsent, Upstreams, Wire};
 use crate::addr::ServerAddr;
 use crate::path::{self, NormalPath};
 use crate::routes::grpc;
@@ -189,17 +190,10 @@ impl<G: Guard> Judged<G> {
                 false => Local::Unreached(unreached.reason),
             })?;
             let may_repeat = can_repeat && lease.is_reused();
-            let copy = may_repeat.then(|| {
-                let mut copy = Request::new(UpBody::empty());
-                *copy.method_mut() = request.method().clone();
-                *copy.uri_mut() = request.uri().clone();
-                *copy.version_mut() = request.version();
-                *copy.headers_mut() = request.headers().clone();
-                copy
-            });
+            let copy = may_repeat.then(|| copy_of(&request));
             let upgraded = asked.upgrade.is_some().then(|| lease.expect_upgrade());
             let Unsent { error, request: unsent } = match lease.send(request).await {
-                Ok(response) => return self.answered(response, lease, asked, upgraded, exchange),
+                Ok(response) => return answered(response, lease, asked, upgraded, None, exchange, &self.change),
                 Err(failed) => failed,
             };
             let has_more_tries = resends < MAX_RESENDS;
@@ -212,32 +206,6 @@ impl<G: Guard> Judged<G> {
             self.upstreams.tally().resent.fetch_add(1, Ordering::Relaxed);
             (resends, since) = (resends.saturating_add(1), Some(Instant::now()));
         }
-    }
-
-    fn answered(
-        &self,
-        response: Response<Incoming>,
-        lease: Lease,
-        asked: &Asked,
-        upgraded: Option<oneshot::Receiver<Upgraded>>,
-        exchange: &Rc<Exchange>,
-    ) -> Result<Response<DownBody>, Local> {
-        let (mut parts, body) = response.into_parts();
-        parts.extensions.clear();
-        hygiene::response(&mut parts).map_err(|_| Local::BadAnswer)?;
-        exchange.note(|record| record.status = Some(parts.status));
-        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            let agreed = match (&asked.upgrade, parts.headers.get(header::UPGRADE)) {
-                (Some(asked), Some(agreed)) => asked.as_bytes().eq_ignore_ascii_case(agreed.as_bytes()),
-                _ => false,
-            };
-            let application = upgraded.filter(|_| agreed).ok_or(Local::BadAnswer)?;
-            self.change.replace(Some(Change { application, exchange: exchange.clone() }));
-            return Ok(Response::from_parts(parts, DownBody::text("").within(exchange.clone())));
-        }
-        lease.forget_upgrade();
-        exchange.grpc_status(&parts.headers);
-        Ok(Response::from_parts(parts, DownBody::application(body, lease, None, exchange.clone())))
     }
 }
 
@@ -309,14 +277,6 @@ fn send_as_judged(parts: &mut request::Parts, path: &NormalPath<'_>) -> Result<(
     };
     parts.uri = target.map(Uri::from).map_err(|_| Local::Ambiguous(path::Ambiguous::Character))?;
     Ok(())
-}
-
-fn head_of(parts: &request::Parts) -> request::Parts {
-    let mut head = Request::new(()).into_parts().0;
-    head.method = parts.method.clone();
-    head.uri = parts.uri.clone();
-    head.headers = parts.headers.clone();
-    head
 }
 
 /// The host that a request of the one form is for.

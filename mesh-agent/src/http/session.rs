@@ -245,10 +245,7 @@ impl<M: Mesh> Session<M> {
     /// their own. A request with a body is not copied: its body is not kept.
     fn mirror(self: &Rc<Self>, parts: &request::Parts, asked: &Asked, ruled: &Ruled) {
         for place in ruled.mirrors(&*self.mesh) {
-            let mut copy = Request::new(()).into_parts().0;
-            copy.method = parts.method.clone();
-            copy.uri = parts.uri.clone();
-            copy.headers = parts.headers.clone();
+            let mut copy = head_of(parts);
             let (session, exchange) = (self.clone(), self.begin(&mut copy));
             exchange.note(|record| record.route = Some(session.name_of(&ruled.rule)));
             let asked = Asked { upgrade: None, ..asked.clone() };
@@ -334,6 +331,15 @@ pub(super) fn aim(exchange: &Exchange, upstream: &Upstream) {
     });
 }
 
+/// What is asked, without what the library keeps beside it.
+pub(super) fn head_of(parts: &request::Parts) -> request::Parts {
+    let mut head = Request::new(()).into_parts().0;
+    head.method = parts.method.clone();
+    head.uri = parts.uri.clone();
+    head.headers = parts.headers.clone();
+    head
+}
+
 /// Of a request without a body.
 pub(super) fn copy_of(request: &Request<UpBody>) -> Request<UpBody> {
     let mut copy = Request::new(UpBody::empty());
@@ -344,6 +350,8 @@ pub(super) fn copy_of(request: &Request<UpBody>) -> Request<UpBody> {
     copy
 }
 
+/// The application's answer, for the client: cleaned, noted, its body counted. One that changes the protocol, as was asked
+/// for, leaves the change to be taken.
 pub(super) fn answered(
     response: Response<Incoming>,
     lease: Lease,

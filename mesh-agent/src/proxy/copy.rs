@@ -27,6 +27,7 @@ use tokio::net::TcpStream;
 use super::budget::{Held, Over, PodBudget};
 use crate::hbone::limits::{COPY_CHUNK_BYTES, COPY_JOIN_BYTES, COPY_ROUND_BYTES};
 use crate::hbone::{Stream, StreamError};
+use crate::http;
 
 const CHUNK: usize = COPY_CHUNK_BYTES as usize;
 const JOIN: usize = COPY_JOIN_BYTES as usize;
@@ -93,6 +94,17 @@ pub enum End {
     NotHttp(&'static str),
     /// Cut by `cancel`, with a reset on both sides.
     Cut,
+}
+
+impl From<http::Ended> for End {
+    fn from(ended: http::Ended) -> Self {
+        match ended {
+            http::Ended::Finished => Self::Finished,
+            http::Ended::Broken(kind) => Self::FirstReset(kind),
+            http::Ended::Refused(reason) => Self::NotHttp(reason),
+            http::Ended::Cut => Self::Cut,
+        }
+    }
 }
 
 impl End {

@@ -8,7 +8,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ::http::{HeaderMap, request};
 
 use super::connection::{Live, Registration, Standing};
-use super::copy::End;
 use super::dial::AppConnection;
 use super::inbound;
 use super::record;
@@ -48,13 +47,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: Io, live: Registra
     let session = Judged::new(guard, worker.shared.requests.clone(), server, template);
     let cut = async { drop(live.cancel.cancelled().await) };
     let ended = http::serve_stream(client, session, worker.shared.leaving.clone(), cut).await;
-    let end = match ended {
-        http::Ended::Finished => End::Finished,
-        http::Ended::Broken(kind) => End::FirstReset(kind),
-        http::Ended::Refused(reason) => End::NotHttp(reason),
-        http::Ended::Cut => End::Cut,
-    };
-    worker.finish(live, end);
+    worker.finish(live, ended.into());
 }
 
 /// Asks policy about the requests of one connection.

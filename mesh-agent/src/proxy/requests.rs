@@ -47,13 +47,7 @@ pub async fn serve(
     let meter = Rc::new(OfClient(live.live()));
     let cut = async { drop(live.cancel.cancelled().await) };
     let ended = http::serve(tcp, session, meter, worker.shared.leaving.clone(), cut).await;
-    let end = match ended {
-        http::Ended::Finished => End::Finished,
-        http::Ended::Broken(kind) => End::FirstReset(kind),
-        http::Ended::Refused(reason) => End::NotHttp(reason),
-        http::Ended::Cut => End::Cut,
-    };
-    worker.finish(live, end);
+    worker.finish(live, ended.into());
 }
 
 /// What is around one connection of a pod's application.
