@@ -3,6 +3,7 @@
 //! Each test has a testbed of its own, so they run beside each other.
 
 mod bulk;
+mod conformance;
 mod connections;
 mod crash_under_load;
 mod dishonest_peer;
