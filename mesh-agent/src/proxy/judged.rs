@@ -13,7 +13,7 @@ use super::inbound;
 use super::record;
 use super::worker::{Pod, Worker};
 use crate::addr::{ClientAddr, ServerAddr};
-use crate::http::{self, Guard, Io, Judged, Local, Meter, Noted, Reached, Unreached};
+use crate::http::{self, Guard, Io, Judged, Local, Meter, Noted, Reached, Teller, Unreached};
 use crate::path::NormalPath;
 use crate::podnet::ClientRecord;
 use crate::policy::{self, Denial, DenyReason, Facts, Permit};
@@ -46,7 +46,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: Io, live: Registra
     });
     let session = Judged::new(guard, worker.shared.requests.clone(), server, template);
     let cut = async { drop(live.cancel.cancelled().await) };
-    let ended = http::serve_stream(client, session, worker.shared.leaving.clone(), cut).await;
+    let ended = http::serve(client, session, worker.shared.leaving.clone(), cut).await;
     worker.finish(live, ended.into());
 }
 
@@ -121,7 +121,9 @@ impl Guard for Gatekeeper {
     fn upgraded(&self, head: request::Parts) {
         self.live.upgraded(Standing { head, token: self.token.take() });
     }
+}
 
+impl Teller for Gatekeeper {
     fn trace(&self, headers: &mut HeaderMap) -> Option<Span> {
         self.worker.begin_span(headers)
     }
