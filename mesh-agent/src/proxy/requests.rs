@@ -41,12 +41,9 @@ pub async fn serve(
     worker.opened(&live);
     let template = record::request(&pod, client, service);
     // As its owner has it now.
-    let forwards = worker
-        .shared
-        .state
-        .current()
-        .workload_by_ip(client.ip())
-        .is_some_and(|own| own.uid == *pod.uid() && own.forwards);
+    let state = worker.shared.state.current();
+    let now = pod.workload.ips.first().and_then(|ip| state.workload_by_ip(*ip));
+    let forwards = now.is_some_and(|now| now.uid == *pod.uid() && now.forwards);
     let claims = if forwards { Claims::PassedOn } else { Claims::Dropped };
     let caller = Caller::new(client.ip(), claims);
     let about = Client { source: pod.uid().clone(), caller, dialled: dialled.socket(), template };

@@ -2,6 +2,8 @@
 
 mod budget;
 mod certificates;
+mod claims;
+mod copies;
 mod judged;
 mod kept;
 mod requests;

@@ -17,6 +17,7 @@ mod reach;
 mod requests;
 mod root;
 mod rough_network;
+mod scenes;
 mod services;
 mod sessions;
 mod steps;
