@@ -168,6 +168,20 @@ pub fn grpc_calls(
     said.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_string())).collect()
 }
 
+/// A server of HTTP/1.1 that answers without end, or reads nothing.
+pub fn start_endless(pod: &Pod, port: u16) -> Result<()> {
+    start_script(pod, "endless", include_str!("servers/endless_server.py"), port, &[])
+}
+
+/// Starts a client that means no good, in one of its ways, so many times over. It says `ready` once it has done what it
+/// came for, and holds on to what it has.
+pub fn hostile_client(pod: &Pod, server: SocketAddr, way: &str, count: usize) -> Result<Process> {
+    let script = pod.dir.join("hostile_client.py");
+    fs::write(&script, include_str!("servers/hostile_client.py"))?;
+    let (host, port, count) = (server.ip().to_string(), server.port().to_string(), count.to_string());
+    pod.spawn(&format!("hostile-{way}"), &[PYTHON, "-u", &script.to_string_lossy(), &host, &port, way, &count])
+}
+
 /// A WebSocket server that answers in upper case.
 pub fn start_websocket(pod: &Pod, port: u16) -> Result<()> {
     start_script(pod, "websocket", include_str!("servers/websocket_server.py"), port, &[])
