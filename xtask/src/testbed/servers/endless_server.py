@@ -1,6 +1,7 @@
 """A server of HTTP/1.1 that makes no use of flow control: `/endless` is answered without end, `/sink` is never read, all
 else is answered with `well`. endless_server.py PORT"""
 import asyncio
+import socket
 import sys
 
 BLOCK = b"10000\r\n" + b"e" * 65536 + b"\r\n"
@@ -24,7 +25,9 @@ async def serve(reader, writer):
 
 
 async def main():
-    server = await asyncio.start_server(serve, "::", int(sys.argv[1]), limit=65536, backlog=1024)
+    address = ("::", int(sys.argv[1]))
+    listener = socket.create_server(address, family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+    server = await asyncio.start_server(serve, sock=listener, limit=65536)
     await server.serve_forever()
 
 
