@@ -100,13 +100,14 @@ async fn serve_connect(
         }
     };
     let incoming_peer = incoming.peer.clone();
-    let Ok(stream) = incoming.accept(&pod.baggage) else {
+    let Ok(mut stream) = incoming.accept(&pod.baggage) else {
         copy::reset(app.tcp);
         return worker.finish_failed(live, &Failure::Abandoned);
     };
     worker.opened(&live);
     if let Admission::Requests(_) = admission {
         let meter = Rc::new(judged::OfTunnel(live.live()));
+        live.weigh_from_now(stream.waiting(), pod.budget.clone());
         // In a box, as every connection of bytes would take the room of this one's state.
         let claims = judged::claims_of_peer(&worker.shared.state.current(), &incoming_peer, tunnel.ip());
         let ends = Ends { facts, client, server, claims };

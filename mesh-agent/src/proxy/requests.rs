@@ -222,7 +222,10 @@ fn opened(worker: &Rc<Worker>, pod: &Arc<Pod>, live: Registration, way: Way) -> 
     let is_current = is_current(worker, pod, &way);
     let destination = live.record.borrow().destination_pod.clone();
     let (io, record) = match way {
-        Way::Tunnel(stream) => (Io::tunnel(stream, meter), None),
+        Way::Tunnel(mut stream) => {
+            live.weigh_from_now(stream.waiting(), pod.budget.clone());
+            (Io::tunnel(stream, meter), None)
+        }
         Way::Direct(tcp) => (Io::socket(tcp, meter), None),
         Way::Application(app) => (Io::socket(app.tcp, meter), Some(app.record)),
         Way::Within(inner) => {

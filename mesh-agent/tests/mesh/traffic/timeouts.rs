@@ -90,7 +90,7 @@ async fn a_routes_time_for_a_try_is_apart_from_that_for_the_request() {
         let tries = std::sync::atomic::AtomicUsize::new(0);
         move |request| {
             let number = tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            let is_slow = request.uri() == "/never" || request.uri() == "/second" && number % 2 == 0;
+            let is_slow = request.uri() == "/never" || request.uri() == "/second" && number.is_multiple_of(2);
             let rests = request.uri() == "/rests";
             Box::pin(async move {
                 if is_slow {
@@ -130,7 +130,7 @@ spec:
         farm.pair.mesh.apply("route.yaml", &route(timeouts));
         let (mut client, before) = (farm.connect().await, tries.count());
         // The number of a try decides.
-        assert!(path != "/second" || before % 2 == 0);
+        assert!(path != "/second" || before.is_multiple_of(2));
         assert_eq!(client.get(path).await.0, expected, "{timeouts} {path}");
         assert_eq!(tries.count() - before, tried, "tries of {timeouts} {path}");
     }
