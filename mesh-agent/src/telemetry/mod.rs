@@ -39,6 +39,8 @@ pub fn limits() -> Vec<Limit> {
         spans::MOST_AT_ONCE, "spans", "that go to the collector together: 500 KiB";
         spans::LINGER, "milliseconds", "how long a span waits for others to go with";
         spans::EXPORT_TIMEOUT, "milliseconds", "for the collector to take them; then they are lost and counted";
+        logs::COLLECT, "milliseconds", "how long lines of the log wait for others to be written with";
+        logs::BATCH_BYTES, "bytes", "of the log that are written at once";
         logs::FLUSH_POLL, "milliseconds", "how often the end looks whether a full queue has room";
     ]
 }
