@@ -4,7 +4,7 @@ use http::{Request, StatusCode, Version};
 
 use super::requests::{Client, app, mirror, nothing, read, say};
 use super::support::*;
-use super::{Pair, vip};
+use super::{Pair, guard, vip};
 
 /// What no caller is believed.
 const FORGED: [(&str, &str); 8] = [
@@ -31,17 +31,8 @@ async fn pair(annotations: &str, app_protocol: &str, is_judged: bool) -> Pair {
         [mark(pod_yaml("client", "node1", pair.client.ip)), pod_yaml("server", "node2", pair.server.ip), service];
     pair.mesh.apply("world.yaml", &pods.concat());
     if is_judged {
-        pair.mesh.apply(
-            "policy.yaml",
-            "apiVersion: nodemesh.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata: {name: guard, namespace: shop}
-spec:
-  targetRefs: [{kind: Pod, selector: {matchLabels: {app: server}}}]
-  action: ALLOW
-  rules: [{sources: [{type: Any}], requests: [{methods: [GET]}]}]
-",
-        );
+        let rule = "{sources: [{type: Any}], requests: [{methods: [GET]}]}";
+        pair.mesh.apply("policy.yaml", &guard("guard", "ALLOW", rule));
     }
     app((pair.server.ip, 8080), Version::HTTP_11, mirror);
     pair
@@ -177,17 +168,7 @@ async fn a_pod_that_asks_itself_is_judged_as_any_other() {
         let is_told = |line: &str| line.contains("http_server") && line.contains("error_type=\"no-allow-rule\"");
         eventually("the refusal is told", || metrics.encode().lines().any(is_told)).await;
         // A policy that refuses the caller as a whole ends what there is.
-        pair.mesh.apply(
-            "deny.yaml",
-            "apiVersion: nodemesh.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata: {name: shut, namespace: shop}
-spec:
-  targetRefs: [{kind: Pod, selector: {matchLabels: {app: server}}}]
-  action: DENY
-  rules: [{sources: [{type: Any}]}]
-",
-        );
+        pair.mesh.apply("deny.yaml", &guard("shut", "DENY", "{sources: [{type: Any}]}"));
         pair.mesh.nodes[1].until_live("connections are cut", <[_]>::is_empty).await;
     }
 }

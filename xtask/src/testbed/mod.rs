@@ -93,6 +93,15 @@ impl Testbed {
         Self::with_links(Links::default())
     }
 
+    /// Two nodes, `n1` and `n2`, and a namespace whose pods are in the mesh.
+    pub fn of_two_nodes(namespace: &str) -> Result<Self> {
+        let mut bed = Self::new()?;
+        bed.add_node()?;
+        bed.add_node()?;
+        bed.add_namespace(namespace, &[("nodemesh.dev/mesh", "enabled")])?;
+        Ok(bed)
+    }
+
     /// An empty testbed whose nodes and pods will have such links.
     pub fn with_links(links: Links) -> Result<Self> {
         let run = Run::create()?;

@@ -1,7 +1,6 @@
 //! What clients that mean no good cost the agents: memory, measured, and whether the others are still served.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -34,12 +33,7 @@ const WAYS: [(&str, u64); 6] = [
 
 /// The resident memory of both agents, in KiB.
 fn resident(bed: &Testbed) -> Result<u64> {
-    let of = |pid: u32| -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
-    };
-    bed.agents().map(|agent| of(agent.pid())).sum()
+    bed.agents().map(|agent| Ok(agent.resident()? >> 10)).sum()
 }
 
 /// A bystander's request, and how long it took.
@@ -56,10 +50,7 @@ fn a_hostile_peer_costs_no_more_than_its_windows() -> Result<()> {
     if !can_use_kernel("hostile clients") {
         return Ok(());
     }
-    let mut bed = Testbed::new()?;
-    bed.add_node()?;
-    bed.add_node()?;
-    bed.add_namespace("shop", &[("nodemesh.dev/mesh", "enabled")])?;
+    let mut bed = Testbed::of_two_nodes("shop")?;
     for (pod, node) in [("hostile", "n1"), ("bystander", "n1"), ("web", "n2")] {
         bed.add_pod(PodSpec::new("shop", pod, node))?;
     }

@@ -23,10 +23,7 @@ fn bed(test: &str) -> Result<Option<Testbed>> {
     if !can_use_kernel(test) {
         return Ok(None);
     }
-    let mut bed = Testbed::new()?;
-    bed.add_node()?;
-    bed.add_node()?;
-    bed.add_namespace("shop", &[("nodemesh.dev/mesh", "enabled")])?;
+    let mut bed = Testbed::of_two_nodes("shop")?;
     bed.add_pod(PodSpec::new("shop", "client", "n1"))?;
     bed.add_pod(PodSpec::new("shop", "web", "n2"))?;
     let web = ServiceSpec::new("shop", "web").port("http", NGINX, 80).port("http-other", OTHER, 8080);
@@ -305,10 +302,7 @@ fn claims_are_settled_on_both_nodes() -> Result<()> {
     if !can_use_kernel("claims of callers") {
         return Ok(());
     }
-    let mut bed = Testbed::new()?;
-    bed.add_node()?;
-    bed.add_node()?;
-    bed.add_namespace("shop", &[("nodemesh.dev/mesh", "enabled")])?;
+    let mut bed = Testbed::of_two_nodes("shop")?;
     bed.add_namespace("outside", &[])?;
     bed.add_pod(PodSpec::new("shop", "client", "n1"))?;
     bed.add_pod(PodSpec::new("shop", "ingress", "n1").annotation("nodemesh.dev/forwarded", "append"))?;

@@ -383,10 +383,7 @@ fn each_part_of_a_policy_does_what_it_says() -> Result<()> {
     if !can_use_kernel("the parts of TrafficPolicies") {
         return Ok(());
     }
-    let mut bed = Testbed::new()?;
-    bed.add_node()?;
-    bed.add_node()?;
-    bed.add_namespace("shop", &[("nodemesh.dev/mesh", "enabled")])?;
+    let mut bed = Testbed::of_two_nodes("shop")?;
     for (client, node) in [("client", "n1"), ("other", "n1"), ("far-client", "n2")] {
         bed.add_pod(PodSpec::new("shop", client, node))?;
     }
