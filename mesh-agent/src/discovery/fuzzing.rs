@@ -176,6 +176,7 @@ fn check_findings(before: &Store, after: &Store) {
             | Effect::Skipped
             | Effect::LaterWins
             | Effect::ExcludesNothing
+            | Effect::ClaimsDropped
             | Effect::RuleFails
             | Effect::ShareFails
             | Effect::NoEffect

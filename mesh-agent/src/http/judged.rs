@@ -10,19 +10,18 @@
 //! client by it.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::answer::Local;
 use super::body::{DownBody, UpBody};
+use super::claims::{Caller, Claims};
 use super::conversation::{Conversation, Teller};
 use super::exchange::Exchange;
 use super::hygiene::{self, Asked};
@@ -76,18 +75,25 @@ pub struct Judged<G> {
     conversation: Rc<Conversation>,
     /// To the application, for this client alone.
     upstreams: Upstreams,
-    client: SocketAddr,
+    caller: Caller,
     server: ServerAddr,
     /// The Host of requests that have none.
     dialled: String,
 }
 
 impl<G: Guard> Judged<G> {
-    /// A connection that has not asked for anything yet; `template` is what every request's record begins with.
-    pub fn new(guard: Rc<G>, tally: Arc<Tally>, server: ServerAddr, template: RequestRecord) -> Rc<Self> {
+    /// A connection that has not asked for anything yet; `template` is what every request's record begins with, `claims`
+    /// what becomes of its client's.
+    pub fn new(
+        guard: Rc<G>,
+        tally: Arc<Tally>,
+        server: ServerAddr,
+        template: RequestRecord,
+        claims: Claims,
+    ) -> Rc<Self> {
         Rc::new(Self {
             upstreams: Upstreams::new(tally),
-            client: template.client,
+            caller: Caller::new(template.client.ip(), claims),
             conversation: Conversation::new(guard.clone(), template),
             guard,
             server,
@@ -103,11 +109,11 @@ impl<G: Guard> Judged<G> {
     ) -> Result<Response<DownBody>, Local> {
         let wire = if parts.version == Version::HTTP_2 { Wire::Http2 } else { Wire::Http1 };
         let has_body = !body.is_end_stream();
-        let asked = hygiene::request(&mut parts, has_body, self.client.ip(), &self.dialled).map_err(Local::Fault)?;
+        let asked = hygiene::request(&mut parts, has_body, &self.caller, &self.dialled).map_err(Local::Fault)?;
         exchange.note(|record| record.host = parts.headers.get(header::HOST).cloned());
         let came = parts.uri.clone();
         let path = path::normalise(came.path()).map_err(Local::Ambiguous)?;
-        send_as_judged(&mut parts, &path)?;
+        hygiene::set_path(&mut parts, &path).map_err(Local::Ambiguous)?;
         let mut noted = Noted::default();
         let judged = self.guard.judge(&mut parts, &path, &mut noted).await;
         exchange.note(|record| {
@@ -184,20 +190,6 @@ impl<G: Guard> Serves for Judged<G> {
         let answered = self.ask(parts, body, &exchange).await;
         self.conversation.settle(answered, is_grpc, exchange)
     }
-}
-
-/// Gives the request the path that is judged; its query stays.
-fn send_as_judged(parts: &mut request::Parts, path: &NormalPath<'_>) -> Result<(), Local> {
-    // `*` is no path and passes as it is.
-    if path.as_str() == parts.uri.path() {
-        return Ok(());
-    }
-    let target = match parts.uri.query() {
-        Some(query) => PathAndQuery::try_from(format!("{}?{query}", path.as_str())),
-        None => PathAndQuery::try_from(path.as_str()),
-    };
-    parts.uri = target.map(Uri::from).map_err(|_| Local::Ambiguous(path::Ambiguous::Character))?;
-    Ok(())
 }
 
 /// The host that a request of the one form is for.

@@ -26,6 +26,7 @@
 
 mod answer;
 mod body;
+mod claims;
 mod conversation;
 mod exchange;
 mod framing;
@@ -50,6 +51,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use answer::Local;
+pub use claims::{Caller, Claims};
 pub use conversation::Teller;
 pub use io::{Io, Meter};
 pub use judged::{Guard, Judged, Noted, host};
@@ -86,8 +88,17 @@ pub trait Mesh: Teller {
     /// Makes a connection to an endpoint, on behalf of the pod.
     fn reach(&self, place: &Place, upstream: &Upstream) -> impl Future<Output = Result<Reached, Unreached>>;
 
+    /// Room for what of a request's body is kept for a while, of the pod's budget.
+    fn room(&self) -> Box<dyn Room>;
+
     /// A random number; not for secrets.
     fn random(&self) -> u64;
+}
+
+/// Room for bytes that are kept, given back when it is dropped.
+pub trait Room {
+    /// So many are kept now. False: there is no room for them, and they must go.
+    fn hold(&mut self, bytes: usize) -> bool;
 }
 
 /// A Service's port.

@@ -1,6 +1,7 @@
 //! The journey of requests to a pod whose policy needs to know what they ask: read → judge one by one → carry.
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,13 +11,16 @@ use ::http::{HeaderMap, request};
 use super::connection::{Live, Registration, Standing};
 use super::dial::AppConnection;
 use super::inbound;
+use super::outbound;
 use super::record;
 use super::worker::{Pod, Worker};
 use crate::addr::{ClientAddr, ServerAddr};
-use crate::http::{self, Guard, Io, Judged, Local, Meter, Noted, Reached, Teller, Unreached};
+use crate::http::{self, Claims, Guard, Io, Judged, Local, Meter, Noted, Reached, Teller, Unreached};
 use crate::path::NormalPath;
 use crate::podnet::ClientRecord;
 use crate::policy::{self, Denial, DenyReason, Facts, Permit};
+use crate::spiffe::SpiffeId;
+use crate::state::{MeshState, Workload};
 use crate::telemetry::{RequestMemo, RequestRecord, Span};
 use crate::tokens::{self, Token};
 
@@ -28,13 +32,34 @@ pub struct Ends {
     pub client: ClientAddr,
     /// The application.
     pub server: ServerAddr,
+    /// What becomes of what its requests say of where they come from.
+    pub claims: Claims,
+}
+
+impl Ends {
+    /// Of a pod that reaches itself.
+    pub fn of_itself(pod: &Pod, client: ClientAddr, server: ServerAddr) -> Self {
+        let facts = outbound::judged_itself(pod, server).facts;
+        Self { facts, client, server, claims: claims_of(&pod.workload) }
+    }
+}
+
+/// What becomes of the claims of a pod of the mesh at the application's node.
+fn claims_of(caller: &Workload) -> Claims {
+    if caller.forwards { Claims::PassedOn } else { Claims::OfOthersDropped }
+}
+
+/// The same of whoever has this address and identity. Its owner's word counts for it alone, so both must be its own.
+pub fn claims_of_peer(state: &MeshState, peer: &SpiffeId, ip: IpAddr) -> Claims {
+    let caller = state.workload_by_ip(ip).filter(|caller| caller.identity == *peer);
+    caller.map_or(Claims::OfOthersDropped, |caller| claims_of(caller))
 }
 
 /// Serves a connection whose requests are judged one by one. `app` is there already: what cannot be reached was said
 /// before.
 pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: Io, live: Registration, ends: Ends, app: AppConnection) {
     let template = record::judged(&pod, ends.client, ends.facts.source.as_ref(), ends.server);
-    let server = ends.server;
+    let (server, claims) = (ends.server, ends.claims);
     let guard = Rc::new(Gatekeeper {
         worker: worker.clone(),
         pod,
@@ -44,7 +69,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: Io, live: Registra
         token: RefCell::default(),
         memo: RequestMemo::default(),
     });
-    let session = Judged::new(guard, worker.shared.requests.clone(), server, template);
+    let session = Judged::new(guard, worker.shared.requests.clone(), server, template, claims);
     let cut = async { drop(live.cancel.cancelled().await) };
     let ended = http::serve(client, session, worker.shared.leaving.clone(), cut).await;
     worker.finish(live, ended.into());
