@@ -29,6 +29,8 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, reload};
 
+use super::{access_log, json_line};
+
 /// How many lines may wait for the writing thread: about 2 MB of access log.
 pub(super) const QUEUE_LINES: usize = 8192;
 
@@ -131,17 +133,22 @@ where
     let (filter, handle) = reload::Layer::new(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
     let layer = match format {
-        Format::Text => layer.event_format(OneLine(tracing_subscriber::fmt::format())).boxed(),
+        Format::Text => {
+            layer.event_format(OneLine { other: tracing_subscriber::fmt::format(), is_json: false }).boxed()
+        }
         Format::Json => {
             let format = tracing_subscriber::fmt::format().json().flatten_event(true).with_current_span(true);
-            layer.json().event_format(OneLine(format.with_span_list(false))).boxed()
+            layer.json().event_format(OneLine { other: format.with_span_list(false), is_json: true }).boxed()
         }
     };
     (Registry::default().with(filter).with(layer), Filter { handle })
 }
 
 /// Escapes control characters in what another format writes, so that an event cannot become two lines.
-struct OneLine<F>(F);
+struct OneLine<F> {
+    other: F,
+    is_json: bool,
+}
 
 impl<S, N, F> FormatEvent<S, N> for OneLine<F>
 where
@@ -150,8 +157,11 @@ where
     F: FormatEvent<S, N>,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        if self.is_json && event.metadata().target() == access_log::TARGET {
+            return out.write_str(&json_line::format(event)?);
+        }
         let mut line = String::with_capacity(512);
-        self.0.format_event(context, Writer::new(&mut line), event)?;
+        self.other.format_event(context, Writer::new(&mut line), event)?;
         let line = line.strip_suffix('\n').unwrap_or(&line);
         if !may_have_control(line) {
             out.write_str(line)?;

@@ -22,7 +22,7 @@ use crate::{build, packages};
 use load::{Done, Load};
 use meter::{Meter, Used, resident};
 use report::{Figure, Row};
-use stage::{ECHO, FAR, NEAR, Stage, Way, last_path, routed};
+use stage::{ECHO, FAR, LARGE, NEAR, Stage, Way, last_path, routed};
 
 /// Measure the mesh against no mesh on two nodes of this machine; leave it alone meanwhile
 #[derive(clap::Args)]
@@ -128,6 +128,9 @@ impl Bench {
                     let loads = [Load::Rate1000(protocol), Load::Max32(protocol), Load::NewConn16(protocol)];
                     let name = format!("{protocol:?}").to_lowercase();
                     cases.extend(loads.map(|load| Case::of_l7(&name, "cross", load)));
+                    if protocol != Protocol::Grpc {
+                        cases.push(Case::of_l7(&name, "cross", Load::Large(protocol)).to(LARGE));
+                    }
                 }
                 // The same requests with nobody looking into them.
                 cases.extend(h1.map(|load| Case::of_l7("as-bytes", "cross", load).of_bytes()));
@@ -257,7 +260,7 @@ impl Case {
             }
             Load::Max32(_) => vec![("rps", "1/s"), ("agents_cpu_ms_per_1k", "ms")],
             Load::NewConn16(_) => vec![("cps", "1/s"), ("p50_us", "µs"), ("agents_cpu_us_per_conn", "µs")],
-            Load::Bulk(_) => vec![("gbps", "Gbit/s"), ("agents_cpu_s_per_gb", "s")],
+            Load::Bulk(_) | Load::Large(_) => vec![("gbps", "Gbit/s"), ("agents_cpu_s_per_gb", "s")],
         }
     }
 
@@ -267,7 +270,7 @@ impl Case {
             Load::Rate1000(_) => Vec::new(),
             Load::Max32(_) => vec![("rps", rate)],
             Load::NewConn16(_) => vec![("cps", rate)],
-            Load::Bulk(_) => vec![("gbps", rate * 8.0 / 1e9)],
+            Load::Bulk(_) | Load::Large(_) => vec![("gbps", rate * 8.0 / 1e9)],
         };
         let times = [("p50_us", done.p50), ("p99_us", done.p99), ("p999_us", done.p999)];
         values.extend(times.into_iter().filter_map(|(name, value)| Some((name, value?))));
@@ -276,7 +279,7 @@ impl Case {
             values.push(match self.load {
                 Load::Rate1000(_) | Load::Max32(_) => ("agents_cpu_ms_per_1k", each * 1e6),
                 Load::NewConn16(_) => ("agents_cpu_us_per_conn", each * 1e6),
-                Load::Bulk(_) => ("agents_cpu_s_per_gb", each * 1e9),
+                Load::Bulk(_) | Load::Large(_) => ("agents_cpu_s_per_gb", each * 1e9),
             });
         }
         values

@@ -24,6 +24,11 @@ pub const BYTES: u16 = 7080;
 /// The body of every answer.
 const ANSWER_BYTES: usize = 1024;
 
+/// The body of the answer to [`LARGE`].
+const LARGE_BYTES: usize = 16 << 20;
+/// The path of an answer that is large.
+pub const LARGE: &str = "/large";
+
 const NAMESPACE: &str = "bench";
 /// The other pair of proxies.
 pub const NEAR: &str = "peer-near";
@@ -155,6 +160,7 @@ fn serve(pod: &Pod) -> Result<()> {
     fs::create_dir_all(&dir)?;
     let at = dir.to_string_lossy();
     fs::write(dir.join("index.html"), vec![b'x'; ANSWER_BYTES])?;
+    fs::write(dir.join(LARGE.trim_start_matches('/')), vec![b'x'; LARGE_BYTES])?;
     let config = include_str!("nginx.conf").replace("DIR", &at).replace("BODY", &"x".repeat(ANSWER_BYTES));
     let file = dir.join("nginx.conf");
     fs::write(&file, config)?;
