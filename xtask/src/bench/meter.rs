@@ -99,11 +99,3 @@ fn softirq_daemons() -> Result<f64> {
     }
     Ok(ticks)
 }
-
-/// A process's resident memory in bytes.
-pub fn resident(pid: u32) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kibibytes: u64 = line.split_whitespace().next().context("no number")?.parse()?;
-    Ok(kibibytes << 10)
-}

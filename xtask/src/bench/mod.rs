@@ -17,10 +17,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 
 use crate::probe::load::Protocol;
-use crate::testbed::Agent;
 use crate::{build, packages};
 use load::{Done, Load};
-use meter::{Meter, Used, resident};
+use meter::{Meter, Used};
 use report::{Figure, Row};
 use stage::{ECHO, FAR, LARGE, NEAR, POLICED, POLICIES, Stage, Way, last_path, routed};
 
@@ -187,7 +186,7 @@ impl Bench {
     /// What the larger of the agents takes: with nothing to do, for a connection that is held, after a crowd.
     fn memory(&self, stage: &Stage) -> Result<Vec<Row>> {
         let most = || -> Result<f64> {
-            let sizes = stage.bed.agents().map(|agent| resident(agent.pid())).collect::<Result<Vec<_>>>()?;
+            let sizes = stage.bed.agents().map(|agent| agent.resident()).collect::<Result<Vec<_>>>()?;
             Ok(sizes.into_iter().max().unwrap_or_default() as f64)
         };
         let address = stage.address(Way::Mesh, "cross", ECHO).to_string();
@@ -292,11 +291,5 @@ impl Case {
 fn seen(stage: &Stage, bytes: bool) -> Result<f64> {
     let name =
         if bytes { "nodemesh_connections_opened_total" } else { "nodemesh_http_client_request_duration_seconds_count" };
-    stage.bed.agents().map(|agent| sum(agent, name)).sum()
-}
-
-fn sum(agent: &Agent, name: &str) -> Result<f64> {
-    let (_, metrics) = agent.get("/metrics")?;
-    let lines = metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
-    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    stage.bed.agents().map(|agent| agent.metric_sum(name)).sum()
 }
