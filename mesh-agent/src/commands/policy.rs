@@ -16,6 +16,7 @@ use crate::policy::{self, Admission, Denial, Facts, Permit, Request};
 use crate::spiffe::SpiffeId;
 use crate::state::{MeshState, Service, Workload};
 use crate::tokens::Token;
+use crate::extauth::AUTHORIZER_UNKNOWN;
 use crate::{config, discovery};
 
 /// The question cannot be answered: as clap's own refusals.
@@ -84,6 +85,30 @@ struct Verdict {
     requests_are_read: bool,
     /// AUDIT policies that record it.
     audited: Vec<Arc<str>>,
+    /// Who is asked first; what is said here holds if all of them let it pass.
+    asks: Vec<Asks>,
+}
+
+/// Somebody who would be asked.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Asks {
+    /// The CUSTOM policy that wants it.
+    policy: Arc<str>,
+    rule: Option<usize>,
+    /// The ExternalAuthorizer; None: there is none, and the request is refused.
+    authorizer: Option<Arc<str>>,
+}
+
+impl Asks {
+    fn new(state: &MeshState, referral: &policy::Referral<'_>) -> Self {
+        let authorizer = referral.provider.and_then(|provider| state.authorizer(provider));
+        Self {
+            policy: referral.policy.clone(),
+            rule: referral.rule,
+            authorizer: authorizer.map(|authorizer| authorizer.id.clone()),
+        }
+    }
 }
 
 /// Who asks.
@@ -159,6 +184,7 @@ fn verdict(
     let facts = Facts { source, source_ip, destination_ip, destination_port: port };
     let admission = policy::admit(compiled, &facts);
     let requests_are_read = matches!(admission, Ok(Admission::Requests(_)));
+    let mut asks = Vec::new();
     let (decision, audited) = match typed {
         None => (admission.map(Admission::into_permit), policy::audited(compiled, &facts)),
         Some(typed) => typed.judged(|request| {
@@ -167,11 +193,21 @@ fn verdict(
                 host: request.host.to_string(),
                 path: request.path.as_str().to_string(),
             });
-            let decision = policy::authorize_request(compiled, &facts, request);
+            let referrals = policy::referrals(compiled, &facts, request);
+            asks = referrals.iter().map(|referral| Asks::new(state, referral)).collect();
+            // What is decided if all of them let it pass.
+            let answered: Vec<Arc<str>> = referrals.iter().map(|referral| referral.policy.clone()).collect();
+            let decision = policy::authorize_request(compiled, &facts, request, &answered);
             (decision, policy::audited_request(compiled, &facts, request))
         })?,
     };
-    Ok(Verdict::new(workload, &facts, decision, requests_are_read, audited))
+    let mut verdict = Verdict::new(workload, &facts, decision, requests_are_read, audited);
+    if let Some(nobody) = asks.iter().find(|asks| asks.authorizer.is_none()).filter(|_| verdict.allowed) {
+        verdict.allowed = false;
+        (verdict.reason, verdict.policy, verdict.rule) =
+            (Some(AUTHORIZER_UNKNOWN), Some(nobody.policy.clone()), nobody.rule);
+    }
+    Ok(Verdict { asks, ..verdict })
 }
 
 impl Verdict {
@@ -196,6 +232,7 @@ impl Verdict {
             authenticated: facts.source.is_some(),
             requests_are_read,
             audited,
+            asks: Vec::new(),
         }
     }
 }

@@ -26,6 +26,7 @@
 
 mod answer;
 mod body;
+mod call;
 mod exchange;
 mod framing;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -48,9 +49,10 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
-pub use answer::Local;
+pub use answer::{Local, Said};
+pub use call::Called;
 pub use io::{Io, Meter};
-pub use judged::{Guard, Judged, Noted, host};
+pub use judged::{Ahead, Guard, Judged, Noted, host};
 pub use load::MemoryGauge;
 pub use server::{Ended, Serves, serve, serve_stream};
 pub use session::{Client, Session};

@@ -151,7 +151,7 @@ impl<M: Mesh> Session<M> {
         }
     }
 
-    fn begin(self: &Rc<Self>, parts: &mut request::Parts) -> Rc<Exchange> {
+    pub(super) fn begin(self: &Rc<Self>, parts: &mut request::Parts) -> Rc<Exchange> {
         self.busy.set(self.busy.get().saturating_add(1));
         if !self.has_begun.replace(true) {
             self.first.notify_one();

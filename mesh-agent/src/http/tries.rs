@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, request};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
@@ -93,6 +94,18 @@ impl<M: Mesh> Session<M> {
         }
         let body = body.map_or_else(UpBody::empty, |body| UpBody::new(body, journey.exchange.clone()));
         let answer = self.attempt(journey, Request::from_parts(head, body), &mut Vec::new()).await;
+        self.pass_on(journey, answer.map_err(|failed| failed.local)?)
+    }
+
+    /// Sends a request with a body of our own, once.
+    pub(super) async fn send_whole(
+        &self,
+        journey: &Journey<'_>,
+        head: request::Parts,
+        body: Bytes,
+    ) -> Result<Response<DownBody>, Local> {
+        let request = Request::from_parts(head, UpBody::whole(body));
+        let answer = self.attempt(journey, request, &mut Vec::new()).await;
         self.pass_on(journey, answer.map_err(|failed| failed.local)?)
     }
 

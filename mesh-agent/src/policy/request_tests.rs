@@ -29,7 +29,7 @@ fn get(path: &'static str) -> Ask {
 
 impl Ask {
     fn decide(&self, policies: &[AuthorizationPolicy]) -> Result<Permit, Denial> {
-        self.put(policies, |compiled, request| authorize_request(compiled, &self.facts(), request))
+        self.put(policies, |compiled, request| authorize_request(compiled, &self.facts(), request, &[]))
     }
 
     fn audited(&self, policies: &[AuthorizationPolicy]) -> Vec<Arc<str>> {
@@ -66,7 +66,7 @@ fn compiled(policies: &[AuthorizationPolicy]) -> WorkloadPolicy {
 
 fn policy(name: &str, action: Action, rules: Vec<Rule>) -> AuthorizationPolicy {
     let meta = PolicyMeta { id: format!("shop/{name}").into(), created: None };
-    AuthorizationPolicy { meta, targets: vec![Target::Namespace("shop".into())], action, rules }
+    AuthorizationPolicy { meta, targets: vec![Target::Namespace("shop".into())], action, provider: None, rules }
 }
 
 fn rule(operation: Operation, conditions: Vec<Condition>) -> Rule {
@@ -302,7 +302,7 @@ fn a_decision_looks_at_few_of_a_thousand_policies() {
     let mut looked = 0;
     index.unwrap().visit(&get("/").facts(), &request, |numbers| looked += numbers.len());
     assert_eq!(looked, 1);
-    let permit = authorize_request(&compiled, &get("/").facts(), &request).unwrap();
+    let permit = authorize_request(&compiled, &get("/").facts(), &request, &[]).unwrap();
     assert_eq!((permit.rule.as_deref(), permit.number), (Some("shop/p77"), Some(0)));
 }
 
@@ -317,7 +317,7 @@ proptest! {
         let plain = ask.put(&policies, |compiled, request| {
             let compiled = WorkloadPolicy { indexes: None, ..compiled.clone() };
             (
-                authorize_request(&compiled, &ask.facts(), request),
+                authorize_request(&compiled, &ask.facts(), request, &[]),
                 audited_request(&compiled, &ask.facts(), request),
             )
         });

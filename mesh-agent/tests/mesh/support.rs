@@ -21,6 +21,7 @@ use mesh_agent::hbone;
 use mesh_agent::http;
 use mesh_agent::identity::local_ca::LocalCa;
 use mesh_agent::identity::{self, CertificateAuthority, Identities};
+use mesh_agent::issuers::{Reach, Ring};
 use mesh_agent::podnet::{EnrolledPod, Family, PodEvent, PodListener, PodNet, RecordError, Role};
 use mesh_agent::proxy::{Budgets, LiveConnection, Proxy, Shared};
 use mesh_agent::routing::OutboundMode;
@@ -138,6 +139,16 @@ pub fn ample() -> Budgets {
     }
 }
 
+/// Servers with keys are on loopback here. Their root is put where a test says.
+fn test_reach() -> Reach {
+    Reach { ca: Some(issuers_ca()), allowed: "http,127.0.0.0/8".parse().unwrap() }
+}
+
+/// Where the root of the servers with keys is, of this process.
+pub fn issuers_ca() -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("nodemesh-issuers-ca-{}.pem", std::process::id()))
+}
+
 impl Node {
     fn start(name: &'static str, ca: Arc<dyn CertificateAuthority>, mode: OutboundMode, budgets: Budgets) -> Self {
         let config = identity::Config { trust_domain: TRUST_DOMAIN.into(), lifetime: Duration::from_secs(3600) };
@@ -147,10 +158,13 @@ impl Node {
         let (writer, state) = StateWriter::new(name);
         let metrics = Metrics::new();
         let requests = Arc::<http::Tally>::default();
+        let keys = Ring::default();
+        tokio::spawn(keys.clone().run(state.clone(), test_reach(), drain.token()));
         let (spans, told, _) = Spans::new(Sampling::percent(0.0).unwrap());
         let shared = Shared {
             state: state.clone(),
             identities: identities.clone(),
+            keys: keys.clone(),
             metrics: metrics.clone(),
             access_log: AccessLog::default(),
             spans,
