@@ -10,7 +10,10 @@ use crate::identity::Identities;
 use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
 use crate::telemetry::{CertificateFacts, RootFacts};
-use crate::{admin, capture, discovery, extauth, hbone, http, identity, issuers, proxy, resilience, routes, routing, telemetry, tokens};
+use crate::{
+    admin, capture, discovery, extauth, hbone, http, identity, issuers, proxy, resilience, routes, routing, telemetry,
+    tokens,
+};
 
 /// Who this is, since when, and how it is.
 pub fn agent(agent: &Agent) -> Value {

@@ -11,12 +11,12 @@ use serde::Serialize;
 
 use super::{print_json, print_lines};
 use crate::cli::{OutputFormat, PolicyTestArgs};
+use crate::extauth::AUTHORIZER_UNKNOWN;
 use crate::path::{self, NormalPath};
 use crate::policy::{self, Admission, Denial, Facts, Permit, Request};
 use crate::spiffe::SpiffeId;
 use crate::state::{MeshState, Service, Workload};
 use crate::tokens::Token;
-use crate::extauth::AUTHORIZER_UNKNOWN;
 use crate::{config, discovery};
 
 /// The question cannot be answered: as clap's own refusals.
@@ -395,7 +395,7 @@ impl Display for Answer {
 
 impl Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pod, port, reason, policy, rule, authenticated, requests_are_read, audited, .. } = self;
+        let Self { pod, port, reason, policy, rule, authenticated, requests_are_read, audited, asks, .. } = self;
         write!(f, "{pod} port {port}: {}", reason.map_or("allowed", |_| "refused"))?;
         match (policy, rule) {
             (Some(policy), Some(rule)) => write!(f, " by {policy}, rule {rule}")?,
@@ -406,6 +406,11 @@ impl Display for Verdict {
         }
         if let Some(reason) = reason {
             write!(f, " ({reason})")?;
+        }
+        for Asks { policy, rule, authorizer } in asks {
+            let Some(authorizer) = authorizer else { continue };
+            let rule = rule.map(|rule| format!(", rule {rule}")).unwrap_or_default();
+            write!(f, "; if {authorizer} lets it pass, which is asked first ({policy}{rule})")?;
         }
         if !authenticated {
             write!(f, "; the caller has no identity there")?;
@@ -466,6 +471,29 @@ apiVersion: nodemesh.dev/v1alpha1
 kind: AuthorizationPolicy
 metadata: {name: watch, namespace: shop}
 spec: {targetRefs: [{kind: Namespace}], action: AUDIT, rules: [{sources: [{type: Any}], requests: [{paths: ['/items/*']}]}]}
+---
+apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: asked, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: api}]
+  action: CUSTOM
+  provider: {name: opa}
+  rules: [{sources: [{type: Any}], requests: [{paths: ['/items/asked']}]}]
+---
+apiVersion: nodemesh.dev/v1alpha1
+kind: ExternalAuthorizer
+metadata: {name: opa, namespace: nodemesh-system}
+spec: {service: {name: opa, port: 9191}, protocol: GRPC}
+---
+apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: unanswered, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: api}]
+  action: CUSTOM
+  provider: {name: nobody}
+  rules: [{sources: [{type: Any}], requests: [{paths: ['/items/unanswered']}]}]
 ";
 
     /// The answer as text, or why there is none; and the exit status.
@@ -499,6 +527,10 @@ spec: {targetRefs: [{kind: Namespace}], action: AUDIT, rules: [{sources: [{type:
             ("--from|spiffe://cluster.local/ns/shop/sa/other|--to|service/shop/api", true, "rule 0"),
             ("--from|shop/web|--to|service/shop/api", true, "each request is judged by itself"),
             ("--from|shop/web|--to|pod/shop/api|--port|9090", true, "no policy is against it"),
+            ("--from|shop/web|--to|service/shop/api|--path|/items/asked", true, "if nodemesh-system/opa lets it pass"),
+            ("--from|shop/web|--to|service/shop/api|--path|/items/asked", true, "(shop/asked, rule 0)"),
+            ("--from|shop/web|--to|service/shop/api|--path|/items/asked|--method|PUT", false, "no-allow-rule"),
+            ("--from|shop/web|--to|service/shop/api|--path|/items/unanswered", false, "(authorizer-unknown)"),
         ] {
             let (text, allowed) = ask(line);
             assert_eq!(allowed, is_allowed, "{line}: {text}");

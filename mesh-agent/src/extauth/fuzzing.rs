@@ -11,7 +11,8 @@ use crate::routes::filters::is_changeable;
 pub fn answer(input: &[u8]) {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    let of = |body: Option<&[u8]>, trailers: &HeaderMap| grpc::verdict(StatusCode::OK, &HeaderMap::new(), body, trailers);
+    let of =
+        |body: Option<&[u8]>, trailers: &HeaderMap| grpc::verdict(StatusCode::OK, &HeaderMap::new(), body, trailers);
     match of(Some(input), &trailers) {
         Ok(Verdict::Allow(allowed)) => {
             assert!(input.len() > 5, "nothing allows nothing");

@@ -259,7 +259,12 @@ fn http_request(asked: &Question<'_>) -> HttpRequest {
 }
 
 /// What was answered: a head, one message, and trailers, which may be in the head where there is no message.
-pub fn verdict(status: StatusCode, head: &HeaderMap, body: Option<&[u8]>, trailers: &HeaderMap) -> Result<Verdict, Failed> {
+pub fn verdict(
+    status: StatusCode,
+    head: &HeaderMap,
+    body: Option<&[u8]>,
+    trailers: &HeaderMap,
+) -> Result<Verdict, Failed> {
     let code = trailers.get("grpc-status").or(head.get("grpc-status")).map(HeaderValue::as_bytes);
     if status != StatusCode::OK || code != Some(b"0") {
         return Err(Failed::Broken);
@@ -289,7 +294,9 @@ fn decided(response: CheckResponse) -> Result<Verdict, Failed> {
 
 fn allowed(ok: OkResponse) -> Result<Allowed, Failed> {
     let OkResponse { headers, headers_to_remove, response_headers_to_add } = ok;
-    if headers.len().saturating_add(headers_to_remove.len()) > MAX_CHANGES || response_headers_to_add.len() > MAX_CHANGES {
+    if headers.len().saturating_add(headers_to_remove.len()) > MAX_CHANGES
+        || response_headers_to_add.len() > MAX_CHANGES
+    {
         return Err(Failed::Broken);
     }
     // Removed first, so that what is set stays.

@@ -10,7 +10,9 @@
 use std::time::{Duration, Instant};
 
 use super::fetch::{Fetched, Trouble};
-use super::limits::{FIRST_RETRY, KEYS_END, LAST_RETRY, MAX_REFRESH, MIN_REFRESH, REFETCH_PAUSE, REFRESH_FROM, REFRESH_TO};
+use super::limits::{
+    FIRST_RETRY, KEYS_END, LAST_RETRY, MAX_REFRESH, MIN_REFRESH, REFETCH_PAUSE, REFRESH_FROM, REFRESH_TO,
+};
 use crate::tokens::Keys;
 
 /// What is known of the keys of one address.

@@ -410,7 +410,12 @@ impl WorkloadPolicy {
         let needs = all.any(|statement| statement.policy.rules.iter().any(Rule::needs_requests));
         let indexes = needs.then(|| {
             let Self { custom, deny, allow, audit, .. } = &self;
-            Box::new(Indexes { custom: Index::new(custom), deny: Index::new(deny), allow: Index::new(allow), audit: Index::new(audit) })
+            Box::new(Indexes {
+                custom: Index::new(custom),
+                deny: Index::new(deny),
+                allow: Index::new(allow),
+                audit: Index::new(audit),
+            })
         });
         Self { indexes, ..self }
     }

@@ -51,9 +51,7 @@ async fn call(
             let host = format!("{}.{}.svc:{}", place.service.name, place.service.namespace, place.port);
             (Wire::Http2, extauth::grpc::question(question, &host, authorizer.timeout))
         }
-        CheckProtocol::Http(check) => {
-            (place.wire, extauth::web::question(check, question).ok_or(Failed::Broken)?)
-        }
+        CheckProtocol::Http(check) => (place.wire, extauth::web::question(check, question).ok_or(Failed::Broken)?),
     };
     let called = session.call(place, wire, head, body, MAX_ANSWER_BYTES, deadline).await;
     called.map_err(|local| match local {

@@ -2,6 +2,8 @@
 
 mod budget;
 mod certificates;
+mod external;
+mod issuers;
 mod judged;
 mod kept;
 mod requests;

@@ -58,6 +58,7 @@ pub struct Node {
     pub drain: Drain,
     pub leaving: Drain,
     pub requests: Arc<http::Tally>,
+    pub keys: Ring,
     /// What would go to a collector. Requests that bring no trace have none.
     pub told: Mutex<mpsc::Receiver<SpanData>>,
 }
@@ -95,13 +96,20 @@ impl Mesh {
 
     /// Replaces one file of the world and publishes the whole to both nodes. Nothing in it may be refused.
     pub fn apply(&self, file: &str, yaml: &str) {
+        let findings = self.apply_whatever(file, yaml);
+        assert!(findings.is_empty(), "{findings:?}");
+    }
+
+    /// The same; something in it may be wrong.
+    pub fn apply_whatever(&self, file: &str, yaml: &str) -> Vec<discovery::Finding> {
         std::fs::write(self.world.path().join(file), yaml).unwrap();
-        for node in &self.nodes {
+        let publish = |node: &Node| {
             let config = discovery::Config { node: node.name.into(), trust_domain: TRUST_DOMAIN.into() };
             let (state, findings) = discovery::load(self.world.path(), &config).unwrap();
-            assert!(findings.is_empty(), "{findings:?}");
             node.writer.publish(state);
-        }
+            findings
+        };
+        self.nodes.iter().flat_map(publish).collect()
     }
 
     /// Enrols the pod that holds `ip` on its node, once the world knows it.
@@ -139,14 +147,10 @@ pub fn ample() -> Budgets {
     }
 }
 
-/// Servers with keys are on loopback here. Their root is put where a test says.
+/// Servers with keys are on loopback here.
 fn test_reach() -> Reach {
-    Reach { ca: Some(issuers_ca()), allowed: "http,127.0.0.0/8".parse().unwrap() }
-}
-
-/// Where the root of the servers with keys is, of this process.
-pub fn issuers_ca() -> std::path::PathBuf {
-    std::env::temp_dir().join(format!("nodemesh-issuers-ca-{}.pem", std::process::id()))
+    let allowed = "127.0.0.0/8".parse().unwrap();
+    Reach { ca: Some(super::issuers::AUTHORITY.file().to_path_buf()), allowed }
 }
 
 impl Node {
@@ -180,7 +184,20 @@ impl Node {
         let proxy = Proxy::start(shared, 2).unwrap();
         let (pods, enrolled) = mpsc::channel(8);
         tokio::spawn(proxy.clone().run(enrolled));
-        Self { name, identities, proxy, metrics, writer, state, pods, drain, leaving, requests, told: Mutex::new(told) }
+        Self {
+            name,
+            identities,
+            proxy,
+            metrics,
+            writer,
+            state,
+            pods,
+            drain,
+            leaving,
+            requests,
+            keys,
+            told: Mutex::new(told),
+        }
     }
 
     /// Waits until the live connections of this node are as asked.

@@ -35,7 +35,8 @@ pub use self::grpc_route::grpc_route;
 pub use self::http_route::http_route;
 pub use self::node::node;
 pub use self::policy::{
-    CHECK_TIMEOUT, MAX_CHECK_BODY, MAX_CHECK_TIMEOUT, authorization_policy, external_authorizer, peer_authentication, request_authentication, unreadable,
+    CHECK_TIMEOUT, MAX_CHECK_BODY, MAX_CHECK_TIMEOUT, authorization_policy, external_authorizer, peer_authentication,
+    request_authentication, unreadable,
 };
 pub use self::reference_grant::reference_grant;
 pub use self::route::stand_in;

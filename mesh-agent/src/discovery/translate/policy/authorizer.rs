@@ -31,10 +31,7 @@ pub fn external_authorizer(object: &crd::ExternalAuthorizer, key: &Key) -> Resul
     };
     Ok(Authorizer {
         id: key.object().into(),
-        service: (
-            plain_name(namespace, &path.key("namespace"))?.into(),
-            plain_name(name, &path.key("name"))?.into(),
-        ),
+        service: (plain_name(namespace, &path.key("namespace"))?.into(), plain_name(name, &path.key("name"))?.into()),
         port: checked_port(*port, &path.key("port"))?,
         protocol: protocol(&object.spec, &spec)?,
         timeout,

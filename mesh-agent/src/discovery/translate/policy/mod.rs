@@ -16,8 +16,7 @@ use crate::discovery::crd;
 use crate::discovery::object::{self, Key, Kind};
 use crate::policy::{
     Action, AuthorizationPolicy, IpBlock, Mode, Operator, PeerAuthentication, PolicyMeta, Principal, Provider,
-    Requirement, Rule,
-    Selector, Source, Target, Unreadable, Weight,
+    Requirement, Rule, Selector, Source, Target, Unreadable, Weight,
 };
 use crate::spiffe::SpiffeId;
 
