@@ -68,6 +68,7 @@ fn defaults() {
             trust_domain: "cluster.local".into(),
             svid_ttl: Duration::from_secs(4 * 3600),
         },
+        issuers: issuers::Reach::default(),
         proxy: Proxy {
             outbound_mode: OutboundMode::AllowAny,
             workers: NonZeroUsize::new(6).unwrap(),

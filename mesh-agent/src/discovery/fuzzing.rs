@@ -181,6 +181,7 @@ fn check_findings(before: &Store, after: &Store) {
             | Effect::ShareFails
             | Effect::NoEffect
             | Effect::NotAttached
+            | Effect::RefusesUnasked
             | Effect::OlderCounts => {}
         }
     }

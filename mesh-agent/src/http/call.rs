@@ -39,7 +39,7 @@ impl<M: Mesh> Session<M> {
         most: usize,
         deadline: Instant,
     ) -> Result<Called, Local> {
-        let exchange = self.begin(&mut head);
+        let exchange = self.conversation.begin(&mut head);
         exchange.note(|record| record.host = head.headers.get(http::header::HOST).cloned());
         let asked = Asked { upgrade: None, trailers: wire == Wire::Http2 };
         match wire {

@@ -7,15 +7,10 @@ use std::time::Duration;
 use http::HeaderMap;
 use tokio::time::Instant;
 
+use super::conversation::Conversation;
 use super::traffic::Try;
 use crate::resilience::pool::Permit;
 use crate::telemetry::{RequestRecord, RequestResult};
-
-/// Takes what is told about a request.
-pub trait Report {
-    /// Counts and logs it.
-    fn report(&self, record: &RequestRecord);
-}
 
 /// How the bytes of an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,12 +40,12 @@ pub struct Exchange {
     moved: Cell<Instant>,
     /// What counts as under way until the answer's end.
     held: RefCell<(Option<Try>, Option<Permit>)>,
-    reporter: Rc<dyn Report>,
+    conversation: Rc<Conversation>,
 }
 
 impl Exchange {
     /// A request that has just come.
-    pub fn new(record: RequestRecord, reporter: Rc<dyn Report>) -> Rc<Self> {
+    pub fn new(record: RequestRecord, conversation: Rc<Conversation>) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(Self {
             record: RefCell::new(record),
@@ -61,7 +56,7 @@ impl Exchange {
             sent: Cell::new(0),
             received: Cell::new(0),
             is_ended: Cell::new(false),
-            reporter,
+            conversation,
         })
     }
 
@@ -147,6 +142,6 @@ impl Drop for Exchange {
         let record = self.record.get_mut();
         record.duration = self.started.elapsed();
         (record.bytes_sent, record.bytes_received) = (self.sent.get(), self.received.get());
-        self.reporter.report(record);
+        self.conversation.end(record);
     }
 }

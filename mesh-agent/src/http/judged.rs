@@ -9,7 +9,6 @@
 //! in, on a connection to the application that this client's connection alone uses, for the application is told of its
 //! client by it.
 
-use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -18,31 +17,29 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::answer::Local;
 use super::body::{DownBody, Kept, UpBody};
-use super::exchange::{Exchange, Report};
+use super::conversation::{Conversation, Teller};
+use super::exchange::Exchange;
 use super::hygiene::{self, Asked};
 use super::limits::MAX_RESENDS;
-use super::screen::Gate;
 use super::server::Serves;
 use super::session::{answered, copy_of, head_of};
-use super::upgrade::Change;
 use super::upstream::{Key, Reached, Tally, Unreached, Unsent, Upstreams, Wire};
 use crate::addr::ServerAddr;
 use crate::extauth;
 use crate::path::{self, NormalPath};
 use crate::routes::grpc;
 use crate::routing::Transport;
-use crate::telemetry::{RequestRecord, RequestResult, Span};
+use crate::telemetry::RequestRecord;
 
 /// Who is asked about each request of a connection, and makes connections to the application.
-pub trait Guard: 'static {
+pub trait Guard: Teller {
     /// The proof that a request may pass, without which no connection is made.
     type Permit;
 
@@ -62,12 +59,6 @@ pub trait Guard: 'static {
 
     /// The application agreed to change the protocol: this request stands for all that follows.
     fn upgraded(&self, head: request::Parts);
-
-    /// Begins this agent's part of a trace that is sampled.
-    fn trace(&self, headers: &mut HeaderMap) -> Option<Span>;
-
-    /// Counts and logs a request that is over.
-    fn report(&self, record: &RequestRecord);
 }
 
 /// What is told of a decision.
@@ -128,56 +119,26 @@ impl Ahead {
 /// One client's connection to an application of this node.
 pub struct Judged<G> {
     guard: Rc<G>,
+    conversation: Rc<Conversation>,
     /// To the application, for this client alone.
     upstreams: Upstreams,
-    template: RequestRecord,
     client: SocketAddr,
     server: ServerAddr,
     /// The Host of requests that have none.
     dialled: String,
-    gate: RefCell<Option<Rc<Gate>>>,
-    change: RefCell<Option<Change>>,
-    busy: Cell<u32>,
-    /// Whether there has been a request.
-    has_begun: Cell<bool>,
-    first: Notify,
-    rests_since: Cell<Instant>,
 }
 
 impl<G: Guard> Judged<G> {
     /// A connection that has not asked for anything yet; `template` is what every request's record begins with.
     pub fn new(guard: Rc<G>, tally: Arc<Tally>, server: ServerAddr, template: RequestRecord) -> Rc<Self> {
         Rc::new(Self {
-            guard,
             upstreams: Upstreams::new(tally),
             client: template.client,
-            template,
+            conversation: Conversation::new(guard.clone(), template),
+            guard,
             server,
             dialled: server.socket().to_string(),
-            gate: RefCell::default(),
-            change: RefCell::default(),
-            busy: Cell::new(0),
-            has_begun: Cell::new(false),
-            first: Notify::new(),
-            rests_since: Cell::new(Instant::now()),
         })
-    }
-
-    fn begin(self: &Rc<Self>, parts: &mut request::Parts) -> Rc<Exchange> {
-        self.busy.set(self.busy.get().saturating_add(1));
-        if !self.has_begun.replace(true) {
-            self.first.notify_one();
-        }
-        let traceparent = parts.headers.get("traceparent").cloned();
-        let record = RequestRecord {
-            version: parts.version,
-            method: Some(parts.method.clone()),
-            path: parts.uri.path_and_query().cloned(),
-            traceparent,
-            span: self.guard.trace(&mut parts.headers),
-            ..self.template.clone()
-        };
-        Exchange::new(record, self.clone())
     }
 
     async fn ask(
@@ -242,7 +203,7 @@ impl<G: Guard> Judged<G> {
             let copy = may_repeat.then(|| copy_of(&request));
             let upgraded = asked.upgrade.is_some().then(|| lease.expect_upgrade());
             let Unsent { error, request: unsent } = match lease.send(request).await {
-                Ok(response) => return answered(response, lease, asked, upgraded, None, exchange, &self.change),
+                Ok(response) => return answered(response, lease, asked, upgraded, None, exchange, &self.conversation),
                 Err(failed) => failed,
             };
             let has_more_tries = resends < MAX_RESENDS;
@@ -259,58 +220,18 @@ impl<G: Guard> Judged<G> {
 }
 
 impl<G: Guard> Serves for Judged<G> {
+    fn conversation(&self) -> &Rc<Conversation> {
+        &self.conversation
+    }
+
     async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
         let is_grpc = grpc::is_call(request.headers());
         let (mut parts, body) = request.into_parts();
         // What the parser put in there is for the parser.
         parts.extensions.clear();
-        let exchange = self.begin(&mut parts);
+        let exchange = self.conversation.begin(&mut parts);
         let answered = self.ask(parts, body, &exchange).await;
-        if self.change.borrow().is_none()
-            && let Some(gate) = &*self.gate.borrow()
-        {
-            gate.release();
-        }
-        answered.unwrap_or_else(|local| {
-            let response = local.response(is_grpc);
-            exchange.grpc_status(response.headers());
-            exchange.note(|record| {
-                record.status = Some(response.status());
-                record.result = RequestResult::Local { reason: local.label() };
-            });
-            response.map(|body| body.within(exchange))
-        })
-    }
-
-    fn screened(&self, gate: Rc<Gate>) {
-        self.gate.replace(Some(gate));
-    }
-
-    fn rests_since(&self) -> Option<Instant> {
-        (self.busy.get() == 0).then(|| self.rests_since.get())
-    }
-
-    async fn begun(&self) {
-        if !self.has_begun.get() {
-            self.first.notified().await;
-        }
-    }
-
-    fn take_change(&self) -> Option<Change> {
-        self.change.take()
-    }
-
-    fn report_refused(&self, reason: &'static str, status: Option<StatusCode>) {
-        let result = RequestResult::Local { reason };
-        self.guard.report(&RequestRecord { status, result, ..self.template.clone() });
-    }
-}
-
-impl<G: Guard> Report for Judged<G> {
-    fn report(&self, record: &RequestRecord) {
-        self.busy.set(self.busy.get().saturating_sub(1));
-        self.rests_since.set(Instant::now());
-        self.guard.report(record);
+        self.conversation.settle(answered, is_grpc, exchange)
     }
 }
 

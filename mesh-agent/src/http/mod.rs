@@ -27,6 +27,7 @@
 mod answer;
 mod body;
 mod call;
+mod conversation;
 mod exchange;
 mod framing;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -51,10 +52,11 @@ use std::sync::Arc;
 
 pub use answer::{Local, Said};
 pub use call::Called;
+pub use conversation::Teller;
 pub use io::{Io, Meter};
 pub use judged::{Ahead, Guard, Judged, Noted, host};
 pub use load::MemoryGauge;
-pub use server::{Ended, Serves, serve, serve_stream};
+pub use server::{Ended, Serves, serve};
 pub use session::{Client, Session};
 pub use traffic::{NodeLimits, Services, Treatment};
 pub use upstream::{Cut, Reached, Tally, Unreached, Upstreams, Wire};
@@ -62,10 +64,9 @@ pub use upstream::{Cut, Reached, Tally, Unreached, Upstreams, Wire};
 use crate::routes::{BackendRef, CompiledRule, Table};
 use crate::routing::Upstream;
 use crate::state::{Endpoint, Frontend, Service};
-use crate::telemetry::{RequestRecord, Span};
 
 /// What is around a client's connection.
-pub trait Mesh: 'static {
+pub trait Mesh: Teller {
     /// What this worker knows of the Services that are asked, and how busy it is.
     fn services(&self) -> &Services;
 
@@ -89,12 +90,6 @@ pub trait Mesh: 'static {
 
     /// A random number; not for secrets.
     fn random(&self) -> u64;
-
-    /// Begins this agent's part of a trace that is sampled.
-    fn trace(&self, headers: &mut http::HeaderMap) -> Option<Span>;
-
-    /// Counts and logs a request that is over.
-    fn report(&self, record: &RequestRecord);
 }
 
 /// A Service's port.

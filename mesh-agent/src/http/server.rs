@@ -12,20 +12,19 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::LocalExecutor;
 use super::body::DownBody;
+use super::conversation::Conversation;
 use super::framing::Violation;
-use super::io::{Io, Meter};
+use super::io::Io;
 use super::limits::{
     BUFFER_BYTES, CONNECTION_WINDOW, FAREWELL, HEAD_TIMEOUT, IDLE_CLIENT, MAX_FRAME_BYTES, MAX_HEAD_BYTES,
     MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS, SEND_BUFFER_BYTES, STREAM_WINDOW,
 };
-use super::screen::{Gate, Screen};
-use super::session::Session;
-use super::upgrade::{self, Change};
-use super::{LocalExecutor, Mesh};
+use super::screen::Screen;
+use super::upgrade;
 use crate::drain;
 
 /// What HTTP/2 begins with (RFC 9113 3.4).
@@ -46,64 +45,15 @@ pub enum Ended {
 
 /// Answers the requests of one client's connection.
 pub trait Serves: 'static {
+    /// The connection.
+    fn conversation(&self) -> &Rc<Conversation>;
+
     /// Answers one request.
     fn answer(self: Rc<Self>, request: Request<Incoming>) -> impl Future<Output = Response<DownBody>>;
-
-    /// What the connection's bytes go through, if it speaks HTTP/1.1.
-    fn screened(&self, gate: Rc<Gate>);
-
-    /// Since when the connection rests; none while a request is under way.
-    fn rests_since(&self) -> Option<Instant>;
-
-    /// Returns when the first request has begun. For one waiter.
-    fn begun(&self) -> impl Future<Output = ()>;
-
-    /// The change of protocol that was agreed on, once.
-    fn take_change(&self) -> Option<Change>;
-
-    /// Tells of bytes that were no request.
-    fn report_refused(&self, reason: &'static str, status: Option<StatusCode>);
-}
-
-impl<M: Mesh> Serves for Session<M> {
-    async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
-        Session::answer(self, request).await
-    }
-
-    fn screened(&self, gate: Rc<Gate>) {
-        self.screened(gate);
-    }
-
-    fn rests_since(&self) -> Option<Instant> {
-        self.rests_since()
-    }
-
-    async fn begun(&self) {
-        self.begun().await;
-    }
-
-    fn take_change(&self) -> Option<Change> {
-        self.take_change()
-    }
-
-    fn report_refused(&self, reason: &'static str, status: Option<StatusCode>) {
-        self.report_refused(reason, status);
-    }
-}
-
-/// Serves one client's socket until it ends or `cut` is ready.
-pub async fn serve<S: Serves>(
-    tcp: TcpStream,
-    session: Rc<S>,
-    meter: Rc<dyn Meter>,
-    leaving: drain::Token,
-    cut: impl Future<Output = ()>,
-) -> Ended {
-    serve_stream(Io::socket(tcp, meter), session, leaving, cut).await
 }
 
 /// Serves one client's connection, whatever carries it, until it ends or `cut` is ready.
-pub async fn serve_stream<S: Serves>(
+pub async fn serve<S: Serves>(
     mut client: Io,
     session: Rc<S>,
     leaving: drain::Token,
@@ -173,7 +123,7 @@ async fn http1<S: Serves>(
 ) -> Ended {
     let screen = Screen::new(client, Vec::new());
     let gate = screen.gate();
-    session.screened(gate.clone());
+    session.conversation().screened(gate.clone());
     let answering = session.clone();
     let service = service_fn(move |request| {
         let session = answering.clone();
@@ -202,7 +152,7 @@ async fn http1<S: Serves>(
             } else {
                 StatusCode::BAD_REQUEST
             };
-            session.report_refused(reason, Some(status));
+            session.conversation().refuse(reason, Some(status));
             client.linger().await;
             return Ended::Refused(reason);
         }
@@ -212,7 +162,7 @@ async fn http1<S: Serves>(
         }
         Driven::Rested => return Ended::Finished,
     }
-    match session.take_change() {
+    match session.conversation().take_change() {
         Some(change) => {
             let first = [&parts.read_buf[..], &kept[..]];
             let ended = tokio::select! {
@@ -291,7 +241,7 @@ where
     {
         let mut told = pin!(async {
             leaving.started().await;
-            let _ = tokio::time::timeout(HEAD_TIMEOUT, session.begun()).await;
+            let _ = tokio::time::timeout(HEAD_TIMEOUT, session.conversation().begun()).await;
         });
         let mut rested = pin!(rested(session));
         tokio::select! {
@@ -319,7 +269,7 @@ where
 /// request.
 async fn rested<S: Serves>(session: &S) {
     loop {
-        let rested = session.rests_since().map_or(Duration::ZERO, |since| since.elapsed());
+        let rested = session.conversation().rests_since().map_or(Duration::ZERO, |since| since.elapsed());
         match IDLE_CLIENT.checked_sub(rested) {
             Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
             Some(_) | None => return,

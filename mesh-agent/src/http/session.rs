@@ -4,7 +4,7 @@
 //! be tried; and what was sent is sent again only when the application cannot have acted on it, or when acting twice is
 //! acting once.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,17 +13,18 @@ use http::{Request, Response, StatusCode, Version, header, request};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Mesh;
 use super::answer::Local;
 use super::body::{DownBody, UpBody};
-use super::exchange::{Exchange, Report};
+use super::conversation::Conversation;
+use super::exchange::Exchange;
 use super::hygiene::{self, Asked};
 use super::limits::MIRROR_TIMEOUT;
 use super::plan::{self, Plan, Planned, Ruled};
-use super::screen::Gate;
+use super::server::Serves;
 use super::traffic::Admitted;
 use super::tries::Journey;
 use super::upgrade::Change;
@@ -37,24 +38,15 @@ use crate::telemetry::{RequestRecord, RequestResult};
 /// One client's connection, as its requests see it.
 pub struct Session<M> {
     pub(super) mesh: Rc<M>,
+    pub(super) conversation: Rc<Conversation>,
     pub(super) upstreams: Upstreams,
-    /// What every request's record begins with.
-    template: RequestRecord,
     /// The source pod, by uid.
     source: Arc<str>,
     pub(super) client: SocketAddr,
     /// Where the client dialled, in words: the Host of requests that have none.
     dialled: String,
-    gate: RefCell<Option<Rc<Gate>>>,
-    pub(super) change: RefCell<Option<Change>>,
     /// The rule that the last request met, and its name.
     rule: RefCell<Option<(Arc<CompiledRule>, Arc<str>)>>,
-    /// Requests under way.
-    busy: Cell<u32>,
-    /// Whether there has been one.
-    has_begun: Cell<bool>,
-    first: Notify,
-    rests_since: Cell<Instant>,
 }
 
 /// Who the client is.
@@ -74,98 +66,14 @@ impl<M: Mesh> Session<M> {
     pub fn new(mesh: Rc<M>, upstreams: Upstreams, client: Client) -> Rc<Self> {
         let Client { source, address, dialled, template } = client;
         Rc::new(Self {
+            conversation: Conversation::new(mesh.clone(), template),
             mesh,
             upstreams,
-            template,
             source,
             client: address,
             dialled: dialled.to_string(),
-            gate: RefCell::default(),
-            change: RefCell::default(),
             rule: RefCell::default(),
-            busy: Cell::new(0),
-            has_begun: Cell::new(false),
-            first: Notify::new(),
-            rests_since: Cell::new(Instant::now()),
         })
-    }
-
-    /// What the connection's bytes go through, if it speaks HTTP/1.1.
-    pub fn screened(&self, gate: Rc<Gate>) {
-        self.gate.replace(Some(gate));
-    }
-
-    /// Since when it rests; none while a request is under way.
-    pub fn rests_since(&self) -> Option<Instant> {
-        (self.busy.get() == 0).then(|| self.rests_since.get())
-    }
-
-    /// Returns when the first request has begun. For one waiter.
-    pub async fn begun(&self) {
-        if !self.has_begun.get() {
-            self.first.notified().await;
-        }
-    }
-
-    /// The change of protocol that was agreed on, once.
-    pub fn take_change(&self) -> Option<Change> {
-        self.change.take()
-    }
-
-    /// Tells of bytes that were no request.
-    pub fn report_refused(&self, reason: &'static str, status: Option<StatusCode>) {
-        let result = RequestResult::Local { reason };
-        self.mesh.report(&RequestRecord { status, result, ..self.template.clone() });
-    }
-
-    /// Answers one request.
-    pub async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
-        let is_grpc = grpc::is_call(request.headers());
-        let (mut parts, body) = request.into_parts();
-        // What the parser put in there is for the parser.
-        parts.extensions.clear();
-        let exchange = self.begin(&mut parts);
-        let mut ruled = None;
-        let answered = self.ask(parts, body, is_grpc, &exchange, &mut ruled).await;
-        if self.change.borrow().is_none()
-            && let Some(gate) = &*self.gate.borrow()
-        {
-            gate.release();
-        }
-        let response = answered.unwrap_or_else(|local| {
-            let response = local.response(is_grpc);
-            exchange.grpc_status(response.headers());
-            exchange.note(|record| {
-                record.status = Some(response.status());
-                record.result = RequestResult::Local { reason: local.label() };
-            });
-            response.map(|body| body.within(exchange))
-        });
-        match ruled {
-            Some(ruled) => {
-                let (mut head, body) = response.into_parts();
-                ruled.response(&mut head);
-                Response::from_parts(head, body)
-            }
-            None => response,
-        }
-    }
-
-    pub(super) fn begin(self: &Rc<Self>, parts: &mut request::Parts) -> Rc<Exchange> {
-        self.busy.set(self.busy.get().saturating_add(1));
-        if !self.has_begun.replace(true) {
-            self.first.notify_one();
-        }
-        let traceparent = parts.headers.get("traceparent").cloned();
-        let record = RequestRecord {
-            version: parts.version,
-            method: Some(parts.method.clone()),
-            path: parts.uri.path_and_query().cloned(),
-            traceparent,
-            span: self.mesh.trace(&mut parts.headers),
-            ..self.template.clone()
-        };
-        Exchange::new(record, self.clone())
     }
 
     async fn ask(
@@ -181,7 +89,7 @@ impl<M: Mesh> Session<M> {
             hygiene::request(&mut parts, has_body, self.client.ip(), &self.dialled).map_err(Local::Fault)?;
         exchange.note(|record| record.host = parts.headers.get(header::HOST).cloned());
         self.mesh.services().admit().await.map_err(|_| Local::Refused(Refusal::Shed))?;
-        let source = self.template.source_identity.as_ref();
+        let source = self.conversation.template.source_identity.as_ref();
         let planned = plan::plan(&*self.mesh, &mut parts, (source, self.client.ip()), ruled);
         if let Some(ruled) = ruled {
             exchange.note(|record| record.route = Some(self.name_of(&ruled.rule)));
@@ -246,7 +154,7 @@ impl<M: Mesh> Session<M> {
     fn mirror(self: &Rc<Self>, parts: &request::Parts, asked: &Asked, ruled: &Ruled) {
         for place in ruled.mirrors(&*self.mesh) {
             let mut copy = head_of(parts);
-            let (session, exchange) = (self.clone(), self.begin(&mut copy));
+            let (session, exchange) = (self.clone(), self.conversation.begin(&mut copy));
             exchange.note(|record| record.route = Some(session.name_of(&ruled.rule)));
             let asked = Asked { upgrade: None, ..asked.clone() };
             let ready = match place.wire {
@@ -315,11 +223,24 @@ impl<M: Mesh> Session<M> {
     }
 }
 
-impl<M: Mesh> Report for Session<M> {
-    fn report(&self, record: &RequestRecord) {
-        self.busy.set(self.busy.get().saturating_sub(1));
-        self.rests_since.set(Instant::now());
-        self.mesh.report(record);
+impl<M: Mesh> Serves for Session<M> {
+    fn conversation(&self) -> &Rc<Conversation> {
+        &self.conversation
+    }
+
+    async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
+        let is_grpc = grpc::is_call(request.headers());
+        let (mut parts, body) = request.into_parts();
+        // What the parser put in there is for the parser.
+        parts.extensions.clear();
+        let exchange = self.conversation.begin(&mut parts);
+        let mut ruled = None;
+        let answered = self.ask(parts, body, is_grpc, &exchange, &mut ruled).await;
+        let (mut head, body) = self.conversation.settle(answered, is_grpc, exchange).into_parts();
+        if let Some(ruled) = ruled {
+            ruled.response(&mut head);
+        }
+        Response::from_parts(head, body)
     }
 }
 
@@ -359,7 +280,7 @@ pub(super) fn answered(
     upgraded: Option<oneshot::Receiver<Upgraded>>,
     deadline: Option<Instant>,
     exchange: &Rc<Exchange>,
-    change: &RefCell<Option<Change>>,
+    conversation: &Conversation,
 ) -> Result<Response<DownBody>, Local> {
     let (mut parts, body) = response.into_parts();
     parts.extensions.clear();
@@ -372,7 +293,7 @@ pub(super) fn answered(
             _ => false,
         };
         let application = upgraded.filter(|_| agreed).ok_or(Local::BadAnswer)?;
-        change.replace(Some(Change { application, exchange: exchange.clone() }));
+        conversation.agree(Change { application, exchange: exchange.clone() });
         // The exchange ends with the bytes that follow.
         return Ok(Response::from_parts(parts, DownBody::text("")));
     }

@@ -164,7 +164,8 @@ impl<M: Mesh> Session<M> {
         let Answer { response, connection, upgraded, of, deadline, .. } = answer;
         let (address, exchange) = (of.address(), journey.exchange);
         exchange.hold_try(of);
-        let mut response = answered(response, connection, &journey.asked, upgraded, deadline, exchange, &self.change)?;
+        let mut response =
+            answered(response, connection, &journey.asked, upgraded, deadline, exchange, &self.conversation)?;
         if let Some(field) = journey.treatment.session_field(journey.admitted, &address, unix_now())
             && let (Ok(name), Ok(value)) = (HeaderName::try_from(&*field.name), HeaderValue::try_from(field.value))
         {

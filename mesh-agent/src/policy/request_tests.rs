@@ -289,14 +289,14 @@ fn the_policy_and_the_rule_are_named() {
 /// Whoever is to be asked is asked first, and what nobody was asked about passes nowhere.
 #[test]
 fn custom_comes_first_and_is_never_passed_over() {
-    let admin = || rule(paths(&["/admin/*"]), vec![]);
+    let admin = || paths(&["/admin/*"]);
     let web = Rule { sources: vec![account("web")], ..Rule::default() };
     let custom = |name: &str, rules| AuthorizationPolicy {
         provider: Some(Provider { places: vec![("shop".into(), name.into())] }),
         ..policy(name, Action::Custom, rules)
     };
-    let deny = policy("deny", Action::Deny, vec![rule(paths(&["/admin/b"]), vec![])]);
-    let allow = policy("allow", Action::Allow, vec![rule(paths(&["/admin/*", "/x"]), vec![])]);
+    let deny = policy("deny", Action::Deny, vec![paths(&["/admin/b"])]);
+    let allow = policy("allow", Action::Allow, vec![paths(&["/admin/*", "/x"])]);
     let all = vec![custom("a", vec![admin()]), custom("b", vec![web]), deny, allow];
     let refused = |reason, rule: &str| Err((reason, Some(rule.to_string())));
     // (policies, who and what, who is to be asked, what is decided when they were, and when they were not)
@@ -341,7 +341,7 @@ fn bytes_that_somebody_should_be_asked_about_do_not_pass() {
     let elsewhere = Rule { ports: vec![81], ..from("web") };
     for (rules, is_covered) in [
         (vec![from("web")], true),
-        (vec![rule(paths(&["/admin"]), vec![])], true),
+        (vec![paths(&["/admin"])], true),
         (vec![], true),
         (vec![from("api")], false),
         (vec![elsewhere], false),
@@ -366,10 +366,6 @@ fn bytes_that_somebody_should_be_asked_about_do_not_pass() {
     assert_eq!(referrals(&compiled, &get("/").facts(), &request), []);
     let denial = authorize_request(&compiled, &get("/").facts(), &request, &[]).unwrap_err();
     assert_eq!(denial.reason, DenyReason::UnreadablePolicy);
-}
-
-fn paths(list: &[&str]) -> Operation {
-    Operation { paths: of_paths(list), ..Operation::default() }
 }
 
 /// What does not match costs nothing: among 1 000 policies a request looks at those of its path and its caller.

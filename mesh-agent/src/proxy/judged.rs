@@ -18,7 +18,7 @@ use super::worker::{Pod, Worker};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::extauth::limits::{BODY_TIMEOUT, MAX_CHECKS};
 use crate::extauth::{AUTHORIZER_UNKNOWN, Allowed, Denied, Failed, Question, Shown, Verdict};
-use crate::http::{self, Ahead, Guard, Io, Judged, Local, Meter, Noted, Reached, Said, Unreached};
+use crate::http::{self, Ahead, Guard, Io, Judged, Local, Meter, Noted, Reached, Said, Teller, Unreached};
 use crate::path::NormalPath;
 use crate::podnet::ClientRecord;
 use crate::policy::{self, Authorizer, BodyInCheck, Denial, DenyReason, Facts, Permit, WorkloadPolicy};
@@ -53,7 +53,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: Io, live: Registra
     });
     let session = Judged::new(guard, worker.shared.requests.clone(), server, template);
     let cut = async { drop(live.cancel.cancelled().await) };
-    let ended = http::serve_stream(client, session, worker.shared.leaving.clone(), cut).await;
+    let ended = http::serve(client, session, worker.shared.leaving.clone(), cut).await;
     worker.finish(live, ended.into());
 }
 
@@ -136,7 +136,9 @@ impl Guard for Gatekeeper {
         let (token, answered) = (self.token.take(), self.answered.take());
         self.live.upgraded(Standing { head, token, answered });
     }
+}
 
+impl Teller for Gatekeeper {
     fn trace(&self, headers: &mut HeaderMap) -> Option<Span> {
         self.worker.begin_span(headers)
     }

@@ -15,7 +15,7 @@ use super::outbound::{self, Reached};
 use super::record;
 use super::worker::{Pod, Worker};
 use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
-use crate::http::{self, Client, Io, Local, Mesh, Meter, Place, Services, Session, Treatment, Unreached, Wire};
+use crate::http::{self, Client, Io, Local, Mesh, Meter, Place, Services, Session, Teller, Treatment, Unreached, Wire};
 use crate::podnet::ClientRecord;
 use crate::routes::{BackendRef, CompiledRule, Table};
 use crate::routing::{self, Upstream};
@@ -44,9 +44,9 @@ pub async fn serve(
         treated: RefCell::default(),
     });
     let session = Session::new(mesh, worker.upstreams.clone(), about);
-    let meter = Rc::new(OfClient(live.live()));
+    let client = Io::socket(tcp, Rc::new(OfClient(live.live())));
     let cut = async { drop(live.cancel.cancelled().await) };
-    let ended = http::serve(tcp, session, meter, worker.shared.leaving.clone(), cut).await;
+    let ended = http::serve(client, session, worker.shared.leaving.clone(), cut).await;
     worker.finish(live, ended.into());
 }
 
@@ -170,7 +170,9 @@ impl Mesh for Outbound {
     fn random(&self) -> u64 {
         self.worker.random()
     }
+}
 
+impl Teller for Outbound {
     fn trace(&self, headers: &mut ::http::HeaderMap) -> Option<Span> {
         self.worker.begin_span(headers)
     }

@@ -1,0 +1,136 @@
+//! One client's connection, as requests and answers that follow each other: what is the same whoever answers them.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use http::{HeaderMap, Response, StatusCode, request};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::answer::Local;
+use super::body::DownBody;
+use super::exchange::Exchange;
+use super::screen::Gate;
+use super::upgrade::Change;
+use crate::telemetry::{RequestRecord, RequestResult, Span};
+
+/// Whom requests are told.
+pub trait Teller: 'static {
+    /// Begins this agent's part of a trace that is sampled.
+    fn trace(&self, headers: &mut HeaderMap) -> Option<Span>;
+
+    /// Counts and logs a request that is over.
+    fn report(&self, record: &RequestRecord);
+}
+
+/// One client's connection.
+pub struct Conversation {
+    teller: Rc<dyn Teller>,
+    /// What every request's record begins with.
+    pub template: RequestRecord,
+    gate: RefCell<Option<Rc<Gate>>>,
+    change: RefCell<Option<Change>>,
+    /// Requests under way.
+    busy: Cell<u32>,
+    /// Whether there has been one.
+    has_begun: Cell<bool>,
+    first: Notify,
+    rests_since: Cell<Instant>,
+}
+
+impl Conversation {
+    /// In which nothing has been asked yet.
+    pub fn new(teller: Rc<dyn Teller>, template: RequestRecord) -> Rc<Self> {
+        Rc::new(Self {
+            teller,
+            template,
+            gate: RefCell::default(),
+            change: RefCell::default(),
+            busy: Cell::new(0),
+            has_begun: Cell::new(false),
+            first: Notify::new(),
+            rests_since: Cell::new(Instant::now()),
+        })
+    }
+
+    /// Notes what the connection's bytes go through; it speaks HTTP/1.1.
+    pub fn screened(&self, gate: Rc<Gate>) {
+        self.gate.replace(Some(gate));
+    }
+
+    /// Since when it rests; none while a request is under way.
+    pub fn rests_since(&self) -> Option<Instant> {
+        (self.busy.get() == 0).then(|| self.rests_since.get())
+    }
+
+    /// Returns when the first request has begun. For one waiter.
+    pub async fn begun(&self) {
+        if !self.has_begun.get() {
+            self.first.notified().await;
+        }
+    }
+
+    /// Both sides agreed to change the protocol.
+    pub fn agree(&self, change: Change) {
+        self.change.replace(Some(change));
+    }
+
+    /// The change of protocol that was agreed on, once.
+    pub fn take_change(&self) -> Option<Change> {
+        self.change.take()
+    }
+
+    /// Tells of bytes that were no request.
+    pub fn refuse(&self, reason: &'static str, status: Option<StatusCode>) {
+        let result = RequestResult::Local { reason };
+        self.teller.report(&RequestRecord { status, result, ..self.template.clone() });
+    }
+
+    /// A request has come.
+    pub fn begin(self: &Rc<Self>, parts: &mut request::Parts) -> Rc<Exchange> {
+        self.busy.set(self.busy.get().saturating_add(1));
+        if !self.has_begun.replace(true) {
+            self.first.notify_one();
+        }
+        let traceparent = parts.headers.get("traceparent").cloned();
+        let record = RequestRecord {
+            version: parts.version,
+            method: Some(parts.method.clone()),
+            path: parts.uri.path_and_query().cloned(),
+            traceparent,
+            span: self.teller.trace(&mut parts.headers),
+            ..self.template.clone()
+        };
+        Exchange::new(record, self.clone())
+    }
+
+    /// The answer as it goes out: the application's, or our own with what is noted of it. The next request may come.
+    pub fn settle(
+        &self,
+        answered: Result<Response<DownBody>, Local>,
+        is_grpc: bool,
+        exchange: Rc<Exchange>,
+    ) -> Response<DownBody> {
+        if self.change.borrow().is_none()
+            && let Some(gate) = &*self.gate.borrow()
+        {
+            gate.release();
+        }
+        answered.unwrap_or_else(|local| {
+            let response = local.response(is_grpc);
+            exchange.grpc_status(response.headers());
+            exchange.note(|record| {
+                record.status = Some(response.status());
+                record.result = RequestResult::Local { reason: local.label() };
+            });
+            response.map(|body| body.within(exchange))
+        })
+    }
+
+    /// A request is over, and told.
+    pub fn end(&self, record: &RequestRecord) {
+        self.busy.set(self.busy.get().saturating_sub(1));
+        self.rests_since.set(Instant::now());
+        self.teller.report(record);
+    }
+}
