@@ -371,6 +371,7 @@ mod tests {
         "PER_MILLION",
         "PODS",
         "PORT",
+        "PREFIX",
         "RESULTS",
         "ROUND",
         "ROUNDS",

@@ -129,6 +129,8 @@ fn every_flag_is_read_from_every_source() {
         ("ca", "dir:/ca"),
         ("trust-domain", "mesh.example"),
         ("svid-ttl", "30m"),
+        ("jwks-ca", "/etc/issuers.pem"),
+        ("jwks-allow", "http,127.0.0.0/8"),
         ("outbound-mode", "registry-only"),
         ("workers", "3"),
         ("pod-connections", "16384"),

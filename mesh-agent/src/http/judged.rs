@@ -9,6 +9,7 @@
 //! in, on a connection to the application that this client's connection alone uses, for the application is told of its
 //! client by it.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;

@@ -176,7 +176,9 @@ mod tests {
             (vec![("cache-control", "public")], None),
         ] {
             let mut map = HeaderMap::new();
-            headers.iter().for_each(|(name, value)| drop(map.append(*name, value.parse().unwrap())));
+            for (name, value) in &headers {
+                map.append(*name, value.parse().unwrap());
+            }
             assert_eq!(max_age(&map), expected.map(Duration::from_secs), "{headers:?}");
         }
     }
