@@ -157,7 +157,7 @@ fn believe(pair: &Pair, name: &str, port: u16, uri: &str) {
 kind: RequestAuthentication
 metadata: {{name: {name}, namespace: shop}}
 spec:
-  targetRefs: [{{kind: Namespace}}]
+  targetRefs: [{{kind: Pod, selector: {{matchLabels: {{app: server}}}}}}]
   ports: [{port}]
   jwtRules: [{{issuer: 'https://issuer', jwksUri: '{uri}'}}]
 "

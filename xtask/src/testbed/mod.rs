@@ -48,9 +48,9 @@ pub use pod::{Pod, PodSpec};
 pub use process::{Finished, Place, Process};
 pub use relay::Impairment;
 pub use servers::{
-    greeter_client, greeter_session, postgres_programs, postgres_url, psql, python, start_greeter, start_nginx,
-    start_postgres, start_redis, start_reflector, start_tls_reflector, start_web, start_websocket, web_requests,
-    websocket_client,
+    authorizer_checks, greeter_client, greeter_session, make_certificate, postgres_programs, postgres_url, psql,
+    python, start_authorizer, start_greeter, start_issuer, start_nginx, start_postgres, start_redis, start_reflector,
+    start_tls_reflector, start_web, start_websocket, web_requests, websocket_client,
 };
 pub use service::{PortSpec, ServiceSpec};
 pub use wire::{Packets, Recording, TcpPacket};

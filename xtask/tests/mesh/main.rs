@@ -7,6 +7,7 @@ mod connections;
 mod crash_under_load;
 mod dishonest_peer;
 mod exclusions;
+mod external;
 mod kernel;
 mod lifecycle;
 mod many;
