@@ -552,7 +552,7 @@ fn authorizers_are_read_or_refused_and_a_policy_names_one_that_is_there() {
         (policy("action: DENY, provider: {name: opa}"), "spec.provider", "CUSTOM only"),
         (policy("action: CUSTOM, provider: {name: 'O*'}"), "spec.provider.name", "not a Kubernetes"),
     ] {
-        let (_, findings) = read(&[text.clone()]);
+        let (_, findings) = read(std::slice::from_ref(&text));
         let [finding] = &findings[..] else { panic!("{text}: {findings:#?}") };
         assert_eq!(finding.field, field, "{finding:?}");
         assert!(finding.reason.contains(reason), "{finding:?}");

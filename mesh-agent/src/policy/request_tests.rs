@@ -297,7 +297,7 @@ fn custom_comes_first_and_is_never_passed_over() {
     };
     let deny = policy("deny", Action::Deny, vec![paths(&["/admin/b"])]);
     let allow = policy("allow", Action::Allow, vec![paths(&["/admin/*", "/x"])]);
-    let all = vec![custom("a", vec![admin()]), custom("b", vec![web]), deny, allow];
+    let all = [custom("a", vec![admin()]), custom("b", vec![web]), deny, allow];
     let refused = |reason, rule: &str| Err((reason, Some(rule.to_string())));
     // (policies, who and what, who is to be asked, what is decided when they were, and when they were not)
     let unasked = |rule| refused(DenyReason::AuthorizerUnasked, rule);
