@@ -16,6 +16,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // Each thread would hold pages of 2 MiB for what fits in a few of 4 KiB; a kernel that has none refuses.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let surroundings = Surroundings::of_this_process();
     let done = match Cli::parse().command {
         Command::Run(args) => match Config::load(*args, &surroundings) {

@@ -67,6 +67,11 @@ impl Ambiguous {
 }
 
 impl<'a> NormalPath<'a> {
+    /// `/`
+    pub fn root() -> Self {
+        Self { sent: Cow::Borrowed("/"), folded: None }
+    }
+
     /// What is sent on, and what a rule is compared with first.
     pub fn as_str(&self) -> &str {
         &self.sent
@@ -92,7 +97,7 @@ pub fn normalise(path: &str) -> Result<NormalPath<'_>, Ambiguous> {
         return Ok(NormalPath { sent: Cow::Borrowed(path), folded: None });
     }
     if path.is_empty() {
-        return Ok(NormalPath { sent: Cow::Borrowed("/"), folded: None });
+        return Ok(NormalPath::root());
     }
     if !path.starts_with('/') {
         return Err(Ambiguous::NoSlash);

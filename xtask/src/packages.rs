@@ -105,6 +105,12 @@ const BENCH: &[Need] = &[
     same(Check::Program("nghttpd"), "is the server of gRPC's trailers", "nghttp2-server", ["nghttp2"; 3]),
 ];
 
+/// What `cargo xtask bench --peer` needs besides.
+const PEER: &[Need] = &[
+    same(Check::Program("haproxy"), "is the peer", "haproxy", ["haproxy"; 3]),
+    same(Check::Program("openssl"), "makes the peer's certificates", "openssl", ["openssl"; 3]),
+];
+
 const fn same(check: Check, purpose: &'static str, debian: &'static str, others: [&'static str; 3]) -> Need {
     let [fedora, arch, alpine] = others;
     Need { check, purpose, debian, fedora, arch, alpine }
@@ -130,6 +136,11 @@ pub fn for_testbed() -> Result<()> {
 pub fn for_bench() -> Result<()> {
     for_testbed()?;
     ensure_there(BENCH)
+}
+
+/// Makes sure that the other pair of proxies can run beside them.
+pub fn for_peer() -> Result<()> {
+    ensure_there(PEER)
 }
 
 /// What the testbed lacks on this machine, in words; empty if nothing.

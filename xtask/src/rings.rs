@@ -105,6 +105,8 @@ const PARTS: &[Part] = &[
             "--package",
             "mesh-agent",
             "--test",
+            "allocations",
+            "--test",
             "discovery",
             "--test",
             "identity",

@@ -127,6 +127,7 @@ mod tests {
             host_ips: vec![],
             host_ports: vec![],
             exclusions,
+            forwards: false,
             enrolled: true,
             refusal: None,
             host_network: false,

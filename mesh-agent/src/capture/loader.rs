@@ -203,10 +203,14 @@ fn load(config: &Config, pins: &Pins) -> Result<Ebpf, Error> {
     for name in maps::PER_CONNECTION {
         loader.map_max_entries(name, config.map_connections);
     }
-    match &config.object {
-        ObjectSource::File(path) => Ok(loader.load_file(path)?),
-        ObjectSource::Embedded => Ok(loader.load(embedded()?)?),
-    }
+    let loaded = match &config.object {
+        ObjectSource::File(path) => loader.load_file(path)?,
+        ObjectSource::Embedded => loader.load(embedded()?)?,
+    };
+    // The library reads all types of the kernel, 15 MB.
+    drop(loader);
+    sys::give_memory_back();
+    Ok(loaded)
 }
 
 /// A pinned map keeps the size that it was made with.

@@ -38,6 +38,8 @@ pub enum Effect {
     TargetStrict,
     /// A pod's annotation that keeps nothing out of the mesh.
     ExcludesNothing,
+    /// A pod's annotation that leaves what its requests say of where they come from removed.
+    ClaimsDropped,
     /// The later of two objects of one name is used.
     LaterWins,
     /// Of two policies on one target the older counts there.
@@ -64,6 +66,7 @@ impl fmt::Display for Effect {
             Effect::TargetDeniesAll => "there is no previous version, so its target refuses every connection",
             Effect::TargetStrict => "there is no previous version, so its target refuses plaintext",
             Effect::ExcludesNothing => "the annotation excludes nothing, so everything it is about stays in the mesh",
+            Effect::ClaimsDropped => "what the pod's requests say of where they come from is removed, as for any pod",
             Effect::LaterWins => "the later one is used",
             Effect::OlderCounts => "the older one counts there",
             Effect::RouteFails => {

@@ -177,6 +177,7 @@ fn check_findings(before: &Store, after: &Store) {
             | Effect::Skipped
             | Effect::LaterWins
             | Effect::ExcludesNothing
+            | Effect::ClaimsDropped
             | Effect::RuleFails
             | Effect::ShareFails
             | Effect::NoEffect

@@ -93,6 +93,45 @@ fn the_life_of_a_route() {
     }
 }
 
+/// A TrafficPolicy restricts how much comes and how it is treated, never who: without an earlier version what cannot be read
+/// is left out, and requests go on as with none.
+#[test]
+fn the_life_of_a_traffic_policy() {
+    let policy = |spec: &str| {
+        format!(
+            "{{apiVersion: nodemesh.dev/v1alpha1, kind: TrafficPolicy, metadata: {{namespace: shop, name: t}}, \
+             spec: {{targetRefs: [{{kind: Service, name: web}}], {spec}}}}}"
+        )
+    };
+    let good = policy("timeouts: {request: 3s}");
+    let other = policy("timeouts: {request: 4s}");
+    let (unknown, bad) = (policy("timeout: {request: 1s}"), policy("timeouts: {request: soon}"));
+    let steps: [(&str, Option<u64>, &[Effect]); 7] = [
+        (&unknown, None, &[Effect::Skipped]),
+        (&bad, None, &[Effect::Skipped]),
+        (&good, Some(3), &[]),
+        (&bad, Some(3), &[Effect::PreviousStays]),
+        (&unknown, Some(3), &[Effect::PreviousStays]),
+        (&other, Some(4), &[]),
+        ("", None, &[]),
+    ];
+    let mut current = Current::new(&config("node-1"));
+    current.take(&Changes { changed: vec![source("a", SERVICES)], gone: vec![] });
+    for (text, seconds, effects) in steps {
+        current.take(&match text {
+            "" => Changes { changed: vec![], gone: vec![PathBuf::from("t.yaml")] },
+            text => Changes { changed: vec![source("t", text)], gone: vec![] },
+        });
+        let findings = current.store.findings();
+        let seen: Vec<Effect> = findings.iter().map(|finding| finding.effect).collect();
+        assert_eq!(seen, effects, "{text}: {findings:#?}");
+        let state = current.engine.snapshot();
+        let web = state.services().find(|service| &*service.name == "web").unwrap();
+        let holds = state.traffic(web, None).timeouts().request.map(|request| request.as_secs());
+        assert_eq!(holds, seconds, "{text}");
+    }
+}
+
 /// An object that cannot be read takes nothing else down, and is named with field, line and what follows.
 #[test]
 fn a_bad_object_is_named_and_the_rest_holds() {

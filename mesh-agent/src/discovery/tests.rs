@@ -301,6 +301,24 @@ fn an_exclusion_that_cannot_be_read_excludes_nothing() {
     assert!(excluding.enrolled && excluding.exclusions.outbound_ports.is_empty());
 }
 
+/// Claims are passed on for those alone whose owner asks for it in the one word that is known.
+#[test]
+fn an_ingress_is_marked_by_its_owner() {
+    for (annotations, passed_on, is_named) in [
+        ("", false, false),
+        ("nodemesh.dev/forwarded: append", true, false),
+        ("nodemesh.dev/forwarded: Append", false, true),
+        ("nodemesh.dev/forwarded: ''", false, true),
+    ] {
+        let text = world().replace("name: web, uid", &format!("name: web, annotations: {{{annotations}}}, uid"));
+        let directory = directory(&[("a.yaml", &text)]);
+        let (state, findings) = load(directory.path(), &config("node-1")).unwrap();
+        assert_eq!(state.workloads().any(|pod| pod.forwards), passed_on, "{annotations}");
+        let named: Vec<_> = findings.iter().map(|finding| finding.effect).collect();
+        assert_eq!(named, if is_named { vec![Effect::ClaimsDropped] } else { vec![] }, "{annotations}\n{findings:#?}");
+    }
+}
+
 #[test]
 fn a_finding_reads_as_one_line() {
     let text = DENY.replace("DENY", "DENI");

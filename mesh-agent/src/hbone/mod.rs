@@ -11,7 +11,7 @@ pub use client::{OpenError, Timeout};
 pub use limits::{Limits, PORT};
 pub use pool::{Carrier, Pool, TunnelKey, TunnelStatus};
 pub use server::{Incoming, ServeError, Status, Tunnel, accept};
-pub use stream::{Stream, StreamError};
+pub use stream::{Stream, StreamError, Waiting};
 pub use tally::Tally;
 pub use words::{Baggage, ConnectRequest, Forwarded, TraceParent, parse_authority};
 

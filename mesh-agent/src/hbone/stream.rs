@@ -8,7 +8,7 @@
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{FlowControl, Reason, RecvStream, SendStream};
 
 use super::pool::{Carrier, Occupied};
 
@@ -22,6 +22,16 @@ pub struct Stream {
     baggage: Option<String>,
     /// The client's place in its tunnel; given back on drop.
     occupied: Option<Occupied>,
+}
+
+/// Tells how much of what came by a stream waits in this agent. Not to be kept for longer than the stream.
+pub struct Waiting(FlowControl);
+
+impl Waiting {
+    /// Bytes that came and were not released.
+    pub fn bytes(&self) -> usize {
+        self.0.used_capacity()
+    }
 }
 
 /// How a stream broke.
@@ -69,6 +79,11 @@ impl Stream {
     /// The tunnel that it is in; of the dialling end alone.
     pub fn carrier(&self) -> Option<Carrier> {
         self.occupied.as_ref().map(Occupied::carrier)
+    }
+
+    /// Tells how much of what came waits here, whoever reads.
+    pub fn waiting(&mut self) -> Waiting {
+        Waiting(self.recv.flow_control().clone())
     }
 
     /// The next bytes; `None` once the far side has ended its half. Call [`Stream::release`] as they are used up.

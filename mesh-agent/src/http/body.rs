@@ -13,8 +13,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::Room;
 use super::exchange::{End, Exchange};
 use super::hygiene;
+use super::limits::{KEPT_PIECE_BYTES, MAX_MIRROR_BODY, SMALL_PIECE};
 use super::upstream::Lease;
 
 /// Why a body ended before its end.
@@ -42,6 +44,65 @@ enum Upward {
     Kept(KeptReader),
     /// One of our own.
     Whole(Bytes),
+    /// One that came whole, once more.
+    Copy(CopyReader),
+}
+
+/// A request's body, for all its tries.
+pub enum Load {
+    /// There is none.
+    Nothing,
+    /// It can be sent once.
+    Once(UpBody),
+    /// Its beginning is kept.
+    Kept(Rc<Kept>),
+}
+
+impl Load {
+    /// The body for the first try.
+    pub fn first(self) -> (UpBody, Again) {
+        match self {
+            Load::Nothing => (UpBody::empty(), Again::Nothing),
+            Load::Once(body) => (body, Again::Impossible),
+            Load::Kept(kept) => (UpBody::kept(&kept), Again::Kept(kept)),
+        }
+    }
+}
+
+/// Whether a body can be sent again.
+pub enum Again {
+    /// There is none to send.
+    Nothing,
+    /// It is gone.
+    Impossible,
+    /// As far as it is kept.
+    Kept(Rc<Kept>),
+}
+
+impl Again {
+    /// Whether all that was sent so far can be sent again.
+    pub fn is_whole(&self) -> bool {
+        match self {
+            Again::Nothing => true,
+            Again::Impossible => false,
+            Again::Kept(kept) => kept.is_whole(),
+        }
+    }
+
+    /// The body for another try.
+    pub fn body(&self) -> UpBody {
+        match self {
+            Again::Nothing | Again::Impossible => UpBody::empty(),
+            Again::Kept(kept) => UpBody::kept(kept),
+        }
+    }
+
+    /// There will be no other try.
+    pub fn is_last(&self) {
+        if let Again::Kept(kept) = self {
+            kept.is_last.set(true);
+        }
+    }
 }
 
 impl UpBody {
@@ -58,6 +119,11 @@ impl UpBody {
     /// A client's body.
     pub fn new(incoming: Incoming, exchange: Rc<Exchange>) -> Self {
         Self(if incoming.is_end_stream() { Upward::Nothing } else { Upward::Passing(incoming, exchange) })
+    }
+
+    /// A body that came whole, once more.
+    pub fn copy(stock: Rc<Stock>, exchange: Rc<Exchange>) -> Self {
+        Self(Upward::Copy(CopyReader { stock, next: 0, has_trailers: true, exchange }))
     }
 
     /// A client's body from its beginning; readers of earlier tries hear no more of it.
@@ -81,6 +147,7 @@ impl Body for UpBody {
                 bytes if bytes.is_empty() => Poll::Ready(None),
                 bytes => Poll::Ready(Some(Ok(Frame::data(bytes)))),
             },
+            Upward::Copy(reader) => Poll::Ready(reader.next().map(Ok)),
         }
     }
 
@@ -90,6 +157,7 @@ impl Body for UpBody {
             Upward::Passing(incoming, _) => incoming.is_end_stream(),
             Upward::Kept(reader) => reader.is_at_end(),
             Upward::Whole(bytes) => bytes.is_empty(),
+            Upward::Copy(reader) => reader.is_at_end(),
         }
     }
 
@@ -99,6 +167,7 @@ impl Body for UpBody {
             Upward::Passing(incoming, _) => incoming.size_hint(),
             Upward::Kept(reader) => reader.size_hint(),
             Upward::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Upward::Copy(reader) => SizeHint::with_exact(reader.stock.bytes_from(reader.next)),
         }
     }
 }
@@ -116,6 +185,44 @@ fn poll_client(incoming: &mut Incoming, exchange: &Exchange, cx: &mut Context<'_
     }
 }
 
+/// What is kept of a body, in the pod's budget for as long as somebody has it.
+pub struct Stock {
+    data: RefCell<Vec<Bytes>>,
+    trailers: RefCell<Option<HeaderMap>>,
+    /// What it takes of the budget.
+    weight: Cell<usize>,
+    room: RefCell<Box<dyn Room>>,
+}
+
+impl Stock {
+    /// Keeps one more piece. False: there is no room for it, and nothing is kept any more.
+    fn push(&self, piece: &Bytes) -> bool {
+        let weight = self.weight.get().saturating_add(piece.len()).saturating_add(KEPT_PIECE_BYTES);
+        self.weight.set(weight);
+        if !self.room.borrow_mut().hold(weight) {
+            self.clear();
+            return false;
+        }
+        // A part of a buffer keeps the whole of it.
+        let is_small = piece.len() < SMALL_PIECE;
+        self.data.borrow_mut().push(if is_small { Bytes::copy_from_slice(piece) } else { piece.clone() });
+        true
+    }
+
+    fn clear(&self) {
+        self.data.take();
+        self.weight.set(0);
+        self.room.borrow_mut().hold(0);
+    }
+
+    fn bytes_from(&self, piece: usize) -> u64 {
+        self.data.borrow().iter().skip(piece).map(|data| data.len() as u64).sum()
+    }
+}
+
+/// What is done with a body that came whole; none: it did not, or it was not kept.
+type OnEnd = Box<dyn FnOnce(Option<Rc<Stock>>)>;
+
 /// A client's body of which the beginning is kept, so that it can be sent again. One try reads it at a time, and reads on
 /// from the client where earlier tries had stopped.
 pub struct Kept {
@@ -123,55 +230,67 @@ pub struct Kept {
     exchange: Rc<Exchange>,
     /// The reader of which try has it.
     turn: Cell<u32>,
-    data: RefCell<Vec<Bytes>>,
-    trailers: RefCell<Option<HeaderMap>>,
+    stock: Rc<Stock>,
     bytes: Cell<u64>,
+    /// What is kept for other tries at most, in bytes.
     most: u64,
-    /// More came than is kept: nothing is, and there is no other try.
-    is_too_long: Cell<bool>,
-    /// There is no other try: what comes now is not kept.
+    /// Nothing is kept any more: more came than may be kept.
+    is_dropped: Cell<bool>,
+    /// There is no other try.
     is_last: Cell<bool>,
     has_ended: Cell<bool>,
+    /// For copies of the request.
+    on_end: RefCell<Option<OnEnd>>,
 }
 
 impl Kept {
-    /// Of which so many bytes are kept at most.
-    pub fn new(incoming: Incoming, most: u64, exchange: Rc<Exchange>) -> Rc<Self> {
+    /// Of which so many bytes are kept at most for other tries, and up to [`MAX_MIRROR_BODY`] where there is something to
+    /// do at its end.
+    pub fn new(
+        incoming: Incoming,
+        most: u64,
+        on_end: Option<OnEnd>,
+        room: Box<dyn Room>,
+        exchange: Rc<Exchange>,
+    ) -> Rc<Self> {
+        let stock = Stock {
+            data: RefCell::default(),
+            trailers: RefCell::default(),
+            weight: Cell::new(0),
+            room: RefCell::new(room),
+        };
         Rc::new(Self {
             incoming: RefCell::new(incoming),
             exchange,
             turn: Cell::new(0),
-            data: RefCell::default(),
-            trailers: RefCell::default(),
+            stock: Rc::new(stock),
             bytes: Cell::new(0),
             most,
-            is_too_long: Cell::new(false),
+            is_dropped: Cell::new(false),
             is_last: Cell::new(false),
             has_ended: Cell::new(false),
+            on_end: RefCell::new(on_end),
         })
     }
 
-    /// Whether all that was sent so far can be sent again.
-    pub fn is_whole(&self) -> bool {
-        !self.is_too_long.get()
-    }
-
-    /// Reads until so many bytes are kept, or the body has ended. Returns what was kept so far, and whether that is all.
-    pub async fn first(&self, most: usize) -> Result<(Vec<Bytes>, bool), BodyError> {
+    /// Reads until more than so many bytes are kept, or the body has ended. Returns what is kept so far, and whether that is
+    /// all; None: there was no room for it, and it is lost.
+    pub async fn first(&self, most: usize) -> Result<Option<(Vec<Bytes>, bool)>, BodyError> {
         while self.bytes.get() <= most as u64 && !self.is_at_end() {
             let frame = std::future::poll_fn(|cx| poll_client(&mut self.incoming.borrow_mut(), &self.exchange, cx));
             match frame.await {
                 Some(Ok(frame)) => {
                     self.keep(&frame);
                     if frame.is_trailers() {
-                        self.has_ended.set(true);
+                        self.end(true);
                     }
                 }
                 Some(Err(error)) => return Err(error),
-                None => self.has_ended.set(true),
+                None => self.end(true),
             }
         }
-        Ok((self.data.borrow().clone(), self.is_at_end()))
+        let pieces = self.stock.data.borrow().clone();
+        Ok((!self.is_dropped.get()).then(|| (pieces, self.is_at_end())))
     }
 
     fn is_at_end(&self) -> bool {
@@ -183,21 +302,46 @@ impl Kept {
         self.is_last.set(true);
     }
 
+    /// Whether all that was sent so far can be sent again.
+    fn is_whole(&self) -> bool {
+        !self.is_dropped.get() && self.bytes.get() <= self.most
+    }
+
     fn keep(&self, frame: &Frame<Bytes>) {
-        if self.is_last.get() {
+        let is_copied = self.on_end.borrow().is_some();
+        if self.is_dropped.get() || self.is_last.get() && !is_copied {
             return;
         }
         if let Some(trailers) = frame.trailers_ref() {
-            self.trailers.replace(Some(trailers.clone()));
+            self.stock.trailers.replace(Some(trailers.clone()));
         }
-        let Some(data) = frame.data_ref().filter(|_| self.is_whole()) else { return };
+        let Some(data) = frame.data_ref() else { return };
         self.bytes.set(self.bytes.get().saturating_add(data.len() as u64));
-        if self.bytes.get() > self.most {
-            self.is_too_long.set(true);
-            self.data.take();
-        } else {
-            self.data.borrow_mut().push(data.clone());
+        let most = if is_copied { self.most.max(MAX_MIRROR_BODY) } else { self.most };
+        if self.bytes.get() > most || !self.stock.push(data) {
+            self.is_dropped.set(true);
+            self.stock.clear();
+            self.tell_end(false);
         }
+    }
+
+    /// Nothing more comes from the client.
+    fn end(&self, is_whole: bool) {
+        if !self.has_ended.replace(true) {
+            self.tell_end(is_whole && !self.is_dropped.get() && self.bytes.get() <= MAX_MIRROR_BODY);
+        }
+    }
+
+    fn tell_end(&self, is_whole: bool) {
+        if let Some(on_end) = self.on_end.take() {
+            on_end(is_whole.then(|| self.stock.clone()));
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.tell_end(false);
     }
 }
 
@@ -217,40 +361,48 @@ impl KeptReader {
         if kept.turn.get() != self.turn {
             return Poll::Ready(Some(Err(BodyError::Elsewhere)));
         }
-        if let Some(data) = kept.data.borrow().get(self.next) {
+        if let Some(data) = kept.stock.data.borrow().get(self.next) {
             self.next = self.next.saturating_add(1);
             return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
         }
         if kept.has_ended.get() {
-            let trailers = kept.trailers.borrow().clone().filter(|_| self.has_trailers);
+            let trailers = kept.stock.trailers.borrow().clone().filter(|_| self.has_trailers);
             self.has_trailers = false;
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
-        let frame = ready!(poll_client(&mut kept.incoming.borrow_mut(), &kept.exchange, cx));
+        let (frame, is_at_end) = {
+            let mut incoming = kept.incoming.borrow_mut();
+            let frame = ready!(poll_client(&mut incoming, &kept.exchange, cx));
+            (frame, incoming.is_end_stream())
+        };
         match &frame {
             Some(Ok(frame)) => {
                 kept.keep(frame);
-                self.next = kept.data.borrow().len();
+                self.next = kept.stock.data.borrow().len();
                 if frame.is_trailers() {
                     self.has_trailers = false;
-                    kept.has_ended.set(true);
+                }
+                // Whoever reads may not ask for what comes after the last.
+                if frame.is_trailers() || is_at_end {
+                    kept.end(true);
                 }
             }
-            Some(Err(_)) | None => kept.has_ended.set(true),
+            Some(Err(_)) => kept.end(false),
+            None => kept.end(true),
         }
         Poll::Ready(frame)
     }
 
     fn is_at_end(&self) -> bool {
         let kept = &self.kept;
-        let has_read_all = self.next >= kept.data.borrow().len();
-        let waits_for_trailers = self.has_trailers && kept.trailers.borrow().is_some();
+        let has_read_all = self.next >= kept.stock.data.borrow().len();
+        let waits_for_trailers = self.has_trailers && kept.stock.trailers.borrow().is_some();
         has_read_all && !waits_for_trailers && (kept.has_ended.get() || kept.incoming.borrow().is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
         let kept = &self.kept;
-        let again: u64 = kept.data.borrow().iter().skip(self.next).map(|data| data.len() as u64).sum();
+        let again = kept.stock.bytes_from(self.next);
         let coming = kept.incoming.borrow().size_hint();
         let mut hint = SizeHint::new();
         if let Some(upper) = coming.upper() {
@@ -258,6 +410,31 @@ impl KeptReader {
         }
         hint.set_lower(coming.lower().saturating_add(again));
         hint
+    }
+}
+
+/// What was read of a copy.
+struct CopyReader {
+    stock: Rc<Stock>,
+    next: usize,
+    has_trailers: bool,
+    exchange: Rc<Exchange>,
+}
+
+impl CopyReader {
+    fn next(&mut self) -> Option<Frame<Bytes>> {
+        if let Some(data) = self.stock.data.borrow().get(self.next) {
+            self.next = self.next.saturating_add(1);
+            self.exchange.sent(data.len());
+            return Some(Frame::data(data.clone()));
+        }
+        let has_trailers = std::mem::take(&mut self.has_trailers);
+        self.stock.trailers.borrow().clone().filter(|_| has_trailers).map(Frame::trailers)
+    }
+
+    fn is_at_end(&self) -> bool {
+        let has_read_all = self.next >= self.stock.data.borrow().len();
+        has_read_all && !(self.has_trailers && self.stock.trailers.borrow().is_some())
     }
 }
 

@@ -9,6 +9,7 @@ use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
 use super::answer::Local;
+use super::body::{Load, UpBody};
 use super::hygiene::{self, Asked};
 use super::session::{Session, head_of};
 use super::traffic::Admitted;
@@ -58,9 +59,9 @@ impl<M: Mesh> Session<M> {
             may_retry: false,
         };
         let again = head_of(&head);
-        let mut answered = self.send_whole(&journey, head, body.clone()).await;
+        let mut answered = self.send(&journey, head, Load::Once(UpBody::whole(body.clone()))).await;
         if matches!(answered, Err(Local::Broken)) {
-            answered = self.send_whole(&journey, again, body).await;
+            answered = self.send(&journey, again, Load::Once(UpBody::whole(body))).await;
         }
         let response = answered.inspect_err(|local| {
             exchange.note(|record| record.result = RequestResult::Local { reason: local.label() });

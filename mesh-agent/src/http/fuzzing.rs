@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::claims::{Caller, Claims};
 use super::framing::At;
 use super::hygiene;
 use super::screen::Screen;
@@ -65,7 +65,8 @@ async fn serve(input: &[u8]) {
         async move {
             let (mut parts, body) = request.into_parts();
             let has_body = !body.is_end_stream();
-            if hygiene::request(&mut parts, has_body, IpAddr::V4(Ipv4Addr::LOCALHOST), "a:1").is_ok() {
+            let caller = Caller::new([127, 0, 0, 1].into(), Claims::Dropped);
+            if hygiene::request(&mut parts, has_body, &caller, "a:1").is_ok() {
                 assert_eq!(parts.headers.get_all(header::HOST).iter().count(), 1);
                 for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::TE] {
                     assert!(!parts.headers.contains_key(&name), "{name} was left");

@@ -4,27 +4,19 @@
 //! one valid Host field, no field that was meant for us alone. Both upstream protocols are written from that form, so
 //! that nothing of one framing survives into the other.
 //!
-//! What is said about where a request comes from is a claim of the client's pod. The mesh reads none of it:
-//!
-//! | field | what happens |
-//! |---|---|
-//! | `x-forwarded-client-cert` | removed: it would speak of certificates that nobody checked |
-//! | `x-forwarded-for`, `forwarded` | absent: not added, since the application sees the client's address as its peer; present: the client pod's address is appended, so the last element is true and what is left of it is a claim |
-//! | the other `x-forwarded-…` | as they are: claims, such as those of an ingress gateway in the mesh |
-
-use std::net::IpAddr;
+//! What is said about where a request comes from is settled in [`super::claims`].
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, Parts as UriParts, PathAndQuery, Scheme, Uri};
 use http::{Method, StatusCode, Version, request, response};
 
+use super::claims::{self, Caller};
 use super::limits::MAX_CONNECTION_OPTIONS;
+use crate::path::{self, Ambiguous, NormalPath};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Why a request is refused for what it is. The words are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +68,7 @@ pub struct Asked {
 }
 
 /// Puts a client's request into the one form. `dialled` stands in for the Host that HTTP/1.0 may leave out.
-pub fn request(parts: &mut request::Parts, has_body: bool, client: IpAddr, dialled: &str) -> Result<Asked, Fault> {
+pub fn request(parts: &mut request::Parts, has_body: bool, caller: &Caller, dialled: &str) -> Result<Asked, Fault> {
     match parts.method {
         Method::CONNECT => return Err(Fault::Connect),
         Method::TRACE if has_body => return Err(Fault::Trace),
@@ -98,8 +90,7 @@ pub fn request(parts: &mut request::Parts, has_body: bool, client: IpAddr, diall
         trailers: lists(headers, &header::TE, "trailers"),
     };
     remove_hop_by_hop(headers)?;
-    headers.remove(CLIENT_CERT);
-    append_client(headers, client);
+    caller.settle(headers);
     Ok(asked)
 }
 
@@ -236,29 +227,23 @@ fn frames(name: &HeaderName) -> bool {
     [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING].contains(name)
 }
 
-fn append_client(headers: &mut HeaderMap, client: IpAddr) {
-    if headers.contains_key(&FORWARDED_FOR) {
-        append(headers, &FORWARDED_FOR, client.to_string());
-    }
-    if headers.contains_key(header::FORWARDED) {
-        let element = match client {
-            IpAddr::V4(client) => format!("for={client}"),
-            IpAddr::V6(client) => format!("for=\"[{client}]\""),
-        };
-        append(headers, &header::FORWARDED, element);
-    }
+/// Brings a request's path into its one form, in which it is compared and sent; its query stays.
+pub fn normalise_path(parts: &mut request::Parts) -> Result<(), Ambiguous> {
+    let came = parts.uri.clone();
+    set_path(parts, &path::normalise(came.path())?)
 }
 
-/// Adds an element to a list, in a line of its own behind the others: the lines of a list are one list. Not where it
-/// stands there already: the agents of both nodes may have read the request.
-fn append(headers: &mut HeaderMap, name: &HeaderName, element: String) {
-    let last = headers.get_all(name).iter().next_back().and_then(|line| line.to_str().ok());
-    if last.and_then(|line| line.rsplit(',').next()).is_some_and(|last| last.trim() == element) {
-        return;
+/// Gives a request a path of the one form; its query stays, and `*`, which is no path.
+pub fn set_path(parts: &mut request::Parts, path: &NormalPath<'_>) -> Result<(), Ambiguous> {
+    if path.as_str() == parts.uri.path() {
+        return Ok(());
     }
-    if let Ok(value) = HeaderValue::try_from(element) {
-        headers.append(name, value);
-    }
+    let target = match parts.uri.query() {
+        Some(query) => PathAndQuery::try_from(format!("{}?{query}", path.as_str())),
+        None => PathAndQuery::try_from(path.as_str()),
+    };
+    parts.uri = target.map(Uri::from).map_err(|_| Ambiguous::Character)?;
+    Ok(())
 }
 
 /// Completes a request of the one form for an application that speaks HTTP/1.1.
@@ -347,17 +332,19 @@ pub fn trailers(headers: &mut HeaderMap) {
         header::CONTENT_TYPE,
         header::CONTENT_ENCODING,
         header::CONTENT_RANGE,
-        CLIENT_CERT,
     ] {
         headers.remove(name);
     }
+    claims::remove_all(headers);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 7));
+    fn caller() -> Caller {
+        Caller::new("10.0.0.7".parse().unwrap(), claims::Claims::Dropped)
+    }
 
     fn parts(version: Version, method: &str, target: &str, headers: &[(&str, &str)]) -> request::Parts {
         let mut builder = http::Request::builder().version(version).method(method).uri(target);
@@ -411,14 +398,14 @@ mod tests {
         for (version, target, hosts, expected) in table {
             let fields: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
             let mut parts = parts(*version, "GET", target, &fields);
-            let seen = request(&mut parts, false, CLIENT, "10.96.0.1:80");
+            let seen = request(&mut parts, false, &caller(), "10.96.0.1:80");
             let seen = seen.map(|_| (parts.headers[header::HOST].to_str().unwrap(), parts.uri.to_string()));
             let expected = expected.map(|(host, path)| (host, path.to_string()));
             assert_eq!(seen, expected, "{version:?} {target} {hosts:?}");
             assert!(expected.is_err() || parts.headers.get_all(header::HOST).iter().count() == 1);
         }
         let mut options = parts(V::HTTP_11, "OPTIONS", "*", &[("host", "web")]);
-        assert!(request(&mut options, false, CLIENT, "").is_ok());
+        assert!(request(&mut options, false, &caller(), "").is_ok());
     }
 
     #[test]
@@ -435,7 +422,7 @@ mod tests {
         ] {
             let mut parts = parts(Version::HTTP_11, method, if method == "CONNECT" { "a:1" } else { "/" }, &fields);
             parts.headers.insert(header::HOST, HeaderValue::from_static("web"));
-            let seen = request(&mut parts, has_body, CLIENT, "").err();
+            let seen = request(&mut parts, has_body, &caller(), "").err();
             assert_eq!(seen, expected, "{method} {fields:?}");
             assert!(seen.is_some() || !parts.headers.contains_key(header::EXPECT));
         }
@@ -463,17 +450,20 @@ mod tests {
                 ("x-kept", "1"),
             ],
         );
-        let asked = request(&mut all, true, CLIENT, "").unwrap();
-        assert_eq!(shown(&all.headers), ["host: web", "x-kept: 1"]);
+        let asked = request(&mut all, true, &caller(), "").unwrap();
+        assert_eq!(
+            shown(&all.headers),
+            ["host: web", "x-kept: 1", "x-forwarded-for: 10.0.0.7", "x-forwarded-proto: http"]
+        );
         assert_eq!(asked, Asked { upgrade: None, trailers: true });
         for nominated in ["host", "Content-Length", "transfer-encoding", "a b", "\u{e9}"] {
             let mut one = parts(Version::HTTP_11, "GET", "/", &[("host", "web")]);
             one.headers.insert(header::CONNECTION, HeaderValue::from_bytes(nominated.as_bytes()).unwrap());
-            assert_eq!(request(&mut one, false, CLIENT, ""), Err(Fault::Connection), "{nominated}");
+            assert_eq!(request(&mut one, false, &caller(), ""), Err(Fault::Connection), "{nominated}");
         }
         let many = (0..=MAX_CONNECTION_OPTIONS).map(|n| format!("x{n}")).collect::<Vec<_>>().join(",");
         let mut one = parts(Version::HTTP_11, "GET", "/", &[("host", "web"), ("connection", &many)]);
-        assert_eq!(request(&mut one, false, CLIENT, ""), Err(Fault::Connection));
+        assert_eq!(request(&mut one, false, &caller(), ""), Err(Fault::Connection));
     }
 
     /// C13, and other upgrades
@@ -490,33 +480,34 @@ mod tests {
         ] {
             let mut parts = parts(Version::HTTP_11, "GET", "/", &fields);
             parts.headers.insert(header::HOST, HeaderValue::from_static("web"));
-            let asked = request(&mut parts, false, CLIENT, "").unwrap();
+            let asked = request(&mut parts, false, &caller(), "").unwrap();
             assert_eq!(asked.upgrade.as_ref().map(|value| value.to_str().unwrap()), expected, "{fields:?}");
-            assert_eq!(shown(&parts.headers), ["host: web"], "{fields:?}");
+            for gone in ["connection", "upgrade", "http2-settings"] {
+                assert!(!parts.headers.contains_key(gone), "{gone} of {fields:?}");
+            }
             for_http1(&mut parts, &asked);
             assert_eq!(parts.headers.contains_key(header::UPGRADE), expected.is_some());
         }
     }
 
-    /// D15
     #[test]
-    fn where_a_request_comes_from() {
-        for (fields, expected) in [
-            (vec![], vec!["host: web"]),
-            (
-                vec![("x-forwarded-for", "1.2.3.4")],
-                vec!["host: web", "x-forwarded-for: 1.2.3.4", "x-forwarded-for: 10.0.0.7"],
-            ),
-            (vec![("x-forwarded-for", "1.2.3.4, 10.0.0.7")], vec!["host: web", "x-forwarded-for: 1.2.3.4, 10.0.0.7"]),
-            (vec![("forwarded", "for=x")], vec!["host: web", "forwarded: for=x", "forwarded: for=10.0.0.7"]),
-            (vec![("x-forwarded-proto", "https")], vec!["host: web", "x-forwarded-proto: https"]),
-            (vec![("X-Forwarded-Client-Cert", "By=a"), ("x-forwarded-client-cert", "By=b")], vec!["host: web"]),
+    fn paths_in_their_one_form() {
+        for (target, expected) in [
+            ("/a/b?c=%2e", Ok("/a/b?c=%2e")),
+            ("/a//b/./c/../d", Ok("/a/b/d")),
+            ("/%61?x", Ok("/a?x")),
+            ("/%c3%bc", Ok("/%C3%BC")),
+            ("/a/..;/b", Err(Ambiguous::HiddenDots)),
+            ("/../a", Err(Ambiguous::AboveRoot)),
+            ("/%252fa", Err(Ambiguous::EncodedTwice)),
         ] {
-            let fields: Vec<_> = [("host", "web")].into_iter().chain(fields).collect();
-            let mut parts = parts(Version::HTTP_11, "GET", "/", &fields);
-            request(&mut parts, false, CLIENT, "").unwrap();
-            assert_eq!(shown(&parts.headers), expected);
+            let mut parts = parts(Version::HTTP_11, "GET", target, &[]);
+            let seen = normalise_path(&mut parts).map(|()| parts.uri.to_string());
+            assert_eq!(seen, expected.map(str::to_string), "{target}");
         }
+        let mut options = parts(Version::HTTP_11, "OPTIONS", "*", &[]);
+        normalise_path(&mut options).unwrap();
+        assert_eq!(options.uri.to_string(), "*");
     }
 
     #[test]
@@ -527,16 +518,22 @@ mod tests {
             "http://web:81/a?b",
             &[("cookie", "a=1"), ("cookie", "b=2"), ("te", "trailers")],
         );
-        let asked = request(&mut down, true, CLIENT, "").unwrap();
+        let asked = request(&mut down, true, &caller(), "").unwrap();
         for_http1(&mut down, &asked);
         assert_eq!((down.version, down.uri.to_string().as_str()), (Version::HTTP_11, "/a?b"));
-        assert_eq!(shown(&down.headers), ["cookie: a=1; b=2", "host: web:81", "te: trailers", "connection: te"]);
+        down.headers.remove("x-forwarded-for");
+        down.headers.remove("x-forwarded-proto");
+        let mut seen = shown(&down.headers);
+        seen.sort();
+        assert_eq!(seen, ["connection: te", "cookie: a=1; b=2", "host: web:81", "te: trailers"]);
 
         let mut up = parts(Version::HTTP_11, "POST", "/a?b", &[("host", "web:81"), ("connection", "close")]);
-        let asked = request(&mut up, true, CLIENT, "").unwrap();
+        let asked = request(&mut up, true, &caller(), "").unwrap();
         for_http2(&mut up, &asked).unwrap();
         assert_eq!((up.version, up.uri.to_string().as_str()), (Version::HTTP_2, "http://web:81/a?b"));
-        assert!(up.headers.is_empty());
+        let mut seen = shown(&up.headers);
+        seen.sort();
+        assert_eq!(seen, ["x-forwarded-for: 10.0.0.7", "x-forwarded-proto: http"]);
     }
 
     #[test]

@@ -11,20 +11,20 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::Room;
 use super::answer::Local;
 use super::body::{DownBody, Kept, UpBody};
+use super::claims::{Caller, Claims};
 use super::conversation::{Conversation, Teller};
 use super::exchange::Exchange;
 use super::hygiene::{self, Asked};
@@ -79,6 +79,9 @@ pub struct Noted {
     pub answer: Vec<extauth::Change>,
 }
 
+/// The word of a body that should be shown to somebody, and for which the pod's budget has no room.
+const NO_ROOM: &str = "buffer-budget";
+
 /// A body that has not gone anywhere yet.
 pub struct Ahead {
     incoming: RefCell<Option<Incoming>>,
@@ -94,13 +97,14 @@ impl Ahead {
     /// Its beginning: more than so many bytes if there are more, all of it otherwise; and whether it is all.
     ///
     /// # Errors
-    /// The client broke off.
-    pub async fn first(&self, most: usize) -> Result<(Bytes, bool), Local> {
+    /// The client broke off, or there is no room for it.
+    pub async fn first(&self, most: usize, room: Box<dyn Room>) -> Result<(Bytes, bool), Local> {
         if let Some(incoming) = self.incoming.take() {
-            self.kept.replace(Some(Kept::new(incoming, u64::MAX, self.exchange.clone())));
+            self.kept.replace(Some(Kept::new(incoming, u64::MAX, None, room, self.exchange.clone())));
         }
         let Some(kept) = self.kept.borrow().clone() else { return Err(Local::ClientBody) };
-        let (pieces, is_whole) = kept.first(most).await.map_err(|_| Local::ClientBody)?;
+        let first = kept.first(most).await.map_err(|_| Local::ClientBody)?;
+        let (pieces, is_whole) = first.ok_or(Local::Unreached(NO_ROOM))?;
         Ok((Bytes::from(pieces.concat()), is_whole))
     }
 
@@ -123,18 +127,25 @@ pub struct Judged<G> {
     conversation: Rc<Conversation>,
     /// To the application, for this client alone.
     upstreams: Upstreams,
-    client: SocketAddr,
+    caller: Caller,
     server: ServerAddr,
     /// The Host of requests that have none.
     dialled: String,
 }
 
 impl<G: Guard> Judged<G> {
-    /// A connection that has not asked for anything yet; `template` is what every request's record begins with.
-    pub fn new(guard: Rc<G>, tally: Arc<Tally>, server: ServerAddr, template: RequestRecord) -> Rc<Self> {
+    /// A connection that has not asked for anything yet; `template` is what every request's record begins with, `claims`
+    /// what becomes of its client's.
+    pub fn new(
+        guard: Rc<G>,
+        tally: Arc<Tally>,
+        server: ServerAddr,
+        template: RequestRecord,
+        claims: Claims,
+    ) -> Rc<Self> {
         Rc::new(Self {
             upstreams: Upstreams::new(tally),
-            client: template.client,
+            caller: Caller::new(template.client.ip(), claims),
             conversation: Conversation::new(guard.clone(), template),
             guard,
             server,
@@ -150,11 +161,11 @@ impl<G: Guard> Judged<G> {
     ) -> Result<Response<DownBody>, Local> {
         let wire = if parts.version == Version::HTTP_2 { Wire::Http2 } else { Wire::Http1 };
         let has_body = !body.is_end_stream();
-        let asked = hygiene::request(&mut parts, has_body, self.client.ip(), &self.dialled).map_err(Local::Fault)?;
+        let asked = hygiene::request(&mut parts, has_body, &self.caller, &self.dialled).map_err(Local::Fault)?;
         exchange.note(|record| record.host = parts.headers.get(header::HOST).cloned());
         let came = parts.uri.clone();
         let path = path::normalise(came.path()).map_err(Local::Ambiguous)?;
-        send_as_judged(&mut parts, &path)?;
+        hygiene::set_path(&mut parts, &path).map_err(Local::Ambiguous)?;
         let mut noted = Noted::default();
         let body = Ahead::new(body, exchange.clone());
         let judged = self.guard.judge(&mut parts, &path, &body, &mut noted).await;
@@ -234,20 +245,6 @@ impl<G: Guard> Serves for Judged<G> {
         let answered = self.ask(parts, body, &exchange).await;
         self.conversation.settle(answered, is_grpc, exchange)
     }
-}
-
-/// Gives the request the path that is judged; its query stays.
-fn send_as_judged(parts: &mut request::Parts, path: &NormalPath<'_>) -> Result<(), Local> {
-    // `*` is no path and passes as it is.
-    if path.as_str() == parts.uri.path() {
-        return Ok(());
-    }
-    let target = match parts.uri.query() {
-        Some(query) => PathAndQuery::try_from(format!("{}?{query}", path.as_str())),
-        None => PathAndQuery::try_from(path.as_str()),
-    };
-    parts.uri = target.map(Uri::from).map_err(|_| Local::Ambiguous(path::Ambiguous::Character))?;
-    Ok(())
 }
 
 /// The host that a request of the one form is for.

@@ -71,6 +71,9 @@ pub const BUFFER_BYTES: usize = MAX_HEAD_BYTES + (8 << 10);
 /// One write into a tunnel, in bytes: as much as one frame of it takes.
 pub const MAX_TUNNEL_WRITE: usize = 64 << 10;
 
+/// What waits on a way within the agent in each direction, in bytes: a write into a tunnel.
+pub const WITHIN_BYTES: usize = 64 << 10;
+
 /// How long a connection to an application is used for new requests: what it was made with, such as a certificate, is
 /// not kept in use for ever.
 pub const MAX_UPSTREAM_AGE: Duration = Duration::from_secs(600);
@@ -87,6 +90,16 @@ pub const MAX_RESENDS: usize = 2;
 
 /// How long a mirrored request may take: nobody waits for it.
 pub const MIRROR_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The longest body of which a copy is sent where a rule mirrors, in bytes; as much as a retried one by default. A longer
+/// one is not mirrored.
+pub const MAX_MIRROR_BODY: u64 = 64 << 10;
+
+/// What a kept piece of a body takes beside its bytes, as the pod's budget counts it.
+pub const KEPT_PIECE_BYTES: usize = 64;
+
+/// Below this a piece of a body is copied to be kept, in bytes: a few bytes of a read buffer would keep the whole buffer.
+pub const SMALL_PIECE: usize = 4 << 10;
 
 /// Pause before endpoints whose tunnel port was closed are tried once more, as for connections of bytes.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(250);
@@ -139,11 +152,15 @@ pub fn all() -> Vec<Limit> {
         MAX_LOCAL_RESETS, "streams", "that a client made us reset";
         BUFFER_BYTES, "bytes", "that the HTTP/1.1 parser holds of one connection and direction";
         MAX_TUNNEL_WRITE, "bytes", "in one write into a tunnel";
+        WITHIN_BYTES, "bytes", "that wait on a way within the agent";
         MAX_UPSTREAM_AGE, "milliseconds", "a connection to an application takes new requests";
         LINGER, "milliseconds", "a connection that we end is read on";
         LINGER_BYTES, "bytes", "read and thrown away meanwhile";
         MAX_RESENDS, "times", "that a request goes out anew because its connection had been closed";
         MIRROR_TIMEOUT, "milliseconds", "for a mirrored request and its answer";
+        MAX_MIRROR_BODY, "bytes", "of a body that is mirrored; a longer one is not";
+        KEPT_PIECE_BYTES, "bytes", "that a kept piece of a body counts beside its own";
+        SMALL_PIECE, "bytes", "below which a piece of a body is copied to be kept";
         RETRY_PAUSE, "milliseconds", "before closed tunnel ports are tried once more";
         QUEUE_SAMPLE, "milliseconds", "at least between two measurements of a worker's queue";
         MEMORY_SAMPLE, "milliseconds", "at least between two looks at the memory in use";

@@ -27,6 +27,7 @@
 mod answer;
 mod body;
 mod call;
+mod claims;
 mod conversation;
 mod exchange;
 mod framing;
@@ -52,6 +53,7 @@ use std::sync::Arc;
 
 pub use answer::{Local, Said};
 pub use call::Called;
+pub use claims::{Caller, Claims};
 pub use conversation::Teller;
 pub use io::{Io, Meter};
 pub use judged::{Ahead, Guard, Judged, Noted, host};
@@ -88,8 +90,17 @@ pub trait Mesh: Teller {
     /// Makes a connection to an endpoint, on behalf of the pod.
     fn reach(&self, place: &Place, upstream: &Upstream) -> impl Future<Output = Result<Reached, Unreached>>;
 
+    /// Room for what of a request's body is kept for a while, of the pod's budget.
+    fn room(&self) -> Box<dyn Room>;
+
     /// A random number; not for secrets.
     fn random(&self) -> u64;
+}
+
+/// Room for bytes that are kept, given back when it is dropped.
+pub trait Room {
+    /// So many are kept now. False: there is no room for them, and they must go.
+    fn hold(&mut self, bytes: usize) -> bool;
 }
 
 /// A Service's port.

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use http::{HeaderValue, header, request, response};
 
 use super::answer::Local;
+use super::hygiene;
 use super::traffic::{Admitted, Treatment};
 use super::{Mesh, Place};
+use crate::path::{self, NormalPath};
 use crate::resilience::{self, Refusal};
 use crate::routes::filters::{self, Answer, Around, Origin, Step};
 use crate::routes::{CompiledRule, Filter, Head, Seed};
@@ -73,6 +75,8 @@ pub fn plan<M: Mesh>(
     let Some(table) = mesh.routes(&dialled) else {
         return Ok(Planned::Forward(admit(mesh, dialled, None, parts, source)?));
     };
+    // Routes and whoever judges and serves the request must read one path.
+    hygiene::normalise_path(parts).map_err(Local::Ambiguous)?;
     let host = parts.headers.get(header::HOST).cloned();
     let host = host.as_ref().and_then(|host: &HeaderValue| host.to_str().ok()).unwrap_or_default();
     let head =
@@ -108,13 +112,12 @@ fn admit<M: Mesh>(
     (source, source_ip): (Option<&SpiffeId>, IpAddr),
 ) -> Result<Plan, Local> {
     let treatment = mesh.treatment(&place, rule);
-    let request = resilience::Request {
-        method: &parts.method,
-        path: parts.uri.path(),
-        headers: &parts.headers,
-        source,
-        source_ip,
+    let path = match treatment.looks_at_requests() {
+        true => path::normalise(parts.uri.path()).map_err(Local::Ambiguous)?,
+        false => NormalPath::root(),
     };
+    let request =
+        resilience::Request { method: &parts.method, path: path.as_str(), headers: &parts.headers, source, source_ip };
     let admitted = treatment.admit(&request).map_err(|limited| Local::Refused(Refusal::Limited(limited)))?;
     Ok(Plan { place, treatment, admitted })
 }

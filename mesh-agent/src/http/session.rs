@@ -16,9 +16,9 @@ use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Mesh;
 use super::answer::Local;
-use super::body::{DownBody, UpBody};
+use super::body::{DownBody, Kept, Load, Stock, UpBody};
+use super::claims::Caller;
 use super::conversation::Conversation;
 use super::exchange::Exchange;
 use super::hygiene::{self, Asked};
@@ -29,11 +29,15 @@ use super::traffic::Admitted;
 use super::tries::Journey;
 use super::upgrade::Change;
 use super::upstream::{Key, Lease, Upgraded, Upstreams, Wire};
+use super::{Mesh, Place};
 use crate::resilience::Refusal;
 use crate::resilience::fault::Injection;
 use crate::routes::{CompiledRule, grpc};
 use crate::routing::Upstream;
 use crate::telemetry::{RequestRecord, RequestResult};
+
+/// The word of a copy that was not sent, since its body was too long, did not come whole, or had no room.
+const NOT_MIRRORED: &str = "mirror-body";
 
 /// One client's connection, as its requests see it.
 pub struct Session<M> {
@@ -42,7 +46,7 @@ pub struct Session<M> {
     pub(super) upstreams: Upstreams,
     /// The source pod, by uid.
     source: Arc<str>,
-    pub(super) client: SocketAddr,
+    pub(super) caller: Caller,
     /// Where the client dialled, in words: the Host of requests that have none.
     dialled: String,
     /// The rule that the last request met, and its name.
@@ -53,8 +57,8 @@ pub struct Session<M> {
 pub struct Client {
     /// Its pod, by uid.
     pub source: Arc<str>,
-    /// Its end of the connection.
-    pub address: SocketAddr,
+    /// Its address, and what becomes of its claims.
+    pub caller: Caller,
     /// What it dialled.
     pub dialled: SocketAddr,
     /// What every request's record begins with.
@@ -64,13 +68,13 @@ pub struct Client {
 impl<M: Mesh> Session<M> {
     /// A connection that has not asked for anything yet.
     pub fn new(mesh: Rc<M>, upstreams: Upstreams, client: Client) -> Rc<Self> {
-        let Client { source, address, dialled, template } = client;
+        let Client { source, caller, dialled, template } = client;
         Rc::new(Self {
             conversation: Conversation::new(mesh.clone(), template),
             mesh,
             upstreams,
             source,
-            client: address,
+            caller,
             dialled: dialled.to_string(),
             rule: RefCell::default(),
         })
@@ -85,12 +89,11 @@ impl<M: Mesh> Session<M> {
         ruled: &mut Option<Ruled>,
     ) -> Result<Response<DownBody>, Local> {
         let has_body = !body.is_end_stream();
-        let mut asked =
-            hygiene::request(&mut parts, has_body, self.client.ip(), &self.dialled).map_err(Local::Fault)?;
+        let mut asked = hygiene::request(&mut parts, has_body, &self.caller, &self.dialled).map_err(Local::Fault)?;
         exchange.note(|record| record.host = parts.headers.get(header::HOST).cloned());
         self.mesh.services().admit().await.map_err(|_| Local::Refused(Refusal::Shed))?;
         let source = self.conversation.template.source_identity.as_ref();
-        let planned = plan::plan(&*self.mesh, &mut parts, (source, self.client.ip()), ruled);
+        let planned = plan::plan(&*self.mesh, &mut parts, (source, self.caller.ip), ruled);
         if let Some(ruled) = ruled {
             exchange.note(|record| record.route = Some(self.name_of(&ruled.rule)));
         }
@@ -105,9 +108,15 @@ impl<M: Mesh> Session<M> {
                 return Ok(Response::from_parts(*head, DownBody::text("").within(exchange.clone())));
             }
         };
-        if !has_body && let Some(ruled) = ruled {
-            self.mirror(&parts, &asked, ruled);
-        }
+        let mirror = ruled.as_ref().and_then(|ruled| self.mirror(&parts, &asked, ruled));
+        let on_end = match mirror {
+            Some(mirror) if has_body => Some(mirror),
+            Some(mirror) => {
+                mirror.send(None);
+                None
+            }
+            None => None,
+        };
         // gRPC is HTTP/2 whatever the port is called: nobody speaks it otherwise.
         let wire = if is_grpc { Wire::Http2 } else { place.wire };
         match wire {
@@ -123,7 +132,16 @@ impl<M: Mesh> Session<M> {
         self.inject(&admitted.injection, deadline, exchange).await?;
         let (treatment, admitted, place) = (&*treatment, &admitted, &place);
         let journey = Journey { place, treatment, admitted, wire, asked, deadline, exchange, may_retry: true };
-        self.send(&journey, parts, has_body.then_some(body)).await
+        let load = match (has_body, on_end, treatment.retry()) {
+            (false, ..) => Load::Nothing,
+            (true, None, None) => Load::Once(UpBody::new(body, exchange.clone())),
+            (true, mirror, retry) => {
+                let most = retry.map_or(0, |retry| retry.body);
+                let on_end = mirror.map(Mirror::with_body);
+                Load::Kept(Kept::new(body, most, on_end, self.mesh.room(), exchange.clone()))
+            }
+        };
+        self.send(&journey, parts, load).await
     }
 
     /// Lets go wrong what goes wrong on purpose.
@@ -149,50 +167,55 @@ impl<M: Mesh> Session<M> {
         }
     }
 
-    /// Sends copies where the rule wants them. Nobody waits for what becomes of them, and they are told as requests of
-    /// their own. A request with a body is not copied: its body is not kept.
-    fn mirror(self: &Rc<Self>, parts: &request::Parts, asked: &Asked, ruled: &Ruled) {
-        for place in ruled.mirrors(&*self.mesh) {
-            let mut copy = head_of(parts);
-            let (session, exchange) = (self.clone(), self.conversation.begin(&mut copy));
-            exchange.note(|record| record.route = Some(session.name_of(&ruled.rule)));
-            let asked = Asked { upgrade: None, ..asked.clone() };
-            let ready = match place.wire {
-                Wire::Http1 => {
-                    hygiene::for_http1(&mut copy, &asked);
-                    Ok(())
-                }
-                Wire::Http2 => hygiene::for_http2(&mut copy, &asked),
-            };
-            if ready.is_err() {
-                continue;
+    /// The copies that the rule wants of a request, as its filters left it. None: it wants none.
+    fn mirror(self: &Rc<Self>, parts: &request::Parts, asked: &Asked, ruled: &Ruled) -> Option<Mirror<M>> {
+        let places = ruled.mirrors(&*self.mesh);
+        if places.is_empty() {
+            return None;
+        }
+        let asked = Asked { upgrade: None, ..asked.clone() };
+        Some(Mirror { session: self.clone(), places, head: head_of(parts), asked, rule: self.name_of(&ruled.rule) })
+    }
+
+    /// Sends one copy. Nobody waits for what becomes of it, and it is told as a request of its own.
+    async fn send_copy(
+        self: Rc<Self>,
+        place: Place,
+        mut head: request::Parts,
+        asked: Asked,
+        load: Load,
+        exchange: Rc<Exchange>,
+    ) {
+        let ready = match place.wire {
+            Wire::Http1 => {
+                hygiene::for_http1(&mut head, &asked);
+                Ok(())
             }
-            tokio::task::spawn_local(async move {
-                let deadline = Some(Instant::now() + MIRROR_TIMEOUT);
-                let (treatment, admitted) = (session.mesh.treatment(&place, None), Admitted::default());
-                let journey = Journey {
-                    place: &place,
-                    treatment: &treatment,
-                    admitted: &admitted,
-                    wire: place.wire,
-                    asked,
-                    deadline,
-                    exchange: &exchange,
-                    may_retry: false,
-                };
-                let sent = session.send(&journey, copy, None);
-                match tokio::time::timeout(MIRROR_TIMEOUT, sent).await {
-                    // Read to its end, so that its connection serves again.
-                    Ok(Ok(response)) => {
-                        let mut body = response.into_body();
-                        while let Some(Ok(_)) = body.frame().await {}
-                    }
-                    Ok(Err(local)) => {
-                        exchange.note(|record| record.result = RequestResult::Local { reason: local.label() });
-                    }
-                    Err(_) => exchange.note(|record| record.result = RequestResult::Local { reason: "timed-out" }),
-                }
-            });
+            Wire::Http2 => hygiene::for_http2(&mut head, &asked),
+        };
+        if let Err(fault) = ready {
+            return exchange.note(|record| record.result = RequestResult::Local { reason: fault.label() });
+        }
+        let deadline = Some(Instant::now() + MIRROR_TIMEOUT);
+        let (treatment, admitted) = (self.mesh.treatment(&place, None), Admitted::default());
+        let journey = Journey {
+            place: &place,
+            treatment: &treatment,
+            admitted: &admitted,
+            wire: place.wire,
+            asked,
+            deadline,
+            exchange: &exchange,
+            may_retry: false,
+        };
+        match tokio::time::timeout(MIRROR_TIMEOUT, self.send(&journey, head, load)).await {
+            // Read to its end, so that its connection serves again.
+            Ok(Ok(response)) => {
+                let mut body = response.into_body();
+                while let Some(Ok(_)) = body.frame().await {}
+            }
+            Ok(Err(local)) => exchange.note(|record| record.result = RequestResult::Local { reason: local.label() }),
+            Err(_) => exchange.note(|record| record.result = RequestResult::Local { reason: "timed-out" }),
         }
     }
 
@@ -220,6 +243,53 @@ impl<M: Mesh> Session<M> {
             transport: upstream.transport.clone(),
             wire,
         }
+    }
+}
+
+/// Copies of a request that are to be sent. One with a body waits until that has come whole: what is sent on meanwhile is
+/// kept for it, up to a limit.
+struct Mirror<M> {
+    session: Rc<Session<M>>,
+    places: Vec<Place>,
+    head: request::Parts,
+    asked: Asked,
+    /// The rule's name.
+    rule: Arc<str>,
+}
+
+impl<M: Mesh> Mirror<M> {
+    /// Sends them, with this body.
+    fn send(self, body: Option<Rc<Stock>>) {
+        for (exchange, head, place) in self.begin() {
+            let load = match &body {
+                Some(stock) => Load::Once(UpBody::copy(stock.clone(), exchange.clone())),
+                None => Load::Nothing,
+            };
+            let session = self.session.clone();
+            tokio::task::spawn_local(session.send_copy(place, head, self.asked.clone(), load, exchange));
+        }
+    }
+
+    /// To be called when the body has come, or cannot be had.
+    fn with_body(self) -> Box<dyn FnOnce(Option<Rc<Stock>>)> {
+        Box::new(move |body| match body {
+            Some(body) => self.send(Some(body)),
+            None => {
+                for (exchange, ..) in self.begin() {
+                    exchange.note(|record| record.result = RequestResult::Local { reason: NOT_MIRRORED });
+                }
+            }
+        })
+    }
+
+    fn begin(&self) -> Vec<(Rc<Exchange>, request::Parts, Place)> {
+        let begin = |place: &Place| {
+            let mut head = head_of(&self.head);
+            let exchange = self.session.conversation.begin(&mut head);
+            exchange.note(|record| record.route = Some(self.rule.clone()));
+            (exchange, head, place.clone())
+        };
+        self.places.iter().map(begin).collect()
     }
 }
 

@@ -350,6 +350,11 @@ impl Treatment {
         self.retry.as_ref()
     }
 
+    /// Whether rates or faults depend on what a request asks.
+    pub fn looks_at_requests(&self) -> bool {
+        !self.gate.is_empty() || !self.traffic.faults().is_empty()
+    }
+
     /// Decides about a request before it is sent: rates, faults, whose session it is.
     pub fn admit(&self, request: &Request<'_>) -> Result<Admitted, Limited> {
         if !self.looks {

@@ -11,7 +11,6 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, request};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
@@ -20,7 +19,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::answer::Local;
-use super::body::{DownBody, Kept, UpBody};
+use super::body::{DownBody, Load, UpBody};
 use super::exchange::Exchange;
 use super::hygiene::Asked;
 use super::limits::{LINGER, LINGER_BYTES, MAX_RESENDS, RETRY_PAUSE};
@@ -87,25 +86,13 @@ impl<M: Mesh> Session<M> {
         &self,
         journey: &Journey<'_>,
         head: request::Parts,
-        body: Option<Incoming>,
+        load: Load,
     ) -> Result<Response<DownBody>, Local> {
         if let Some(retry) = journey.treatment.retry().filter(|_| journey.may_retry) {
-            return self.send_again(journey, retry, head, body).await;
+            return self.send_again(journey, retry, head, load).await;
         }
-        let body = body.map_or_else(UpBody::empty, |body| UpBody::new(body, journey.exchange.clone()));
+        let (body, _) = load.first();
         let answer = self.attempt(journey, Request::from_parts(head, body), &mut Vec::new()).await;
-        self.pass_on(journey, answer.map_err(|failed| failed.local)?)
-    }
-
-    /// Sends a request with a body of our own, once.
-    pub(super) async fn send_whole(
-        &self,
-        journey: &Journey<'_>,
-        head: request::Parts,
-        body: Bytes,
-    ) -> Result<Response<DownBody>, Local> {
-        let request = Request::from_parts(head, UpBody::whole(body));
-        let answer = self.attempt(journey, request, &mut Vec::new()).await;
         self.pass_on(journey, answer.map_err(|failed| failed.local)?)
     }
 
@@ -114,15 +101,14 @@ impl<M: Mesh> Session<M> {
         journey: &Journey<'_>,
         retry: &Retry,
         head: request::Parts,
-        body: Option<Incoming>,
+        load: Load,
     ) -> Result<Response<DownBody>, Local> {
         let (treatment, exchange) = (journey.treatment, journey.exchange);
-        let kept = body.map(|body| Kept::new(body, retry.body, exchange.clone()));
+        let (mut body, again) = load.first();
         let (mut tried, mut tries, mut permit) = (Vec::new(), 0_u32, None);
         treatment.note_request();
         loop {
             tries = tries.saturating_add(1);
-            let body = kept.as_ref().map_or_else(UpBody::empty, UpBody::kept);
             let ended = self.attempt(journey, Request::from_parts(head.clone(), body), &mut tried).await;
             let outcome = match &ended {
                 Ok(answer) => answer.outcome,
@@ -133,15 +119,13 @@ impl<M: Mesh> Session<M> {
                 method: &head.method,
                 tries,
                 outcome: &outcome,
-                body_is_whole: kept.as_ref().is_none_or(|kept| kept.is_whole()),
+                body_is_whole: again.is_whole(),
                 time_left: journey.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
             };
             match treatment.decide(retry, &about) {
                 Decision::GiveUp(_) => {
                     exchange.hold_permit(permit);
-                    if let Some(kept) = &kept {
-                        kept.keep_no_more();
-                    }
+                    again.is_last();
                     return self.pass_on(journey, ended.map_err(|failed| failed.local)?);
                 }
                 Decision::OverBudget => return Err(Local::Refused(Refusal::RetryBudget)),
@@ -155,6 +139,7 @@ impl<M: Mesh> Session<M> {
                     exchange.note(|record| record.retries = record.retries.saturating_add(1));
                     self.upstreams.tally().retried.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(pause).await;
+                    body = again.body();
                 }
             }
         }
@@ -276,7 +261,7 @@ impl<M: Mesh> Session<M> {
             let passed = tried.get(first..).unwrap_or_default();
             let next = match current.take() {
                 Some(same) => Ok(same),
-                None => journey.treatment.choose(journey.admitted, tried, self.client.ip()),
+                None => journey.treatment.choose(journey.admitted, tried, self.caller.ip),
             };
             let next = match (next, last) {
                 // All of them were passed over.

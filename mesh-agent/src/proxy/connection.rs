@@ -13,9 +13,10 @@ use std::time::Instant;
 use slab::Slab;
 use tokio::sync::Notify;
 
-use super::budget::Taken;
+use super::budget::{Held, Over, PodBudget, Taken};
 use super::copy::Counters;
 use super::limits::TABLE_CHUNK;
+use crate::hbone::Waiting;
 use crate::path;
 use crate::policy::{self, Admission, Denial, Facts, Permit, WorkloadPolicy};
 use crate::state::{MeshState, StateReader};
@@ -31,6 +32,8 @@ pub enum Cut {
     PodLeft,
     /// It outlived the drain window.
     DrainWindow,
+    /// More waits in the agent for its pod than may, and it made more wait.
+    Buffer,
 }
 
 impl Cut {
@@ -40,6 +43,7 @@ impl Cut {
             Cut::Revoked(_) => "policy-revoked",
             Cut::PodLeft => "pod-left",
             Cut::DrainWindow => "drain-window",
+            Cut::Buffer => Over::Buffer.label(),
         }
     }
 }
@@ -144,6 +148,8 @@ pub struct Live {
     pub cancel: Cancel,
     /// Present while it counts as open in the metrics.
     open: RefCell<Option<OpenConnection>>,
+    /// What waits in the tunnel for whoever reads its requests or answers, and counts in the pod's budget.
+    waiting: RefCell<Option<(Waiting, Held)>>,
 }
 
 impl Live {
@@ -198,6 +204,20 @@ impl Live {
         let Some(Err(denial)) = self.judged.borrow().as_ref().map(|judged| authorize(state, judged)) else { return };
         self.record.borrow_mut().rule = denial.rule.clone();
         self.cancel.cut(Cut::Revoked(denial));
+    }
+
+    /// Counts what waits in a tunnel whose bytes are read as requests: with nobody to pump them, they wait where they came.
+    pub fn weigh_from_now(&self, waiting: Waiting, budget: Arc<PodBudget>) {
+        self.waiting.replace(Some((waiting, Held::of(Some(budget)))));
+    }
+
+    /// Tells the pod's budget what waits now; over it, a connection that makes more wait is cut.
+    pub fn weigh(&self) {
+        if let Some((waiting, held)) = &mut *self.waiting.borrow_mut()
+            && held.set(waiting.bytes()).is_err()
+        {
+            self.cancel.cut(Cut::Buffer);
+        }
     }
 
     /// Counts it as open: it carries bytes from now on.
@@ -268,6 +288,7 @@ impl LiveTable {
             started: Instant::now(),
             cancel: Cancel::default(),
             open: RefCell::default(),
+            waiting: RefCell::default(),
         });
         self.load.fetch_add(1, Ordering::Relaxed);
         let slot = self.entries.borrow_mut().insert(live.clone());

@@ -99,15 +99,18 @@ async fn serve_connect(
             return worker.finish_failed(live, &failure);
         }
     };
-    let Ok(stream) = incoming.accept(&pod.baggage) else {
+    let incoming_peer = incoming.peer.clone();
+    let Ok(mut stream) = incoming.accept(&pod.baggage) else {
         copy::reset(app.tcp);
         return worker.finish_failed(live, &Failure::Abandoned);
     };
     worker.opened(&live);
     if let Admission::Requests(_) = admission {
         let meter = Rc::new(judged::OfTunnel(live.live()));
+        live.weigh_from_now(stream.waiting(), pod.budget.clone());
         // In a box, as every connection of bytes would take the room of this one's state.
-        let ends = Ends { facts, client, server };
+        let claims = judged::claims_of_peer(&worker.shared.state.current(), &incoming_peer, tunnel.ip());
+        let ends = Ends { facts, client, server, claims };
         return Box::pin(judged::serve(worker, pod, Io::tunnel(stream, meter), live, ends, app)).await;
     }
     let cancelled = async { drop(live.cancel.cancelled().await) };
@@ -126,11 +129,6 @@ pub fn judged(pod: &Pod, source: Option<SpiffeId>, source_ip: std::net::IpAddr, 
 /// where a connection's denial is decided; that of a request is in `judged`.
 pub fn admit(worker: &Worker, live: &Registration, judged: Judged) -> Result<Admission, Failure> {
     live.admit(&worker.shared.state.current(), judged).map_err(Failure::Denied)
-}
-
-/// Asks policy about a connection of bytes.
-pub fn authorize(worker: &Worker, live: &Registration, judged: Judged) -> Result<Permit, Failure> {
-    live.judge(&worker.shared.state.current(), judged).map_err(Failure::Denied)
 }
 
 /// A tunnel to a pod reaches that pod's address only: not another pod's, not loopback, not the tunnel port again.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,19 +11,22 @@ use ::http::{HeaderMap, StatusCode, Version, request};
 use bytes::Bytes;
 
 use super::authorizer;
+use super::budget::Held;
 use super::connection::{Live, Registration, Standing};
 use super::dial::AppConnection;
 use super::inbound;
+use super::outbound;
 use super::record;
 use super::worker::{Pod, Worker};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::extauth::limits::{BODY_TIMEOUT, MAX_CHECKS};
 use crate::extauth::{AUTHORIZER_UNKNOWN, Allowed, Denied, Failed, Question, Shown, Verdict};
-use crate::http::{self, Ahead, Guard, Io, Judged, Local, Meter, Noted, Reached, Said, Teller, Unreached};
+use crate::http::{self, Ahead, Claims, Guard, Io, Judged, Local, Meter, Noted, Reached, Said, Teller, Unreached};
 use crate::path::NormalPath;
 use crate::podnet::ClientRecord;
 use crate::policy::{self, Authorizer, BodyInCheck, Denial, DenyReason, Facts, Permit, WorkloadPolicy};
-use crate::state::MeshState;
+use crate::spiffe::SpiffeId;
+use crate::state::{MeshState, Workload};
 use crate::telemetry::{RequestMemo, RequestRecord, Span};
 use crate::tokens::{self, Found, Issuer, KeysUri, Token};
 
@@ -34,13 +38,34 @@ pub struct Ends {
     pub client: ClientAddr,
     /// The application.
     pub server: ServerAddr,
+    /// What becomes of what its requests say of where they come from.
+    pub claims: Claims,
+}
+
+impl Ends {
+    /// Of a pod that reaches itself.
+    pub fn of_itself(pod: &Pod, client: ClientAddr, server: ServerAddr) -> Self {
+        let facts = outbound::judged_itself(pod, server).facts;
+        Self { facts, client, server, claims: claims_of(&pod.workload) }
+    }
+}
+
+/// What becomes of the claims of a pod of the mesh at the application's node.
+fn claims_of(caller: &Workload) -> Claims {
+    if caller.forwards { Claims::PassedOn } else { Claims::OfOthersDropped }
+}
+
+/// The same of whoever has this address and identity. Its owner's word counts for it alone, so both must be its own.
+pub fn claims_of_peer(state: &MeshState, peer: &SpiffeId, ip: IpAddr) -> Claims {
+    let caller = state.workload_by_ip(ip).filter(|caller| caller.identity == *peer);
+    caller.map_or(Claims::OfOthersDropped, |caller| claims_of(caller))
 }
 
 /// Serves a connection whose requests are judged one by one. `app` is there already: what cannot be reached was said
 /// before.
 pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: Io, live: Registration, ends: Ends, app: AppConnection) {
     let template = record::judged(&pod, ends.client, ends.facts.source.as_ref(), ends.server);
-    let server = ends.server;
+    let (server, claims) = (ends.server, ends.claims);
     let guard = Rc::new(Gatekeeper {
         worker: worker.clone(),
         pod,
@@ -51,7 +76,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: Io, live: Registra
         answered: RefCell::default(),
         memo: RequestMemo::default(),
     });
-    let session = Judged::new(guard, worker.shared.requests.clone(), server, template);
+    let session = Judged::new(guard, worker.shared.requests.clone(), server, template, claims);
     let cut = async { drop(live.cancel.cancelled().await) };
     let ended = http::serve(client, session, worker.shared.leaving.clone(), cut).await;
     worker.finish(live, ended.into());
@@ -211,7 +236,7 @@ impl Gatekeeper {
         body: &Ahead,
         noted: &mut Noted,
     ) -> Result<Option<Allowed>, Local> {
-        let Ends { facts, client, server } = &self.ends;
+        let Ends { facts, client, server, .. } = &self.ends;
         let question = Question {
             head,
             is_http2: head.version == Version::HTTP_2,
@@ -219,7 +244,7 @@ impl Gatekeeper {
             client: client.socket(),
             destination: &self.pod.workload.identity,
             server: server.socket(),
-            body: shown(authorizer.body, body).await?,
+            body: self.shown(authorizer.body, body).await?,
             time: SystemTime::now(),
         };
         let verdict = authorizer::ask(&self.worker, &self.pod, authorizer, &question, server.socket()).await;
@@ -240,19 +265,20 @@ impl Gatekeeper {
             Err(failed) => Err(told(failed.label(), authorizer.status_on_error)),
         }
     }
-}
 
-/// What is shown of a body, which the client may be slow to send.
-async fn shown(wanted: Option<BodyInCheck>, body: &Ahead) -> Result<Option<Shown>, Local> {
-    let Some(BodyInCheck { most, allow_partial }) = wanted else { return Ok(None) };
-    let first = tokio::time::timeout(BODY_TIMEOUT, body.first(most)).await;
-    let (mut bytes, has_ended) = first.map_err(|_| told("authorizer-body-late", StatusCode::REQUEST_TIMEOUT))??;
-    let is_whole = has_ended && bytes.len() <= most;
-    if !is_whole && !allow_partial {
-        return Err(told("authorizer-body-too-large", StatusCode::PAYLOAD_TOO_LARGE));
+    /// What is shown of a body, which the client may be slow to send.
+    async fn shown(&self, wanted: Option<BodyInCheck>, body: &Ahead) -> Result<Option<Shown>, Local> {
+        let Some(BodyInCheck { most, allow_partial }) = wanted else { return Ok(None) };
+        let room = Box::new(Held::of(Some(self.pod.budget.clone())));
+        let first = tokio::time::timeout(BODY_TIMEOUT, body.first(most, room)).await;
+        let (mut bytes, has_ended) = first.map_err(|_| told("authorizer-body-late", StatusCode::REQUEST_TIMEOUT))??;
+        let is_whole = has_ended && bytes.len() <= most;
+        if !is_whole && !allow_partial {
+            return Err(told("authorizer-body-too-large", StatusCode::PAYLOAD_TOO_LARGE));
+        }
+        bytes.truncate(most);
+        Ok(Some(Shown { bytes, is_whole }))
     }
-    bytes.truncate(most);
-    Ok(Some(Shown { bytes, is_whole }))
 }
 
 /// An answer of ours with a status that somebody else chose.

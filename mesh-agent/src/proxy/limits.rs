@@ -30,6 +30,10 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// How often the byte counters of live connections are brought up to date: below a common scrape interval (15 s).
 pub const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often what waits in tunnels for readers of requests is counted. What comes in between is beyond the budget for so
+/// long.
+pub const WEIGH_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What a pod's connection may hold for an application that does not read, in bytes, though its pod is over budget: an
 /// application that keeps up holds less, and does not pay for one that has stopped.
 pub const FAIR_BUFFER: usize = 16 << 10;
@@ -57,6 +61,7 @@ pub fn all() -> Vec<Limit> {
         SPILL, "connections", "before a connection leaves its pod's home worker";
         ACCEPT_BACKOFF, "milliseconds", "no spinning when descriptors run out";
         COUNT_INTERVAL, "milliseconds", "byte counters move while a connection lives";
+        WEIGH_INTERVAL, "milliseconds", "between two counts of what waits for readers of requests";
         FAIR_BUFFER, "bytes per connection", "held for a slow application though its pod is over its buffer budget";
         TABLE_CHUNK, "connections", "judged again, or listed, before the others of the worker go ahead";
         KEEPALIVE_IDLE, "milliseconds", "then a silent end of a plaintext connection is asked whether it lives";

@@ -12,6 +12,7 @@ use super::budget::Taken;
 use super::connection::{Judged, Registration};
 use super::copy;
 use super::error::Failure;
+use super::judged::{self, Ends};
 use super::limits::TUNNEL_RETRY_PAUSE;
 use super::record;
 use super::worker::{Pod, Worker};
@@ -19,7 +20,9 @@ use super::{dial, inbound};
 use super::{requests, server_name};
 use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
 use crate::hbone::{self, ConnectRequest, TraceParent, TunnelKey};
+use crate::http::Io;
 use crate::podnet::{DialRecord, Role};
+use crate::policy::Admission;
 use crate::routes::Connections;
 use crate::routing::{self, Refusal, Route, Transport, Upstream};
 use crate::state::Service;
@@ -40,6 +43,13 @@ pub enum Reached {
     Direct(TcpStream),
     /// To the pod itself.
     Application(dial::AppConnection),
+    /// To the pod itself, where each request is judged.
+    Judged {
+        /// The application.
+        app: dial::AppConnection,
+        /// Where it is.
+        server: ServerAddr,
+    },
 }
 
 /// Serves one connection accepted on the pod's outbound listener.
@@ -113,7 +123,7 @@ async fn by_server_name(
 }
 
 /// A pod that reaches itself through a Service is judged here, since no other agent will be asked.
-fn judged_itself(pod: &Pod, address: ServerAddr) -> Judged {
+pub fn judged_itself(pod: &Pod, address: ServerAddr) -> Judged {
     inbound::judged(pod, Some(pod.workload.identity.clone()), address.ip(), address)
 }
 
@@ -134,7 +144,7 @@ async fn try_upstreams(
         reached = reach_first(worker, pod, &live, client, service, upstreams).await;
     }
     match reached {
-        Ok(reached) => carry(worker, tcp, live, reached).await,
+        Ok(reached) => carry(worker, pod, tcp, live, client, reached).await,
         Err(failure) => {
             worker.finish_failed(live, &failure);
             copy::reset(tcp);
@@ -203,9 +213,12 @@ pub async fn reach(
             dialled.map(Reached::Direct).map_err(|error| Failure::dial(address, error))
         }
         Transport::Itself => {
-            let permit = inbound::authorize(worker, live, judged_itself(pod, upstream.address))?;
-            let reached = inbound::reach_application(pod, &permit, live, client, upstream.address).await;
-            reached.map(Reached::Application)
+            let admission = inbound::admit(worker, live, judged_itself(pod, upstream.address))?;
+            let app = inbound::reach_admitted(pod, &admission, live, client, upstream.address).await?;
+            Ok(match admission {
+                Admission::Bytes(_) => Reached::Application(app),
+                Admission::Requests(_) => Reached::Judged { app, server: upstream.address },
+            })
         }
         Transport::Tunnel(identity) => {
             let svid = worker.svid(&pod.workload.identity).await?;
@@ -246,19 +259,33 @@ fn trace(live: &Registration) -> TraceParent {
     trace
 }
 
-async fn carry(worker: &Rc<Worker>, tcp: TcpStream, live: Registration, reached: Reached) {
+async fn carry(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    tcp: TcpStream,
+    live: Registration,
+    client: ClientAddr,
+    reached: Reached,
+) {
     worker.opened(&live);
-    let end = {
-        let cancelled = async { drop(live.cancel.cancelled().await) };
-        match reached {
-            Reached::Tunnel(stream) => copy::tunnel(tcp, stream, &live.counters, cancelled).await,
-            Reached::Direct(upstream) => copy::plain(tcp, upstream, &live.counters, cancelled).await,
-            Reached::Application(app) => {
-                let end = copy::plain(tcp, app.tcp, &live.counters, cancelled).await;
-                drop(app.record);
-                end
-            }
+    let end = match reached {
+        Reached::Tunnel(stream) => copy::tunnel(tcp, stream, &live.counters, cut(&live)).await,
+        Reached::Direct(upstream) => copy::plain(tcp, upstream, &live.counters, cut(&live)).await,
+        Reached::Application(app) => {
+            let end = copy::plain(tcp, app.tcp, &live.counters, cut(&live)).await;
+            drop(app.record);
+            end
+        }
+        Reached::Judged { app, server } => {
+            let meter = Rc::new(judged::OfSocket(live.live()));
+            let ends = Ends::of_itself(pod, client, server);
+            // In a box, as every connection of bytes would take the room of this one's state.
+            return Box::pin(judged::serve(worker.clone(), pod.clone(), Io::socket(tcp, meter), live, ends, app)).await;
         }
     };
     worker.finish(live, end);
+}
+
+async fn cut(live: &Registration) {
+    live.cancel.cancelled().await;
 }

@@ -9,7 +9,7 @@ use super::budget::Taken;
 use super::judged::{self, Ends};
 use super::worker::{Pod, Worker};
 use super::{copy, inbound, record};
-use crate::http::Io;
+use crate::http::{Claims, Io};
 use crate::podnet::Role;
 use crate::policy::Admission;
 
@@ -30,7 +30,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStre
         Ok((Admission::Requests(_), app)) => {
             worker.opened(&live);
             let meter = Rc::new(judged::OfSocket(live.live()));
-            let ends = Ends { facts, client, server };
+            let ends = Ends { facts, client, server, claims: Claims::Dropped };
             // In a box, as every connection of bytes would take the room of this one's state.
             Box::pin(judged::serve(worker, pod, Io::socket(tcp, meter), live, ends, app)).await;
         }

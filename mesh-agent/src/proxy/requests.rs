@@ -7,15 +7,21 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::budget::Kind;
+use super::budget::{Held, Kind};
 use super::connection::{Live, Registration};
 use super::copy::End;
+use super::dial::AppConnection;
 use super::error::Failure;
+use super::judged::{self, Ends};
 use super::outbound::{self, Reached};
-use super::record;
 use super::worker::{Pod, Worker};
+use super::{inbound, record};
 use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
-use crate::http::{self, Client, Io, Local, Mesh, Meter, Place, Services, Session, Teller, Treatment, Unreached, Wire};
+use crate::hbone;
+use crate::http::{
+    self, Caller, Claims, Client, Io, Local, Mesh, Meter, Place, Room, Services, Session, Teller, Treatment, Unreached,
+    Wire,
+};
 use crate::podnet::ClientRecord;
 use crate::routes::{BackendRef, CompiledRule, Table};
 use crate::routing::{self, Upstream};
@@ -34,7 +40,13 @@ pub async fn serve(
 ) {
     worker.opened(&live);
     let template = record::request(&pod, client, service);
-    let about = Client { source: pod.uid().clone(), address: client.socket(), dialled: dialled.socket(), template };
+    // As its owner has it now.
+    let state = worker.shared.state.current();
+    let now = pod.workload.ips.first().and_then(|ip| state.workload_by_ip(*ip));
+    let forwards = now.is_some_and(|now| now.uid == *pod.uid() && now.forwards);
+    let claims = if forwards { Claims::PassedOn } else { Claims::Dropped };
+    let caller = Caller::new(client.ip(), claims);
+    let about = Client { source: pod.uid().clone(), caller, dialled: dialled.socket(), template };
     let mesh = Rc::new(Outbound {
         worker: worker.clone(),
         pod,
@@ -57,7 +69,8 @@ pub fn on_behalf(worker: &Rc<Worker>, pod: &Arc<Pod>, place: &Place) -> Rc<Sessi
     let dialled = SocketAddr::new(place.service.cluster_ips.first().copied().unwrap_or(own), place.port);
     let client = ClientAddr::new(SocketAddr::new(own, 0));
     let template = record::request(pod, client, &place.service);
-    let about = Client { source: pod.uid().clone(), address: client.socket(), dialled, template };
+    let caller = Caller::new(own, Claims::Dropped);
+    let about = Client { source: pod.uid().clone(), caller, dialled, template };
     let mesh = Rc::new(Outbound {
         worker: worker.clone(),
         pod: pod.clone(),
@@ -157,7 +170,7 @@ impl Mesh for Outbound {
             cut = live.cancel.cancelled() => Err(Failure::Cut(cut)),
             reached = outbound::reach(worker, pod, &live, *client, service, upstream) => reached,
         };
-        match reached {
+        match reached.and_then(|reached| within(worker, pod, *client, reached)) {
             Ok(reached) => Ok(opened(worker, pod, live, reached)),
             Err(failure) => {
                 let unreached = unreached(&failure);
@@ -165,6 +178,10 @@ impl Mesh for Outbound {
                 Err(unreached)
             }
         }
+    }
+
+    fn room(&self) -> Box<dyn Room> {
+        Box::new(Held::of(Some(self.pod.budget.clone())))
     }
 
     fn random(&self) -> u64 {
@@ -189,24 +206,70 @@ fn wire(protocol: AppProtocol) -> Wire {
     }
 }
 
-fn opened(worker: &Rc<Worker>, pod: &Arc<Pod>, live: Registration, reached: Reached) -> http::Reached {
-    worker.opened(&live);
-    let is_current = is_current(worker, pod, &reached);
-    let meter = Rc::new(OfServer(live.live()));
-    let pod = live.record.borrow().destination_pod.clone();
-    let (io, record) = match reached {
-        Reached::Tunnel(stream) => (Io::tunnel(stream, meter), None),
-        Reached::Direct(tcp) => (Io::socket(tcp, meter), None),
-        Reached::Application(app) => (Io::socket(app.tcp, meter), Some(app.record)),
+impl Room for Held {
+    fn hold(&mut self, bytes: usize) -> bool {
+        self.set(bytes).is_ok()
+    }
+}
+
+/// A connection on which requests are sent.
+enum Way {
+    Tunnel(hbone::Stream),
+    Direct(TcpStream),
+    /// To the pod itself.
+    Application(AppConnection),
+    /// To the pod itself, with somebody in between who judges the requests: the registration of that part, and what it
+    /// is served with.
+    Within(Box<(Registration, Ends, AppConnection)>),
+}
+
+/// A pod that reaches itself where requests are judged meets its own policy as any other's: what it would meet at another
+/// node stands between the two, in the table of connections as one that came for the pod.
+fn within(worker: &Rc<Worker>, pod: &Arc<Pod>, client: ClientAddr, reached: Reached) -> Result<Way, Failure> {
+    let (app, server) = match reached {
+        Reached::Tunnel(stream) => return Ok(Way::Tunnel(stream)),
+        Reached::Direct(tcp) => return Ok(Way::Direct(tcp)),
+        Reached::Application(app) => return Ok(Way::Application(app)),
+        Reached::Judged { app, server } => (app, server),
     };
+    let taken = pod.budget.take(Kind::Connection).map_err(Failure::OverBudget)?;
+    let live = worker.register(pod, taken, record::inbound(pod, client, Some(&pod.workload.identity), server, None));
+    if let Err(failure) = inbound::admit(worker, &live, outbound::judged_itself(pod, server)) {
+        worker.finish_failed(live, &failure);
+        return Err(failure);
+    }
+    Ok(Way::Within(Box::new((live, Ends::of_itself(pod, client, server), app))))
+}
+
+fn opened(worker: &Rc<Worker>, pod: &Arc<Pod>, live: Registration, way: Way) -> http::Reached {
+    worker.opened(&live);
+    let meter = Rc::new(OfServer(live.live()));
+    let is_current = is_current(worker, pod, &way);
+    let destination = live.record.borrow().destination_pod.clone();
+    let (io, record) = match way {
+        Way::Tunnel(mut stream) => {
+            live.weigh_from_now(stream.waiting(), pod.budget.clone());
+            (Io::tunnel(stream, meter), None)
+        }
+        Way::Direct(tcp) => (Io::socket(tcp, meter), None),
+        Way::Application(app) => (Io::socket(app.tcp, meter), Some(app.record)),
+        Way::Within(inner) => {
+            let (inner, ends, app) = *inner;
+            worker.opened(&inner);
+            let [near, far] = Io::within([meter, Rc::new(judged::OfTunnel(inner.live()))]);
+            tokio::task::spawn_local(judged::serve(worker.clone(), pod.clone(), far, inner, ends, app));
+            (near, None)
+        }
+    };
+    let pod = destination;
     let shared = Shared { worker: worker.clone(), live: Some(live), _record: record };
     http::Reached { io, cut: Box::pin(shared.cut()), is_current, pod }
 }
 
 /// Whether a connection may serve further requests. One that goes through a tunnel may while the tunnel would take it
 /// anew, with the pod's certificate of that time; without a certificate nothing may.
-fn is_current(worker: &Rc<Worker>, pod: &Arc<Pod>, reached: &Reached) -> Box<dyn Fn() -> bool> {
-    let Reached::Tunnel(stream) = reached else { return Box::new(|| true) };
+fn is_current(worker: &Rc<Worker>, pod: &Arc<Pod>, way: &Way) -> Box<dyn Fn() -> bool> {
+    let Way::Tunnel(stream) = way else { return Box::new(|| true) };
     let (worker, pod, carrier) = (worker.clone(), pod.clone(), stream.carrier());
     Box::new(move || {
         let svid = worker.shared.identities.svid(&pod.workload.identity);

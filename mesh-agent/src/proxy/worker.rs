@@ -18,7 +18,7 @@ use tokio::task::{JoinHandle, LocalSet};
 use super::budget::{Budgets, Kind, Over, PodBudget, Taken};
 use super::connection::{Cut, LiveTable, Registration};
 use super::error::{Failure, serve_reason};
-use super::limits::{ACCEPT_BACKOFF, COUNT_INTERVAL, SPILL, SVID_TIMEOUT};
+use super::limits::{ACCEPT_BACKOFF, COUNT_INTERVAL, SPILL, SVID_TIMEOUT, WEIGH_INTERVAL};
 use super::{copy, dial, inbound, outbound, plaintext, record};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::drain;
@@ -233,6 +233,7 @@ impl Worker {
         let worker = Rc::new(self);
         tokio::task::spawn_local(worker.clone().rejudge_on_change());
         tokio::task::spawn_local(worker.clone().count_bytes());
+        tokio::task::spawn_local(worker.clone().weigh());
         tokio::task::spawn_local(worker.upstreams.clone().sweep());
         tokio::task::spawn_local(worker.services.clone().sweep(worker.shared.state.clone()));
         tokio::task::spawn_local(worker.clone().keep_nothing_when_leaving());
@@ -283,6 +284,14 @@ impl Worker {
         loop {
             tokio::time::sleep(COUNT_INTERVAL).await;
             self.live.visit(|live| live.count_bytes()).await;
+        }
+    }
+
+    /// Lets pods' budgets know what waits for readers of requests.
+    async fn weigh(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(WEIGH_INTERVAL).await;
+            self.live.visit(|live| live.weigh()).await;
         }
     }
 

@@ -358,6 +358,7 @@ fn pod(name: &str, ips: &[&str], enrolled: bool) -> Workload {
         host_ips: vec![],
         host_ports: vec![],
         exclusions: Exclusions::default(),
+        forwards: false,
         enrolled,
         refusal: None,
         host_network: false,

@@ -301,6 +301,7 @@ fn pod(name: &str, ips: &[&str]) -> Workload {
         host_ips: vec![],
         host_ports: vec![],
         exclusions: Exclusions::default(),
+        forwards: false,
         enrolled: true,
         refusal: None,
         host_network: false,

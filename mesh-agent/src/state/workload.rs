@@ -33,6 +33,8 @@ pub struct Workload {
     pub host_ports: Vec<HostPort>,
     /// What its annotations keep out of the mesh.
     pub exclusions: Exclusions,
+    /// Whether its owner answers for what its requests say of where they come from (an ingress).
+    pub forwards: bool,
     /// Whether label and kind put it into the mesh. False for pods that ask but cannot be (see `refusal`).
     pub enrolled: bool,
     /// Why a pod that asks for the mesh cannot be enrolled (hostNetwork, …).

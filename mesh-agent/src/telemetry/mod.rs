@@ -5,6 +5,7 @@
 //! and no call here waits: the data path never stops for a slow reader of its logs.
 
 pub mod access_log;
+mod json_line;
 pub mod logs;
 pub mod metrics;
 mod requests;
@@ -39,6 +40,9 @@ pub fn limits() -> Vec<Limit> {
         spans::MOST_AT_ONCE, "spans", "that go to the collector together: 500 KiB";
         spans::LINGER, "milliseconds", "how long a span waits for others to go with";
         spans::EXPORT_TIMEOUT, "milliseconds", "for the collector to take them; then they are lost and counted";
+        json_line::USUAL_BYTES, "bytes", "that a line of the access log takes room for at first";
+        logs::COLLECT, "milliseconds", "how long lines of the log wait for others to be written with";
+        logs::BATCH_BYTES, "bytes", "of the log that are written at once";
         logs::FLUSH_POLL, "milliseconds", "how often the end looks whether a full queue has room";
     ]
 }

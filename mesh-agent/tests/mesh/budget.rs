@@ -126,3 +126,45 @@ async fn what_waits_for_applications_that_do_not_read_has_an_end() {
     pair.client.until_no_records().await;
     assert_eq!(near.proxy.usage()[0].buffered_bytes, 0, "all is given back");
 }
+
+/// Where requests are read nobody pumps bytes ahead: what waits for a client that does not read waits in the tunnel, and
+/// counts as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_wait_for_clients_that_do_not_read_have_an_end() {
+    use super::requests::{Client, Sent, app, mirror, speaks, until};
+    use http_body_util::BodyExt as _;
+
+    let near = Budgets { buffered_bytes: 1 << 20, ..ample() };
+    let pair = pair_within([near, ample()]).await;
+    speaks(&pair, "http");
+    app((pair.server.ip, 8080), http::Version::HTTP_11, |request| {
+        if request.uri() != "/endless" {
+            return mirror(request);
+        }
+        Box::pin(async {
+            let (frames, endless) = tokio::sync::mpsc::channel(1);
+            tokio::spawn(async move {
+                let block = bytes::Bytes::from(vec![7; 64 << 10]);
+                while frames.send(hyper::body::Frame::data(block.clone())).await.is_ok() {}
+            });
+            http::Response::new(Sent(endless).boxed())
+        })
+    });
+    let mut readers = Vec::new();
+    for _ in 0..6 {
+        let mut tcp = pair.client.connect(vip()).await.unwrap();
+        tcp.write_all(b"GET /endless HTTP/1.1\r\nHost: web\r\n\r\n").await.unwrap();
+        until(&mut tcp, "HTTP/1.1 200").await;
+        readers.push(tcp);
+    }
+    let [near, _] = &pair.mesh.nodes;
+    eventually("some are cut", || over(near, "client", "buffer-budget") > 0).await;
+    eventually("it is told", || near.metrics.encode().contains("reason=\"buffer-budget\"")).await;
+    let held = || near.proxy.usage().iter().map(|usage| usage.buffered_bytes).sum::<u64>();
+    eventually("what waits is within the budget", || held() <= 1 << 20).await;
+    // Whoever reads is served.
+    let mut client = Client::connect(&pair, http::Version::HTTP_11).await;
+    assert_eq!(client.get("/").await.0, http::StatusCode::OK);
+    drop(readers);
+    eventually("nothing waits", || held() == 0).await;
+}

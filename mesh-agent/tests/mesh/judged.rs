@@ -8,23 +8,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::requests::{Client, Seen, app, hear, mirror, nothing, read, say, speaks, text, until};
 use super::support::*;
-use super::{Pair, vip};
+use super::{Pair, guard, vip};
 
 /// A policy on the server's pods, with these rules.
 fn rules(pair: &Pair, action: &str, rules: &str) {
-    pair.mesh.apply(
-        "policy.yaml",
-        &format!(
-            "apiVersion: nodemesh.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata: {{name: guard, namespace: shop}}
-spec:
-  targetRefs: [{{kind: Pod, selector: {{matchLabels: {{app: server}}}}}}]
-  action: {action}
-  rules: [{rules}]
-"
-        ),
-    );
+    pair.mesh.apply("policy.yaml", &guard("guard", action, rules));
 }
 
 /// The client may read what is public.

@@ -2,6 +2,8 @@
 
 mod budget;
 mod certificates;
+mod claims;
+mod copies;
 mod external;
 mod issuers;
 mod judged;
@@ -58,14 +60,19 @@ fn vip() -> SocketAddr {
 }
 
 fn policy(action: &str, sources: &str) -> String {
+    guard("guard", action, &format!("{{sources: [{sources}]}}"))
+}
+
+/// An AuthorizationPolicy on the server's pods, with these rules.
+fn guard(name: &str, action: &str, rules: &str) -> String {
     format!(
         "apiVersion: nodemesh.dev/v1alpha1
 kind: AuthorizationPolicy
-metadata: {{name: guard, namespace: shop}}
+metadata: {{name: {name}, namespace: shop}}
 spec:
   targetRefs: [{{kind: Pod, selector: {{matchLabels: {{app: server}}}}}}]
   action: {action}
-  rules: [{{sources: [{sources}]}}]
+  rules: [{rules}]
 "
     )
 }

@@ -21,6 +21,8 @@ pub enum Load {
     NewConn16(Protocol),
     /// So many streams of bytes.
     Bulk(u32),
+    /// Large answers, one after the other, over one connection.
+    Large(Protocol),
 }
 
 /// What a sample came to.
@@ -51,6 +53,7 @@ impl Load {
             Self::Max32(_) => format!("max{MAX_CONNECTIONS}"),
             Self::NewConn16(_) => format!("newconn{AT_ONCE}"),
             Self::Bulk(streams) => format!("bulk{streams}"),
+            Self::Large(_) => "bulk1".to_string(),
         }
     }
 
@@ -58,12 +61,14 @@ impl Load {
     pub fn port(self, bytes: bool) -> u16 {
         match self {
             Self::Bulk(_) => IPERF,
-            Self::Rate1000(protocol) | Self::Max32(protocol) | Self::NewConn16(protocol) => match protocol {
-                Protocol::H1 if bytes => BYTES,
-                Protocol::H1 => HTTP,
-                Protocol::H2 => HTTP2,
-                Protocol::Grpc => GRPC,
-            },
+            Self::Rate1000(protocol) | Self::Max32(protocol) | Self::NewConn16(protocol) | Self::Large(protocol) => {
+                match protocol {
+                    Protocol::H1 if bytes => BYTES,
+                    Protocol::H1 => HTTP,
+                    Protocol::H2 => HTTP2,
+                    Protocol::Grpc => GRPC,
+                }
+            }
         }
     }
 
@@ -74,8 +79,15 @@ impl Load {
                 generate(pod, to, path, protocol, seconds, &["--rate", &RATE.to_string()], RATE_CONNECTIONS)
             }
             Self::NewConn16(protocol) => generate(pod, to, path, protocol, seconds, &["--afresh"], AT_ONCE),
-            Self::Max32(Protocol::H1) => wrk(pod, to, path, seconds),
-            Self::Max32(protocol) => h2load(pod, to, path, protocol, seconds),
+            Self::Max32(Protocol::H1) => wrk(pod, to, path, MAX_CONNECTIONS, seconds).map(|(done, _)| done),
+            Self::Max32(protocol) => h2load(pod, to, path, protocol, MAX_CONNECTIONS, seconds).map(|(done, _)| done),
+            Self::Large(protocol) => {
+                let (done, bytes) = match protocol {
+                    Protocol::H1 => wrk(pod, to, path, 1, seconds)?,
+                    _ => h2load(pod, to, path, protocol, 1, seconds)?,
+                };
+                Ok(Done { units: bytes, seconds: done.seconds, ..Done::default() })
+            }
             Self::Bulk(streams) => iperf(pod, to, streams, seconds),
         }
     }
@@ -114,10 +126,11 @@ fn generate(
     })
 }
 
-fn wrk(pod: &Pod, to: SocketAddr, path: &str, seconds: u64) -> Result<Done> {
+/// What was done, and the bytes of it.
+fn wrk(pod: &Pod, to: SocketAddr, path: &str, connections: u64, seconds: u64) -> Result<(Done, f64)> {
     let script = pod.dir.join("wrk.lua");
     std::fs::write(&script, include_str!("wrk.lua"))?;
-    let (connections, time, url) = (MAX_CONNECTIONS.to_string(), format!("{seconds}s"), format!("http://{to}{path}"));
+    let (connections, time, url) = (connections.to_string(), format!("{seconds}s"), format!("http://{to}{path}"));
     let script = script.to_string_lossy();
     let argv = ["wrk", "-t1", "-c", &connections, "-d", &time, "-s", &script, &url];
     let said = pod.run(&argv, patience(seconds))?.expect_ok("wrk")?;
@@ -126,13 +139,22 @@ fn wrk(pod: &Pod, to: SocketAddr, path: &str, seconds: u64) -> Result<Done> {
     ensure!(line["failed"] == 0, "wrk: {line}");
     let number = |name: &str| line[name].as_f64();
     let (units, seconds) = (number("done").context("no count")?, number("seconds").context("no time")?);
-    Ok(Done { units, seconds, p50: number("p50_us"), p99: number("p99_us"), p999: None })
+    let done = Done { units, seconds, p50: number("p50_us"), p99: number("p99_us"), p999: None };
+    Ok((done, number("bytes").context("no bytes")?))
 }
 
-fn h2load(pod: &Pod, to: SocketAddr, path: &str, protocol: Protocol, seconds: u64) -> Result<Done> {
+/// What was done, and the bytes of it.
+fn h2load(
+    pod: &Pod,
+    to: SocketAddr,
+    path: &str,
+    protocol: Protocol,
+    connections: u64,
+    seconds: u64,
+) -> Result<(Done, f64)> {
     let body = pod.dir.join("message");
     std::fs::write(&body, [0, 0, 0, 0, 3, 10, 1, b'x'])?;
-    let (connections, time, url) = (MAX_CONNECTIONS.to_string(), seconds.to_string(), format!("http://{to}{path}"));
+    let (connections, time, url) = (connections.to_string(), seconds.to_string(), format!("http://{to}{path}"));
     let body = body.to_string_lossy();
     let call = ["-d", &body, "-H", "content-type: application/grpc", "-H", "te: trailers"];
     let load = ["h2load", "-t1", "-m1", "-c", &connections, "-D", &time];
@@ -140,7 +162,14 @@ fn h2load(pod: &Pod, to: SocketAddr, path: &str, protocol: Protocol, seconds: u6
     let said = pod.run(&[&load[..], call, &[&url]].concat(), patience(seconds))?.expect_ok("h2load")?;
     let (done, failed) = h2load_counts(&said).with_context(|| format!("h2load said: {said}"))?;
     ensure!(done > 0.0 && failed == 0.0, "h2load: {said}");
-    Ok(Done { units: done, seconds: seconds as f64, ..Done::default() })
+    let bytes = h2load_bytes(&said).with_context(|| format!("h2load said: {said}"))?;
+    Ok((Done { units: done, seconds: seconds as f64, ..Done::default() }, bytes))
+}
+
+/// `traffic: 66.94MB (70188032) total, 1.02KB (1047) headers (space savings 95.35%), 66.90MB (70150144) data`: the last.
+fn h2load_bytes(said: &str) -> Option<f64> {
+    let line = said.lines().find_map(|line| line.strip_prefix("traffic: ")?.strip_suffix(") data"))?;
+    line.rsplit('(').next()?.parse().ok()
 }
 
 /// `requests: 10 total, 10 started, 10 done, 10 succeeded, 0 failed, 0 errored, 0 timeout`: succeeded, and not.
@@ -174,5 +203,8 @@ mod tests {
                     0 timeout\nstatus codes: …";
         assert_eq!(h2load_counts(said), Some((10.0, 2.0)));
         assert_eq!(h2load_counts("nothing"), None);
+        let said =
+            "traffic: 66.94MB (70188032) total, 1.02KB (1047) headers (space savings 95.35%), 66.90MB (70150144) data";
+        assert_eq!(h2load_bytes(said), Some(70_150_144.0));
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 /// Where to read it.
 pub struct Meter {
     agents: Vec<PathBuf>,
+    peers: Vec<PathBuf>,
     run: PathBuf,
     processors: f64,
 }
@@ -18,6 +19,7 @@ pub struct Meter {
 struct Reading {
     at: Instant,
     agents: f64,
+    peers: f64,
     run: f64,
     machine: f64,
     softirq: f64,
@@ -28,15 +30,17 @@ struct Reading {
 pub struct Used {
     /// Seconds of both agents.
     pub agents: f64,
+    /// Seconds of the other pair of proxies.
+    pub peers: f64,
     /// The share of the whole machine that went to what is neither of the run nor the kernel's own work for it.
     pub others: f64,
 }
 
 impl Meter {
-    /// `agents` and `run` are cgroups.
-    pub fn new(agents: Vec<PathBuf>, run: PathBuf) -> Result<Self> {
+    /// All of them are cgroups.
+    pub fn new(agents: Vec<PathBuf>, peers: Vec<PathBuf>, run: PathBuf) -> Result<Self> {
         let processors = std::thread::available_parallelism().context("counting the processors")?.get() as f64;
-        Ok(Self { agents, run, processors })
+        Ok(Self { agents, peers, run, processors })
     }
 
     /// What is used while something is done.
@@ -47,14 +51,15 @@ impl Meter {
         let seconds = after.at.duration_since(before.at).as_secs_f64();
         let accounted = (after.run - before.run) + (after.softirq - before.softirq);
         let others = ((after.machine - before.machine) - accounted).max(0.0) / (seconds * self.processors);
-        Ok((done, Used { agents: after.agents - before.agents, others }))
+        Ok((done, Used { agents: after.agents - before.agents, peers: after.peers - before.peers, others }))
     }
 
     fn read(&self) -> Result<Reading> {
         let agents = self.agents.iter().map(|agent| seconds_of(agent)).sum::<Result<f64>>()?;
+        let peers = self.peers.iter().map(|peer| seconds_of(peer)).sum::<Result<f64>>()?;
         let run = seconds_of(&self.run)?;
         let (machine, softirq) = machine()?;
-        Ok(Reading { at: Instant::now(), agents, run, machine, softirq })
+        Ok(Reading { at: Instant::now(), agents, peers, run, machine, softirq })
     }
 }
 

@@ -6,11 +6,12 @@
 
 mod load;
 mod meter;
+mod peer;
 mod report;
 mod stage;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
@@ -21,7 +22,7 @@ use crate::{build, packages};
 use load::{Done, Load};
 use meter::{Meter, Used, resident};
 use report::{Figure, Row};
-use stage::{ECHO, Stage, Way, last_path, routed};
+use stage::{ECHO, FAR, LARGE, NEAR, Stage, Way, last_path, routed};
 
 /// Measure the mesh against no mesh on two nodes of this machine; leave it alone meanwhile
 #[derive(clap::Args)]
@@ -41,6 +42,9 @@ pub struct Bench {
     /// Only rows whose id contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+    /// Measure a pair of HAProxy with mutual TLS between them as well
+    #[arg(long)]
+    peer: bool,
     /// One more argument for the agents, such as --agent=--log-level=info,access=off
     #[arg(long = "agent", value_name = "ARGUMENT", allow_hyphen_values = true)]
     agent: Vec<String>,
@@ -76,10 +80,13 @@ impl Bench {
         ensure!(self.samples > 0 && self.seconds > 0, "--samples and --seconds are at least 1");
         packages::for_build()?;
         packages::for_bench()?;
+        if self.peer {
+            packages::for_peer()?;
+        }
         eprintln!("building the agent");
         build::agent()?;
         eprintln!("setting up two nodes, their pods and servers");
-        let stage = Stage::build(&self.agent, if self.what == What::L7 { &ROUTES } else { &[] })?;
+        let stage = Stage::build(&self.agent, if self.what == What::L7 { &ROUTES } else { &[] }, self.peer)?;
         let measured = self.measure(&stage).map_err(|error| stage.bed.explain(error))?;
         if let Some(file) = &self.json {
             let text = report::json(&measured, self.seconds)?;
@@ -90,7 +97,10 @@ impl Bench {
 
     fn measure(&self, stage: &Stage) -> Result<Vec<Row>> {
         let cgroups = stage.bed.nodes().iter().map(|node| node.cgroup.join("agent")).collect();
-        let meter = Meter::new(cgroups, stage.bed.cgroup().to_path_buf())?;
+        let peers =
+            if self.peer { vec![stage.bed.pod(NEAR).cgroup(), stage.bed.pod(FAR).cgroup()] } else { Vec::new() };
+        let peers = peers.into_iter().map(Path::to_path_buf).collect();
+        let meter = Meter::new(cgroups, peers, stage.bed.cgroup().to_path_buf())?;
         println!("{}", report::head());
         let mut rows = Vec::new();
         if self.what == What::L4 && "mem".contains(&self.only) {
@@ -118,6 +128,9 @@ impl Bench {
                     let loads = [Load::Rate1000(protocol), Load::Max32(protocol), Load::NewConn16(protocol)];
                     let name = format!("{protocol:?}").to_lowercase();
                     cases.extend(loads.map(|load| Case::of_l7(&name, "cross", load)));
+                    if protocol != Protocol::Grpc {
+                        cases.push(Case::of_l7(&name, "cross", Load::Large(protocol)).to(LARGE));
+                    }
                 }
                 // The same requests with nobody looking into them.
                 cases.extend(h1.map(|load| Case::of_l7("as-bytes", "cross", load).of_bytes()));
@@ -137,7 +150,10 @@ impl Bench {
     fn case(&self, stage: &Stage, meter: &Meter, case: &Case) -> Result<Vec<Row>> {
         let mut figures: BTreeMap<&str, Figure> = BTreeMap::new();
         for sample in 0..self.samples {
-            let mut ways = Way::BOTH;
+            let mut ways = vec![Way::Direct, Way::Mesh];
+            if self.peer && case.has_peer() {
+                ways.push(Way::Peer);
+            }
             if sample % 2 == 1 {
                 ways.reverse();
             }
@@ -227,6 +243,11 @@ impl Case {
         self
     }
 
+    /// Whether the other pair of proxies does the like.
+    fn has_peer(&self) -> bool {
+        self.server == "cross"
+    }
+
     fn row_id(&self, figure: &str) -> String {
         format!("{}.{figure}", self.id)
     }
@@ -239,7 +260,7 @@ impl Case {
             }
             Load::Max32(_) => vec![("rps", "1/s"), ("agents_cpu_ms_per_1k", "ms")],
             Load::NewConn16(_) => vec![("cps", "1/s"), ("p50_us", "µs"), ("agents_cpu_us_per_conn", "µs")],
-            Load::Bulk(_) => vec![("gbps", "Gbit/s"), ("agents_cpu_s_per_gb", "s")],
+            Load::Bulk(_) | Load::Large(_) => vec![("gbps", "Gbit/s"), ("agents_cpu_s_per_gb", "s")],
         }
     }
 
@@ -249,16 +270,16 @@ impl Case {
             Load::Rate1000(_) => Vec::new(),
             Load::Max32(_) => vec![("rps", rate)],
             Load::NewConn16(_) => vec![("cps", rate)],
-            Load::Bulk(_) => vec![("gbps", rate * 8.0 / 1e9)],
+            Load::Bulk(_) | Load::Large(_) => vec![("gbps", rate * 8.0 / 1e9)],
         };
         let times = [("p50_us", done.p50), ("p99_us", done.p99), ("p999_us", done.p999)];
         values.extend(times.into_iter().filter_map(|(name, value)| Some((name, value?))));
-        if way == Way::Mesh {
-            let each = used.agents / done.units;
+        if way != Way::Direct {
+            let each = if way == Way::Peer { used.peers } else { used.agents } / done.units;
             values.push(match self.load {
                 Load::Rate1000(_) | Load::Max32(_) => ("agents_cpu_ms_per_1k", each * 1e6),
                 Load::NewConn16(_) => ("agents_cpu_us_per_conn", each * 1e6),
-                Load::Bulk(_) => ("agents_cpu_s_per_gb", each * 1e9),
+                Load::Bulk(_) | Load::Large(_) => ("agents_cpu_s_per_gb", each * 1e9),
             });
         }
         values

@@ -14,6 +14,7 @@ const NOISE: f64 = 0.05;
 pub struct Figure {
     direct: Vec<Sample>,
     mesh: Vec<Sample>,
+    peer: Vec<Sample>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,8 @@ pub struct Row {
     pub direct: Option<f64>,
     /// The median with the mesh.
     pub mesh: Option<f64>,
+    /// The median with the other pair of proxies, where it was measured.
+    pub peer: Option<f64>,
     /// mesh / direct
     pub ratio: Option<f64>,
     /// The least of the mesh's samples.
@@ -51,17 +54,19 @@ impl Figure {
         let samples = match way {
             Way::Direct => &mut self.direct,
             Way::Mesh => &mut self.mesh,
+            Way::Peer => &mut self.peer,
         };
         samples.push(Sample { value, others });
     }
 
     /// Sums it up.
     pub fn row(&self, id: String, unit: &'static str) -> Row {
-        let ((direct, _), (mesh, noisy)) = (quiet(&self.direct), quiet(&self.mesh));
+        let ((direct, _), (peer, _), (mesh, noisy)) = (quiet(&self.direct), quiet(&self.peer), quiet(&self.mesh));
         let (direct_median, mesh_median) = (median(&direct), median(&mesh));
         let ratio = mesh_median.zip(direct_median).map(|(mesh, direct)| mesh / direct);
         let (min, max) = (mesh.first().copied(), mesh.last().copied());
-        Row { id, unit, direct: direct_median, mesh: mesh_median, ratio, min, max, n: mesh.len(), noisy }
+        let peer = median(&peer);
+        Row { id, unit, direct: direct_median, mesh: mesh_median, peer, ratio, min, max, n: mesh.len(), noisy }
     }
 }
 
@@ -82,8 +87,8 @@ fn median(sorted: &[f64]) -> Option<f64> {
 
 /// The table's first line.
 pub fn head() -> String {
-    let [id, unit, direct, mesh, ratio, spread, n] = ["", "unit", "no mesh", "mesh", "ratio", "min..max", "n"];
-    format!("{id:<38} {unit:<8} {direct:>10} {mesh:>10} {ratio:>7}  {spread:<21} {n}")
+    let [id, unit, direct, mesh, ratio, peer] = ["", "unit", "no mesh", "mesh", "ratio", "HAProxy"];
+    format!("{id:<38} {unit:<8} {direct:>10} {mesh:>10} {ratio:>7} {peer:>10}  {:<21} n", "min..max")
 }
 
 /// A row as a line.
@@ -92,8 +97,11 @@ pub fn line(row: &Row) -> String {
     let spread = format!("{}..{}", number(row.min), number(row.max));
     let ratio = row.ratio.map_or("–".to_string(), |ratio| format!("{ratio:.2}x"));
     let noisy = if row.noisy > 0 { format!(" ({} noisy)", row.noisy) } else { String::new() };
-    let (direct, mesh) = (number(row.direct), number(row.mesh));
-    format!("{:<38} {:<8} {direct:>10} {mesh:>10} {ratio:>7}  {spread:<21} {}{noisy}", row.id, row.unit, row.n)
+    let (direct, mesh, peer) = (number(row.direct), number(row.mesh), number(row.peer));
+    format!(
+        "{:<38} {:<8} {direct:>10} {mesh:>10} {ratio:>7} {peer:>10}  {spread:<21} {}{noisy}",
+        row.id, row.unit, row.n
+    )
 }
 
 fn shown(value: f64) -> String {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
+use super::peer;
 use crate::testbed::{AgentOptions, Family, Pod, PodSpec, ServiceSpec, Testbed};
 
 /// nginx, HTTP/1.1.
@@ -23,7 +24,16 @@ pub const BYTES: u16 = 7080;
 /// The body of every answer.
 const ANSWER_BYTES: usize = 1024;
 
+/// The body of the answer to [`LARGE`].
+const LARGE_BYTES: usize = 16 << 20;
+/// The path of an answer that is large.
+pub const LARGE: &str = "/large";
+
 const NAMESPACE: &str = "bench";
+/// The other pair of proxies.
+pub const NEAR: &str = "peer-near";
+/// The one beside the server.
+pub const FAR: &str = "peer-far";
 
 /// Two callers on n1; servers on n2 (`cross`) and n1 (`same`).
 pub struct Stage {
@@ -38,23 +48,22 @@ pub enum Way {
     Direct,
     /// From a pod in the mesh to a Service.
     Mesh,
+    /// Outside the mesh, by way of another pair of proxies.
+    Peer,
 }
 
 impl Way {
-    /// Both.
-    pub const BOTH: [Way; 2] = [Way::Direct, Way::Mesh];
-
     fn pod(self, name: &str) -> String {
         match self {
-            Way::Direct => format!("direct-{name}"),
+            Way::Direct | Way::Peer => format!("direct-{name}"),
             Way::Mesh => name.to_string(),
         }
     }
 }
 
 impl Stage {
-    /// Pods, servers and agents. `routes`: Services with so many HTTPRoutes each.
-    pub fn build(agent_arguments: &[String], routes: &[usize]) -> Result<Self> {
+    /// Pods, servers and agents. `routes`: Services with so many HTTPRoutes each; `peer`: with the other pair of proxies.
+    pub fn build(agent_arguments: &[String], routes: &[usize], peer: bool) -> Result<Self> {
         let mut bed = Testbed::new()?;
         bed.add_node()?;
         bed.add_node()?;
@@ -71,6 +80,11 @@ impl Stage {
             // the search for a free one.
             let reuse = || fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1");
             bed.pod(&way.pod("caller")).netns.within(reuse)?.context("setting tcp_tw_reuse")?;
+        }
+        if peer {
+            bed.add_pod(PodSpec::new("outside", NEAR, "n1"))?;
+            bed.add_pod(PodSpec::new("outside", FAR, "n2"))?;
+            peer::start(bed.pod(NEAR), bed.pod(FAR), bed.pod(&Way::Direct.pod("cross")))?;
         }
         for server in ["same", "cross"] {
             bed.add_service(service(server))?;
@@ -98,6 +112,7 @@ impl Stage {
                 let target = if port == BYTES { HTTP } else { port };
                 self.bed.pod(&way.pod(pod)).ips.socket(Family::V4, target)
             }
+            Way::Peer => self.bed.pod(NEAR).ips.socket(Family::V4, port),
         }
     }
 }
@@ -145,6 +160,7 @@ fn serve(pod: &Pod) -> Result<()> {
     fs::create_dir_all(&dir)?;
     let at = dir.to_string_lossy();
     fs::write(dir.join("index.html"), vec![b'x'; ANSWER_BYTES])?;
+    fs::write(dir.join(LARGE.trim_start_matches('/')), vec![b'x'; LARGE_BYTES])?;
     let config = include_str!("nginx.conf").replace("DIR", &at).replace("BODY", &"x".repeat(ANSWER_BYTES));
     let file = dir.join("nginx.conf");
     fs::write(&file, config)?;

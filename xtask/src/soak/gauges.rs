@@ -56,13 +56,10 @@ impl Gauges {
         for agent in stage.bed.agents() {
             let process = format!("/proc/{}", agent.pid());
             let count = |part: &str| anyhow::Ok(std::fs::read_dir(format!("{process}/{part}"))?.count() as u64);
-            let status = std::fs::read_to_string(format!("{process}/status"))?;
-            let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-            let resident: u64 = resident.split_whitespace().next().context("no number")?.parse()?;
-            gauges.set(agent, "memory", resident << 10, MEMORY_SLACK);
+            gauges.set(agent, "memory", agent.resident()?, MEMORY_SLACK);
             gauges.set(agent, "descriptors", count("fd")?, DESCRIPTOR_SLACK);
             gauges.set(agent, "threads", count("task")?, THREAD_SLACK);
-            gauges.set(agent, "connections", open_connections(agent)?, 0);
+            gauges.set(agent, "connections", agent.metric_sum("nodemesh_connections_open")? as u64, 0);
         }
         Ok(gauges)
     }
@@ -104,12 +101,6 @@ impl fmt::Display for Gauges {
 /// Memory in MiB, the rest as it is.
 pub fn shown(name: &str, value: u64) -> String {
     if name.ends_with("memory") { format!("{} MiB", value >> 20) } else { value.to_string() }
-}
-
-fn open_connections(agent: &Agent) -> Result<u64> {
-    let (_, metrics) = agent.get("/metrics")?;
-    let open = metrics.lines().filter(|line| line.starts_with("nodemesh_connections_open{"));
-    Ok(open.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64)
 }
 
 fn pins(directory: &std::path::Path) -> Result<u64> {

@@ -114,6 +114,21 @@ impl Agent {
         Ok(value.parse()?)
     }
 
+    /// The sum of a metric over all its labels; nothing of it is zero.
+    pub fn metric_sum(&self, name: &str) -> Result<f64> {
+        let (_, metrics) = self.get("/metrics")?;
+        let is_it = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        Ok(metrics.lines().filter(is_it).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// Its resident memory in bytes.
+    pub fn resident(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kibibytes: u64 = line.split_whitespace().next().context("no number")?.parse()?;
+        Ok(kibibytes << 10)
+    }
+
     /// The access log's records so far, as they were logged.
     pub fn access_log(&self) -> Vec<Value> {
         let log = self.process.log();

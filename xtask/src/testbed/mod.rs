@@ -48,9 +48,10 @@ pub use pod::{Pod, PodSpec};
 pub use process::{Finished, Place, Process};
 pub use relay::Impairment;
 pub use servers::{
-    authorizer_checks, greeter_client, greeter_session, make_certificate, postgres_programs, postgres_url, psql,
-    python, start_authorizer, start_greeter, start_issuer, start_nginx, start_postgres, start_redis, start_reflector,
-    start_tls_reflector, start_web, start_websocket, web_requests, websocket_client,
+    authorizer_checks, greeter_client, greeter_session, grpc_calls, hostile_client, make_certificate,
+    postgres_programs, postgres_url, psql, python, start_authorizer, start_endless, start_greeter, start_grpc_echo,
+    start_issuer, start_nginx, start_postgres, start_redis, start_reflector, start_tls_reflector, start_web,
+    start_websocket, web_requests, websocket_client,
 };
 pub use service::{PortSpec, ServiceSpec};
 pub use wire::{Packets, Recording, TcpPacket};
@@ -91,6 +92,15 @@ impl Testbed {
     /// An empty testbed. Needs root.
     pub fn new() -> Result<Self> {
         Self::with_links(Links::default())
+    }
+
+    /// Two nodes, `n1` and `n2`, and a namespace whose pods are in the mesh.
+    pub fn of_two_nodes(namespace: &str) -> Result<Self> {
+        let mut bed = Self::new()?;
+        bed.add_node()?;
+        bed.add_node()?;
+        bed.add_namespace(namespace, &[("nodemesh.dev/mesh", "enabled")])?;
+        Ok(bed)
     }
 
     /// An empty testbed whose nodes and pods will have such links.

@@ -223,6 +223,11 @@ impl Pod {
         self.processes.lock().expect("no holder panics").iter().map(Process::pid).collect()
     }
 
+    /// Its cgroup.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
     /// The SPIFFE id that its service account has in the default trust domain.
     pub fn identity(&self) -> String {
         format!("spiffe://cluster.local/ns/{}/sa/{}", self.spec.namespace, self.spec.service_account)

@@ -127,14 +127,14 @@ pub fn start_greeter(pod: &Pod) -> Result<()> {
 
 /// An HTTP/1.1 server that answers with what it was asked, as JSON; `/status/NNN` with that status.
 pub fn start_reflector(pod: &Pod, port: u16) -> Result<()> {
-    start_script(pod, "reflector", include_str!("servers/reflector.py"), port, &[])
+    start_script(pod, "reflector", include_str!("servers/reflector.py"), port, &[&pod.spec.name])
 }
 
 /// The same over TLS, with a certificate of its own for that name. Returns the certificate's file.
 pub fn start_tls_reflector(pod: &Pod, port: u16, name: &str) -> Result<PathBuf> {
     let (file, certificate) = make_certificate(pod, name)?;
     let path = file.to_string_lossy();
-    start_script(pod, &format!("reflector-{name}"), include_str!("servers/reflector.py"), port, &[&path])?;
+    start_script(pod, &format!("reflector-{name}"), include_str!("servers/reflector.py"), port, &[name, &path])?;
     Ok(certificate)
 }
 
@@ -172,6 +172,42 @@ pub fn start_issuer(pod: &Pod, port: u16, certificate: &std::path::Path) -> Resu
     let (path, dir) = (certificate.to_string_lossy(), pod.dir.to_string_lossy());
     start_script(pod, "issuer", include_str!("servers/issuer_server.py"), port, &[&path, &dir])?;
     fs::read_to_string(pod.dir.join("token")).context("reading the token")
+}
+
+/// A gRPC server that answers every call with what it saw, as JSON.
+pub fn start_grpc_echo(pod: &Pod, port: u16) -> Result<()> {
+    start_script(pod, "grpc-echo", include_str!("servers/grpc_echo.py"), port, &[&pod.spec.name])
+}
+
+/// Makes calls of gRPC from a pod, one after the other, with `metadata`. A line of JSON for each: `code`, and what the
+/// server saw.
+pub fn grpc_calls(
+    pod: &Pod,
+    server: SocketAddr,
+    method: &str,
+    metadata: &[(&str, &str)],
+    count: usize,
+) -> Result<Vec<serde_json::Value>> {
+    let script = pod.dir.join("grpc_calls.py");
+    fs::write(&script, include_str!("servers/grpc_calls.py"))?;
+    let (metadata, count) = (serde_json::to_string(metadata)?, count.to_string());
+    let argv = [PYTHON, &script.to_string_lossy(), &server.to_string(), method, &metadata, &count];
+    let said = pod.run(&argv, Duration::from_secs(120))?.expect_ok("calls of gRPC")?;
+    said.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_string())).collect()
+}
+
+/// A server of HTTP/1.1 that answers without end, or reads nothing.
+pub fn start_endless(pod: &Pod, port: u16) -> Result<()> {
+    start_script(pod, "endless", include_str!("servers/endless_server.py"), port, &[])
+}
+
+/// Starts a client that means no good, in one of its ways, so many times over. It says `ready` once it has done what it
+/// came for, and holds on to what it has.
+pub fn hostile_client(pod: &Pod, server: SocketAddr, way: &str, count: usize) -> Result<Process> {
+    let script = pod.dir.join("hostile_client.py");
+    fs::write(&script, include_str!("servers/hostile_client.py"))?;
+    let (host, port, count) = (server.ip().to_string(), server.port().to_string(), count.to_string());
+    pod.spawn(&format!("hostile-{way}"), &[PYTHON, "-u", &script.to_string_lossy(), &host, &port, way, &count])
 }
 
 /// A WebSocket server that answers in upper case.

@@ -39,10 +39,7 @@ impl Street {
         if !can_use_kernel(test) {
             return Ok(None);
         }
-        let mut bed = Testbed::new()?;
-        bed.add_node()?;
-        bed.add_node()?;
-        bed.add_namespace("shop", &[("nodemesh.dev/mesh", "enabled")])?;
+        let mut bed = Testbed::of_two_nodes("shop")?;
         bed.add_namespace("outside", &[])?;
         bed.world.apply("strict", STRICT)?;
         bed.add_pod(PodSpec::new("outside", "outsider", "n2"))?;

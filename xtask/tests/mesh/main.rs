@@ -3,11 +3,13 @@
 //! Each test has a testbed of its own, so they run beside each other.
 
 mod bulk;
+mod conformance;
 mod connections;
 mod crash_under_load;
 mod dishonest_peer;
 mod exclusions;
 mod external;
+mod hostile;
 mod kernel;
 mod lifecycle;
 mod many;
@@ -17,6 +19,7 @@ mod reach;
 mod requests;
 mod root;
 mod rough_network;
+mod scenes;
 mod services;
 mod sessions;
 mod steps;

@@ -23,10 +23,7 @@ fn bed(test: &str) -> Result<Option<Testbed>> {
     if !can_use_kernel(test) {
         return Ok(None);
     }
-    let mut bed = Testbed::new()?;
-    bed.add_node()?;
-    bed.add_node()?;
-    bed.add_namespace("shop", &[("nodemesh.dev/mesh", "enabled")])?;
+    let mut bed = Testbed::of_two_nodes("shop")?;
     bed.add_pod(PodSpec::new("shop", "client", "n1"))?;
     bed.add_pod(PodSpec::new("shop", "web", "n2"))?;
     let web = ServiceSpec::new("shop", "web").port("http", NGINX, 80).port("http-other", OTHER, 8080);
@@ -288,5 +285,71 @@ fn agents_killed_under_requests_leave_no_plaintext() -> Result<()> {
     let packets = recording.stop()?;
     ensure!(packets.containing(WORD) == 0, "{} packets carried plaintext", packets.containing(WORD));
     ensure!(!packets.tcp().is_empty(), "the recording has nothing, so it is no witness");
+    Ok(())
+}
+
+/// What nobody who is not marked as an ingress is believed.
+const CLAIMS: [(&str, &str); 5] = [
+    ("x-forwarded-for", "6.6.6.6"),
+    ("x-forwarded-host", "forged"),
+    ("x-real-ip", "6.6.6.6"),
+    ("forwarded", "for=6.6.6.6"),
+    ("x-forwarded-client-cert", "URI=spiffe://forged"),
+];
+
+#[test]
+fn claims_are_settled_on_both_nodes() -> Result<()> {
+    if !can_use_kernel("claims of callers") {
+        return Ok(());
+    }
+    let mut bed = Testbed::of_two_nodes("shop")?;
+    bed.add_namespace("outside", &[])?;
+    bed.add_pod(PodSpec::new("shop", "client", "n1"))?;
+    bed.add_pod(PodSpec::new("shop", "ingress", "n1").annotation("nodemesh.dev/forwarded", "append"))?;
+    bed.add_pod(PodSpec::new("outside", "outsider", "n1"))?;
+    bed.add_pod(PodSpec::new("shop", "web", "n2"))?;
+    bed.add_service(ServiceSpec::new("shop", "web").port("http", REFLECTOR, 8082))?;
+    start_reflector(bed.pod("web"), 8082)?;
+    // The application's node reads requests as well.
+    let policy = "apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: reads, namespace: shop}
+spec:
+  targetRefs: [{kind: Pod, selector: {matchLabels: {app: web}}}]
+  action: ALLOW
+  rules: [{sources: [{type: Any}], requests: [{methods: [GET]}]}]
+";
+    bed.world.apply("policy", policy)?;
+    bed.start_agents(&AgentOptions::default())?;
+    let fields: Vec<String> = CLAIMS.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    for family in Family::BOTH {
+        let service = bed.service("web").socket(family, REFLECTOR);
+        let direct = bed.pod("web").ips.socket(family, 8082);
+        // (who asks, where: the pod's own address is bytes for the client's node; whether each claim stays)
+        for (pod, at, stays) in [
+            ("client", service, [false; 5]),
+            // What was asked for is left to the client's node, which did not look.
+            ("client", direct, [false, true, false, false, false]),
+            ("ingress", service, [true; 5]),
+            ("ingress", direct, [true; 5]),
+            ("outsider", direct, [false; 5]),
+        ] {
+            let mut command = vec!["curl", "-sS", "--max-time", "20"];
+            fields.iter().for_each(|field| command.extend(["-H", &**field]));
+            let url = format!("http://{at}/");
+            command.push(&url);
+            let said = bed.pod(pod).run(&command, PATIENCE)?.expect_ok("curl").map_err(|error| bed.explain(error))?;
+            let seen: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+            let of = |name: &str| -> Vec<&str> {
+                seen["fields"][name].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+            };
+            let ip = bed.pod(pod).ips.ip(family).to_string();
+            for ((name, value), stays) in CLAIMS.iter().zip(stays) {
+                ensure!(of(name).contains(value) == stays, "{pod} to {at}, {name}: {said}");
+            }
+            ensure!(of("x-forwarded-for").last() == Some(&&*ip), "{pod} to {at} has {ip}: {said}");
+            ensure!(of("x-forwarded-proto") == ["http"], "{pod} to {at}: {said}");
+        }
+    }
     Ok(())
 }

@@ -94,10 +94,7 @@ fn every_address_of_a_service_leads_to_its_pods() -> Result<()> {
     }
     let external = ips("203.0.113.7", "2001:db8:7::7");
     let balancer = ips("203.0.113.8", "2001:db8:7::8");
-    let mut bed = Testbed::new()?;
-    bed.add_node()?;
-    bed.add_node()?;
-    bed.add_namespace("shop", &[("nodemesh.dev/mesh", "enabled")])?;
+    let mut bed = Testbed::of_two_nodes("shop")?;
     bed.add_namespace("outside", &[])?;
     let pod = |name, node| PodSpec::new("shop", name, node);
     bed.add_pod(pod("caller", "n1"))?;

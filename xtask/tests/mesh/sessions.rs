@@ -19,10 +19,7 @@ fn bed(test: &str, start: impl Fn(&Testbed) -> Result<()>) -> Result<Option<Test
     if !can_use_kernel(test) {
         return Ok(None);
     }
-    let mut bed = Testbed::new()?;
-    bed.add_node()?;
-    bed.add_node()?;
-    bed.add_namespace("pair", &[("nodemesh.dev/mesh", "enabled")])?;
+    let mut bed = Testbed::of_two_nodes("pair")?;
     bed.add_pod(PodSpec::new("pair", "client", "n1"))?;
     bed.add_pod(PodSpec::new("pair", "server", "n2"))?;
     let service = ServiceSpec::new("pair", "server").port("redis", 6379, 6379);

@@ -40,10 +40,7 @@ fn connections_go_where_their_route_leads() -> Result<()> {
     if !can_use_kernel("TCPRoute and TLSRoute") {
         return Ok(());
     }
-    let mut bed = Testbed::new()?;
-    bed.add_node()?;
-    bed.add_node()?;
-    bed.add_namespace("shop", &[("nodemesh.dev/mesh", "enabled")])?;
+    let mut bed = Testbed::of_two_nodes("shop")?;
     bed.add_pod(PodSpec::new("shop", "client", "n1"))?;
     bed.add_pod(PodSpec::new("shop", "web", "n2"))?;
     let web = ServiceSpec::new("shop", "web").port("tcp-plain", 80, 80);

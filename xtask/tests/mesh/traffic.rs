@@ -14,10 +14,7 @@ fn farm(test: &str, servers: &[(&str, u16, u32)], policy: &str) -> Result<Option
     if !can_use_kernel(test) {
         return Ok(None);
     }
-    let mut bed = Testbed::new()?;
-    bed.add_node()?;
-    bed.add_node()?;
-    bed.add_namespace("shop", &[("nodemesh.dev/mesh", "enabled")])?;
+    let mut bed = Testbed::of_two_nodes("shop")?;
     bed.add_pod(PodSpec::new("shop", "client", "n1"))?;
     for (name, ..) in servers {
         bed.add_pod(PodSpec::new("shop", name, "n2").label("app", "web"))?;

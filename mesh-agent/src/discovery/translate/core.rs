@@ -45,6 +45,7 @@ pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Taken, Problem> {
         host_ips: host_ips(status)?,
         host_ports: host_ports(spec)?,
         exclusions: exclusions::read(metadata.annotations.as_ref(), &mut problems),
+        forwards: forwards(metadata.annotations.as_ref(), &mut problems),
         enrolled: refusal.is_none(),
         refusal,
         host_network: spec.host_network == Some(true),
@@ -53,8 +54,28 @@ pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Taken, Problem> {
         created: metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
     };
     let item = Item::Pod { workload: workload.into(), mesh: mesh_label(metadata.labels.as_ref())? };
-    let problems = problems.into_iter().map(|problem| (Effect::ExcludesNothing, problem)).collect();
+    let effect = |problem: &Problem| match problem.field.to_string().contains(FORWARDED) {
+        true => Effect::ClaimsDropped,
+        false => Effect::ExcludesNothing,
+    };
+    let problems = problems.into_iter().map(|problem| (effect(&problem), problem)).collect();
     Ok(Taken { item: Some(item), problems })
+}
+
+/// The annotation by which a pod's owner answers for what its requests say of where they come from.
+const FORWARDED: &str = "nodemesh.dev/forwarded";
+
+/// Whether a pod's requests keep what they say of where they come from. What cannot be read says no.
+fn forwards(annotations: Option<&BTreeMap<String, String>>, problems: &mut Vec<Problem>) -> bool {
+    match annotations.and_then(|annotations| annotations.get(FORWARDED)).map(String::as_str) {
+        Some("append") => true,
+        Some(other) => {
+            let field = FieldPath::of("metadata.annotations").key(FORWARDED);
+            problems.push(Problem::new(field, format!("{other:?} is not known; append is")));
+            false
+        }
+        None => false,
+    }
 }
 
 fn pod_ips(status: &PodStatus) -> Result<Vec<IpAddr>, Problem> {

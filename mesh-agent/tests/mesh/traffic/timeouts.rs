@@ -82,6 +82,66 @@ spec:
     }
 }
 
+/// HTTPRoute: `backendRequest` is the time of one try, its whole answer included; `request` that of all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_routes_time_for_a_try_is_apart_from_that_for_the_request() {
+    let farm = Farm::start(1).await;
+    let tries = farm.serve(0, {
+        let tries = std::sync::atomic::AtomicUsize::new(0);
+        move |request| {
+            let number = tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let is_slow = request.uri() == "/never" || request.uri() == "/second" && number.is_multiple_of(2);
+            let rests = request.uri() == "/rests";
+            Box::pin(async move {
+                if is_slow {
+                    std::future::pending::<()>().await;
+                }
+                if rests {
+                    let (frames, body) = mpsc::channel(1);
+                    frames.send(Frame::data(Bytes::from_static(b"begun"))).await.unwrap();
+                    tokio::spawn(async move {
+                        std::future::pending::<()>().await;
+                        drop(frames);
+                    });
+                    return Response::new(Sent(body).boxed());
+                }
+                Response::new(text("in time"))
+            })
+        }
+    });
+    let route = |timeouts: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: r, namespace: shop}}
+spec:
+  parentRefs: [{{group: '', kind: Service, name: web, port: 80}}]
+  rules: [{{timeouts: {timeouts}, retry: {{attempts: 1, codes: [504]}}, backendRefs: [{{name: web, port: 80}}]}}]
+"
+        )
+    };
+    for (timeouts, path, expected, tried) in [
+        ("{request: 60s, backendRequest: 300ms}", "/second", StatusCode::OK, 2),
+        ("{request: 60s, backendRequest: 300ms}", "/never", StatusCode::GATEWAY_TIMEOUT, 2),
+        ("{request: 300ms, backendRequest: 300ms}", "/never", StatusCode::GATEWAY_TIMEOUT, 1),
+        // Zero: no limit.
+        ("{request: 300ms, backendRequest: 0s}", "/never", StatusCode::GATEWAY_TIMEOUT, 1),
+    ] {
+        farm.pair.mesh.apply("route.yaml", &route(timeouts));
+        let (mut client, before) = (farm.connect().await, tries.count());
+        // The number of a try decides.
+        assert!(path != "/second" || before.is_multiple_of(2));
+        assert_eq!(client.get(path).await.0, expected, "{timeouts} {path}");
+        assert_eq!(tries.count() - before, tried, "tries of {timeouts} {path}");
+    }
+    farm.pair.mesh.apply("route.yaml", &route("{request: 60s, backendRequest: 300ms}"));
+    let mut client = farm.connect().await;
+    let response = client.ask(http::Request::get("/rests"), nothing()).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let body = tokio::time::timeout(PATIENCE, response.into_body().collect()).await.expect("an end in time");
+    assert!(body.is_err(), "the answer took longer than a try may, and came whole");
+}
+
 /// An answer may take as long as it likes, but not rest for longer than allowed.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_rests_for_too_long_breaks_off() {

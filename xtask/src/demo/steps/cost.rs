@@ -29,7 +29,7 @@ pub(super) fn run(stage: &mut Stage, tell: Tell) -> Result<String> {
     let plain = stage.plain_figures.context("nothing was measured while there was no mesh")?;
     tell("measuring with the mesh");
     let mesh = measure(stage)?;
-    let memory = ["n1", "n2"].map(|node| resident_megabytes(stage.bed.agent(node).pid()));
+    let memory = ["n1", "n2"].map(|node| stage.bed.agent(node).resident().map_or(0, |bytes| bytes >> 20));
     let rows = [
         row("one at a time, p50", plain.median, mesh.median, "µs", 0),
         row("one at a time, p99", plain.p99, mesh.p99, "µs", 0),
@@ -97,11 +97,4 @@ fn gigabits(stage: &Stage) -> Result<f64> {
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
     server.wait(Duration::from_secs(5))?;
     Ok(bits.with_context(|| format!("iperf3 said no rate: {said}"))? / 1e9)
-}
-
-fn resident_megabytes(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
-    kilobytes.unwrap_or(0) / 1024
 }

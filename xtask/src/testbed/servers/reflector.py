@@ -1,5 +1,6 @@
-"""An HTTP/1.1 server that answers with what it was asked, as JSON: the request, its fields, the length of its body, and
-who asks. `/status/NNN` is answered with that status. With a file of a key and its certificate, over TLS."""
+"""An HTTP/1.1 server that answers with what it was asked, as JSON: the request, its fields, the length of its body, who
+asks, and its own name. `/status/NNN` is answered with that status. reflector.py PORT NAME [FILE]: with a file of a key and
+its certificate, over TLS."""
 import http.server
 import json
 import socket
@@ -25,6 +26,7 @@ class Reflector(http.server.BaseHTTPRequestHandler):
             "fields": {name.lower(): self.headers.get_all(name) for name in self.headers},
             "body": len(body),
             "peer": self.client_address[0],
+            "pod": sys.argv[2],
         }
         text = json.dumps(said).encode()
         status = int(self.path.removeprefix("/status/")) if self.path.startswith("/status/") else 200
@@ -47,8 +49,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 server = Server(("::", int(sys.argv[1])), Reflector)
-if sys.argv[2:]:
+if sys.argv[3:]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(sys.argv[2])
+    context.load_cert_chain(sys.argv[3])
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 server.serve_forever()
