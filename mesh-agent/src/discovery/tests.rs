@@ -325,7 +325,7 @@ fn a_finding_reads_as_one_line() {
     let directory = directory(&[("a.yaml", &text)]);
     let finding = validate(directory.path(), "cluster.local").unwrap().remove(0);
     let expected = "a.yaml:7: AuthorizationPolicy shop/no-web spec.action: unknown variant `DENI`, expected one of \
-                    `ALLOW`, `DENY`, `AUDIT` (there is no previous version, so its target refuses every connection)";
+                    `ALLOW`, `DENY`, `AUDIT`, `CUSTOM` (there is no previous version, so its target refuses every connection)";
     assert_eq!(format!("{}", Finding { file: "a.yaml".into(), ..finding }), expected);
 }
 
