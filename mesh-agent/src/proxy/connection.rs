@@ -369,6 +369,8 @@ impl std::ops::Deref for Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        // Not for longer than the stream; others may hold the rest for a moment.
+        self.live.waiting.take();
         self.table.load.fetch_sub(1, Ordering::Relaxed);
         self.table.entries.borrow_mut().try_remove(self.slot);
     }

@@ -22,7 +22,7 @@ use crate::{build, packages};
 use load::{Done, Load};
 use meter::{Meter, Used, resident};
 use report::{Figure, Row};
-use stage::{ECHO, FAR, LARGE, NEAR, Stage, Way, last_path, routed};
+use stage::{ECHO, FAR, LARGE, NEAR, POLICED, POLICIES, Stage, Way, last_path, routed};
 
 /// Measure the mesh against no mesh on two nodes of this machine; leave it alone meanwhile
 #[derive(clap::Args)]
@@ -139,6 +139,8 @@ impl Bench {
                         |load| Case::of_l7(&format!("routes{count}"), &routed(count), load).to(&last_path(count));
                     cases.extend([h1[0], h1[1]].map(with));
                 }
+                let judged = |load| Case::of_l7(&format!("policies{POLICIES}"), POLICED, load).to(&last_path(POLICIES));
+                cases.extend([h1[0], h1[1]].map(judged));
                 cases.extend(h1.map(|load| Case::of_l7("same", "same", load)));
             }
         }

@@ -62,7 +62,7 @@ impl Way {
 }
 
 impl Stage {
-    /// Pods, servers and agents. `routes`: Services with so many HTTPRoutes each; `peer`: with the other pair of proxies.
+    /// Pods, servers and agents. `routes`, for requests: Services with so many HTTPRoutes each; `peer`: with the other pair of proxies.
     pub fn build(agent_arguments: &[String], routes: &[usize], peer: bool) -> Result<Self> {
         let mut bed = Testbed::new()?;
         bed.add_node()?;
@@ -88,6 +88,12 @@ impl Stage {
         }
         for server in ["same", "cross"] {
             bed.add_service(service(server))?;
+        }
+        if !routes.is_empty() {
+            bed.add_pod(PodSpec::new(NAMESPACE, POLICED, "n2"))?;
+            serve(bed.pod(POLICED))?;
+            bed.add_service(service(POLICED))?;
+            bed.world.apply("policies", &many_policies())?;
         }
         for count in routes {
             let name = routed(*count);
@@ -116,6 +122,11 @@ impl Stage {
         }
     }
 }
+
+/// A server whose requests are judged by many policies.
+pub const POLICED: &str = "policed";
+/// How many.
+pub const POLICIES: usize = 1000;
 
 /// The Service with so many routes.
 pub fn routed(count: usize) -> String {
@@ -149,6 +160,25 @@ spec:
       backendRefs: [{{name: same, port: {HTTP}}}]
     - matches: [{{path: {{type: PathPrefix, value: /team-{number}}}}}]
       backendRefs: [{{name: cross, port: {HTTP}}}]
+"
+        ));
+    }
+    yaml
+}
+
+/// Each lets one path be read that no other does; only the last is asked for.
+fn many_policies() -> String {
+    let mut yaml = String::new();
+    for number in 0..POLICIES {
+        yaml.push_str(&format!(
+            "---
+apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {{name: team-{number}, namespace: {NAMESPACE}}}
+spec:
+  targetRefs: [{{kind: Service, name: {POLICED}}}]
+  action: ALLOW
+  rules: [{{sources: [{{type: Any}}], requests: [{{methods: [GET], paths: ['/team-{number}/*']}}]}}]
 "
         ));
     }
