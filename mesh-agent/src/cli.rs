@@ -303,6 +303,16 @@ pub struct RunArgs {
     #[arg(long, value_name = "DURATION", value_parser = Setting::flag, help_heading = IDENTITY)]
     pub svid_ttl: Option<Setting>,
 
+    /// Roots, as PEM, that the servers with the keys of tokens' issuers may rest on, beside those of the machine. Read for
+    /// each fetch
+    #[arg(long, value_name = "FILE", value_parser = Setting::flag, help_heading = IDENTITY)]
+    pub jwks_ca: Option<Setting>,
+
+    /// What is refused otherwise when keys of tokens' issuers are fetched (from the node's network namespace): http, and
+    /// ranges of loopback, link-local and metadata addresses; joined by commas
+    #[arg(long, value_name = "http|CIDR,…", value_parser = Setting::flag, help_heading = IDENTITY)]
+    pub jwks_allow: Option<Setting>,
+
     /// Whether destinations that the mesh does not know pass as they are or are refused [default: allow-any]
     #[arg(long, value_name = "allow-any|registry-only", value_parser = Setting::flag, help_heading = TRAFFIC)]
     pub outbound_mode: Option<Setting>,
@@ -408,6 +418,8 @@ impl RunArgs {
             ca: setting("ca"),
             trust_domain: setting("trust-domain"),
             svid_ttl: setting("svid-ttl"),
+            jwks_ca: setting("jwks-ca"),
+            jwks_allow: setting("jwks-allow"),
             outbound_mode: setting("outbound-mode"),
             workers: setting("workers"),
             pod_connections: setting("pod-connections"),
@@ -442,6 +454,8 @@ impl RunArgs {
             ca: self.ca.or(lower.ca),
             trust_domain: self.trust_domain.or(lower.trust_domain),
             svid_ttl: self.svid_ttl.or(lower.svid_ttl),
+            jwks_ca: self.jwks_ca.or(lower.jwks_ca),
+            jwks_allow: self.jwks_allow.or(lower.jwks_allow),
             outbound_mode: self.outbound_mode.or(lower.outbound_mode),
             workers: self.workers.or(lower.workers),
             pod_connections: self.pod_connections.or(lower.pod_connections),

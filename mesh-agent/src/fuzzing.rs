@@ -13,7 +13,7 @@ use mesh_common::record::{Event, PodAddresses};
 use mesh_common::steer;
 
 use crate::spiffe::SpiffeId;
-use crate::{admin, config, discovery, hbone, http, identity, path, routes};
+use crate::{admin, config, discovery, extauth, hbone, http, identity, path, routes};
 
 /// A target by its name, which is also that of its binary and its corpus.
 pub type Target = (&'static str, fn(&[u8]));
@@ -21,6 +21,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All of them.
 pub const TARGETS: &[Target] = &[
     ("admin_http", admin::fuzzing::requests),
+    ("authorizer_answer", extauth::fuzzing::answer),
     ("client_hello", routes::fuzzing::client_hello),
     ("config_file", config::fuzzing::file),
     ("crd_object", discovery::fuzzing::object),

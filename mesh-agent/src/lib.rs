@@ -12,9 +12,11 @@
 
 // — the data path —
 pub mod capture;
+pub mod extauth;
 pub mod hbone;
 pub mod http;
 pub mod identity;
+pub mod issuers;
 pub mod podnet;
 pub mod policy;
 pub mod proxy;

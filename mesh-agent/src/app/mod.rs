@@ -27,11 +27,12 @@ use crate::capture::{self, Capture, Standing, cgroups};
 use crate::config::{self, Config};
 use crate::drain::Drain;
 use crate::identity::{self, CertificateAuthority, Identities};
+use crate::issuers::{self, Ring};
 use crate::limit::{Limit, limits};
 use crate::proxy::{Budgets, Proxy, Shared};
 use crate::readiness::Readiness;
 use crate::state::{StateReader, StateWriter};
-use crate::telemetry::{AccessLog, Metrics, Spans, TunnelNumbers, logs, spans};
+use crate::telemetry::{AccessLog, KeysFacts, Metrics, Spans, TunnelNumbers, logs, spans};
 use crate::{discovery, hbone, http};
 
 /// Threads of the control runtime: discovery may compile a large world while the admin endpoints answer.
@@ -88,6 +89,8 @@ pub(crate) struct Agent {
     state: StateReader,
     health: discovery::Health,
     identities: Identities,
+    /// Of issuers of tokens.
+    keys: Ring,
     proxy: Proxy,
 }
 
@@ -111,11 +114,12 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let capture = Capture::start(capture_config(&config)).context("cannot capture on this node")?;
     let descriptors = Descriptors::raise();
     let (access_log, tunnels) = (AccessLog::new(config.logs.access.clone()), Arc::<hbone::Tally>::default());
-    let requests = Arc::<http::Tally>::default();
+    let (requests, keys) = (Arc::<http::Tally>::default(), Ring::default());
     let (spans, exporter) = traces(&config, &metrics)?;
     let shared = Shared {
         state: state.clone(),
         identities: identities.clone(),
+        keys: keys.clone(),
         metrics: metrics.clone(),
         access_log: access_log.clone(),
         spans,
@@ -132,6 +136,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let health = discovery::Health::default();
     register_collectors(&metrics, &capture, &identities, &health, &readiness);
     register_usage(&metrics, &proxy, tunnels, requests);
+    register_keys(&metrics, keys.clone());
     let (logs, started) = (LogControls { levels: log_filter, access: access_log }, SystemTime::now());
     let (standing, predecessor) = (capture.standing(), capture.predecessor());
     let agent = Arc::new(Agent {
@@ -149,6 +154,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         state,
         health,
         identities,
+        keys,
         proxy,
     });
 
@@ -205,6 +211,14 @@ impl Agent {
             let (identities, token) = (self.identities.clone(), self.end.token());
             async move {
                 identities.run(token).await;
+                Ok(())
+            }
+        });
+        part(parts, "the keys of issuers", {
+            let (keys, state, token) = (self.keys.clone(), self.state.clone(), self.end.token());
+            let reach = self.config.issuers.clone();
+            async move {
+                keys.run(state, reach, token).await;
                 Ok(())
             }
         });
@@ -297,6 +311,17 @@ fn register_usage(metrics: &Metrics, proxy: &Proxy, tunnels: Arc<hbone::Tally>, 
         establishments: tunnels.establishments(),
     }));
     metrics.register_upstreams(Box::new(move || requests.numbers()));
+}
+
+fn register_keys(metrics: &Metrics, keys: Ring) {
+    let facts = |status: issuers::KeysStatus| KeysFacts {
+        uri: status.uri,
+        in_force: status.in_force,
+        age: status.age,
+        good: status.good,
+        failed: status.failed,
+    };
+    metrics.register_keys(Box::new(move || keys.status().into_iter().map(facts).collect()));
 }
 
 /// What each pod may take, within what the process has.

@@ -10,7 +10,10 @@ use crate::identity::Identities;
 use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
 use crate::telemetry::{CertificateFacts, RootFacts};
-use crate::{admin, capture, discovery, hbone, http, identity, proxy, resilience, routes, routing, telemetry, tokens};
+use crate::{
+    admin, capture, discovery, extauth, hbone, http, identity, issuers, proxy, resilience, routes, routing, telemetry,
+    tokens,
+};
 
 /// Who this is, since when, and how it is.
 pub fn agent(agent: &Agent) -> Value {
@@ -35,7 +38,7 @@ pub fn settings(agent: &Agent) -> Value {
 }
 
 fn settings_of(config: &Config) -> Value {
-    let Config { node, discovery, capture, identity, proxy, http, logs, traces } = config;
+    let Config { node, discovery, capture, identity, issuers, proxy, http, logs, traces } = config;
     let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log } = capture;
     let config::Identity { ca, trust_domain, svid_ttl } = identity;
     let config::Proxy { outbound_mode, workers, drain_window, pod } = proxy;
@@ -64,6 +67,8 @@ fn settings_of(config: &Config) -> Value {
         },
         "trust-domain": trust_domain,
         "svid-ttl": duration(svid_ttl),
+        "jwks-ca": issuers.ca,
+        "jwks-allow": issuers.allowed.to_string(),
         "outbound-mode": match outbound_mode {
             routing::OutboundMode::AllowAny => "allow-any",
             routing::OutboundMode::RegistryOnly => "registry-only",
@@ -125,6 +130,21 @@ pub fn identities(agent: &Agent) -> Value {
     })
 }
 
+/// The keys of tokens' issuers that are fetched, and how that goes.
+pub fn issuers(agent: &Agent) -> Value {
+    let one = |status: issuers::KeysStatus| {
+        json!({
+            "uri": status.uri,
+            "inForce": status.in_force,
+            "ageSeconds": status.age.map(|age| age.as_secs()),
+            "fetched": status.good,
+            "failed": status.failed,
+            "trouble": status.trouble.map(|(_, words)| words),
+        })
+    };
+    agent.keys.status().into_iter().map(one).collect()
+}
+
 /// Every limit with its unit and reason.
 pub fn limits(_: &Agent) -> Value {
     let show = |room: &'static str| move |Limit { name, value, unit, reason }: Limit| json!({ "room": room, "name": name, "value": value, "unit": unit, "reason": reason });
@@ -137,6 +157,8 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("proxy", proxy::limits::all()),
         ("resilience", resilience::limits()),
         ("tokens", tokens::limits::all()),
+        ("issuers", issuers::limits::all()),
+        ("extauth", extauth::limits::all()),
         ("routes", routes::limits::all()),
         ("routing", routing::limits()),
         ("hbone", hbone::limits::all()),
@@ -202,6 +224,11 @@ pub fn routes(agent: &Agent) -> Value {
 /// Every policy object as it was understood, and those that could not be read.
 pub fn policies(agent: &Agent) -> Value {
     json!(agent.state.current().policies())
+}
+
+/// Every ExternalAuthorizer as it was understood.
+pub fn authorizers(agent: &Agent) -> Value {
+    json!(agent.state.current().authorizers())
 }
 
 /// The pods of this node, with the policy that stands before each.
@@ -345,6 +372,7 @@ mod tests {
         "PER_MILLION",
         "PODS",
         "PORT",
+        "PREFIX",
         "RESULTS",
         "ROUND",
         "ROUNDS",

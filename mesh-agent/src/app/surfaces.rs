@@ -120,8 +120,10 @@ fn sources(agent: &Arc<Agent>) -> Sources {
     };
     let config_dump = BTreeMap::from([
         ("agent", show(show::agent)),
+        ("authorizers", show(show::authorizers)),
         ("discovery", show(show::discovery)),
         ("identities", show(show::identities)),
+        ("issuers", show(show::issuers)),
         ("limits", show(show::limits)),
         ("policies", show(show::policies)),
         ("routes", show(show::routes)),

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{print_json, print_lines};
 use crate::cli::{OutputFormat, PolicyTestArgs};
+use crate::extauth::AUTHORIZER_UNKNOWN;
 use crate::path::{self, NormalPath};
 use crate::policy::{self, Admission, Denial, Facts, Permit, Request};
 use crate::spiffe::SpiffeId;
@@ -84,6 +85,30 @@ struct Verdict {
     requests_are_read: bool,
     /// AUDIT policies that record it.
     audited: Vec<Arc<str>>,
+    /// Who is asked first; what is said here holds if all of them let it pass.
+    asks: Vec<Asks>,
+}
+
+/// Somebody who would be asked.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Asks {
+    /// The CUSTOM policy that wants it.
+    policy: Arc<str>,
+    rule: Option<usize>,
+    /// The ExternalAuthorizer; None: there is none, and the request is refused.
+    authorizer: Option<Arc<str>>,
+}
+
+impl Asks {
+    fn new(state: &MeshState, referral: &policy::Referral<'_>) -> Self {
+        let authorizer = referral.provider.and_then(|provider| state.authorizer(provider));
+        Self {
+            policy: referral.policy.clone(),
+            rule: referral.rule,
+            authorizer: authorizer.map(|authorizer| authorizer.id.clone()),
+        }
+    }
 }
 
 /// Who asks.
@@ -159,6 +184,7 @@ fn verdict(
     let facts = Facts { source, source_ip, destination_ip, destination_port: port };
     let admission = policy::admit(compiled, &facts);
     let requests_are_read = matches!(admission, Ok(Admission::Requests(_)));
+    let mut asks = Vec::new();
     let (decision, audited) = match typed {
         None => (admission.map(Admission::into_permit), policy::audited(compiled, &facts)),
         Some(typed) => typed.judged(|request| {
@@ -167,11 +193,21 @@ fn verdict(
                 host: request.host.to_string(),
                 path: request.path.as_str().to_string(),
             });
-            let decision = policy::authorize_request(compiled, &facts, request);
+            let referrals = policy::referrals(compiled, &facts, request);
+            asks = referrals.iter().map(|referral| Asks::new(state, referral)).collect();
+            // What is decided if all of them let it pass.
+            let answered: Vec<Arc<str>> = referrals.iter().map(|referral| referral.policy.clone()).collect();
+            let decision = policy::authorize_request(compiled, &facts, request, &answered);
             (decision, policy::audited_request(compiled, &facts, request))
         })?,
     };
-    Ok(Verdict::new(workload, &facts, decision, requests_are_read, audited))
+    let mut verdict = Verdict::new(workload, &facts, decision, requests_are_read, audited);
+    if let Some(nobody) = asks.iter().find(|asks| asks.authorizer.is_none()).filter(|_| verdict.allowed) {
+        verdict.allowed = false;
+        (verdict.reason, verdict.policy, verdict.rule) =
+            (Some(AUTHORIZER_UNKNOWN), Some(nobody.policy.clone()), nobody.rule);
+    }
+    Ok(Verdict { asks, ..verdict })
 }
 
 impl Verdict {
@@ -196,6 +232,7 @@ impl Verdict {
             authenticated: facts.source.is_some(),
             requests_are_read,
             audited,
+            asks: Vec::new(),
         }
     }
 }
@@ -358,7 +395,7 @@ impl Display for Answer {
 
 impl Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pod, port, reason, policy, rule, authenticated, requests_are_read, audited, .. } = self;
+        let Self { pod, port, reason, policy, rule, authenticated, requests_are_read, audited, asks, .. } = self;
         write!(f, "{pod} port {port}: {}", reason.map_or("allowed", |_| "refused"))?;
         match (policy, rule) {
             (Some(policy), Some(rule)) => write!(f, " by {policy}, rule {rule}")?,
@@ -369,6 +406,11 @@ impl Display for Verdict {
         }
         if let Some(reason) = reason {
             write!(f, " ({reason})")?;
+        }
+        for Asks { policy, rule, authorizer } in asks {
+            let Some(authorizer) = authorizer else { continue };
+            let rule = rule.map(|rule| format!(", rule {rule}")).unwrap_or_default();
+            write!(f, "; if {authorizer} lets it pass, which is asked first ({policy}{rule})")?;
         }
         if !authenticated {
             write!(f, "; the caller has no identity there")?;
@@ -429,6 +471,29 @@ apiVersion: nodemesh.dev/v1alpha1
 kind: AuthorizationPolicy
 metadata: {name: watch, namespace: shop}
 spec: {targetRefs: [{kind: Namespace}], action: AUDIT, rules: [{sources: [{type: Any}], requests: [{paths: ['/items/*']}]}]}
+---
+apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: asked, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: api}]
+  action: CUSTOM
+  provider: {name: opa}
+  rules: [{sources: [{type: Any}], requests: [{paths: ['/items/asked']}]}]
+---
+apiVersion: nodemesh.dev/v1alpha1
+kind: ExternalAuthorizer
+metadata: {name: opa, namespace: nodemesh-system}
+spec: {service: {name: opa, port: 9191}, protocol: GRPC}
+---
+apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: unanswered, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: api}]
+  action: CUSTOM
+  provider: {name: nobody}
+  rules: [{sources: [{type: Any}], requests: [{paths: ['/items/unanswered']}]}]
 ";
 
     /// The answer as text, or why there is none; and the exit status.
@@ -462,6 +527,10 @@ spec: {targetRefs: [{kind: Namespace}], action: AUDIT, rules: [{sources: [{type:
             ("--from|spiffe://cluster.local/ns/shop/sa/other|--to|service/shop/api", true, "rule 0"),
             ("--from|shop/web|--to|service/shop/api", true, "each request is judged by itself"),
             ("--from|shop/web|--to|pod/shop/api|--port|9090", true, "no policy is against it"),
+            ("--from|shop/web|--to|service/shop/api|--path|/items/asked", true, "if nodemesh-system/opa lets it pass"),
+            ("--from|shop/web|--to|service/shop/api|--path|/items/asked", true, "(shop/asked, rule 0)"),
+            ("--from|shop/web|--to|service/shop/api|--path|/items/asked|--method|PUT", false, "no-allow-rule"),
+            ("--from|shop/web|--to|service/shop/api|--path|/items/unanswered", false, "(authorizer-unknown)"),
         ] {
             let (text, allowed) = ask(line);
             assert_eq!(allowed, is_allowed, "{line}: {text}");

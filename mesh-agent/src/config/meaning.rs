@@ -12,6 +12,7 @@ use super::{
 };
 use crate::admin::Address;
 use crate::cli::{Origin, RunArgs, Setting};
+use crate::issuers;
 use crate::routing::OutboundMode;
 use crate::telemetry::{access_log, logs, spans};
 
@@ -91,6 +92,8 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         ca,
         trust_domain,
         svid_ttl,
+        jwks_ca,
+        jwks_allow,
         outbound_mode,
         workers,
         pod_connections,
@@ -122,6 +125,8 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     let ca = reader.value(&CA, ca);
     let trust_domain = reader.value(&TRUST_DOMAIN, trust_domain);
     let svid_ttl = reader.value(&SVID_TTL, svid_ttl);
+    let jwks_ca = jwks_ca.map(|setting| reader.value(&JWKS_CA, Some(setting)));
+    let jwks_allow = jwks_allow.map(|setting| reader.value(&JWKS_ALLOW, Some(setting)));
     let outbound_mode = reader.value(&OUTBOUND_MODE, outbound_mode);
     let workers = match workers {
         Some(setting) => reader.value(&WORKERS, Some(setting)),
@@ -156,6 +161,16 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
             bpf_log: bpf_log?,
         },
         identity: Identity { ca: ca?, trust_domain: trust_domain?, svid_ttl: svid_ttl? },
+        issuers: issuers::Reach {
+            ca: match jwks_ca {
+                Some(path) => Some(path?),
+                None => None,
+            },
+            allowed: match jwks_allow {
+                Some(allowed) => allowed?,
+                None => issuers::Allowed::default(),
+            },
+        },
         proxy: Proxy {
             outbound_mode: outbound_mode?,
             workers: workers?,
@@ -309,6 +324,22 @@ const SVID_TTL: Row<Duration> = Row {
     expected: "a duration from 10s to 7days",
     example: "4h",
     parse: |text| duration(text).filter(|ttl| (SVID_TTL_MIN..=SVID_TTL_MAX).contains(ttl)),
+};
+
+const JWKS_CA: Row<PathBuf> = Row {
+    name: "jwks-ca",
+    default: None,
+    expected: "the path of a file with certificates (PEM)",
+    example: "/etc/nodemesh/issuers-ca.pem",
+    parse: path,
+};
+
+const JWKS_ALLOW: Row<issuers::Allowed> = Row {
+    name: "jwks-allow",
+    default: None,
+    expected: "http, ranges of addresses, or both, joined by commas",
+    example: "http,127.0.0.0/8",
+    parse: |text| text.to_str()?.parse().ok(),
 };
 
 const OUTBOUND_MODE: Row<OutboundMode> = Row {

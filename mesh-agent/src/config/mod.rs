@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::admin::Address;
+use crate::issuers;
 use crate::routing::OutboundMode;
 use crate::telemetry::{access_log, logs, spans};
 
@@ -79,6 +80,8 @@ pub struct Config {
     pub capture: Capture,
     /// Certificates.
     pub identity: Identity,
+    /// Where keys of tokens' issuers may be fetched from.
+    pub issuers: issuers::Reach,
     /// The data path.
     pub proxy: Proxy,
     /// The agent's own HTTP.

@@ -68,6 +68,7 @@ fn defaults() {
             trust_domain: "cluster.local".into(),
             svid_ttl: Duration::from_secs(4 * 3600),
         },
+        issuers: issuers::Reach::default(),
         proxy: Proxy {
             outbound_mode: OutboundMode::AllowAny,
             workers: NonZeroUsize::new(6).unwrap(),
@@ -128,6 +129,8 @@ fn every_flag_is_read_from_every_source() {
         ("ca", "dir:/ca"),
         ("trust-domain", "mesh.example"),
         ("svid-ttl", "30m"),
+        ("jwks-ca", "/etc/issuers.pem"),
+        ("jwks-allow", "http,127.0.0.0/8"),
         ("outbound-mode", "registry-only"),
         ("workers", "3"),
         ("pod-connections", "16384"),

@@ -54,6 +54,8 @@ pub enum Effect {
     NoEffect,
     /// A route that does not hold at a Service that it names.
     NotAttached,
+    /// A policy that names somebody to ask who is not there.
+    RefusesUnasked,
 }
 
 impl fmt::Display for Effect {
@@ -74,6 +76,7 @@ impl fmt::Display for Effect {
             Effect::ShareFails => "what would go there is answered with an error",
             Effect::NoEffect => "the rest of the object is in force",
             Effect::NotAttached => "the route does not hold there",
+            Effect::RefusesUnasked => "what its rules mean is refused",
         })
     }
 }

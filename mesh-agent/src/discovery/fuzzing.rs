@@ -108,6 +108,7 @@ pub fn object(input: &[u8]) {
         Kind::AuthorizationPolicy,
         Kind::RequestAuthentication,
         Kind::TrafficPolicy,
+        Kind::ExternalAuthorizer,
     ] {
         let key = Key { kind, namespace: "shop".to_string(), name: "fuzz".to_string() };
         match object::read(&key, &value, TRUST_DOMAIN) {
@@ -181,6 +182,7 @@ fn check_findings(before: &Store, after: &Store) {
             | Effect::ShareFails
             | Effect::NoEffect
             | Effect::NotAttached
+            | Effect::RefusesUnasked
             | Effect::OlderCounts => {}
         }
     }

@@ -67,8 +67,8 @@ impl<'a> Loose<'a> {
             Item::PeerAuthentication(peer) => self.peers.push((**peer).clone()),
             Item::AuthorizationPolicy(policy) => self.authorizations.push((**policy).clone()),
             Item::RequestAuthentication(object) => self.tokens.push((**object).clone()),
-            // No part of a world: what follows from it is in `state::traffic`, by itself.
-            Item::TrafficPolicy(_) => {}
+            // No part of a world: what follows from them is in the engine, by itself.
+            Item::TrafficPolicy(_) | Item::ExternalAuthorizer(_) => {}
         }
     }
 

@@ -162,6 +162,9 @@ pub fn limits() -> Vec<Limit> {
         document::MAX_EVENTS, "parser's events per document", "two or so for each value";
         translate::MAX_PORTS, "ports per annotation", "an exclusion is an exception; a map holds those of 250 pods";
         translate::MAX_NETWORKS, "networks per annotation", "the same";
+        translate::CHECK_TIMEOUT, "milliseconds", "for an authorizer's answer, where its object does not say";
+        translate::MAX_CHECK_TIMEOUT, "milliseconds", "for an authorizer's answer, whatever its object says";
+        translate::MAX_CHECK_BODY, "bytes", "of a request that an authorizer may be shown";
         watch::QUIET, "milliseconds", "several files of one change come in one snapshot";
         watch::PATIENCE, "milliseconds", "for a directory that never gets quiet";
         watch::POLL_WATCHED, "milliseconds", "the directory is read although nothing was heard";
@@ -210,6 +213,10 @@ impl Current {
         findings.extend(self.engine.overruled().filter_map(|Overruled { policy, target, by }| {
             let field = FieldPath::of("spec.targetRefs").index(target).to_string();
             self.store.finding_about(&policy, &field, format!("is a target of {by} too"), Effect::OlderCounts)
+        }));
+        findings.extend(self.engine.unanswerable().filter_map(|(policy, names)| {
+            let reason = format!("there is no ExternalAuthorizer {names}");
+            self.store.finding_about(&policy, "spec.provider.name", reason, Effect::RefusesUnasked)
         }));
         findings.sort_by(|one, other| one.file.cmp(&other.file));
         findings

@@ -5,7 +5,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::crd::{AuthorizationPolicy, GROUP, PeerAuthentication, RequestAuthentication, TrafficPolicy, VERSION};
+use super::crd::{
+    AuthorizationPolicy, ExternalAuthorizer, GROUP, PeerAuthentication, RequestAuthentication, TrafficPolicy, VERSION,
+};
 use super::finding::{FieldPath, Problem, Step};
 use super::gateway;
 use super::translate::{self, Taken};
@@ -61,6 +63,7 @@ pub fn meaning(object: &Value) -> Meaning {
         (GROUP, _, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
         (GROUP, _, "RequestAuthentication") => Kind::RequestAuthentication,
         (GROUP, _, "TrafficPolicy") => Kind::TrafficPolicy,
+        (GROUP, _, "ExternalAuthorizer") => Kind::ExternalAuthorizer,
         (gateway::GROUP, _, "UDPRoute") if is_on_a_service(object) => {
             return Meaning::Mistaken(Problem::new(FieldPath::of("kind"), "UDP is not routed by the mesh"));
         }
@@ -78,7 +81,8 @@ pub fn meaning(object: &Value) -> Meaning {
 }
 
 /// The kinds of our group.
-const OURS: &str = "PeerAuthentication, AuthorizationPolicy, RequestAuthentication and TrafficPolicy";
+const OURS: &str =
+    "PeerAuthentication, AuthorizationPolicy, RequestAuthentication, ExternalAuthorizer and TrafficPolicy";
 
 /// Whether one of a route's parents is a Service, which makes it the mesh's.
 fn is_on_a_service(route: &Value) -> bool {
@@ -111,7 +115,8 @@ const METADATA: [&str; 15] = [
 pub fn key(kind: Kind, object: &Value) -> Result<Key, Problem> {
     let metadata = object.get("metadata").and_then(Value::as_object);
     let unknown = metadata.and_then(|metadata| metadata.keys().find(|key| !METADATA.contains(&key.as_str())));
-    if let Some(field) = unknown.filter(|_| kind.is_policy() || kind == Kind::TrafficPolicy || kind.route().is_some()) {
+    let is_ours = kind.is_policy() || matches!(kind, Kind::TrafficPolicy | Kind::ExternalAuthorizer);
+    if let Some(field) = unknown.filter(|_| is_ours || kind.route().is_some()) {
         return Err(Problem::new(FieldPath::of("metadata").key(field), "unknown field"));
     }
     let name = text(object, &["metadata", "name"]).filter(|name| !name.is_empty());
@@ -129,7 +134,8 @@ pub fn key(kind: Kind, object: &Value) -> Result<Key, Problem> {
         | Kind::PeerAuthentication
         | Kind::AuthorizationPolicy
         | Kind::RequestAuthentication
-        | Kind::TrafficPolicy => namespace(object)?,
+        | Kind::TrafficPolicy
+        | Kind::ExternalAuthorizer => namespace(object)?,
     };
     Ok(Key { kind, namespace: namespace.to_string(), name: name.to_string() })
 }
@@ -182,6 +188,11 @@ pub fn read(key: &Key, object: &Value, trust_domain: &str) -> Result<Taken, Prob
         Kind::RequestAuthentication => {
             ours(object)?;
             translate::request_authentication(&typed::<RequestAuthentication>(object)?, key).map(Taken::from)
+        }
+        Kind::ExternalAuthorizer => {
+            ours(object)?;
+            let authorizer = translate::external_authorizer(&typed::<ExternalAuthorizer>(object)?, key)?;
+            Ok(Item::ExternalAuthorizer(authorizer.into()).into())
         }
         Kind::TrafficPolicy => {
             ours(object)?;

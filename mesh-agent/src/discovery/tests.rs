@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::store::Store;
 use super::{Config, Effect, Finding, GATE, Health, Source, crd, load, run, validate};
 use crate::drain::Drain;
-use crate::policy::{DenyReason, Facts, Mode, authorize};
+use crate::policy::{DenyReason, Facts, Mode, Provider, authorize};
 use crate::readiness::Readiness;
 use crate::routing::{self, OutboundMode, Refusal, Route, Transport, resolve};
 use crate::spiffe::SpiffeId;
@@ -325,7 +325,7 @@ fn a_finding_reads_as_one_line() {
     let directory = directory(&[("a.yaml", &text)]);
     let finding = validate(directory.path(), "cluster.local").unwrap().remove(0);
     let expected = "a.yaml:7: AuthorizationPolicy shop/no-web spec.action: unknown variant `DENI`, expected one of \
-                    `ALLOW`, `DENY`, `AUDIT` (there is no previous version, so its target refuses every connection)";
+                    `ALLOW`, `DENY`, `AUDIT`, `CUSTOM` (there is no previous version, so its target refuses every connection)";
     assert_eq!(format!("{}", Finding { file: "a.yaml".into(), ..finding }), expected);
 }
 
@@ -426,7 +426,11 @@ fn a_request_authentication_that_cannot_be_read_refuses() {
         ("[{issuer: a, jwks: '{}'}]".to_string(), "spec.jwtRules[0].jwks", "no JWK Set"),
         ("[{issuer: a, jwks: '{\"keys\": []}'}]".to_string(), "spec.jwtRules[0].jwks", "no key in it"),
         (format!("[{{issuer: a, jwks: '{secret}'}}]"), "spec.jwtRules[0].jwks", "symmetric"),
-        ("[{issuer: a, jwksUri: 'https://a/keys'}]".to_string(), "spec.jwtRules[0].jwksUri", "unknown field"),
+        ("[{issuer: a}]".to_string(), "spec.jwtRules[0].jwks", "neither jwks nor jwksUri"),
+        ("[{issuer: a, jwksURI: 'https://a/keys'}]".to_string(), "spec.jwtRules[0].jwksURI", "unknown field"),
+        ("[{issuer: a, jwksUri: 'https://me:pw@a/keys'}]".to_string(), "spec.jwtRules[0].jwksUri", "password"),
+        ("[{issuer: a, jwksUri: 'file:///etc/keys'}]".to_string(), "spec.jwtRules[0].jwksUri", "not an address"),
+        ("[{issuer: a, jwks: '{}', jwksUri: 'https://a/k'}]".to_string(), "spec.jwtRules[0].jwksUri", "with jwks"),
         ("[{issuer: '', jwks: '{}'}]".to_string(), "spec.jwtRules[0].issuer", "empty"),
         (
             "[{issuer: a, jwks: '{}', fromHeaders: [{name: host}]}]".to_string(),
@@ -442,6 +446,134 @@ fn a_request_authentication_that_cannot_be_read_refuses() {
         assert!(finding.reason.contains(reason), "{finding:?}");
         let denial = authorize(state.inbound_policy("uid-api").unwrap(), &facts(Some("web"))).unwrap_err();
         assert_eq!(denial.reason, DenyReason::UnreadablePolicy, "{rules}");
+    }
+}
+
+/// Where keys are to be had is known to the node of the pods that the policy is about, and to no other.
+#[test]
+fn keys_that_are_elsewhere_are_wanted_where_they_are_needed() {
+    let policy = "apiVersion: nodemesh.dev/v1alpha1
+kind: RequestAuthentication
+metadata: {namespace: shop, name: p}
+spec:
+  targetRefs: [{kind: Namespace}]
+  jwtRules: [{issuer: a, jwksUri: 'https://a/k'}, {issuer: b, jwksUri: 'https://a/k'}, {issuer: c, jwksUri: 'https://c'}]
+";
+    let directory = directory(&[("a.yaml", &world()), ("p.yaml", policy)]);
+    for (node, wanted) in [("node-1", vec!["https://a/k", "https://c"]), ("elsewhere", vec![])] {
+        let (state, findings) = load(directory.path(), &config(node)).unwrap();
+        assert_eq!(findings, []);
+        let seen: Vec<String> = state.keys_wanted().iter().map(ToString::to_string).collect();
+        assert_eq!(seen, wanted, "{node}");
+    }
+}
+
+/// Who may be asked, and whom a policy means.
+#[test]
+fn authorizers_are_read_or_refused_and_a_policy_names_one_that_is_there() {
+    let authorizer = |namespace: &str, spec: &str| {
+        format!(
+            "---\napiVersion: nodemesh.dev/v1alpha1\nkind: ExternalAuthorizer\nmetadata: {{name: opa, namespace: {namespace}}}\nspec: {spec}\n"
+        )
+    };
+    let policy = |rest: &str| {
+        format!(
+            "---\napiVersion: nodemesh.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+             spec: {{targetRefs: [{{kind: Namespace}}], rules: [{{sources: [{{type: Any}}]}}], {rest}}}\n"
+        )
+    };
+    let custom = policy("action: CUSTOM, provider: {name: opa}");
+    let read = |texts: &[String]| {
+        let directory = directory(&[("a.yaml", &world()), ("p.yaml", &texts.concat())]);
+        load(directory.path(), &config("node-1")).unwrap()
+    };
+    let good = "{service: {name: opa, port: 9191}, protocol: GRPC}";
+    for (texts, service) in [
+        (vec![custom.clone(), authorizer("shop", good)], Some("shop")),
+        (vec![custom.clone(), authorizer("nodemesh-system", good)], Some("nodemesh-system")),
+        (vec![custom.clone(), authorizer("nodemesh-system", good), authorizer("shop", good)], Some("shop")),
+        (vec![custom.clone(), authorizer("other", good)], None),
+        (vec![custom.clone()], None),
+    ] {
+        let (state, findings) = read(&texts);
+        let provider =
+            Provider { places: vec![("shop".into(), "opa".into()), ("nodemesh-system".into(), "opa".into())] };
+        let found = state.authorizer(&provider).map(|found| found.service.0.to_string());
+        assert_eq!(found.as_deref(), service, "{texts:?}");
+        let effects: Vec<Effect> = findings.iter().map(|finding| finding.effect).collect();
+        let expected = if service.is_some() { vec![] } else { vec![Effect::RefusesUnasked] };
+        assert_eq!(effects, expected, "{findings:?}");
+        // The connection is made, but no byte of it passes unread.
+        let policy = state.inbound_policy("uid-api").unwrap();
+        assert_eq!(authorize(policy, &facts(Some("web"))).unwrap_err().reason, DenyReason::RequestsUnread);
+    }
+    let (state, _) = read(&[authorizer(
+        "shop",
+        "{service: {name: a, namespace: auth, port: 1}, protocol: HTTP,
+        timeout: 200ms, failOpen: true, statusOnError: 503, pathPrefix: /check/, includeRequestHeadersInCheck: [X-A],
+        headersToUpstreamOnAllow: [x-user], headersToDownstreamOnDeny: [location],
+        includeRequestBodyInCheck: {maxRequestBytes: 8, allowPartialMessage: true}}",
+    )]);
+    let all = state.authorizers();
+    let [one] = &all[..] else { panic!("{all:?}") };
+    let shown = serde_json::to_value(one).unwrap();
+    assert_eq!(
+        shown,
+        serde_json::json!({
+            "id": "shop/opa", "service": ["auth", "a"], "port": 1, "timeout": 200, "failOpen": true,
+            "statusOnError": 503, "body": {"most": 8, "allowPartial": true},
+            "protocol": {"http": {"pathPrefix": "/check", "shown": ["x-a"], "toApplication": ["x-user"],
+                "toCaller": ["location"]}},
+        })
+    );
+    for (text, field, reason) in [
+        (authorizer("shop", "{service: {name: a, port: 0}, protocol: GRPC}"), "spec.service.port", "0 is not a port"),
+        (authorizer("shop", "{service: {name: A, port: 1}, protocol: GRPC}"), "spec.service.name", "not a Kubernetes"),
+        (authorizer("shop", "{service: {name: a, port: 1}, protocol: TCP}"), "spec.protocol", "TCP"),
+        (authorizer("shop", "{service: {name: a, port: 1}, protocol: GRPC, timeout: 11s}"), "spec.timeout", "10s"),
+        (authorizer("shop", "{service: {name: a, port: 1}, protocol: GRPC, timeout: 0s}"), "spec.timeout", "1ms"),
+        (
+            authorizer("shop", "{service: {name: a, port: 1}, protocol: GRPC, pathPrefix: /a}"),
+            "spec.pathPrefix",
+            "HTTP",
+        ),
+        (authorizer("shop", "{service: {name: a, port: 1}, protocol: HTTP, pathPrefix: a}"), "spec.pathPrefix", "path"),
+        (
+            authorizer("shop", "{service: {name: a, port: 1}, protocol: HTTP, pathPrefix: '/a?b'}"),
+            "spec.pathPrefix",
+            "path",
+        ),
+        (
+            authorizer("shop", "{service: {name: a, port: 1}, protocol: HTTP, statusOnError: 200}"),
+            "spec.statusOnError",
+            "400",
+        ),
+        (
+            authorizer("shop", "{service: {name: a, port: 1}, protocol: HTTP, headersToUpstreamOnAllow: [host]}"),
+            "spec.headersToUpstreamOnAllow[0]",
+            "no header",
+        ),
+        (
+            authorizer(
+                "shop",
+                "{service: {name: a, port: 1}, protocol: HTTP, includeRequestBodyInCheck: {maxRequestBytes: 0}}",
+            ),
+            "spec.includeRequestBodyInCheck.maxRequestBytes",
+            "1 to",
+        ),
+        (
+            authorizer("shop", "{service: {name: a, port: 1}, protocol: GRPC, failopen: true}"),
+            "spec.failopen",
+            "unknown",
+        ),
+        (policy("action: CUSTOM"), "spec.provider", "missing"),
+        (policy("action: DENY, provider: {name: opa}"), "spec.provider", "CUSTOM only"),
+        (policy("action: CUSTOM, provider: {name: 'O*'}"), "spec.provider.name", "not a Kubernetes"),
+    ] {
+        let (_, findings) = read(std::slice::from_ref(&text));
+        let [finding] = &findings[..] else { panic!("{text}: {findings:#?}") };
+        assert_eq!(finding.field, field, "{finding:?}");
+        assert!(finding.reason.contains(reason), "{finding:?}");
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use http::header::{self, HeaderValue};
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 
 use super::body::DownBody;
@@ -42,6 +43,21 @@ pub enum Local {
     Impossible,
     /// A decision of a TrafficPolicy, or of load shedding.
     Refused(Refusal),
+    /// Somebody who was asked says what is answered.
+    Said(Box<Said>),
+}
+
+/// An answer in somebody else's words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Why it is given, for metrics and logs.
+    pub label: &'static str,
+    /// Its status.
+    pub status: StatusCode,
+    /// Without those that say where a message ends.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
 }
 
 impl Local {
@@ -54,6 +70,7 @@ impl Local {
             Local::NoEndpoint => "no-endpoint",
             Local::Ambiguous(ambiguous) => ambiguous.label(),
             Local::Unreached(reason) | Local::Denied(reason) | Local::Unauthenticated(reason) => reason,
+            Local::Said(said) => said.label,
             Local::ClientBody => "client-body",
             Local::Broken => "upstream-closed",
             Local::BadAnswer => "upstream-protocol",
@@ -84,6 +101,7 @@ impl Local {
             Local::Broken | Local::BadAnswer => StatusCode::BAD_GATEWAY,
             Local::Refused(refusal) => refusal.answer(false).status,
             Local::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+            Local::Said(said) => said.status,
         }
     }
 
@@ -91,6 +109,9 @@ impl Local {
     pub fn response(&self, is_grpc: bool) -> Response<DownBody> {
         if let Local::Refused(refusal) = self {
             return refused(refusal.answer(is_grpc));
+        }
+        if let Local::Said(said) = self {
+            return said.response(is_grpc);
         }
         let mut response = if is_grpc {
             Response::from_parts(grpc::answer(grpc::Code::of(self.status()), self.label()), DownBody::text(""))
@@ -102,6 +123,26 @@ impl Local {
         };
         if matches!(self, Local::Fault(_) | Local::ClientBody | Local::Ambiguous(_)) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+impl Said {
+    fn response(&self, is_grpc: bool) -> Response<DownBody> {
+        let Self { label, status, headers, body } = self;
+        let mut response = if is_grpc {
+            Response::from_parts(grpc::answer(grpc::Code::of(*status), label), DownBody::text(""))
+        } else {
+            let mut response = Response::new(DownBody::bytes(body.clone()));
+            *response.status_mut() = *status;
+            response
+        };
+        for (name, value) in headers {
+            // A call's answer stays one.
+            if !(is_grpc && response.headers().contains_key(name)) {
+                response.headers_mut().append(name.clone(), value.clone());
+            }
         }
         response
     }

@@ -42,6 +42,8 @@ enum Upward {
     Passing(Incoming, Rc<Exchange>),
     /// For one of several tries.
     Kept(KeptReader),
+    /// One of our own.
+    Whole(Bytes),
     /// One that came whole, once more.
     Copy(CopyReader),
 }
@@ -109,6 +111,11 @@ impl UpBody {
         Self(Upward::Nothing)
     }
 
+    /// One of our own.
+    pub fn whole(bytes: Bytes) -> Self {
+        Self(if bytes.is_empty() { Upward::Nothing } else { Upward::Whole(bytes) })
+    }
+
     /// A client's body.
     pub fn new(incoming: Incoming, exchange: Rc<Exchange>) -> Self {
         Self(if incoming.is_end_stream() { Upward::Nothing } else { Upward::Passing(incoming, exchange) })
@@ -136,6 +143,10 @@ impl Body for UpBody {
             Upward::Nothing => Poll::Ready(None),
             Upward::Passing(incoming, exchange) => poll_client(incoming, exchange, cx),
             Upward::Kept(reader) => reader.poll(cx),
+            Upward::Whole(bytes) => match std::mem::take(bytes) {
+                bytes if bytes.is_empty() => Poll::Ready(None),
+                bytes => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            },
             Upward::Copy(reader) => Poll::Ready(reader.next().map(Ok)),
         }
     }
@@ -145,6 +156,7 @@ impl Body for UpBody {
             Upward::Nothing => true,
             Upward::Passing(incoming, _) => incoming.is_end_stream(),
             Upward::Kept(reader) => reader.is_at_end(),
+            Upward::Whole(bytes) => bytes.is_empty(),
             Upward::Copy(reader) => reader.is_at_end(),
         }
     }
@@ -154,6 +166,7 @@ impl Body for UpBody {
             Upward::Nothing => SizeHint::with_exact(0),
             Upward::Passing(incoming, _) => incoming.size_hint(),
             Upward::Kept(reader) => reader.size_hint(),
+            Upward::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Upward::Copy(reader) => SizeHint::with_exact(reader.stock.bytes_from(reader.next)),
         }
     }
@@ -258,6 +271,35 @@ impl Kept {
             has_ended: Cell::new(false),
             on_end: RefCell::new(on_end),
         })
+    }
+
+    /// Reads until more than so many bytes are kept, or the body has ended. Returns what is kept so far, and whether that is
+    /// all; None: there was no room for it, and it is lost.
+    pub async fn first(&self, most: usize) -> Result<Option<(Vec<Bytes>, bool)>, BodyError> {
+        while self.bytes.get() <= most as u64 && !self.is_at_end() {
+            let frame = std::future::poll_fn(|cx| poll_client(&mut self.incoming.borrow_mut(), &self.exchange, cx));
+            match frame.await {
+                Some(Ok(frame)) => {
+                    self.keep(&frame);
+                    if frame.is_trailers() {
+                        self.end(true);
+                    }
+                }
+                Some(Err(error)) => return Err(error),
+                None => self.end(true),
+            }
+        }
+        let pieces = self.stock.data.borrow().clone();
+        Ok((!self.is_dropped.get()).then(|| (pieces, self.is_at_end())))
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.has_ended.get() || self.incoming.borrow().is_end_stream()
+    }
+
+    /// There will be no other try.
+    pub fn keep_no_more(&self) {
+        self.is_last.set(true);
     }
 
     /// Whether all that was sent so far can be sent again.
@@ -403,7 +445,7 @@ pub struct DownBody {
 }
 
 enum Source {
-    Text(&'static str),
+    Text(Bytes),
     Application {
         incoming: Incoming,
         /// The connection that it comes by, given back at its end.
@@ -418,7 +460,12 @@ enum Source {
 impl DownBody {
     /// A text of our own.
     pub fn text(text: &'static str) -> Self {
-        Self { source: Source::Text(text), exchange: None }
+        Self::bytes(Bytes::from_static(text.as_bytes()))
+    }
+
+    /// Bytes that are there already.
+    pub fn bytes(bytes: Bytes) -> Self {
+        Self { source: Source::Text(bytes), exchange: None }
     }
 
     /// Of an exchange, which ends with it.
@@ -462,8 +509,8 @@ impl Body for DownBody {
         let this = self.get_mut();
         let (frame, is_last) = match &mut this.source {
             Source::Text(text) => match std::mem::take(text) {
-                "" => (None, true),
-                text => (Some(Ok(Frame::data(Bytes::from_static(text.as_bytes())))), true),
+                text if text.is_empty() => (None, true),
+                text => (Some(Ok(Frame::data(text))), true),
             },
             Source::Application { incoming, ends, deadline, .. } => {
                 if let Some(ends) = ends

@@ -9,18 +9,21 @@
 //! in, on a connection to the application that this client's connection alone uses, for the application is told of its
 //! client by it.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::Room;
 use super::answer::Local;
-use super::body::{DownBody, UpBody};
+use super::body::{DownBody, Kept, UpBody};
 use super::claims::{Caller, Claims};
 use super::conversation::{Conversation, Teller};
 use super::exchange::Exchange;
@@ -30,6 +33,7 @@ use super::server::Serves;
 use super::session::{answered, copy_of, head_of};
 use super::upstream::{Key, Reached, Tally, Unreached, Unsent, Upstreams, Wire};
 use crate::addr::ServerAddr;
+use crate::extauth;
 use crate::path::{self, NormalPath};
 use crate::routes::grpc;
 use crate::routing::Transport;
@@ -41,11 +45,13 @@ pub trait Guard: Teller {
     type Permit;
 
     /// Decides about a request of the one form, and may take from its head what is not for the application, or add what
-    /// the application is told. What is learnt is noted, also about one that is refused.
+    /// the application is told; and it may look at the beginning of its body. What is learnt is noted, also about one
+    /// that is refused.
     fn judge(
         &self,
         head: &mut request::Parts,
         path: &NormalPath<'_>,
+        body: &Ahead,
         noted: &mut Noted,
     ) -> impl Future<Output = Result<Self::Permit, Local>>;
 
@@ -67,6 +73,52 @@ pub struct Noted {
     pub audited: Vec<Arc<str>>,
     /// Who asks by a valid token.
     pub principal: Option<Arc<str>>,
+    /// Who was asked last, as `namespace/name`, and the word for what came of it.
+    pub authorizer: Option<(Arc<str>, &'static str)>,
+    /// What somebody who was asked changes of the answer's head.
+    pub answer: Vec<extauth::Change>,
+}
+
+/// The word of a body that should be shown to somebody, and for which the pod's budget has no room.
+const NO_ROOM: &str = "buffer-budget";
+
+/// A body that has not gone anywhere yet.
+pub struct Ahead {
+    incoming: RefCell<Option<Incoming>>,
+    kept: RefCell<Option<Rc<Kept>>>,
+    exchange: Rc<Exchange>,
+}
+
+impl Ahead {
+    fn new(incoming: Incoming, exchange: Rc<Exchange>) -> Self {
+        Self { incoming: RefCell::new(Some(incoming)), kept: RefCell::default(), exchange }
+    }
+
+    /// Its beginning: more than so many bytes if there are more, all of it otherwise; and whether it is all.
+    ///
+    /// # Errors
+    /// The client broke off, or there is no room for it.
+    pub async fn first(&self, most: usize, room: Box<dyn Room>) -> Result<(Bytes, bool), Local> {
+        if let Some(incoming) = self.incoming.take() {
+            self.kept.replace(Some(Kept::new(incoming, u64::MAX, None, room, self.exchange.clone())));
+        }
+        let Some(kept) = self.kept.borrow().clone() else { return Err(Local::ClientBody) };
+        let first = kept.first(most).await.map_err(|_| Local::ClientBody)?;
+        let (pieces, is_whole) = first.ok_or(Local::Unreached(NO_ROOM))?;
+        Ok((Bytes::from(pieces.concat()), is_whole))
+    }
+
+    /// The whole, for the application.
+    fn into_body(self) -> UpBody {
+        match (self.incoming.into_inner(), self.kept.into_inner()) {
+            (Some(incoming), _) => UpBody::new(incoming, self.exchange),
+            (None, Some(kept)) => {
+                kept.keep_no_more();
+                UpBody::kept(&kept)
+            }
+            (None, None) => UpBody::empty(),
+        }
+    }
 }
 
 /// One client's connection to an application of this node.
@@ -115,10 +167,12 @@ impl<G: Guard> Judged<G> {
         let path = path::normalise(came.path()).map_err(Local::Ambiguous)?;
         hygiene::set_path(&mut parts, &path).map_err(Local::Ambiguous)?;
         let mut noted = Noted::default();
-        let judged = self.guard.judge(&mut parts, &path, &mut noted).await;
+        let body = Ahead::new(body, exchange.clone());
+        let judged = self.guard.judge(&mut parts, &path, &body, &mut noted).await;
+        let Noted { policy, rule, audited, principal, authorizer, answer } = noted;
         exchange.note(|record| {
-            let Noted { policy, rule, audited, principal } = noted;
             (record.policy, record.rule, record.audited, record.principal) = (policy, rule, audited, principal);
+            record.authorizer = authorizer;
         });
         let permit = judged?;
         // What policy is asked again when it changes, once the connection is no HTTP any more.
@@ -127,11 +181,12 @@ impl<G: Guard> Judged<G> {
             Wire::Http1 => hygiene::for_http1(&mut parts, &asked),
             Wire::Http2 => hygiene::for_http2(&mut parts, &asked).map_err(Local::Fault)?,
         }
-        let request = Request::from_parts(parts, UpBody::new(body, exchange.clone()));
-        let response = self.send(request, wire, &asked, &permit, exchange).await?;
+        let request = Request::from_parts(parts, body.into_body());
+        let mut response = self.send(request, wire, &asked, &permit, exchange).await?;
         if let (StatusCode::SWITCHING_PROTOCOLS, Some(head)) = (response.status(), standing) {
             self.guard.upgraded(head);
         }
+        answer.iter().for_each(|change| change.apply(response.headers_mut()));
         Ok(response)
     }
 

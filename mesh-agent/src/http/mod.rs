@@ -26,6 +26,7 @@
 
 mod answer;
 mod body;
+mod call;
 mod claims;
 mod conversation;
 mod exchange;
@@ -50,11 +51,12 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
-pub use answer::Local;
+pub use answer::{Local, Said};
+pub use call::Called;
 pub use claims::{Caller, Claims};
 pub use conversation::Teller;
 pub use io::{Io, Meter};
-pub use judged::{Guard, Judged, Noted, host};
+pub use judged::{Ahead, Guard, Judged, Noted, host};
 pub use load::MemoryGauge;
 pub use server::{Ended, Serves, serve};
 pub use session::{Client, Session};

@@ -18,6 +18,7 @@ pub mod local_ca;
 mod schedule;
 mod tls;
 mod trust;
+mod web;
 
 pub use ca::{BoxFuture, CaError, CaState, CertificateAuthority, CertificateRequest, IssuedCertificate};
 pub use certs::{Config, Identities, Svid, SvidStatus};
@@ -25,6 +26,7 @@ pub use clock::Clock;
 pub use directory::{Phase, RootDirectory};
 pub use tls::{PeerError, peer_expiry, peer_id};
 pub use trust::{Peer, RootId, RootStatus};
+pub use web::WebTls;
 
 use crate::limit::{Limit, limits};
 

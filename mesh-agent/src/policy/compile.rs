@@ -168,6 +168,7 @@ impl PolicySet {
             let Some(ports) = port_scope(&object.targets, subject) else { continue };
             let statements = match object.action {
                 Action::Allow => &mut policy.allow,
+                Action::Custom => &mut policy.custom,
                 Action::Deny => &mut policy.deny,
                 Action::Audit => &mut policy.audit,
             };

@@ -1,7 +1,7 @@
 //! Who may talk to whom: pure decisions, no clock, no I/O.
 //!
 //! Order: a policy that could not be read refuses, then PeerAuthentication (is plaintext acceptable at all), then any
-//! DENY that matches, then, if there is any ALLOW, one of them must match. Only this room can make a [`Permit`], and
+//! CUSTOM that matches and was not answered, then any DENY that matches, then, if there is any ALLOW, one of them must match. Only this room can make a [`Permit`], and
 //! nothing dials an application without one.
 //!
 //! The objects come in already parsed ([`PeerAuthentication`], [`AuthorizationPolicy`], [`Unreadable`]); [`PolicySet`]
@@ -11,10 +11,11 @@
 //!
 //! | asked about | a rule on requests' attributes means, if its sources and ports do | by |
 //! |---|---|---|
-//! | a connection of bytes | DENY: everything. ALLOW: nothing. AUDIT: everything | [`authorize`] |
+//! | a connection of bytes | DENY, CUSTOM: everything. ALLOW: nothing. AUDIT: everything | [`authorize`] |
 //! | a connection on which requests may be read | perhaps: where that would decide, each request is judged | [`admit`] |
 //! | a request | what it says | [`authorize_request`] |
 
+mod authorizer;
 mod compile;
 mod index;
 mod object;
@@ -28,12 +29,13 @@ mod request_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
 
+pub use authorizer::{Authorizer, BodyInCheck, CheckProtocol, HttpCheck, Provider};
 pub use compile::{PeerModes, PolicySet, Subject};
 pub use object::{
     Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, RequestAuthentication, Rule, Target, Unreadable,
@@ -45,7 +47,7 @@ pub use selector::{Operator, Requirement, Selector};
 pub use source::{IpBlock, Principal, PrincipalError, Source};
 
 use crate::spiffe::SpiffeId;
-use crate::tokens::Issuer;
+use crate::tokens::{Issuer, KeySource, KeysUri};
 use index::{ITSELF, Index, Number};
 
 /// What is known about a connection when it asks to reach an application.
@@ -70,6 +72,8 @@ pub struct WorkloadPolicy {
     modes: PeerModes,
     /// AuthorizationPolicies that select the workload and cannot be read: they refuse everything on their ports.
     unreadable: Vec<Unread>,
+    /// CUSTOM policies, oldest first.
+    custom: Vec<Statement>,
     /// DENY policies, oldest first.
     deny: Vec<Statement>,
     /// ALLOW policies, oldest first.
@@ -86,6 +90,7 @@ pub struct WorkloadPolicy {
 /// The rules of each action, by what requests they mean.
 #[derive(Clone, Debug, PartialEq)]
 struct Indexes {
+    custom: Index,
     deny: Index,
     allow: Index,
     audit: Index,
@@ -225,8 +230,10 @@ pub enum DenyReason {
     NoAllowRule,
     /// The policy could not be read, and there is no earlier version of it.
     UnreadablePolicy,
-    /// Tokens must be looked at, and the connection's requests cannot be read.
+    /// Tokens must be looked at, or somebody asked, and the connection's requests cannot be read.
     RequestsUnread,
+    /// Somebody must be asked about the request who was not.
+    AuthorizerUnasked,
     /// The pod that is dialled is not, or no longer, known to this node.
     UnknownWorkload,
 }
@@ -240,6 +247,7 @@ impl DenyReason {
             DenyReason::NoAllowRule => "no-allow-rule",
             DenyReason::UnreadablePolicy => "unreadable-policy",
             DenyReason::RequestsUnread => "requests-unread",
+            DenyReason::AuthorizerUnasked => "authorizer-unasked",
             DenyReason::UnknownWorkload => "unknown-workload",
         }
     }
@@ -258,20 +266,71 @@ pub fn admit(policy: &WorkloadPolicy, facts: &Facts) -> Result<Admission, Denial
     })
 }
 
-/// Decides about one request on a connection with these facts.
-pub fn authorize_request(policy: &WorkloadPolicy, facts: &Facts, request: &Request<'_>) -> Result<Permit, Denial> {
+/// Decides about one request on a connection with these facts. `answered` are the CUSTOM policies, as `namespace/name`,
+/// whose authorizer lets it pass.
+pub fn authorize_request(
+    policy: &WorkloadPolicy,
+    facts: &Facts,
+    request: &Request<'_>,
+    answered: &[Arc<str>],
+) -> Result<Permit, Denial> {
+    let unasked = referrals(policy, facts, request).into_iter().find(|referral| !answered.contains(referral.policy));
+    if let Some(Referral { policy, rule, .. }) = unasked {
+        return Err(Denial { reason: DenyReason::AuthorizerUnasked, rule: Some(policy.clone()), number: rule });
+    }
     decide(policy, facts, Asked::Request(request)).map(|(permit, _)| permit)
+}
+
+/// A CUSTOM policy that means a request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Referral<'a> {
+    /// As `namespace/name`.
+    pub policy: &'a Arc<str>,
+    /// The number of its rule, from 0.
+    pub rule: Option<usize>,
+    /// Who is to be asked; None: nobody could say.
+    pub provider: Option<&'a Provider>,
+}
+
+/// Who is to be asked about a request before anything else is decided, the oldest policy's first. Nobody, where it is
+/// refused whatever they say.
+pub fn referrals<'a>(policy: &'a WorkloadPolicy, facts: &Facts, request: &Request<'_>) -> Vec<Referral<'a>> {
+    if policy.custom.is_empty() || refused_outright(policy, facts).is_some() {
+        return Vec::new();
+    }
+    let matching = policy.matching_all(Action::Custom, facts, Asked::Request(request));
+    let referral = |(at, rule): (usize, usize)| {
+        let statement = policy.custom.get(at)?;
+        let rule = (rule != ITSELF).then_some(rule);
+        Some(Referral { policy: &statement.id, rule, provider: statement.policy.provider.as_ref() })
+    };
+    matching.into_iter().filter_map(referral).collect()
+}
+
+/// A refusal that nothing else can change.
+fn refused_outright(policy: &WorkloadPolicy, facts: &Facts) -> Option<Denial> {
+    let port = facts.destination_port;
+    if let Some(unread) = policy.unreadable.iter().find(|unread| unread.ports.covers(port)) {
+        return Some(Denial::of(DenyReason::UnreadablePolicy, Some(unread.id.clone())));
+    }
+    let (mode, rule) = policy.modes.at(port);
+    let is_refused = facts.source.is_none() && mode == Mode::Strict;
+    is_refused.then(|| Denial::of(DenyReason::StrictPlaintext, rule.cloned()))
 }
 
 /// The one decision; and whether it stands whatever is learnt yet.
 fn decide(policy: &WorkloadPolicy, facts: &Facts, asked: Asked<'_>) -> Result<(Permit, bool), Denial> {
-    let port = facts.destination_port;
-    if let Some(unread) = policy.unreadable.iter().find(|unread| unread.ports.covers(port)) {
-        return Err(Denial::of(DenyReason::UnreadablePolicy, Some(unread.id.clone())));
+    if let Some(denial) = refused_outright(policy, facts) {
+        return Err(denial);
     }
-    let (mode, rule) = policy.modes.at(port);
-    if facts.source.is_none() && mode == Mode::Strict {
-        return Err(Denial::of(DenyReason::StrictPlaintext, rule.cloned()));
+    let port = facts.destination_port;
+    // About a request they were asked before.
+    let referred = match asked {
+        Asked::Bytes | Asked::Coming => policy.search(Action::Custom, facts, asked),
+        Asked::Request(_) => Searched { found: None, is_open: false },
+    };
+    if let (Asked::Bytes, Some((statement, number))) = (asked, referred.found) {
+        return Err(Denial { reason: DenyReason::RequestsUnread, rule: Some(statement.id.clone()), number });
     }
     let denied = policy.search(Action::Deny, facts, asked);
     if let Some((statement, number)) = denied.found {
@@ -281,7 +340,8 @@ fn decide(policy: &WorkloadPolicy, facts: &Facts, asked: Asked<'_>) -> Result<(P
     if let (Asked::Bytes, Some(believed)) = (asked, tokens) {
         return Err(Denial::of(DenyReason::RequestsUnread, Some(believed.id.clone())));
     }
-    let is_sure = !denied.is_open && tokens.is_none();
+    let is_referred = referred.is_open || referred.found.is_some();
+    let is_sure = !denied.is_open && !is_referred && tokens.is_none();
     let Some(oldest) = policy.allow.iter().find(|statement| statement.ports.covers(port)) else {
         return Ok((Permit { rule: None, number: None }, is_sure));
     };
@@ -335,13 +395,27 @@ impl WorkloadPolicy {
             .collect()
     }
 
+    /// Where keys are to be had for what is believed at any port.
+    pub fn keys_wanted(&self) -> impl Iterator<Item = &KeysUri> {
+        let issuers = self.tokens.iter().flat_map(|believed| &believed.object.issuers);
+        issuers.filter_map(|issuer| match &issuer.keys {
+            KeySource::Here(_) => None,
+            KeySource::At(uri) => Some(uri),
+        })
+    }
+
     /// Completes what was put together.
     fn indexed(self) -> Self {
-        let mut all = self.deny.iter().chain(&self.allow).chain(&self.audit);
+        let mut all = self.custom.iter().chain(&self.deny).chain(&self.allow).chain(&self.audit);
         let needs = all.any(|statement| statement.policy.rules.iter().any(Rule::needs_requests));
         let indexes = needs.then(|| {
-            let Self { deny, allow, audit, .. } = &self;
-            Box::new(Indexes { deny: Index::new(deny), allow: Index::new(allow), audit: Index::new(audit) })
+            let Self { custom, deny, allow, audit, .. } = &self;
+            Box::new(Indexes {
+                custom: Index::new(custom),
+                deny: Index::new(deny),
+                allow: Index::new(allow),
+                audit: Index::new(audit),
+            })
         });
         Self { indexes, ..self }
     }
@@ -349,6 +423,7 @@ impl WorkloadPolicy {
     fn of(&self, action: Action) -> (&[Statement], Option<&Index>) {
         let indexes = self.indexes.as_deref();
         match action {
+            Action::Custom => (&self.custom, indexes.map(|indexes| &indexes.custom)),
             Action::Deny => (&self.deny, indexes.map(|indexes| &indexes.deny)),
             Action::Allow => (&self.allow, indexes.map(|indexes| &indexes.allow)),
             Action::Audit => (&self.audit, indexes.map(|indexes| &indexes.audit)),
@@ -382,19 +457,27 @@ impl WorkloadPolicy {
     }
 
     fn audited(&self, facts: &Facts, asked: Asked<'_>) -> Vec<Arc<str>> {
-        let (statements, index) = self.of(Action::Audit);
-        let mut found = BTreeSet::new();
+        let found = self.matching_all(Action::Audit, facts, asked);
+        found.into_keys().filter_map(|at| self.audit.get(at)).map(|statement| statement.id.clone()).collect()
+    }
+
+    /// Every statement of an action that matches, with the number of its first rule that does.
+    fn matching_all(&self, action: Action, facts: &Facts, asked: Asked<'_>) -> BTreeMap<usize, usize> {
+        let (statements, index) = self.of(action);
+        let mut found = BTreeMap::new();
         match (asked, index) {
             (Asked::Request(request), Some(index)) => index.visit(facts, request, |numbers| {
-                let numbers = numbers.iter().filter(|number| matching(statements, **number, facts, asked));
-                found.extend(numbers.map(|(at, _)| *at));
+                for (at, number) in numbers.iter().filter(|number| matching(statements, **number, facts, asked)) {
+                    let first = found.entry(*at).or_insert(*number);
+                    *first = (*first).min(*number);
+                }
             }),
             _ => {
-                let all = statements.iter().enumerate();
-                found.extend(all.filter(|(_, one)| one.answer(facts, asked).0 == Answer::Yes).map(|(at, _)| at));
+                let all = statements.iter().enumerate().map(|(at, one)| (at, one.answer(facts, asked)));
+                found.extend(all.filter(|(_, (answer, _))| *answer == Answer::Yes).map(|(at, (_, rule))| (at, rule)));
             }
         }
-        found.into_iter().filter_map(|at| statements.get(at)).map(|statement| statement.id.clone()).collect()
+        found
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use super::request::{Condition, Operation};
-use super::{Selector, Source};
+use super::{Provider, Selector, Source};
 use crate::tokens::Issuer;
 
 /// What every policy object has.
@@ -105,6 +105,8 @@ pub enum Action {
     Deny,
     /// It is recorded.
     Audit,
+    /// Somebody is asked, whatever else there is; nothing passes that is not let pass there.
+    Custom,
 }
 
 impl Action {
@@ -112,7 +114,7 @@ impl Action {
     pub(super) fn empty_list_matches(self) -> bool {
         match self {
             Action::Allow => false,
-            Action::Deny | Action::Audit => true,
+            Action::Deny | Action::Audit | Action::Custom => true,
         }
     }
 }
@@ -128,6 +130,9 @@ pub struct AuthorizationPolicy {
     pub targets: Vec<Target>,
     /// What a match means.
     pub action: Action,
+    /// Who is asked, if the action is CUSTOM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Provider>,
     /// One match is enough.
     pub rules: Vec<Rule>,
 }

@@ -143,7 +143,7 @@ impl Reading {
     fn of(action: Action) -> Self {
         match action {
             Action::Allow => Reading::Strict,
-            Action::Deny | Action::Audit => Reading::Wide,
+            Action::Deny | Action::Audit | Action::Custom => Reading::Wide,
         }
     }
 

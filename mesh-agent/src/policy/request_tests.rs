@@ -29,7 +29,7 @@ fn get(path: &'static str) -> Ask {
 
 impl Ask {
     fn decide(&self, policies: &[AuthorizationPolicy]) -> Result<Permit, Denial> {
-        self.put(policies, |compiled, request| authorize_request(compiled, &self.facts(), request))
+        self.put(policies, |compiled, request| authorize_request(compiled, &self.facts(), request, &[]))
     }
 
     fn audited(&self, policies: &[AuthorizationPolicy]) -> Vec<Arc<str>> {
@@ -66,7 +66,7 @@ fn compiled(policies: &[AuthorizationPolicy]) -> WorkloadPolicy {
 
 fn policy(name: &str, action: Action, rules: Vec<Rule>) -> AuthorizationPolicy {
     let meta = PolicyMeta { id: format!("shop/{name}").into(), created: None };
-    AuthorizationPolicy { meta, targets: vec![Target::Namespace("shop".into())], action, rules }
+    AuthorizationPolicy { meta, targets: vec![Target::Namespace("shop".into())], action, provider: None, rules }
 }
 
 fn rule(operation: Operation, conditions: Vec<Condition>) -> Rule {
@@ -286,6 +286,88 @@ fn the_policy_and_the_rule_are_named() {
     assert_eq!((denial.rule, denial.number), (Some("shop/n".into()), None));
 }
 
+/// Whoever is to be asked is asked first, and what nobody was asked about passes nowhere.
+#[test]
+fn custom_comes_first_and_is_never_passed_over() {
+    let admin = || paths(&["/admin/*"]);
+    let web = Rule { sources: vec![account("web")], ..Rule::default() };
+    let custom = |name: &str, rules| AuthorizationPolicy {
+        provider: Some(Provider { places: vec![("shop".into(), name.into())] }),
+        ..policy(name, Action::Custom, rules)
+    };
+    let deny = policy("deny", Action::Deny, vec![paths(&["/admin/b"])]);
+    let allow = policy("allow", Action::Allow, vec![paths(&["/admin/*", "/x"])]);
+    let all = [custom("a", vec![admin()]), custom("b", vec![web]), deny, allow];
+    let refused = |reason, rule: &str| Err((reason, Some(rule.to_string())));
+    // (policies, who and what, who is to be asked, what is decided when they were, and when they were not)
+    let unasked = |rule| refused(DenyReason::AuthorizerUnasked, rule);
+    for (policies, ask, referred, answered, ignored) in [
+        (&all[..1], get("/x"), vec![], Ok(()), Ok(())),
+        (&all[..1], get("/admin/a"), vec!["shop/a"], Ok(()), unasked("shop/a")),
+        (&all[..1], get("/%61dmin/../admin//a"), vec!["shop/a"], Ok(()), unasked("shop/a")),
+        (&all[..2], get("/admin/a"), vec!["shop/a", "shop/b"], Ok(()), unasked("shop/a")),
+        (&all[..2], Ask { account: "api", ..get("/x") }, vec![], Ok(()), Ok(())),
+        (&all[..], get("/x"), vec!["shop/b"], Ok(()), unasked("shop/b")),
+        (
+            &all[..],
+            get("/admin/b"),
+            vec!["shop/a", "shop/b"],
+            refused(DenyReason::DenyRule, "shop/deny"),
+            unasked("shop/a"),
+        ),
+        (&all[..], get("/y"), vec!["shop/b"], refused(DenyReason::NoAllowRule, "shop/allow"), unasked("shop/b")),
+        (&[custom("none", vec![])][..], get("/x"), vec!["shop/none"], Ok(()), unasked("shop/none")),
+    ] {
+        let seen = ask.put(policies, |compiled, request| {
+            let referrals = referrals(compiled, &ask.facts(), request);
+            let named: Vec<String> = referrals.iter().map(|referral| referral.policy.to_string()).collect();
+            assert!(referrals.iter().all(|referral| referral.provider.is_some()), "{ask:?}");
+            let all: Vec<Arc<str>> = referrals.iter().map(|referral| referral.policy.clone()).collect();
+            let decide = |answered: &[Arc<str>]| {
+                let decided = authorize_request(compiled, &ask.facts(), request, answered);
+                decided.map(drop).map_err(|denial| (denial.reason, denial.rule.map(|rule| rule.to_string())))
+            };
+            (named, decide(&all), decide(&[]))
+        });
+        assert_eq!(seen, (referred.iter().map(ToString::to_string).collect(), answered, ignored), "{ask:?}");
+    }
+}
+
+/// What is not read cannot be asked about.
+#[test]
+fn bytes_that_somebody_should_be_asked_about_do_not_pass() {
+    let custom = |rules| [policy("c", Action::Custom, rules)];
+    let from = |name| Rule { sources: vec![account(name)], ..Rule::default() };
+    let elsewhere = Rule { ports: vec![81], ..from("web") };
+    for (rules, is_covered) in [
+        (vec![from("web")], true),
+        (vec![paths(&["/admin"])], true),
+        (vec![], true),
+        (vec![from("api")], false),
+        (vec![elsewhere], false),
+    ] {
+        let compiled = compiled(&custom(rules.clone()));
+        let facts = get("/").facts();
+        let bytes = authorize(&compiled, &facts).map(drop).map_err(|denial| denial.reason);
+        assert_eq!(bytes, if is_covered { Err(DenyReason::RequestsUnread) } else { Ok(()) }, "{rules:?}");
+        let reads = matches!(admit(&compiled, &facts), Ok(Admission::Requests(_)));
+        assert_eq!(reads, is_covered, "{rules:?}");
+    }
+    // Nobody is asked about what is refused anyway.
+    let unreadable = Unreadable {
+        meta: PolicyMeta { id: "shop/u".into(), created: None },
+        targets: vec![Target::Mesh],
+        weight: Weight::DenyAll,
+    };
+    let set = PolicySet::new(vec![], custom(vec![]).to_vec(), vec![unreadable]);
+    let compiled = set.compile(&Subject { namespace: "shop", labels: &BTreeMap::new(), services: &BTreeMap::new() });
+    let (path, headers) = (path::normalise("/").unwrap(), HeaderMap::new());
+    let request = Request { method: &Method::GET, host: "w", path: &path, headers: &headers, token: None };
+    assert_eq!(referrals(&compiled, &get("/").facts(), &request), []);
+    let denial = authorize_request(&compiled, &get("/").facts(), &request, &[]).unwrap_err();
+    assert_eq!(denial.reason, DenyReason::UnreadablePolicy);
+}
+
 /// What does not match costs nothing: among 1 000 policies a request looks at those of its path and its caller.
 #[test]
 fn a_decision_looks_at_few_of_a_thousand_policies() {
@@ -302,7 +384,7 @@ fn a_decision_looks_at_few_of_a_thousand_policies() {
     let mut looked = 0;
     index.unwrap().visit(&get("/").facts(), &request, |numbers| looked += numbers.len());
     assert_eq!(looked, 1);
-    let permit = authorize_request(&compiled, &get("/").facts(), &request).unwrap();
+    let permit = authorize_request(&compiled, &get("/").facts(), &request, &[]).unwrap();
     assert_eq!((permit.rule.as_deref(), permit.number), (Some("shop/p77"), Some(0)));
 }
 
@@ -317,7 +399,7 @@ proptest! {
         let plain = ask.put(&policies, |compiled, request| {
             let compiled = WorkloadPolicy { indexes: None, ..compiled.clone() };
             (
-                authorize_request(&compiled, &ask.facts(), request),
+                authorize_request(&compiled, &ask.facts(), request, &[]),
                 audited_request(&compiled, &ask.facts(), request),
             )
         });
@@ -355,6 +437,7 @@ proptest! {
         let has_allow = policies.iter().any(|policy| policy.action == Action::Allow);
         prop_assert!(!before || !has_allow || ask.decide(&with(Action::Allow)).is_ok());
         prop_assert_eq!(before, ask.decide(&with(Action::Audit)).is_ok());
+        prop_assert!(before || ask.decide(&with(Action::Custom)).is_err());
     }
 }
 
@@ -363,7 +446,7 @@ fn some<T: Clone + std::fmt::Debug + 'static>(values: &'static [T]) -> impl Stra
 }
 
 fn a_policy() -> impl Strategy<Value = AuthorizationPolicy> {
-    let action = prop_oneof![Just(Action::Allow), Just(Action::Deny), Just(Action::Audit)];
+    let action = prop_oneof![Just(Action::Allow), Just(Action::Deny), Just(Action::Audit), Just(Action::Custom)];
     ("[a-e]", action, prop::collection::vec(a_rule(), 0..4))
         .prop_map(|(name, action, rules)| policy(&name, action, rules))
 }

@@ -390,7 +390,7 @@ fn a_policy() -> impl Strategy<Value = AuthorizationPolicy> {
     let rule = (prop::collection::vec(a_source(), 0..3), prop::collection::vec(80..83u16, 0..3))
         .prop_map(|(sources, ports)| Rule { sources, ports, ..Rule::default() });
     (a_meta(), prop::collection::vec(a_target(), 1..3), action, prop::collection::vec(rule, 0..3))
-        .prop_map(|(meta, targets, action, rules)| AuthorizationPolicy { meta, targets, action, rules })
+        .prop_map(|(meta, targets, action, rules)| AuthorizationPolicy { meta, targets, action, provider: None, rules })
 }
 
 fn a_source() -> impl Strategy<Value = Source> {
@@ -433,7 +433,7 @@ fn subject<'a>(labels: &'a BTreeMap<String, String>, services: &'a BTreeMap<Arc<
 
 fn policy(name: &str, action: Action, rules: Vec<Rule>) -> AuthorizationPolicy {
     let meta = PolicyMeta { id: format!("shop/{name}").into(), created: None };
-    AuthorizationPolicy { meta, targets: vec![Target::Namespace("shop".into())], action, rules }
+    AuthorizationPolicy { meta, targets: vec![Target::Namespace("shop".into())], action, provider: None, rules }
 }
 
 fn rule(sources: Vec<Source>, ports: Vec<u16>) -> Rule {

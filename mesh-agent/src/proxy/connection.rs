@@ -108,12 +108,14 @@ pub struct Standing {
     /// Its head, with the path that was judged.
     pub head: http::request::Parts,
     /// What its token said.
-    pub token: Option<Token>,
+    pub token: Option<Arc<Token>>,
+    /// The CUSTOM policies whose authorizer let it pass. It is not asked again.
+    pub answered: Vec<Arc<str>>,
 }
 
 impl Standing {
     fn authorize(&self, policy: &WorkloadPolicy, facts: &Facts) -> Result<Permit, Denial> {
-        let Self { head, token } = self;
+        let Self { head, token, answered } = self;
         let host = policy::normal_host(crate::http::host(&head.headers));
         let (Some(host), Ok(path)) = (host, path::normalise(head.uri.path())) else {
             // It was judged, so it can be judged; whatever else it is, it is not allowed.
@@ -124,9 +126,9 @@ impl Standing {
             host: &host,
             path: &path,
             headers: &head.headers,
-            token: token.as_ref(),
+            token: token.as_deref(),
         };
-        policy::authorize_request(policy, facts, &request)
+        policy::authorize_request(policy, facts, &request, answered)
     }
 }
 

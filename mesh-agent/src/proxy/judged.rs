@@ -1,13 +1,17 @@
 //! The journey of requests to a pod whose policy needs to know what they ask: read → judge one by one → carry.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ::http::{HeaderMap, request};
+use ::http::{HeaderMap, StatusCode, Version, request};
+use bytes::Bytes;
 
+use super::authorizer;
+use super::budget::Held;
 use super::connection::{Live, Registration, Standing};
 use super::dial::AppConnection;
 use super::inbound;
@@ -15,14 +19,16 @@ use super::outbound;
 use super::record;
 use super::worker::{Pod, Worker};
 use crate::addr::{ClientAddr, ServerAddr};
-use crate::http::{self, Claims, Guard, Io, Judged, Local, Meter, Noted, Reached, Teller, Unreached};
+use crate::extauth::limits::{BODY_TIMEOUT, MAX_CHECKS};
+use crate::extauth::{AUTHORIZER_UNKNOWN, Allowed, Denied, Failed, Question, Shown, Verdict};
+use crate::http::{self, Ahead, Claims, Guard, Io, Judged, Local, Meter, Noted, Reached, Said, Teller, Unreached};
 use crate::path::NormalPath;
 use crate::podnet::ClientRecord;
-use crate::policy::{self, Denial, DenyReason, Facts, Permit};
+use crate::policy::{self, Authorizer, BodyInCheck, Denial, DenyReason, Facts, Permit, WorkloadPolicy};
 use crate::spiffe::SpiffeId;
 use crate::state::{MeshState, Workload};
 use crate::telemetry::{RequestMemo, RequestRecord, Span};
-use crate::tokens::{self, Token};
+use crate::tokens::{self, Found, Issuer, KeysUri, Token};
 
 /// Both ends of a connection to an application of this node.
 pub struct Ends {
@@ -67,6 +73,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: Io, live: Registra
         ends,
         ready: RefCell::new(Some(app)),
         token: RefCell::default(),
+        answered: RefCell::default(),
         memo: RequestMemo::default(),
     });
     let session = Judged::new(guard, worker.shared.requests.clone(), server, template, claims);
@@ -84,7 +91,9 @@ struct Gatekeeper {
     /// The connection that was made before the first request came.
     ready: RefCell<Option<AppConnection>>,
     /// Of the request that is judged last, for an upgrade.
-    token: RefCell<Option<Token>>,
+    token: RefCell<Option<Arc<Token>>>,
+    /// The CUSTOM policies whose authorizers let it pass.
+    answered: RefCell<Vec<Arc<str>>>,
     memo: RequestMemo,
 }
 
@@ -96,30 +105,35 @@ impl Guard for Gatekeeper {
         &self,
         head: &mut request::Parts,
         path: &NormalPath<'_>,
+        body: &Ahead,
         noted: &mut Noted,
     ) -> Result<Permit, Local> {
         let state = self.worker.shared.state.current();
-        let Some(policy) = state.inbound_policy(self.pod.uid()) else {
-            return Err(Local::Denied(DenyReason::UnknownWorkload.label()));
-        };
+        let policy = self.policy(&state)?;
         let issuers = policy.issuers(self.ends.facts.destination_port);
-        let token = match issuers.is_empty() {
-            true => None,
-            false => tokens::authenticate(&issuers, head, now())
-                .map_err(|invalid| Local::Unauthenticated(invalid.label()))?
-                .map(|found| found.token),
-        };
+        let found = if issuers.is_empty() { None } else { self.find_token(&issuers, head).await? };
+        tokens::tell(&issuers, head, found.as_ref());
+        let token = found.as_ref().map(|found| found.token.clone());
         noted.principal = token.as_ref().map(|token| token.principal.as_str().into());
-        let host = policy::normal_host(http::host(&head.headers)).ok_or(Local::Denied("host"))?;
-        let request =
-            policy::Request { method: &head.method, host: &host, path, headers: &head.headers, token: token.as_ref() };
-        let decision = policy::authorize_request(policy, &self.ends.facts, &request);
+        let (answered, allowed) = self.consult(head, path, token.as_deref(), body, noted).await?;
+        // What authorizers were shown they were shown with its tokens, and what they set stays.
+        tokens::strip(&issuers, head);
+        tokens::tell(&issuers, head, found.as_ref());
+        allowed.iter().for_each(|allowed| allowed.change_request(&mut head.headers));
+        noted.answer = allowed.into_iter().flat_map(|allowed| allowed.response).collect();
+        // The world of now: it may have taken a while.
+        let state = self.worker.shared.state.current();
+        let policy = self.policy(&state)?;
+        let host = host_of(head)?;
+        let request = asked(head, path, &host, token.as_deref());
+        let decision = policy::authorize_request(policy, &self.ends.facts, &request, &answered);
         noted.audited = policy::audited_request(policy, &self.ends.facts, &request);
         (noted.policy, noted.rule) = match &decision {
             Ok(permit) => (permit.rule().cloned(), permit.number()),
             Err(denial) => (denial.rule.clone(), denial.number),
         };
         self.token.replace(token);
+        self.answered.replace(answered);
         decision.map_err(|Denial { reason, .. }| Local::Denied(reason.label()))
     }
 
@@ -144,7 +158,8 @@ impl Guard for Gatekeeper {
     }
 
     fn upgraded(&self, head: request::Parts) {
-        self.live.upgraded(Standing { head, token: self.token.take() });
+        let (token, answered) = (self.token.take(), self.answered.take());
+        self.live.upgraded(Standing { head, token, answered });
     }
 }
 
@@ -156,6 +171,133 @@ impl Teller for Gatekeeper {
     fn report(&self, record: &RequestRecord) {
         self.worker.report_request(record, &self.memo);
     }
+}
+
+impl Gatekeeper {
+    fn policy<'s>(&self, state: &'s MeshState) -> Result<&'s Arc<WorkloadPolicy>, Local> {
+        state.inbound_policy(self.pod.uid()).ok_or(Local::Denied(DenyReason::UnknownWorkload.label()))
+    }
+
+    /// Who asks by a token. Where its issuer's keys are being fetched, it waits for them; not for long, and once.
+    async fn find_token(&self, issuers: &[&Issuer], head: &request::Parts) -> Result<Option<Found>, Local> {
+        let ring = &self.worker.shared.keys;
+        let fetched = |uri: &KeysUri| ring.keys(uri);
+        let find = || {
+            let verified = &self.worker.verified;
+            tokens::find(&tokens::Asked { issuers, fetched: &fetched, verified, now: now() }, head)
+        };
+        let mut found = find();
+        if let Err(tokens::Refused { lacking: Some(uri), .. }) = &found
+            && ring.renewed(uri).await
+        {
+            found = find();
+        }
+        found.map_err(|refused| Local::Unauthenticated(refused.why.label()))
+    }
+
+    /// Asks whom CUSTOM policies want to be asked, one after the other. Returns the policies that were answered, and what
+    /// their authorizers change; or the answer of the first that refuses.
+    async fn consult(
+        &self,
+        head: &request::Parts,
+        path: &NormalPath<'_>,
+        token: Option<&Token>,
+        body: &Ahead,
+        noted: &mut Noted,
+    ) -> Result<(Vec<Arc<str>>, Vec<Allowed>), Local> {
+        let state = self.worker.shared.state.current();
+        let host = host_of(head)?;
+        let request = asked(head, path, &host, token);
+        let referrals = policy::referrals(self.policy(&state)?, &self.ends.facts, &request);
+        let (mut answered, mut allowed, mut known) = (Vec::new(), Vec::new(), Vec::new());
+        for referral in referrals {
+            (noted.policy, noted.rule) = (Some(referral.policy.clone()), referral.rule);
+            let Some(authorizer) = referral.provider.and_then(|provider| state.authorizer(provider)) else {
+                self.worker.shared.metrics.checked("", AUTHORIZER_UNKNOWN, false);
+                return Err(Local::Denied(AUTHORIZER_UNKNOWN));
+            };
+            if !known.contains(&&authorizer.id) {
+                if known.len() >= MAX_CHECKS {
+                    return Err(Local::Denied(DenyReason::AuthorizerUnasked.label()));
+                }
+                known.push(&authorizer.id);
+                allowed.extend(self.check(authorizer, head, body, noted).await?);
+            }
+            answered.push(referral.policy.clone());
+        }
+        Ok((answered, allowed))
+    }
+
+    /// Asks one of them. None: there was no answer, and it is such that the request passes.
+    async fn check(
+        &self,
+        authorizer: &Authorizer,
+        head: &request::Parts,
+        body: &Ahead,
+        noted: &mut Noted,
+    ) -> Result<Option<Allowed>, Local> {
+        let Ends { facts, client, server, .. } = &self.ends;
+        let question = Question {
+            head,
+            is_http2: head.version == Version::HTTP_2,
+            source: facts.source.as_ref(),
+            client: client.socket(),
+            destination: &self.pod.workload.identity,
+            server: server.socket(),
+            body: self.shown(authorizer.body, body).await?,
+            time: SystemTime::now(),
+        };
+        let verdict = authorizer::ask(&self.worker, &self.pod, authorizer, &question, server.socket()).await;
+        let passes = |failed: Failed| authorizer.fail_open && failed.may_pass();
+        let (label, has_passed) = match &verdict {
+            Ok(Verdict::Allow(_)) => ("allowed", true),
+            Ok(Verdict::Deny(_)) => ("denied", false),
+            Err(failed) => (failed.label(), passes(*failed)),
+        };
+        noted.authorizer = Some((authorizer.id.clone(), label));
+        self.worker.shared.metrics.checked(&authorizer.id, label, has_passed);
+        match verdict {
+            Ok(Verdict::Allow(allowed)) => Ok(Some(allowed)),
+            Ok(Verdict::Deny(Denied { status, headers, body })) => {
+                Err(Local::Said(Box::new(Said { label: "authorizer-denied", status, headers, body })))
+            }
+            Err(failed) if passes(failed) => Ok(None),
+            Err(failed) => Err(told(failed.label(), authorizer.status_on_error)),
+        }
+    }
+
+    /// What is shown of a body, which the client may be slow to send.
+    async fn shown(&self, wanted: Option<BodyInCheck>, body: &Ahead) -> Result<Option<Shown>, Local> {
+        let Some(BodyInCheck { most, allow_partial }) = wanted else { return Ok(None) };
+        let room = Box::new(Held::of(Some(self.pod.budget.clone())));
+        let first = tokio::time::timeout(BODY_TIMEOUT, body.first(most, room)).await;
+        let (mut bytes, has_ended) = first.map_err(|_| told("authorizer-body-late", StatusCode::REQUEST_TIMEOUT))??;
+        let is_whole = has_ended && bytes.len() <= most;
+        if !is_whole && !allow_partial {
+            return Err(told("authorizer-body-too-large", StatusCode::PAYLOAD_TOO_LARGE));
+        }
+        bytes.truncate(most);
+        Ok(Some(Shown { bytes, is_whole }))
+    }
+}
+
+/// An answer of ours with a status that somebody else chose.
+fn told(label: &'static str, status: StatusCode) -> Local {
+    Local::Said(Box::new(Said { label, status, headers: HeaderMap::new(), body: Bytes::from_static(label.as_bytes()) }))
+}
+
+fn host_of(head: &request::Parts) -> Result<Cow<'_, str>, Local> {
+    policy::normal_host(http::host(&head.headers)).ok_or(Local::Denied("host"))
+}
+
+/// As policy is asked about it.
+fn asked<'a>(
+    head: &'a request::Parts,
+    path: &'a NormalPath<'a>,
+    host: &'a str,
+    token: Option<&'a Token>,
+) -> policy::Request<'a> {
+    policy::Request { method: &head.method, host, path, headers: &head.headers, token }
 }
 
 /// Seconds since 1970.

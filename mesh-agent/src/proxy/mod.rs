@@ -3,6 +3,7 @@
 //!
 //! The proxy takes listeners that `capture` bound inside the pods, and knows nothing of eBPF, cgroups or YAML.
 
+mod authorizer;
 mod budget;
 pub mod connection;
 pub mod copy;

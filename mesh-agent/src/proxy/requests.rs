@@ -1,7 +1,7 @@
 //! What requests need of the proxy: where they go, connections to there, and that they are told.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -62,6 +62,32 @@ pub async fn serve(
     worker.finish(live, ended.into());
 }
 
+/// What a pod's agent asks a Service on the pod's behalf, nobody's connection being there.
+pub fn on_behalf(worker: &Rc<Worker>, pod: &Arc<Pod>, place: &Place) -> Rc<Session<impl Mesh + use<>>> {
+    let own = pod.workload.ips.first().copied().unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    // Decides about the family of the endpoints.
+    let dialled = SocketAddr::new(place.service.cluster_ips.first().copied().unwrap_or(own), place.port);
+    let client = ClientAddr::new(SocketAddr::new(own, 0));
+    let template = record::request(pod, client, &place.service);
+    let caller = Caller::new(own, Claims::Dropped);
+    let about = Client { source: pod.uid().clone(), caller, dialled, template };
+    let mesh = Rc::new(Outbound {
+        worker: worker.clone(),
+        pod: pod.clone(),
+        client,
+        dialled: OrigDstAddr::new(dialled),
+        memo: RequestMemo::default(),
+        treated: RefCell::default(),
+    });
+    Session::new(mesh, worker.upstreams.clone(), about)
+}
+
+/// A Service's port, as it is by itself.
+pub fn place(service: &Arc<Service>, port: &ServicePort) -> Place {
+    let wire = wire(port.protocol);
+    Place { service: service.clone(), port: port.port, frontend: Frontend::ClusterIp, wire }
+}
+
 /// What is around one connection of a pod's application.
 struct Outbound {
     worker: Rc<Worker>,
@@ -108,8 +134,7 @@ impl Mesh for Outbound {
     fn backend(&self, target: &BackendRef) -> Result<Place, Local> {
         let state = self.worker.shared.state.current();
         let (service, port) = state.backend(target).map_err(|_| Local::BadBackend)?;
-        let wire = wire(port.protocol);
-        Ok(Place { service: service.clone(), port: port.port, frontend: Frontend::ClusterIp, wire })
+        Ok(place(service, port))
     }
 
     fn treatment(&self, place: &Place, rule: Option<&Arc<CompiledRule>>) -> Rc<Treatment> {

@@ -25,6 +25,7 @@ use crate::drain;
 use crate::hbone::{self, Pool, TunnelStatus};
 use crate::http;
 use crate::identity::{Identities, Svid};
+use crate::issuers::Ring;
 use crate::podnet::{DialRecord, PodListener, PodNet, Role};
 use crate::routing::OutboundMode;
 use crate::spiffe::SpiffeId;
@@ -32,6 +33,7 @@ use crate::state::{StateReader, Workload};
 use crate::telemetry::{
     AccessLog, ConnectionRecord, ConnectionResult, Metrics, RequestMemo, RequestRecord, Span, Spans, WorkloadUsage,
 };
+use crate::tokens::Verified;
 
 /// What every worker reads.
 pub struct Shared {
@@ -39,6 +41,8 @@ pub struct Shared {
     pub state: StateReader,
     /// Certificates of the pods here.
     pub identities: Identities,
+    /// Keys of issuers of tokens.
+    pub keys: Ring,
     /// Counters.
     pub metrics: Metrics,
     /// A line per connection that ended.
@@ -178,6 +182,8 @@ pub struct Worker {
     pub upstreams: http::Upstreams,
     /// What is known of the Services that requests go to; this worker's own.
     pub services: http::Services,
+    /// The tokens that were verified here.
+    pub verified: Verified,
     /// The connections that are served here.
     pub live: Rc<LiveTable>,
     index: usize,
@@ -215,6 +221,7 @@ impl Worker {
             pool,
             upstreams,
             services,
+            verified: Verified::default(),
             live: Rc::new(live),
             index,
             peers,

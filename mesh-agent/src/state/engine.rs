@@ -135,6 +135,7 @@ impl Engine {
             Item::AuthorizationPolicy(policy) => self.authorization_policy(&name, Some(policy)),
             Item::RequestAuthentication(object) => self.request_authentication(&name, Some(object)),
             Item::TrafficPolicy(policy) => self.traffic_policy(&name, Some(policy)),
+            Item::ExternalAuthorizer(authorizer) => self.state.authorizers.set(&name, Some(authorizer)),
         }
     }
 
@@ -156,6 +157,7 @@ impl Engine {
             Kind::AuthorizationPolicy => self.authorization_policy(&name, None),
             Kind::RequestAuthentication => self.request_authentication(&name, None),
             Kind::TrafficPolicy => self.traffic_policy(&name, None),
+            Kind::ExternalAuthorizer => self.state.authorizers.set(&name, None),
         }
     }
 
@@ -258,6 +260,20 @@ impl Engine {
     /// The TrafficPolicies that do not count at one of their targets, because an older one does.
     pub fn overruled(&self) -> impl Iterator<Item = Overruled> {
         self.traffic.overruled()
+    }
+
+    /// The CUSTOM policies that name somebody who is not there, with what they name.
+    pub fn unanswerable(&self) -> impl Iterator<Item = (Key, String)> {
+        self.authorizations.iter().filter_map(|(name, policy)| {
+            let provider = policy.provider.as_ref().filter(|provider| self.state.authorizer(provider).is_none())?;
+            let key = Key {
+                kind: Kind::AuthorizationPolicy,
+                namespace: name.namespace.to_string(),
+                name: name.name.to_string(),
+            };
+            let names = provider.places.iter().map(|(namespace, name)| format!("{namespace}/{name}"));
+            Some((key, names.collect::<Vec<_>>().join(" or ")))
+        })
     }
 
     /// The world as it is now, with the next version.

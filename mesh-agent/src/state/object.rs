@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Backend, Node, ReferenceGrant, RouteSpec, ServiceSpec, Workload};
-use crate::policy::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
+use crate::policy::{AuthorizationPolicy, Authorizer, PeerAuthentication, RequestAuthentication};
 use crate::resilience::policy::TrafficPolicy;
 use crate::routes::RouteKind;
 
@@ -40,6 +40,8 @@ pub enum Kind {
     RequestAuthentication,
     /// nodemesh.dev/v1alpha1
     TrafficPolicy,
+    /// nodemesh.dev/v1alpha1
+    ExternalAuthorizer,
 }
 
 impl fmt::Display for Kind {
@@ -59,8 +61,8 @@ impl Kind {
     pub fn is_policy(self) -> bool {
         match self {
             Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::RequestAuthentication => true,
-            // It restricts how much comes, not who.
-            Kind::TrafficPolicy => false,
+            // It restricts how much comes, not who; and who is asked restricts nothing by himself.
+            Kind::TrafficPolicy | Kind::ExternalAuthorizer => false,
             Kind::Namespace
             | Kind::Node
             | Kind::Pod
@@ -100,7 +102,8 @@ impl Kind {
             | Kind::PeerAuthentication
             | Kind::AuthorizationPolicy
             | Kind::RequestAuthentication
-            | Kind::TrafficPolicy => None,
+            | Kind::TrafficPolicy
+            | Kind::ExternalAuthorizer => None,
         }
     }
 }
@@ -161,6 +164,8 @@ pub enum Item {
     RequestAuthentication(Arc<RequestAuthentication>),
     /// How requests are treated.
     TrafficPolicy(Arc<TrafficPolicy>),
+    /// Who may be asked about requests.
+    ExternalAuthorizer(Arc<Authorizer>),
 }
 
 /// Namespace and name: how pods, Services and slices are told apart.

@@ -528,7 +528,7 @@ fn an_authorization_policy() -> impl Strategy<Value = (Key, Item)> {
         let key = named(Kind::AuthorizationPolicy, namespace, name);
         let meta = PolicyMeta { id: key.object().into(), created: old.then_some(1) };
         let rules = vec![Rule { sources: vec![Source::Any], ports: vec![port], ..Rule::default() }];
-        (key, Item::AuthorizationPolicy(AuthorizationPolicy { meta, targets, action, rules }.into()))
+        (key, Item::AuthorizationPolicy(AuthorizationPolicy { meta, targets, action, provider: None, rules }.into()))
     })
 }
 

@@ -1,6 +1,6 @@
 //! The snapshot and its one writer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,8 +13,9 @@ use super::frontends::Frontends;
 use super::object::{Name, RouteId};
 use super::traffic::Attached;
 use super::{ReferenceGrant, RouteSpec, Service, Workload};
-use crate::policy::{Mode, PeerModes, PolicySet, WorkloadPolicy};
+use crate::policy::{Authorizer, Mode, PeerModes, PolicySet, Provider, WorkloadPolicy};
 use crate::resilience::policy::TrafficPolicy;
+use crate::tokens::KeysUri;
 
 /// Everything that a decision may read, frozen. Made by [`super::Engine`]; what did not change between two snapshots is
 /// the same object in both, not just an equal one.
@@ -48,6 +49,8 @@ pub struct MeshState {
     pub(super) local_policies: CowMap<Arc<str>, Arc<WorkloadPolicy>>,
     /// By target: the TrafficPolicy that counts there.
     pub(super) traffic_policies: CowMap<Attached, Arc<TrafficPolicy>>,
+    /// Every ExternalAuthorizer, as it was read.
+    pub(super) authorizers: CowMap<Name, Arc<Authorizer>>,
     pub(super) stamps: Stamps,
 }
 
@@ -128,6 +131,23 @@ impl MeshState {
     /// The compiled policy of a pod of this node, by uid. None: the pod is unknown, refuse.
     pub fn inbound_policy(&self, uid: &str) -> Option<&Arc<WorkloadPolicy>> {
         self.local_policies.get(uid)
+    }
+
+    /// Who a CUSTOM policy wants to be asked. None: nobody is there, refuse.
+    pub fn authorizer(&self, provider: &Provider) -> Option<&Arc<Authorizer>> {
+        provider.places.iter().find_map(|(namespace, name)| self.authorizers.get(&Name::new(namespace, name)))
+    }
+
+    /// Every ExternalAuthorizer of the cluster, for people to read.
+    pub fn authorizers(&self) -> Vec<&Arc<Authorizer>> {
+        let mut all: Vec<_> = self.authorizers.values().collect();
+        all.sort_unstable_by(|one, other| one.id.cmp(&other.id));
+        all
+    }
+
+    /// Where the keys are that the policies of this node's pods ask for.
+    pub fn keys_wanted(&self) -> BTreeSet<KeysUri> {
+        self.local_policies.values().flat_map(|policy| policy.keys_wanted()).cloned().collect()
     }
 
     /// The PeerAuthentication mode of a port of a pod on any node.

@@ -239,6 +239,7 @@ fn a_policy_on_a_service_holds_at_its_pods() {
         meta: PolicyMeta { id: "shop/p".into(), created: None },
         targets: vec![Target::Service { namespace: "shop".into(), name: "s".into() }],
         action: Action::Allow,
+        provider: None,
         rules: vec![],
     };
     let policies = PolicySet::new(vec![], vec![policy], vec![]);

@@ -227,6 +227,8 @@ fn write_request(record: &RequestRecord) {
         rule = record.rule,
         audited = audited.as_deref(),
         principal = record.principal.as_deref(),
+        authorizer = record.authorizer.as_ref().map(|(authorizer, _)| &**authorizer),
+        authorizer_said = record.authorizer.as_ref().map(|(_, said)| *said),
         retries = (record.retries > 0).then_some(record.retries),
         traffic_rule = record.traffic_rule.as_deref(),
         source_pod = record.source_pod.as_deref(),

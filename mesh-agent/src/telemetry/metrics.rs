@@ -11,6 +11,7 @@
 //! | `nodemesh_denials_total` | counter | `direction`, `reason`, `destination_namespace`, `destination_service_account` |
 //! | `nodemesh_connection_faults_total` | counter | `direction`, `result` (refused, failed, cut), `reason` |
 //! | `nodemesh_audit_matches_total` | counter | `policy` (`<namespace>/<name>`); connections and requests that an AUDIT policy matched |
+//! | `nodemesh_authorizer_checks_total` | counter | `authorizer` (`<namespace>/<name>`), `result` (allowed, denied, or why there was no answer), `passed` (true, false) |
 //! | `nodemesh_workload_connections` | gauge | *workload*; live, each counted at the pod where it was accepted |
 //! | `nodemesh_workload_tunnels` | gauge | *workload*; that peers hold open to it |
 //! | `nodemesh_workload_handshakes` | gauge | *workload*; peers of its tunnel port that have not proved who they are |
@@ -27,6 +28,9 @@
 //! | `nodemesh_certificate_renewal_failures_total` | counter | `identity`; from the first failure on, also before the first certificate |
 //! | `nodemesh_root_expiry_timestamp_seconds` | gauge | `root`, `signs` (true, false); trusted roots |
 //! | `nodemesh_root_peers` | gauge | `root`; live tunnels, either direction, whose peer rests on it |
+//! | `nodemesh_jwks_in_force` | gauge | `uri`; 1: tokens can be verified by the keys that were fetched there |
+//! | `nodemesh_jwks_age_seconds` | gauge | `uri`; since the keys were had last |
+//! | `nodemesh_jwks_fetches_total` | counter | `uri`, `result` (ok, failed) |
 //! | `nodemesh_config_age_seconds` | gauge | – ; since the world was last read whole |
 //! | `nodemesh_log_lines_dropped_total` | counter | – ; lines that a slow reader of the log lost |
 //! | `nodemesh_http_…` | – | requests; see `requests.rs` |
@@ -113,6 +117,24 @@ pub struct RootFacts {
 /// Reads the certificates of this node and the roots that it trusts.
 pub type CertificateSource = Box<dyn Fn() -> (Vec<CertificateFacts>, Vec<RootFacts>) + Send + Sync>;
 
+/// How the keys of an issuer stand that are fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeysFacts {
+    /// Where from.
+    pub uri: String,
+    /// Whether tokens can be verified by them.
+    pub in_force: bool,
+    /// Since they were had last; None: never.
+    pub age: Option<Duration>,
+    /// Fetches that ended well.
+    pub good: u64,
+    /// Fetches that failed.
+    pub failed: u64,
+}
+
+/// Reads the keys of issuers.
+pub type KeysSource = Box<dyn Fn() -> Vec<KeysFacts> + Send + Sync>;
+
 /// Reads how long ago the world was last read whole; nothing before the first time.
 pub type ConfigAgeSource = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
 
@@ -143,6 +165,7 @@ struct Inner {
     requests: Arc<RequestTable>,
     denials: Family<DenialLabels, Counter>,
     audits: Family<AuditLabels, Counter>,
+    checks: Family<CheckLabels, Counter>,
     faults: Family<FaultLabels, Counter>,
     durations: Family<DurationLabels, Histogram>,
 }
@@ -172,6 +195,13 @@ struct AuditLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CheckLabels {
+    authorizer: String,
+    result: &'static str,
+    passed: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct FaultLabels {
     direction: &'static str,
     result: &'static str,
@@ -198,6 +228,7 @@ impl Metrics {
             requests: Arc::new(RequestTable::new(MAX_REQUEST_SERIES)),
             denials: Family::default(),
             audits: Family::default(),
+            checks: Family::default(),
             faults: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
         };
@@ -231,6 +262,13 @@ impl Metrics {
         self.inner.count_audited(&record.audited);
     }
 
+    /// Counts what came of asking an authorizer, `namespace/name`, and whether the request went on.
+    pub fn checked(&self, authorizer: &str, result: &'static str, has_passed: bool) {
+        let passed = if has_passed { "true" } else { "false" };
+        let labels = CheckLabels { authorizer: authorizer.to_string(), result, passed };
+        self.inner.checks.get_or_create(&labels).inc();
+    }
+
     /// Shows the kernel's counters as `nodemesh_kernel_outcomes_total`.
     pub fn register_outcomes(&self, source: OutcomeSource) {
         self.inner.collect(OutcomeCollector(source));
@@ -239,6 +277,11 @@ impl Metrics {
     /// Shows certificates as `nodemesh_certificate_…` and roots as `nodemesh_root_…`.
     pub fn register_certificates(&self, source: CertificateSource) {
         self.inner.collect(CertificateCollector(source));
+    }
+
+    /// Shows the keys of issuers as `nodemesh_jwks_…`.
+    pub fn register_keys(&self, source: KeysSource) {
+        self.inner.collect(KeysCollector(source));
     }
 
     /// Shows the age of the world as `nodemesh_config_age_seconds`.
@@ -334,6 +377,7 @@ impl Inner {
             "Connections that an AUDIT policy matched; it decided nothing",
             self.audits.clone(),
         );
+        registry.register("authorizer_checks", "Requests that an authorizer was asked about", self.checks.clone());
         registry.register(
             "connection_faults",
             "Connections that were refused by rule, failed, or were cut by the agent, by reason",
@@ -490,6 +534,33 @@ impl Collector for OutcomeCollector {
     }
 }
 
+struct KeysCollector(KeysSource);
+
+impl Collector for KeysCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let all = (self.0)();
+        let help = "Whether tokens can be verified by the keys that were fetched from there";
+        let mut family = encoder.encode_descriptor("jwks_in_force", help, None, MetricType::Gauge)?;
+        for facts in &all {
+            family.encode_family(&[("uri", facts.uri.as_str())])?.encode_gauge(&i64::from(facts.in_force))?;
+        }
+        let help = "Since the keys were had last";
+        let mut family = encoder.encode_descriptor("jwks_age_seconds", help, None, MetricType::Gauge)?;
+        for (facts, age) in all.iter().filter_map(|facts| Some((facts, facts.age?))) {
+            family.encode_family(&[("uri", facts.uri.as_str())])?.encode_gauge(&age.as_secs_f64())?;
+        }
+        let help = "Fetches of issuers' keys";
+        let mut family = encoder.encode_descriptor("jwks_fetches", help, None, MetricType::Counter)?;
+        for facts in &all {
+            for (result, count) in [("ok", facts.good), ("failed", facts.failed)] {
+                let labels = [("uri", facts.uri.as_str()), ("result", result)];
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 struct CertificateCollector(CertificateSource);
 
 /// Picks one gauge of a certificate.
@@ -632,7 +703,7 @@ macro_rules! debug_by_name {
     )*};
 }
 
-debug_by_name! { OutcomeCollector CertificateCollector ConfigAgeCollector PodCountCollector }
+debug_by_name! { OutcomeCollector CertificateCollector KeysCollector ConfigAgeCollector PodCountCollector }
 debug_by_name! { WorkloadCollector TunnelCollector UpstreamCollector SpanCollector }
 
 /// Shows the connections that requests share.

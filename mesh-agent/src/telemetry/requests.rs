@@ -116,6 +116,8 @@ pub struct RequestRecord {
     pub audited: Vec<Arc<str>>,
     /// Who asks by a valid token, as `<issuer>/<subject>`.
     pub principal: Option<Arc<str>>,
+    /// Who was asked about it last, as `namespace/name`, and the word for what came of it.
+    pub authorizer: Option<(Arc<str>, &'static str)>,
     /// Tries after the first.
     pub retries: u32,
     /// The rate limit or the fault of a TrafficPolicy that had a say, by its name.
@@ -156,6 +158,7 @@ impl RequestRecord {
             rule: None,
             audited: Vec::new(),
             principal: None,
+            authorizer: None,
             retries: 0,
             traffic_rule: None,
             traceparent: None,

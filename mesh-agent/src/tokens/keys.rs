@@ -7,7 +7,18 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgo
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::{Serialize, Serializer};
 
+use super::KeysUri;
 use super::limits::MAX_KEYS;
+
+/// Where the keys of an issuer are.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum KeySource {
+    /// In the object.
+    Here(Keys),
+    /// To be fetched.
+    At(KeysUri),
+}
 
 /// Public keys, each with what it may sign by.
 #[derive(Clone)]
@@ -25,7 +36,7 @@ pub(super) struct Key {
 }
 
 /// Why a text is no set of keys.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeysError {
     /// No JSON, or not of that form.
     #[error("no JWK Set (RFC 7517): {0}")]
@@ -56,6 +67,17 @@ impl Keys {
             return Err(KeysError::None);
         }
         Ok(Self { text: text.into(), keys: keys.into() })
+    }
+
+    /// Whether these are the very same, not just alike.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.keys, &other.keys)
+    }
+
+    /// What tells these keys from others that are alike.
+    #[cfg(test)]
+    pub(crate) fn identity(&self) -> *const () {
+        Arc::as_ptr(&self.keys).cast()
     }
 
     pub(super) fn all(&self) -> &[Key] {

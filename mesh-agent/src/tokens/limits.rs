@@ -17,6 +17,13 @@ pub const CLOCK_SKEW_SECONDS: u64 = 60;
 /// The most that a policy may say of it, in seconds: more would keep tokens alive that have ended.
 pub const MAX_CLOCK_SKEW_SECONDS: u64 = 3600;
 
+/// Tokens that a worker remembers as signed; the ones that were not asked for lately go first. With what they say, some
+/// KiB each.
+pub const MAX_REMEMBERED_TOKENS: usize = 2048;
+
+/// The largest that is remembered, in bytes: what it says takes several times as much.
+pub const MAX_REMEMBERED_BYTES: usize = 4 << 10;
+
 /// The bounds of this room.
 pub fn all() -> Vec<Limit> {
     limits![
@@ -25,5 +32,7 @@ pub fn all() -> Vec<Limit> {
         MAX_KEYS, "keys", "of one issuer";
         CLOCK_SKEW_SECONDS, "seconds", "that an issuer's clock may be off, where a policy does not say";
         MAX_CLOCK_SKEW_SECONDS, "seconds", "that a policy may say it is";
+        MAX_REMEMBERED_TOKENS, "tokens", "that a worker remembers as signed";
+        MAX_REMEMBERED_BYTES, "bytes", "of a token that is remembered; a larger one is checked each time";
     ]
 }

@@ -7,11 +7,15 @@
 //! | with one that its issuer's keys vouch for, for an audience that is asked for, in its time | its principal's |
 //! | with any other, or with two of different principals | refused with 401 |
 //!
+//! Keys are in the object, or fetched by somebody else and handed in; a token whose issuer's keys are not there is refused.
+//!
 //! What may sign is the key's to say, never the token's: a key has the algorithms of its type or the one that it names;
 //! `none` is of no key, and symmetric keys are refused when they are read.
 
+mod cache;
 mod keys;
 pub mod limits;
+mod uri;
 mod verify;
 
 #[cfg(test)]
@@ -22,8 +26,10 @@ use std::sync::Arc;
 use http::header::HeaderName;
 use serde::Serialize;
 
-pub use keys::{Keys, KeysError};
-pub use verify::{Found, authenticate};
+pub use cache::Verified;
+pub use keys::{KeySource, Keys, KeysError};
+pub use uri::{KeysUri, KeysUriError};
+pub use verify::{Asked, Found, Refused, find, strip, tell};
 
 /// Who issues tokens, and what becomes of them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -34,7 +40,7 @@ pub struct Issuer {
     /// One of these must be in `aud`; empty: whatever it says.
     pub audiences: Vec<String>,
     /// Who may sign.
-    pub keys: Keys,
+    pub keys: KeySource,
     /// Where tokens of this issuer are looked for.
     pub places: Vec<Place>,
     /// How far the issuer's clock may be off, in seconds.
@@ -97,6 +103,8 @@ pub enum Invalid {
     Algorithm,
     /// It names a key that the issuer does not have.
     Key,
+    /// The issuer's keys have not been had, or not for too long.
+    NoKeys,
     /// No key vouches for it.
     Signature,
     /// It names no end, or has ended.
@@ -118,6 +126,7 @@ impl Invalid {
             Invalid::Malformed => "token-malformed",
             Invalid::Algorithm => "token-algorithm",
             Invalid::Key => "token-key",
+            Invalid::NoKeys => "token-no-keys",
             Invalid::Signature => "token-signature",
             Invalid::Expired => "token-expired",
             Invalid::NotYet => "token-not-yet",

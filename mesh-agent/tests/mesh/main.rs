@@ -4,6 +4,8 @@ mod budget;
 mod certificates;
 mod claims;
 mod copies;
+mod external;
+mod issuers;
 mod judged;
 mod kept;
 mod requests;

@@ -21,6 +21,7 @@ use mesh_agent::hbone;
 use mesh_agent::http;
 use mesh_agent::identity::local_ca::LocalCa;
 use mesh_agent::identity::{self, CertificateAuthority, Identities};
+use mesh_agent::issuers::{Reach, Ring};
 use mesh_agent::podnet::{EnrolledPod, Family, PodEvent, PodListener, PodNet, RecordError, Role};
 use mesh_agent::proxy::{Budgets, LiveConnection, Proxy, Shared};
 use mesh_agent::routing::OutboundMode;
@@ -57,6 +58,7 @@ pub struct Node {
     pub drain: Drain,
     pub leaving: Drain,
     pub requests: Arc<http::Tally>,
+    pub keys: Ring,
     /// What would go to a collector. Requests that bring no trace have none.
     pub told: Mutex<mpsc::Receiver<SpanData>>,
 }
@@ -94,13 +96,20 @@ impl Mesh {
 
     /// Replaces one file of the world and publishes the whole to both nodes. Nothing in it may be refused.
     pub fn apply(&self, file: &str, yaml: &str) {
+        let findings = self.apply_whatever(file, yaml);
+        assert!(findings.is_empty(), "{findings:?}");
+    }
+
+    /// The same; something in it may be wrong.
+    pub fn apply_whatever(&self, file: &str, yaml: &str) -> Vec<discovery::Finding> {
         std::fs::write(self.world.path().join(file), yaml).unwrap();
-        for node in &self.nodes {
+        let publish = |node: &Node| {
             let config = discovery::Config { node: node.name.into(), trust_domain: TRUST_DOMAIN.into() };
             let (state, findings) = discovery::load(self.world.path(), &config).unwrap();
-            assert!(findings.is_empty(), "{findings:?}");
             node.writer.publish(state);
-        }
+            findings
+        };
+        self.nodes.iter().flat_map(publish).collect()
     }
 
     /// Enrols the pod that holds `ip` on its node, once the world knows it.
@@ -138,6 +147,12 @@ pub fn ample() -> Budgets {
     }
 }
 
+/// Servers with keys are on loopback here.
+fn test_reach() -> Reach {
+    let allowed = "127.0.0.0/8".parse().unwrap();
+    Reach { ca: Some(super::issuers::AUTHORITY.file().to_path_buf()), allowed }
+}
+
 impl Node {
     fn start(name: &'static str, ca: Arc<dyn CertificateAuthority>, mode: OutboundMode, budgets: Budgets) -> Self {
         let config = identity::Config { trust_domain: TRUST_DOMAIN.into(), lifetime: Duration::from_secs(3600) };
@@ -147,10 +162,13 @@ impl Node {
         let (writer, state) = StateWriter::new(name);
         let metrics = Metrics::new();
         let requests = Arc::<http::Tally>::default();
+        let keys = Ring::default();
+        tokio::spawn(keys.clone().run(state.clone(), test_reach(), drain.token()));
         let (spans, told, _) = Spans::new(Sampling::percent(0.0).unwrap());
         let shared = Shared {
             state: state.clone(),
             identities: identities.clone(),
+            keys: keys.clone(),
             metrics: metrics.clone(),
             access_log: AccessLog::default(),
             spans,
@@ -166,7 +184,20 @@ impl Node {
         let proxy = Proxy::start(shared, 2).unwrap();
         let (pods, enrolled) = mpsc::channel(8);
         tokio::spawn(proxy.clone().run(enrolled));
-        Self { name, identities, proxy, metrics, writer, state, pods, drain, leaving, requests, told: Mutex::new(told) }
+        Self {
+            name,
+            identities,
+            proxy,
+            metrics,
+            writer,
+            state,
+            pods,
+            drain,
+            leaving,
+            requests,
+            keys,
+            told: Mutex::new(told),
+        }
     }
 
     /// Waits until the live connections of this node are as asked.

@@ -48,9 +48,10 @@ pub use pod::{Pod, PodSpec};
 pub use process::{Finished, Place, Process};
 pub use relay::Impairment;
 pub use servers::{
-    greeter_client, greeter_session, grpc_calls, hostile_client, postgres_programs, postgres_url, psql, python,
-    start_endless, start_greeter, start_grpc_echo, start_nginx, start_postgres, start_redis, start_reflector,
-    start_tls_reflector, start_web, start_websocket, web_requests, websocket_client,
+    authorizer_checks, greeter_client, greeter_session, grpc_calls, hostile_client, make_certificate,
+    postgres_programs, postgres_url, psql, python, start_authorizer, start_endless, start_greeter, start_grpc_echo,
+    start_issuer, start_nginx, start_postgres, start_redis, start_reflector, start_tls_reflector, start_web,
+    start_websocket, web_requests, websocket_client,
 };
 pub use service::{PortSpec, ServiceSpec};
 pub use wire::{Packets, Recording, TcpPacket};

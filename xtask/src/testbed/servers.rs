@@ -132,18 +132,46 @@ pub fn start_reflector(pod: &Pod, port: u16) -> Result<()> {
 
 /// The same over TLS, with a certificate of its own for that name. Returns the certificate's file.
 pub fn start_tls_reflector(pod: &Pod, port: u16, name: &str) -> Result<PathBuf> {
+    let (file, certificate) = make_certificate(pod, name)?;
+    let path = file.to_string_lossy();
+    start_script(pod, &format!("reflector-{name}"), include_str!("servers/reflector.py"), port, &[name, &path])?;
+    Ok(certificate)
+}
+
+/// A certificate that rests on itself, in a file with its key and in one without.
+pub fn make_certificate(pod: &Pod, name: &str) -> Result<(PathBuf, PathBuf)> {
     let file = pod.dir.join(format!("{name}.pem"));
     let path = file.to_string_lossy();
     let make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"];
     let (subject, names) = (format!("/CN={name}"), format!("subjectAltName=DNS:{name}"));
-    let about = ["-days", "2", "-subj", &subject, "-addext", &names, "-keyout", &path, "-out"];
+    // No authority: clients that are strict take none for a server.
+    let about = ["-days", "2", "-subj", &subject, "-addext", &names, "-addext", "basicConstraints=critical,CA:FALSE"];
     let certificate = pod.dir.join(format!("{name}.crt"));
-    pod.run(&[&make[..], &about, &[&certificate.to_string_lossy()]].concat(), Duration::from_secs(20))?
-        .expect_ok("openssl req")?;
+    let out = ["-keyout", &path, "-out", &certificate.to_string_lossy()];
+    pod.run(&[&make[..], &about, &out].concat(), Duration::from_secs(20))?.expect_ok("openssl req")?;
     // One file for the server: the key, then the certificate.
     fs::write(&file, fs::read_to_string(&file)? + &fs::read_to_string(&certificate)?)?;
-    start_script(pod, &format!("reflector-{name}"), include_str!("servers/reflector.py"), port, &[name, &path])?;
-    Ok(certificate)
+    Ok((file, certificate))
+}
+
+/// Somebody to ask about requests: by gRPC on this port, by HTTP on the next. [`authorizer_checks`] says who asked.
+pub fn start_authorizer(pod: &Pod, port: u16) -> Result<()> {
+    start_script(pod, "authorizer", include_str!("servers/authorizer_server.py"), port, &[])
+}
+
+/// What [`start_authorizer`] was asked: a line each, `grpc` or `http`, then whether it was about the client.
+pub fn authorizer_checks(pod: &Pod) -> Result<Vec<String>> {
+    let log = fs::read_to_string(pod.log_path("authorizer")).context("reading the authorizer's log")?;
+    let is_check = |line: &&str| line.starts_with("grpc ") || line.starts_with("http ");
+    Ok(log.lines().filter(is_check).map(str::to_string).collect())
+}
+
+/// An issuer `https://issuer.example` with its keys at `/keys`, by the certificate and key in a file. Returns a token of
+/// `alice`.
+pub fn start_issuer(pod: &Pod, port: u16, certificate: &std::path::Path) -> Result<String> {
+    let (path, dir) = (certificate.to_string_lossy(), pod.dir.to_string_lossy());
+    start_script(pod, "issuer", include_str!("servers/issuer_server.py"), port, &[&path, &dir])?;
+    fs::read_to_string(pod.dir.join("token")).context("reading the token")
 }
 
 /// A gRPC server that answers every call with what it saw, as JSON.

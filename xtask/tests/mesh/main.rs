@@ -8,6 +8,7 @@ mod connections;
 mod crash_under_load;
 mod dishonest_peer;
 mod exclusions;
+mod external;
 mod hostile;
 mod kernel;
 mod lifecycle;

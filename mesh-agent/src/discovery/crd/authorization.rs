@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TargetRef;
 
-/// Who may connect to workloads. DENY first; where any ALLOW applies, nothing passes but what one of them allows.
+/// Who may connect to workloads. CUSTOM first, then DENY; where any ALLOW applies, nothing passes but what one of them allows.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(group = "nodemesh.dev", version = "v1alpha1", kind = "AuthorizationPolicy", namespaced, shortname = "authz")]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -17,6 +17,9 @@ pub struct AuthorizationPolicySpec {
     pub target_refs: Vec<TargetRef>,
     /// What a match means.
     pub action: PolicyAction,
+    /// For action CUSTOM, required: who is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<PolicyProvider>,
     /// One match is enough. An empty list matches nobody in ALLOW and everybody in DENY.
     #[serde(default)]
     #[schemars(length(max = 256))]
@@ -33,6 +36,19 @@ pub enum PolicyAction {
     Deny,
     /// The connection is recorded, nothing else.
     Audit,
+    /// An ExternalAuthorizer is asked about each request, before the other actions; only what it lets pass goes on to
+    /// them. What is no HTTP is refused.
+    Custom,
+}
+
+/// Who is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyProvider {
+    /// The name of an ExternalAuthorizer of the policy's namespace or, if there is none, of nodemesh-system. While there
+    /// is neither, what the rules mean is refused.
+    #[schemars(length(min = 1))]
+    pub name: String,
 }
 
 /// Matches when one of its sources, one of its ports, one of its requests and all its conditions do.

@@ -4,6 +4,7 @@
 //! target kinds go with which object, what a source type needs) is checked in `translate`.
 
 mod authorization;
+mod authorizer;
 mod peer;
 mod request;
 mod target;
@@ -13,7 +14,10 @@ use kube::CustomResourceExt;
 
 pub use authorization::{
     AuthorizationPolicy, AuthorizationPolicySpec, IpBlockSource, PolicyAction, PolicyCondition, PolicyGrpc,
-    PolicyRequest, PolicyRule, PolicySource, ServiceAccountSource, SourceType,
+    PolicyProvider, PolicyRequest, PolicyRule, PolicySource, ServiceAccountSource, SourceType,
+};
+pub use authorizer::{
+    AuthorizerBody, AuthorizerHeader, AuthorizerProtocol, AuthorizerService, ExternalAuthorizer, ExternalAuthorizerSpec,
 };
 pub use peer::{PeerAuthentication, PeerAuthenticationSpec, PeerMode, PortOverride, SameNode};
 pub use request::{JwtHeader, JwtOutput, JwtRule, RequestAuthentication, RequestAuthenticationSpec};
@@ -38,6 +42,7 @@ pub fn manifests() -> Result<Vec<(&'static str, String)>, serde_saphyr::Serializ
     let with_header = |yaml: String| format!("{header}{yaml}");
     Ok(vec![
         ("authorizationpolicies.yaml", serde_saphyr::to_string(&AuthorizationPolicy::crd()).map(with_header)?),
+        ("externalauthorizers.yaml", serde_saphyr::to_string(&ExternalAuthorizer::crd()).map(with_header)?),
         ("peerauthentications.yaml", serde_saphyr::to_string(&PeerAuthentication::crd()).map(with_header)?),
         ("requestauthentications.yaml", serde_saphyr::to_string(&RequestAuthentication::crd()).map(with_header)?),
         ("trafficpolicies.yaml", serde_saphyr::to_string(&TrafficPolicy::crd()).map(with_header)?),

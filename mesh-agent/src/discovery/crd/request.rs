@@ -38,7 +38,13 @@ pub struct JwtRule {
     #[schemars(length(min = 1, max = 64))]
     pub audiences: Option<Vec<String>>,
     /// The issuer's public keys: a JWK Set as JSON. A key signs by the algorithms of its type, or by the one in its `alg`.
-    pub jwks: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks: Option<String>,
+    /// Where the keys are, instead of `jwks`: an https address that the agent of the node fetches, such as
+    /// `https://issuer.example/.well-known/jwks.json`. A Service of the cluster is `<name>.<namespace>.svc`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048))]
+    pub jwks_uri: Option<String>,
     /// Headers that a token is looked for in. Absent, with no cookies and parameters either: `Authorization: Bearer `.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 8))]

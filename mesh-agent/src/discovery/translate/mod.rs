@@ -34,7 +34,10 @@ pub use self::exclusions::{MAX_NETWORKS, MAX_PORTS};
 pub use self::grpc_route::grpc_route;
 pub use self::http_route::http_route;
 pub use self::node::node;
-pub use self::policy::{authorization_policy, peer_authentication, request_authentication, unreadable};
+pub use self::policy::{
+    CHECK_TIMEOUT, MAX_CHECK_BODY, MAX_CHECK_TIMEOUT, authorization_policy, external_authorizer, peer_authentication,
+    request_authentication, unreadable,
+};
 pub use self::reference_grant::reference_grant;
 pub use self::route::stand_in;
 pub use self::service::service;

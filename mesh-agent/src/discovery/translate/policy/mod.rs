@@ -1,5 +1,6 @@
 //! PeerAuthentication and AuthorizationPolicy, and what to take from those that cannot be read.
 
+mod authorizer;
 mod request;
 mod token;
 
@@ -14,11 +15,12 @@ use super::{FieldPath, Item, MESH_NAMESPACE, Problem};
 use crate::discovery::crd;
 use crate::discovery::object::{self, Key, Kind};
 use crate::policy::{
-    Action, AuthorizationPolicy, IpBlock, Mode, Operator, PeerAuthentication, PolicyMeta, Principal, Requirement, Rule,
-    Selector, Source, Target, Unreadable, Weight,
+    Action, AuthorizationPolicy, IpBlock, Mode, Operator, PeerAuthentication, PolicyMeta, Principal, Provider,
+    Requirement, Rule, Selector, Source, Target, Unreadable, Weight,
 };
 use crate::spiffe::SpiffeId;
 
+pub use authorizer::{CHECK_TIMEOUT, MAX_CHECK_BODY, MAX_CHECK_TIMEOUT, external_authorizer};
 pub use token::request_authentication;
 
 /// Checks what the type cannot say, and works the namespace in.
@@ -52,7 +54,7 @@ fn peer_mode(mode: crd::PeerMode) -> Mode {
 
 /// Checks what the type cannot say, and works namespace and trust domain in.
 pub fn authorization_policy(policy: &crd::AuthorizationPolicy, key: &Key, trust_domain: &str) -> Result<Item, Problem> {
-    let crd::AuthorizationPolicySpec { target_refs, action, rules } = &policy.spec;
+    let crd::AuthorizationPolicySpec { target_refs, action, provider, rules } = &policy.spec;
     let rules = rules.iter().enumerate().map(|(index, rule)| {
         let path = FieldPath::of("spec.rules").index(index);
         read_rule(rule, &path, key, trust_domain)
@@ -64,10 +66,27 @@ pub fn authorization_policy(policy: &crd::AuthorizationPolicy, key: &Key, trust_
             crd::PolicyAction::Allow => Action::Allow,
             crd::PolicyAction::Deny => Action::Deny,
             crd::PolicyAction::Audit => Action::Audit,
+            crd::PolicyAction::Custom => Action::Custom,
         },
+        provider: read_provider(*action, provider.as_ref(), key)?,
         rules: rules.collect::<Result<_, _>>()?,
     };
     Ok(Item::AuthorizationPolicy(policy.into()))
+}
+
+/// Who is asked goes with being asked.
+fn read_provider(
+    action: crd::PolicyAction,
+    provider: Option<&crd::PolicyProvider>,
+    key: &Key,
+) -> Result<Option<Provider>, Problem> {
+    let path = FieldPath::of("spec.provider");
+    match (action, provider) {
+        (crd::PolicyAction::Custom, Some(provider)) => authorizer::provider(provider, key, &path).map(Some),
+        (crd::PolicyAction::Custom, None) => Err(Problem::new(path, "missing: action CUSTOM needs it")),
+        (_, Some(_)) => Err(Problem::new(path, "goes with action CUSTOM only")),
+        (_, None) => Ok(None),
+    }
 }
 
 fn meta(key: &Key, metadata: &ObjectMeta) -> PolicyMeta {
@@ -294,7 +313,9 @@ pub fn unreadable(kind: Kind, key: Option<&Key>, value: &Value) -> Option<Unread
         | Kind::TcpRoute
         | Kind::TlsRoute
         | Kind::ReferenceGrant
-        | Kind::TrafficPolicy => return None,
+        | Kind::TrafficPolicy
+        // Who names it refuses while it is not there.
+        | Kind::ExternalAuthorizer => return None,
     };
     if kind == Kind::AuthorizationPolicy && object::text(value, &["spec", "action"]) == Some("AUDIT") {
         return None;

@@ -11,7 +11,7 @@ use crate::discovery::object::Key;
 use crate::policy::RequestAuthentication;
 use crate::state::Item;
 use crate::tokens::limits::{CLOCK_SKEW_SECONDS, MAX_CLOCK_SKEW_SECONDS};
-use crate::tokens::{Issuer, Keys, Output, Place};
+use crate::tokens::{Issuer, KeySource, Keys, KeysUri, Output, Place};
 
 /// Checks what the type cannot say, and reads the keys.
 pub fn request_authentication(object: &crd::RequestAuthentication, key: &Key) -> Result<Item, Problem> {
@@ -42,6 +42,7 @@ fn issuer(rule: &crd::JwtRule, path: &FieldPath) -> Result<Issuer, Problem> {
         issuer,
         audiences,
         jwks,
+        jwks_uri,
         from_headers,
         from_cookies,
         from_params,
@@ -84,12 +85,28 @@ fn issuer(rule: &crd::JwtRule, path: &FieldPath) -> Result<Issuer, Problem> {
     Ok(Issuer {
         name: issuer.as_str().into(),
         audiences: named(audiences, &path.key("audiences"))?,
-        keys: Keys::parse(jwks).map_err(|error| Problem::new(path.key("jwks"), error.to_string()))?,
+        keys: keys(jwks.as_deref(), jwks_uri.as_deref(), path)?,
         places,
         skew,
         forward: *forward_original_token,
         outputs: outputs.collect::<Result<_, _>>()?,
     })
+}
+
+/// In the object or elsewhere, and not both: which of them held would be a guess.
+fn keys(jwks: Option<&str>, uri: Option<&str>, path: &FieldPath) -> Result<KeySource, Problem> {
+    match (jwks, uri) {
+        (Some(jwks), None) => {
+            let keys = Keys::parse(jwks).map_err(|error| Problem::new(path.key("jwks"), error.to_string()))?;
+            Ok(KeySource::Here(keys))
+        }
+        (None, Some(uri)) => {
+            let uri = KeysUri::parse(uri).map_err(|error| Problem::new(path.key("jwksUri"), error.to_string()))?;
+            Ok(KeySource::At(uri))
+        }
+        (Some(_), Some(_)) => Err(Problem::new(path.key("jwksUri"), "does not go with jwks")),
+        (None, None) => Err(Problem::new(path.key("jwks"), "missing: neither jwks nor jwksUri is set")),
+    }
 }
 
 /// Texts that are there.
