@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 
@@ -19,11 +18,10 @@ use super::requests::{Client, app, mirror, nothing, read};
 use super::support::*;
 
 /// Signs the certificates of the servers of this process.
-pub static AUTHORITY: LazyLock<Authority> = LazyLock::new(Authority::new);
+static AUTHORITY: LazyLock<Authority> = LazyLock::new(Authority::new);
 
-pub struct Authority {
+struct Authority {
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
-    file: tempfile::NamedTempFile,
 }
 
 impl Authority {
@@ -32,14 +30,8 @@ impl Authority {
         let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).unwrap();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), certificate.pem()).unwrap();
-        Self { issuer: rcgen::Issuer::new(params, key), file }
-    }
-
-    /// Its certificate.
-    pub fn file(&self) -> &Path {
-        self.file.path()
+        std::fs::write(ISSUERS_CA.path(), certificate.pem()).unwrap();
+        Self { issuer: rcgen::Issuer::new(params, key) }
     }
 
     fn acceptor(&self, name: &str) -> TlsAcceptor {

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::num::NonZeroU16;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use mesh_agent::addr::{ClientAddr, OrigDstAddr};
@@ -150,8 +150,11 @@ pub fn ample() -> Budgets {
 /// Servers with keys are on loopback here.
 fn test_reach() -> Reach {
     let allowed = "127.0.0.0/8".parse().unwrap();
-    Reach { ca: Some(super::issuers::AUTHORITY.file().to_path_buf()), allowed }
+    Reach { ca: Some(ISSUERS_CA.path().to_path_buf()), allowed }
 }
+
+/// Where the root of the servers with keys is, once there is one.
+pub static ISSUERS_CA: LazyLock<tempfile::NamedTempFile> = LazyLock::new(|| tempfile::NamedTempFile::new().unwrap());
 
 impl Node {
     fn start(name: &'static str, ca: Arc<dyn CertificateAuthority>, mode: OutboundMode, budgets: Budgets) -> Self {
