@@ -21,14 +21,19 @@ const OF_A_HEAD: u64 = 256;
 /// What agents take for other reasons: pages of the allocator, tables. In KiB.
 const SLACK: u64 = 32 << 10;
 
+/// The way whose connections outlive their clients.
+const UNREAD: &str = "bodies";
+
 /// The way, and what it may cost in all.
 const WAYS: [(&str, u64); 6] = [
     ("senders", COUNT as u64 * OF_A_HEAD + SLACK),
     ("headers", COUNT as u64 * OF_A_HEAD + SLACK),
     ("resets", SLACK),
-    ("bodies", COUNT as u64 * OF_A_READER + SLACK),
     ("readers", COUNT as u64 * OF_A_READER + SLACK),
     ("streams", COUNT as u64 * OF_A_READER + SLACK),
+    // Last: its server never reads, and the end of its clients is behind what it does not read, as it would be with no
+    // mesh. These connections stay until one of the two applications is gone for good.
+    (UNREAD, COUNT as u64 * OF_A_READER + SLACK),
 ];
 
 /// The resident memory of both agents, in KiB.
@@ -79,8 +84,10 @@ fn a_hostile_peer_costs_no_more_than_its_windows() -> Result<()> {
                 let live = bed.agent("n2").get_json("/connections")?;
                 Ok(live.as_array().map_or(0, Vec::len))
             };
-            eventually(PATIENCE, "its connections to go", || Ok((live()? <= 2).then_some(())))
-                .with_context(|| way.to_string())?;
+            if way != UNREAD {
+                eventually(PATIENCE, "its connections to go", || Ok((live()? <= 2).then_some(())))
+                    .with_context(|| way.to_string())?;
+            }
             let (grew, after) = (peak.saturating_sub(before), resident(&bed)?);
             println!(
                 "{way}: both agents {} MiB, at most {} MiB more beside {COUNT} of them ({} MiB may), {} MiB after; \

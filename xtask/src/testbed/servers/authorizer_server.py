@@ -9,6 +9,12 @@ from concurrent import futures
 import grpc
 
 
+def tell(line):
+    """In one piece: print() writes its parts one by one, and other threads come between them."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def field(number, content):
     """A field of protobuf that has a length below 128."""
     assert len(content) < 128
@@ -21,7 +27,7 @@ def header(name, value):
 
 def check(request, context):
     # What is asked is plain text within the message.
-    print("grpc", "by-client" if b"/sa/client" in request else "by-other", flush=True)
+    tell("grpc " + ("by-client" if b"/sa/client" in request else "by-other"))
     if b"secret" in request:
         denied = field(1, b"\x08\x93\x03") + field(2, header(b"x-said-by", b"grpc")) + field(3, b"refused by grpc\n")
         return field(1, b"\x08\x07") + field(2, denied)
@@ -34,7 +40,7 @@ class Web(http.server.BaseHTTPRequestHandler):
     def answer(self):
         self.rfile.read(int(self.headers.get("content-length", 0)))
         principal = self.headers.get("x-nodemesh-source-principal", "")
-        print("http", "by-client" if principal.endswith("/sa/client") else "by-other", flush=True)
+        tell("http " + ("by-client" if principal.endswith("/sa/client") else "by-other"))
         is_refused = "secret" in self.path
         text = b"refused by http\n" if is_refused else b""
         self.send_response(401 if is_refused else 200)

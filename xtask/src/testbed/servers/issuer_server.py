@@ -10,6 +10,12 @@ import sys
 import time
 
 
+def tell(line):
+    """In one piece: print() writes its parts one by one, and other threads come between them."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def openssl(*arguments, **options):
     return subprocess.run(["openssl", *arguments], check=True, capture_output=True, **options).stdout
 
@@ -36,7 +42,7 @@ with open(directory + "/token", "w") as file:
 
 class Keys(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        print("request", self.path, flush=True)
+        tell("request " + self.path)
         self.send_response(200 if self.path == "/keys" else 404)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(keys)))

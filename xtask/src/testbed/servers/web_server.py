@@ -13,11 +13,17 @@ STATUS = int(sys.argv[3]) if len(sys.argv) > 3 else 200
 SECONDS = float(sys.argv[4]) if len(sys.argv) > 4 else 0
 
 
+def tell(line):
+    """In one piece: print() writes its parts one by one, and other threads come between them."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 class Web(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        print("request", self.path, flush=True)
+        tell("request " + self.path)
         time.sleep(SECONDS)
         body = f"{NAME}\n".encode()
         self.send_response(STATUS)
