@@ -27,19 +27,25 @@ pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// Builds the BPF object and the agent; returns the agent's path.
+/// Builds the BPF object and the agent, for tests and the demo; returns the agent's path.
 pub fn agent() -> Result<PathBuf> {
+    build("release")
+}
+
+/// Builds the BPF object and the agent as it is shipped, which takes longer; returns the agent's path.
+pub fn shipped_agent() -> Result<PathBuf> {
+    build("dist")
+}
+
+fn build(profile: &str) -> Result<PathBuf> {
     if std::env::var_os(OTHER_AGENT).is_some() {
         return agent_binary();
     }
     let object = crate::ebpf::build()?;
-    let status = cargo()
-        .args(["build", "--release", "--package", "mesh-agent"])
-        .env("NODEMESH_BPF_OBJECT", &object)
-        .status()
-        .context("starting cargo")?;
-    ensure!(status.success(), "cargo build --release --package mesh-agent: {status}");
-    agent_binary()
+    let arguments = ["build", "--profile", profile, "--package", "mesh-agent"];
+    let status = cargo().args(arguments).env("NODEMESH_BPF_OBJECT", &object).status().context("starting cargo")?;
+    ensure!(status.success(), "cargo {}: {status}", arguments.join(" "));
+    built(profile)
 }
 
 /// Another agent to test than the one that is built here, with the BPF object inside.
@@ -50,7 +56,11 @@ pub fn agent_binary() -> Result<PathBuf> {
     if let Some(other) = std::env::var_os(OTHER_AGENT) {
         return Ok(other.into());
     }
-    let binary = target_dir().join("release/mesh-agent");
+    built("release")
+}
+
+fn built(profile: &str) -> Result<PathBuf> {
+    let binary = target_dir().join(profile).join("mesh-agent");
     ensure!(binary.is_file(), "{} is missing: cargo xtask build", binary.display());
     Ok(binary)
 }

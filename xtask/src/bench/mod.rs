@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 
 use crate::probe::load::Protocol;
+use crate::testbed::AgentOptions;
 use crate::{build, packages};
 use load::{Done, Load};
 use meter::{Meter, Used};
@@ -82,10 +83,10 @@ impl Bench {
         if self.peer {
             packages::for_peer()?;
         }
-        eprintln!("building the agent");
-        build::agent()?;
+        eprintln!("building the agent as it is shipped; the first time takes ten minutes");
+        let agents = AgentOptions { arguments: self.agent.clone(), binary: Some(build::shipped_agent()?) };
         eprintln!("setting up two nodes, their pods and servers");
-        let stage = Stage::build(&self.agent, if self.what == What::L7 { &ROUTES } else { &[] }, self.peer)?;
+        let stage = Stage::build(&agents, if self.what == What::L7 { &ROUTES } else { &[] }, self.peer)?;
         let measured = self.measure(&stage).map_err(|error| stage.bed.explain(error))?;
         if let Some(file) = &self.json {
             let text = report::json(&measured, self.seconds)?;

@@ -63,7 +63,7 @@ impl Way {
 
 impl Stage {
     /// Pods, servers and agents. `routes`, for requests: Services with so many HTTPRoutes each; `peer`: with the other pair of proxies.
-    pub fn build(agent_arguments: &[String], routes: &[usize], peer: bool) -> Result<Self> {
+    pub fn build(agents: &AgentOptions, routes: &[usize], peer: bool) -> Result<Self> {
         let mut bed = Testbed::new()?;
         bed.add_node()?;
         bed.add_node()?;
@@ -100,7 +100,7 @@ impl Stage {
             bed.add_service(ServiceSpec::new(NAMESPACE, &name).of("cross").port("http", HTTP, HTTP))?;
             bed.world.apply(&name, &many_routes(&name, *count))?;
         }
-        bed.start_agents(&AgentOptions { arguments: agent_arguments.to_vec() })?;
+        bed.start_agents(agents)?;
         Ok(Self { bed })
     }
 

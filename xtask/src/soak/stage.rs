@@ -126,7 +126,10 @@ impl Stage {
 }
 
 fn options() -> AgentOptions {
-    AgentOptions { arguments: vec!["--svid-ttl=2m".to_string(), "--log-level=info,access=off".to_string()] }
+    AgentOptions {
+        arguments: vec!["--svid-ttl=2m".to_string(), "--log-level=info,access=off".to_string()],
+        ..AgentOptions::default()
+    }
 }
 
 /// PostgreSQL's own load generator.

@@ -20,6 +20,8 @@ use crate::build;
 pub struct AgentOptions {
     /// More arguments to `mesh-agent run`.
     pub arguments: Vec<String>,
+    /// Another binary than the one that tests are run with.
+    pub binary: Option<PathBuf>,
 }
 
 /// The name of the agent that a node is started with.
@@ -37,7 +39,7 @@ pub struct Agent {
 impl Agent {
     /// `name` tells the agents of one node apart: by their logs and admin sockets.
     pub(super) fn start(run: &Run, node: &Node, name: &str, options: &AgentOptions) -> Result<Self> {
-        let binary = build::agent_binary()?;
+        let binary = options.binary.clone().map_or_else(build::agent_binary, Ok)?;
         let socket = if name == FIRST { "admin".to_string() } else { format!("{name}-admin") };
         let admin = run.dir().join(format!("{}-{socket}.sock", node.name));
         let pins = run.bpffs().join(&node.name);

@@ -86,7 +86,10 @@ fn authorizers_and_issuers_outside_are_asked() -> Result<()> {
     start_authorizer(bed.pod("authorizer"), 9191)?;
     let token = start_issuer(bed.pod("issuer"), 8443, &with_key)?;
     bed.world.apply("policies", POLICIES)?;
-    bed.start_agents(&AgentOptions { arguments: vec![format!("--jwks-ca={}", certificate.display())] })?;
+    bed.start_agents(&AgentOptions {
+        arguments: vec![format!("--jwks-ca={}", certificate.display())],
+        ..AgentOptions::default()
+    })?;
     let bearer = format!("Authorization: Bearer {}", token.trim());
     let forged = format!("{bearer}A");
     for family in Family::BOTH {

@@ -320,7 +320,10 @@ fn start(pair: &mut Pair, arguments: &[&str]) -> Result<()> {
 }
 
 fn options(arguments: &[&str]) -> AgentOptions {
-    AgentOptions { arguments: arguments.iter().map(|argument| argument.to_string()).collect() }
+    AgentOptions {
+        arguments: arguments.iter().map(|argument| argument.to_string()).collect(),
+        ..AgentOptions::default()
+    }
 }
 
 /// A request from a place.
