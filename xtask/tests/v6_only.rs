@@ -75,7 +75,7 @@ fn stage(test: &str) -> Result<Option<Stage>> {
         return Ok(None);
     }
     let links = Links { families: &[Family::V6], ..Links::default() };
-    let agents = AgentOptions { arguments: vec!["--tc=clsact".to_string()], ..AgentOptions::default() };
+    let agents = AgentOptions::with(["--tc=clsact"]);
     Stage::build_over(Family::V6, links, agents).map(Some)
 }
 

@@ -106,8 +106,6 @@ pub struct Denied {
 /// Why there is no verdict. The words are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failed {
-    /// The policy names nobody who is there.
-    Unknown,
     /// The pod that is asked for answers there itself: the question would come back to it.
     Itself,
     /// No answer in the time that there is.
@@ -122,7 +120,6 @@ impl Failed {
     /// The stable label for metrics and logs.
     pub fn label(self) -> &'static str {
         match self {
-            Failed::Unknown => AUTHORIZER_UNKNOWN,
             Failed::Itself => "authorizer-itself",
             Failed::TimedOut => "authorizer-timed-out",
             Failed::Unreachable => "authorizer-unreachable",
@@ -130,10 +127,10 @@ impl Failed {
         }
     }
 
-    /// Whether `failOpen` is about it: who is not there at all, or asks itself, is a mistake and not an outage.
+    /// Whether `failOpen` is about it: who asks itself is a mistake and not an outage.
     pub fn may_pass(self) -> bool {
         match self {
-            Failed::Unknown | Failed::Itself => false,
+            Failed::Itself => false,
             Failed::TimedOut | Failed::Unreachable | Failed::Broken => true,
         }
     }

@@ -98,9 +98,9 @@ impl Again {
     }
 
     /// There will be no other try.
-    pub fn is_last(&self) {
+    pub fn keep_no_more(&self) {
         if let Again::Kept(kept) = self {
-            kept.is_last.set(true);
+            kept.keep_no_more();
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::answer::Local;
 use super::body::{Load, UpBody};
-use super::hygiene::{self, Asked};
+use super::hygiene::Asked;
 use super::session::{Session, head_of};
 use super::traffic::Admitted;
 use super::tries::Journey;
@@ -43,10 +43,7 @@ impl<M: Mesh> Session<M> {
         let exchange = self.conversation.begin(&mut head);
         exchange.note(|record| record.host = head.headers.get(http::header::HOST).cloned());
         let asked = Asked { upgrade: None, trailers: wire == Wire::Http2 };
-        match wire {
-            Wire::Http1 => hygiene::for_http1(&mut head, &asked),
-            Wire::Http2 => hygiene::for_http2(&mut head, &asked).map_err(Local::Fault)?,
-        }
+        wire.prepare(&mut head, &asked).map_err(Local::Fault)?;
         let (treatment, admitted) = (self.mesh.treatment(place, None), Admitted::default());
         let journey = Journey {
             place,

@@ -3,7 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use http::{HeaderMap, Response, StatusCode, request};
+use http::{HeaderMap, Request, Response, StatusCode, request};
+use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -12,6 +13,7 @@ use super::body::DownBody;
 use super::exchange::Exchange;
 use super::screen::Gate;
 use super::upgrade::Change;
+use crate::routes::grpc;
 use crate::telemetry::{RequestRecord, RequestResult, Span};
 
 /// Whom requests are told.
@@ -21,6 +23,18 @@ pub trait Teller: 'static {
 
     /// Counts and logs a request that is over.
     fn report(&self, record: &RequestRecord);
+}
+
+/// A request that has just come, and what is known of it so far.
+pub struct Begun {
+    /// Its head.
+    pub parts: request::Parts,
+    /// Its body.
+    pub body: Incoming,
+    /// Whether it is a call of gRPC.
+    pub is_grpc: bool,
+    /// What will be told of it.
+    pub exchange: Rc<Exchange>,
 }
 
 /// One client's connection.
@@ -86,7 +100,17 @@ impl Conversation {
         self.teller.report(&RequestRecord { status, result, ..self.template.clone() });
     }
 
-    /// A request has come.
+    /// A request has come, as the parser hands it over.
+    pub fn take(self: &Rc<Self>, request: Request<Incoming>) -> Begun {
+        let is_grpc = grpc::is_call(request.headers());
+        let (mut parts, body) = request.into_parts();
+        // What the parser put in there is for the parser.
+        parts.extensions.clear();
+        let exchange = self.begin(&mut parts);
+        Begun { parts, body, is_grpc, exchange }
+    }
+
+    /// A request begins.
     pub fn begin(self: &Rc<Self>, parts: &mut request::Parts) -> Rc<Exchange> {
         self.busy.set(self.busy.get().saturating_add(1));
         if !self.has_begun.replace(true) {

@@ -25,7 +25,7 @@ use super::Room;
 use super::answer::Local;
 use super::body::{DownBody, Kept, UpBody};
 use super::claims::{Caller, Claims};
-use super::conversation::{Conversation, Teller};
+use super::conversation::{Begun, Conversation, Teller};
 use super::exchange::Exchange;
 use super::hygiene::{self, Asked};
 use super::limits::MAX_RESENDS;
@@ -35,7 +35,6 @@ use super::upstream::{Key, Reached, Tally, Unreached, Unsent, Upstreams, Wire};
 use crate::addr::ServerAddr;
 use crate::extauth;
 use crate::path::{self, NormalPath};
-use crate::routes::grpc;
 use crate::routing::Transport;
 use crate::telemetry::RequestRecord;
 
@@ -177,10 +176,7 @@ impl<G: Guard> Judged<G> {
         let permit = judged?;
         // What policy is asked again when it changes, once the connection is no HTTP any more.
         let standing = asked.upgrade.is_some().then(|| head_of(&parts));
-        match wire {
-            Wire::Http1 => hygiene::for_http1(&mut parts, &asked),
-            Wire::Http2 => hygiene::for_http2(&mut parts, &asked).map_err(Local::Fault)?,
-        }
+        wire.prepare(&mut parts, &asked).map_err(Local::Fault)?;
         let request = Request::from_parts(parts, body.into_body());
         let mut response = self.send(request, wire, &asked, &permit, exchange).await?;
         if let (StatusCode::SWITCHING_PROTOCOLS, Some(head)) = (response.status(), standing) {
@@ -237,11 +233,7 @@ impl<G: Guard> Serves for Judged<G> {
     }
 
     async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
-        let is_grpc = grpc::is_call(request.headers());
-        let (mut parts, body) = request.into_parts();
-        // What the parser put in there is for the parser.
-        parts.extensions.clear();
-        let exchange = self.conversation.begin(&mut parts);
+        let Begun { parts, body, is_grpc, exchange } = self.conversation.take(request);
         let answered = self.ask(parts, body, &exchange).await;
         self.conversation.settle(answered, is_grpc, exchange)
     }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::answer::Local;
 use super::body::{DownBody, Kept, Load, Stock, UpBody};
 use super::claims::Caller;
-use super::conversation::Conversation;
+use super::conversation::{Begun, Conversation};
 use super::exchange::Exchange;
 use super::hygiene::{self, Asked};
 use super::limits::MIRROR_TIMEOUT;
@@ -32,7 +32,7 @@ use super::upstream::{Key, Lease, Upgraded, Upstreams, Wire};
 use super::{Mesh, Place};
 use crate::resilience::Refusal;
 use crate::resilience::fault::Injection;
-use crate::routes::{CompiledRule, grpc};
+use crate::routes::CompiledRule;
 use crate::routing::Upstream;
 use crate::telemetry::{RequestRecord, RequestResult};
 
@@ -119,13 +119,10 @@ impl<M: Mesh> Session<M> {
         };
         // gRPC is HTTP/2 whatever the port is called: nobody speaks it otherwise.
         let wire = if is_grpc { Wire::Http2 } else { place.wire };
-        match wire {
-            Wire::Http1 => hygiene::for_http1(&mut parts, &asked),
-            Wire::Http2 => {
-                asked.upgrade = None;
-                hygiene::for_http2(&mut parts, &asked).map_err(Local::Fault)?;
-            }
+        if wire == Wire::Http2 {
+            asked.upgrade = None;
         }
+        wire.prepare(&mut parts, &asked).map_err(Local::Fault)?;
         let timeouts = treatment.timeouts();
         let deadline = timeouts.request.and_then(|length| Instant::now().checked_add(length));
         exchange.limit_idle(timeouts.idle);
@@ -186,14 +183,7 @@ impl<M: Mesh> Session<M> {
         load: Load,
         exchange: Rc<Exchange>,
     ) {
-        let ready = match place.wire {
-            Wire::Http1 => {
-                hygiene::for_http1(&mut head, &asked);
-                Ok(())
-            }
-            Wire::Http2 => hygiene::for_http2(&mut head, &asked),
-        };
-        if let Err(fault) = ready {
+        if let Err(fault) = place.wire.prepare(&mut head, &asked) {
             return exchange.note(|record| record.result = RequestResult::Local { reason: fault.label() });
         }
         let deadline = Some(Instant::now() + MIRROR_TIMEOUT);
@@ -299,11 +289,7 @@ impl<M: Mesh> Serves for Session<M> {
     }
 
     async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
-        let is_grpc = grpc::is_call(request.headers());
-        let (mut parts, body) = request.into_parts();
-        // What the parser put in there is for the parser.
-        parts.extensions.clear();
-        let exchange = self.conversation.begin(&mut parts);
+        let Begun { parts, body, is_grpc, exchange } = self.conversation.take(request);
         let mut ruled = None;
         let answered = self.ask(parts, body, is_grpc, &exchange, &mut ruled).await;
         let (mut head, body) = self.conversation.settle(answered, is_grpc, exchange).into_parts();

@@ -125,7 +125,7 @@ impl<M: Mesh> Session<M> {
             match treatment.decide(retry, &about) {
                 Decision::GiveUp(_) => {
                     exchange.hold_permit(permit);
-                    again.is_last();
+                    again.keep_no_more();
                     return self.pass_on(journey, ended.map_err(|failed| failed.local)?);
                 }
                 Decision::OverBudget => return Err(Local::Refused(Refusal::RetryBudget)),

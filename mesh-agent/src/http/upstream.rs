@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, request};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::TokioIo;
@@ -30,6 +30,7 @@ use tokio::time::Instant;
 
 use super::LocalExecutor;
 use super::body::UpBody;
+use super::hygiene::{self, Asked, Fault};
 use super::io::Io;
 use super::limits::{
     BUFFER_BYTES, CONNECTION_WINDOW, IDLE_UPSTREAM, MAX_CONNECTIONS_PER_ENDPOINT, MAX_FRAME_BYTES, MAX_HEAD_BYTES,
@@ -49,6 +50,19 @@ pub enum Wire {
     Http1,
     /// HTTP/2 by prior knowledge.
     Http2,
+}
+
+impl Wire {
+    /// Gives a request of the one form that of the protocol.
+    pub(super) fn prepare(self, parts: &mut request::Parts, asked: &Asked) -> Result<(), Fault> {
+        match self {
+            Wire::Http1 => {
+                hygiene::for_http1(parts, asked);
+                Ok(())
+            }
+            Wire::Http2 => hygiene::for_http2(parts, asked),
+        }
+    }
 }
 
 /// What tells one connection from another.

@@ -8,6 +8,8 @@ use tracing::{Event, Level};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
+use super::logs::begins_control;
+
 /// Most lines are shorter; in bytes.
 pub(super) const USUAL_BYTES: usize = 1024;
 
@@ -90,8 +92,7 @@ impl Visit for Fields<'_> {
 /// is one line for every reader.
 fn push_text(line: &mut String, text: &str) {
     line.push('"');
-    // The bytes that others than printable ASCII and letters begin with.
-    let is_plain = |byte: u8| byte >= b' ' && !matches!(byte, b'"' | b'\\' | 0x7f | 0xc2);
+    let is_plain = |byte: u8| !begins_control(byte) && !matches!(byte, b'"' | b'\\');
     if text.bytes().all(is_plain) {
         line.push_str(text);
     } else {

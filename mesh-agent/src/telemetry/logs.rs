@@ -183,10 +183,14 @@ where
     }
 }
 
-/// Whether a line may have control characters: those of ASCII, or the byte that the others begin with. Most have none,
-/// and looking at bytes costs a tenth of looking at characters.
+/// Whether a line may have control characters other than tab. Most have none, and looking at bytes costs a tenth of looking at characters.
 fn may_have_control(line: &str) -> bool {
-    line.bytes().any(|byte| (byte < b' ' && byte != b'\t') || byte == 0x7f || byte == 0xc2)
+    line.bytes().any(|byte| begins_control(byte) && byte != b'\t')
+}
+
+/// Whether a control character, tab among them, may begin with this byte of UTF-8.
+pub(super) fn begins_control(byte: u8) -> bool {
+    byte < b' ' || matches!(byte, 0x7f | 0xc2)
 }
 
 /// Hands finished lines to the writing thread.

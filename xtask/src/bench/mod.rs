@@ -84,7 +84,7 @@ impl Bench {
             packages::for_peer()?;
         }
         eprintln!("building the agent as it is shipped; the first time takes ten minutes");
-        let agents = AgentOptions { arguments: self.agent.clone(), binary: Some(build::shipped_agent()?) };
+        let agents = AgentOptions { binary: Some(build::shipped_agent()?), ..AgentOptions::with(self.agent.clone()) };
         eprintln!("setting up two nodes, their pods and servers");
         let stage = Stage::build(&agents, if self.what == What::L7 { &ROUTES } else { &[] }, self.peer)?;
         let measured = self.measure(&stage).map_err(|error| stage.bed.explain(error))?;

@@ -126,10 +126,7 @@ impl Stage {
 }
 
 fn options() -> AgentOptions {
-    AgentOptions {
-        arguments: vec!["--svid-ttl=2m".to_string(), "--log-level=info,access=off".to_string()],
-        ..AgentOptions::default()
-    }
+    AgentOptions::with(["--svid-ttl=2m", "--log-level=info,access=off"])
 }
 
 /// PostgreSQL's own load generator.

@@ -24,6 +24,13 @@ pub struct AgentOptions {
     pub binary: Option<PathBuf>,
 }
 
+impl AgentOptions {
+    /// With these arguments besides.
+    pub fn with<T: Into<String>>(arguments: impl IntoIterator<Item = T>) -> Self {
+        Self { arguments: arguments.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+}
+
 /// The name of the agent that a node is started with.
 pub(super) const FIRST: &str = "agent";
 

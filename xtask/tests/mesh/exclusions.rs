@@ -53,10 +53,7 @@ impl Street {
         servers.extend(say_names(&bed, &["outsider", "server"], EXCLUDED)?);
         servers.push(bed.pod("outsider").spawn_probe("echo", &["listen", &ECHO.to_string(), "echo"])?);
         bed.pod("outsider").wait_listening(ECHO)?;
-        let options = AgentOptions {
-            arguments: arguments.iter().map(|argument| argument.to_string()).collect(),
-            ..AgentOptions::default()
-        };
+        let options = AgentOptions::with(arguments.iter().copied());
         bed.start_agents(&options)?;
         Ok(Some(Self { bed, _servers: servers }))
     }

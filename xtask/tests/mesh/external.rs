@@ -69,10 +69,7 @@ fn authorizers_and_issuers_outside_are_asked() -> Result<()> {
     if !can_use_kernel("external authorization") {
         return Ok(());
     }
-    let mut bed = Testbed::new()?;
-    bed.add_node()?;
-    bed.add_node()?;
-    bed.add_namespace("shop", &[("nodemesh.dev/mesh", "enabled")])?;
+    let mut bed = Testbed::of_two_nodes("shop")?;
     bed.add_namespace("auth", &[("nodemesh.dev/mesh", "enabled")])?;
     bed.add_pod(PodSpec::new("shop", "client", "n1"))?;
     bed.add_pod(PodSpec::new("shop", "web", "n2"))?;
@@ -86,10 +83,7 @@ fn authorizers_and_issuers_outside_are_asked() -> Result<()> {
     start_authorizer(bed.pod("authorizer"), 9191)?;
     let token = start_issuer(bed.pod("issuer"), 8443, &with_key)?;
     bed.world.apply("policies", POLICIES)?;
-    bed.start_agents(&AgentOptions {
-        arguments: vec![format!("--jwks-ca={}", certificate.display())],
-        ..AgentOptions::default()
-    })?;
+    bed.start_agents(&AgentOptions::with([format!("--jwks-ca={}", certificate.display())]))?;
     let bearer = format!("Authorization: Bearer {}", token.trim());
     let forged = format!("{bearer}A");
     for family in Family::BOTH {

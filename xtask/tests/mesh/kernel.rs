@@ -320,10 +320,7 @@ fn start(pair: &mut Pair, arguments: &[&str]) -> Result<()> {
 }
 
 fn options(arguments: &[&str]) -> AgentOptions {
-    AgentOptions {
-        arguments: arguments.iter().map(|argument| argument.to_string()).collect(),
-        ..AgentOptions::default()
-    }
+    AgentOptions::with(arguments.iter().copied())
 }
 
 /// A request from a place.

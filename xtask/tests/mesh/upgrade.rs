@@ -146,7 +146,7 @@ fn serving(test: &str) -> Result<Option<(Pair, Process)>> {
 
 /// Drains for longer than a test needs, and closes its listeners within one.
 fn patient() -> AgentOptions {
-    AgentOptions { arguments: vec!["--drain-window=40s".to_string()], ..AgentOptions::default() }
+    AgentOptions::with(["--drain-window=40s"])
 }
 
 #[test]
