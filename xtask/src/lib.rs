@@ -13,6 +13,7 @@ pub mod demo;
 pub mod ebpf;
 pub mod exec;
 pub mod fuzz;
+pub mod image;
 pub mod oci;
 pub mod packages;
 pub mod probe;

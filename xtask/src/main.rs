@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
 use xtask::testbed::relay::Relay;
 use xtask::testbed::run;
-use xtask::{bench, build, clean, cluster, demo, exec, fuzz, probe, rings, soak};
+use xtask::{bench, build, clean, cluster, demo, exec, fuzz, image, probe, rings, soak};
 
 /// Builds, demonstrates and tests Nodemesh
 #[derive(Parser)]
@@ -24,6 +24,7 @@ enum Xtask {
     Soak(soak::Soak),
     Bench(bench::Bench),
     Build(build::Build),
+    Image(image::BuildImage),
     Fuzz(fuzz::Fuzz),
     /// Build the BPF object alone; prints its path
     BuildEbpf,
@@ -69,6 +70,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Soak(soak) => return soak.run(),
         Xtask::Bench(bench) => return bench.run(),
         Xtask::Build(build) => build.run()?,
+        Xtask::Image(image) => image.run()?,
         Xtask::Fuzz(fuzz) => return fuzz.run(),
         Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),
         Xtask::Cluster(cluster) => return cluster.run(),

@@ -36,7 +36,7 @@ const BUILD: &[Need] = &[
         check: Check::Program("cc"),
         purpose: "builds the C part of the TLS library",
         debian: "gcc libc6-dev",
-        fedora: "gcc glibc-devel",
+        fedora: "gcc glibc-devel glibc-static",
         arch: "gcc",
         alpine: "gcc musl-dev",
     },
