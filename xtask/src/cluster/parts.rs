@@ -195,7 +195,7 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 /// Go, from PATH or where its own installer puts it. An older one than go.mod wants fetches that by itself, from 1.21 on.
-fn go() -> Result<PathBuf> {
+pub fn go() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories =
         std::env::split_paths(&path).chain([PathBuf::from("/usr/local/go/bin"), "/usr/lib/go/bin".into()]);
