@@ -22,6 +22,7 @@ use super::ownership::{Ownership, Standing};
 use super::plan::{self, Duty, Failures, Held, Kernel, Phase, Plan, Step, Uid, View};
 use super::pod::{Live, PodNamespace};
 use super::pod_thread::PodThread;
+use super::probes::Probes;
 use super::refused::Refused;
 use super::tables::Tables;
 use super::{POD_GATE, Shutdown, TcMode, guard, sweep};
@@ -72,6 +73,7 @@ struct Bookkeeping {
     gates: BTreeMap<Uid, String>,
     refused: Refused,
     exclusions: Exclusions,
+    probes: Probes,
     /// The newest agent over whose work this one has put its own; none in the beginning.
     answered: u64,
     /// Readiness was reached once.
@@ -241,6 +243,7 @@ impl Enroller {
                 }
                 self.state.refused = Refused::default();
                 self.state.exclusions = Exclusions::default();
+                self.state.probes = Probes::default();
                 self.readiness.remove(GATE);
                 Duty::Resume
             }
@@ -260,6 +263,7 @@ impl Enroller {
         if let Some(_turn) = self.ownership.turn().await {
             self.state.refused.publish(world, &self.tables);
             self.state.exclusions.publish(world, &self.tables);
+            self.state.probes.follow(world, &self.loaded, &self.tables, &self.readiness);
         }
     }
 

@@ -345,6 +345,7 @@ fn world(enrolled: bool) -> World {
         host_ips: vec![],
         host_ports: vec![],
         exclusions: Exclusions::default(),
+        probe_ports: Default::default(),
         forwards: false,
         enrolled,
         refusal: None,
