@@ -285,6 +285,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", value_parser = Setting::flag, help_heading = NODE)]
     pub kubeconfig: Option<Setting>,
 
+    /// The DaemonSet that this agent is of: when it is deleted, the agent takes everything off the node at its end. Without
+    /// one, what keeps pods closed while no agent runs stays for the next agent
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = Setting::flag, help_heading = NODE)]
+    pub daemonset: Option<Setting>,
+
     /// The cgroup v2 directory under which the pods of this node are found [default: where cgroup v2 is mounted]
     #[arg(long, value_name = "PATH", value_parser = Setting::flag, help_heading = KERNEL)]
     pub cgroup_root: Option<Setting>,
@@ -433,6 +438,7 @@ impl RunArgs {
             node: setting("node"),
             discovery: setting("discovery"),
             kubeconfig: setting("kubeconfig"),
+            daemonset: setting("daemonset"),
             cgroup_root: setting("cgroup-root"),
             bpf_pins: setting("bpf-pins"),
             bpf_object: setting("bpf-object"),
@@ -470,6 +476,7 @@ impl RunArgs {
             node: self.node.or(lower.node),
             discovery: self.discovery.or(lower.discovery),
             kubeconfig: self.kubeconfig.or(lower.kubeconfig),
+            daemonset: self.daemonset.or(lower.daemonset),
             cgroup_root: self.cgroup_root.or(lower.cgroup_root),
             bpf_pins: self.bpf_pins.or(lower.bpf_pins),
             bpf_object: self.bpf_object.or(lower.bpf_object),

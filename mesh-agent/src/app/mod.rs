@@ -8,6 +8,7 @@
 //! Control work runs on a runtime of its own; connections run on the proxy's workers. A part that ends early ends the
 //! process: the pins in the kernel go on refusing, and a new agent picks them up.
 
+mod departure;
 mod descriptors;
 mod drain;
 mod show;
@@ -48,6 +49,8 @@ fn limits() -> Vec<Limit> {
         POD_EVENTS, "pods", "that wait for the proxy; then enrolment waits";
         drain::POLL, "milliseconds", "how often the drain looks whether the last connection has ended";
         drain::SYN_ACK_WINDOW, "milliseconds", "that listeners stay open behind those of a newer agent";
+        departure::PATIENCE, "milliseconds", "for the API server to say whether the mesh is uninstalled";
+        drain::RELEASE, "milliseconds", "for pods to be let go before the mesh leaves a node";
         drain::FAREWELL, "milliseconds", "for resets and access log lines to leave after the drain window";
         surfaces::BIND_RETRY, "milliseconds", "between two tries of an address that the agent before this one still holds";
         descriptors::RESERVE, "descriptors", "that are not connections: maps, pins, listeners, socket stocks, logs";
@@ -182,7 +185,17 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     if let Some(ended) = failed {
         return part_ended(ended);
     }
-    drain::drain(&agent, &mut signals).await;
+    let leaves = departure::is_meant(&agent.config).await;
+    if leaves {
+        tracing::info!("the DaemonSet is gone: the mesh leaves this node");
+        agent.leaving.start();
+    }
+    drain::drain(&agent, leaves, &mut signals).await;
+    if leaves {
+        parts.shutdown().await;
+        capture::detach_all(&agent.config.capture.bpf_pins).context("taking the mesh off this node")?;
+        tracing::info!("nothing of the mesh is left on this node");
+    }
     Ok(())
 }
 

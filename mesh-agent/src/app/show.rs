@@ -38,7 +38,7 @@ pub fn settings(agent: &Agent) -> Value {
 }
 
 fn settings_of(config: &Config) -> Value {
-    let Config { node, discovery, capture, identity, issuers, proxy, http, logs, traces } = config;
+    let Config { node, discovery, daemonset, capture, identity, issuers, proxy, http, logs, traces } = config;
     let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log } = capture;
     let config::Identity { ca, trust_domain, svid_ttl } = identity;
     let config::Proxy { outbound_mode, workers, drain_window, pod } = proxy;
@@ -53,6 +53,7 @@ fn settings_of(config: &Config) -> Value {
             config::Discovery::Directory(world) => format!("dir:{}", world.display()),
             config::Discovery::Kubernetes { .. } => "kubernetes".to_string(),
         },
+        "daemonset": daemonset.as_ref().map(|own| format!("{}/{}", own.namespace, own.name)),
         "kubeconfig": match discovery {
             config::Discovery::Directory(_) => None,
             config::Discovery::Kubernetes { kubeconfig } => kubeconfig.as_ref(),

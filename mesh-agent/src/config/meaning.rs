@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    Ca, Capture, Config, Discovery, Http, Identity, Logs, PodBudget, Proxy, Refusal, Refusals, Surroundings, Tc,
-    Traces, default,
+    Ca, Capture, Config, Discovery, Http, Identity, Logs, OwnDaemonSet, PodBudget, Proxy, Refusal, Refusals,
+    Surroundings, Tc, Traces, default,
 };
 use crate::admin::Address;
 use crate::cli::{Origin, RunArgs, Setting};
@@ -84,6 +84,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         node,
         discovery,
         kubeconfig,
+        daemonset,
         cgroup_root,
         bpf_pins,
         bpf_object,
@@ -115,6 +116,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     let node = reader.value(&NODE, node);
     let discovery = reader.value(&DISCOVERY, discovery);
     let kubeconfig = kubeconfig.map(|setting| reader.value(&KUBECONFIG, Some(setting)));
+    let daemonset = daemonset.map(|setting| reader.value(&DAEMONSET, Some(setting)));
     let cgroup_root = match cgroup_root {
         Some(setting) => reader.value(&CGROUP_ROOT, Some(setting)),
         None => reader.found(surroundings.cgroup2_mount(), Refusal::NoCgroup2),
@@ -158,6 +160,10 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
                     None => None,
                 },
             },
+        },
+        daemonset: match daemonset {
+            Some(daemonset) => Some(daemonset?),
+            None => None,
         },
         capture: Capture {
             cgroup_root: cgroup_root?,
@@ -259,6 +265,19 @@ const DISCOVERY: Row<Discovery> = Row {
     parse: |text| match text == "kubernetes" {
         true => Some(Discovery::Kubernetes { kubeconfig: None }),
         false => directory(text).map(Discovery::Directory),
+    },
+};
+
+const DAEMONSET: Row<OwnDaemonSet> = Row {
+    name: "daemonset",
+    default: None,
+    expected: "a namespace, a slash and a name",
+    example: "nodemesh-system/nodemesh-agent",
+    parse: |text| {
+        let (namespace, name) = text.to_str()?.split_once('/')?;
+        let is_name = |name: &str| !name.is_empty() && !name.contains('/');
+        let own = OwnDaemonSet { namespace: namespace.to_string(), name: name.to_string() };
+        (is_name(namespace) && is_name(name)).then_some(own)
     },
 };
 

@@ -76,6 +76,8 @@ pub struct Config {
     pub node: String,
     /// Where the world comes from.
     pub discovery: Discovery,
+    /// Whose end is that of the mesh on this node.
+    pub daemonset: Option<OwnDaemonSet>,
     /// The kernel side.
     pub capture: Capture,
     /// Certificates.
@@ -102,6 +104,15 @@ pub enum Discovery {
         /// By this kubeconfig; None: by the pod's service account, else as kubectl finds it.
         kubeconfig: Option<PathBuf>,
     },
+}
+
+/// The DaemonSet that this agent is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnDaemonSet {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// The kernel side.
