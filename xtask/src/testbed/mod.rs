@@ -45,7 +45,7 @@ pub use bpf::map_entries;
 pub use net::{Links, Netns};
 pub use node::Node;
 pub use pod::{Pod, PodSpec};
-pub use process::{Finished, Place, Process};
+pub use process::{Finished, Place, Process, log_tails};
 pub use relay::Impairment;
 pub use servers::{
     authorizer_checks, greeter_client, greeter_session, grpc_calls, hostile_client, make_certificate,
