@@ -20,6 +20,7 @@ pub const GATE: &str = "authority";
 pub struct Authority {
     trust_domain: String,
     names: Vec<String>,
+    settle: Duration,
     clock: Clock,
     readiness: Readiness,
     signing: ArcSwapOption<Standing>,
@@ -32,12 +33,14 @@ struct Standing {
 }
 
 impl Authority {
-    /// Nothing signs yet. `names` are those that agents call the port by.
-    pub fn new(trust_domain: &str, names: Vec<String>, clock: Clock, readiness: Readiness) -> Self {
+    /// Nothing signs yet. `names` are those that agents call the port by; a root signs when it has been published for
+    /// `settle`.
+    pub fn new(trust_domain: &str, names: Vec<String>, settle: Duration, clock: Clock, readiness: Readiness) -> Self {
         readiness.waiting(GATE, "the root is not there yet");
         Self {
             trust_domain: trust_domain.to_string(),
             names,
+            settle,
             clock,
             readiness,
             signing: ArcSwapOption::empty(),
@@ -105,7 +108,7 @@ impl Authority {
         };
         let wanted = wanted(material, signing.root())?;
         let now = self.clock.now();
-        match published.wait(signing.root(), now) {
+        match published.wait(signing.root(), self.settle, now) {
             Some(left) => {
                 let root = signing.root();
                 let trouble = format!("root {root} signs in {} s, when every agent trusts it", left.as_secs() + 1);

@@ -171,9 +171,7 @@ pub fn decide(
             && life(pod, now).is_ok()
     };
     match known.bearers.iter().find(is_bearer) {
-        Some(pod) => {
-            Ok(Grant { node: node.to_string(), pod: pod.name.clone(), pod_uid: pod.uid.clone() })
-        }
+        Some(pod) => Ok(Grant { node: node.to_string(), pod: pod.name.clone(), pod_uid: pod.uid.clone() }),
         None => Err(Refusal::NoBearer { node: node.to_string(), elsewhere: known.bearers.len() }),
     }
 }
@@ -226,7 +224,10 @@ impl fmt::Display for Refusal {
             Self::TrustDomain(other) => write!(f, "trust domain {other:?} is not that of this mesh"),
             Self::Names(names) => write!(f, "the signing request names {names:?} instead of the identity asked for"),
             Self::NoBearer { node, elsewhere } => {
-                write!(f, "no live pod of that service account is on node {node:?} ({elsewhere} known elsewhere or ended)")
+                write!(
+                    f,
+                    "no live pod of that service account is on node {node:?} ({elsewhere} known elsewhere or ended)"
+                )
             }
         }
     }

@@ -63,7 +63,11 @@ mod tests {
         assert!(taken("b", 0), "one pays for the other");
         assert_eq!([499, 500, 501].map(|after| taken("a", after)), [false, true, false]);
         let later = Duration::from_secs(3600).as_millis() as u64;
-        assert_eq!([later; 4].map(|after| taken("a", after)), [true, true, true, false], "more than the burst is saved");
+        assert_eq!(
+            [later; 4].map(|after| taken("a", after)),
+            [true, true, true, false],
+            "more than the burst is saved"
+        );
     }
 
     #[test]

@@ -58,6 +58,7 @@ pub struct Keeper {
     client: Client,
     namespace: String,
     trust_domain: String,
+    settle: Duration,
     authority: Arc<Authority>,
     leadership: Leadership,
     secret: watch::Sender<Seen<Secret>>,
@@ -70,6 +71,7 @@ impl Keeper {
         client: Client,
         namespace: &str,
         trust_domain: &str,
+        settle: Duration,
         authority: Arc<Authority>,
         leadership: Leadership,
     ) -> Self {
@@ -77,6 +79,7 @@ impl Keeper {
             client,
             namespace: namespace.to_string(),
             trust_domain: trust_domain.to_string(),
+            settle,
             authority,
             leadership,
             secret: watch::Sender::default(),
@@ -119,7 +122,7 @@ impl Keeper {
         };
         let published = roots.present().map(Published::of).unwrap_or_default();
         let wanted = self.authority.take(material.as_ref().map_err(String::as_str), &published);
-        let Some(write) = decide(secret, roots, wanted.as_deref(), &published) else { return Ok(()) };
+        let Some(write) = decide(secret, roots, wanted.as_deref(), &published, self.settle) else { return Ok(()) };
         if !self.leadership.is_held() {
             return Ok(());
         }
@@ -189,6 +192,7 @@ fn decide(
     roots: &Seen<ConfigMap>,
     wanted: Option<&[Root]>,
     published: &Published,
+    settle: Duration,
 ) -> Option<Write> {
     if matches!(secret, Seen::Absent) {
         return Some(Write::Secret);
@@ -196,7 +200,7 @@ fn decide(
     if matches!(roots, Seen::Unknown) {
         return None;
     }
-    let next = publish(wanted?, published, SystemTime::now());
+    let next = publish(wanted?, published, settle, SystemTime::now());
     let is_there = matches!(roots, Seen::Present(_));
     (next != *published || !is_there).then_some(Write::Roots(next))
 }

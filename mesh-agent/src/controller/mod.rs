@@ -38,7 +38,7 @@ use crate::readiness::Readiness;
 pub use audit::Tally;
 pub use authorize::ServiceAccount;
 pub use review::AUDIENCE;
-pub use roots::{CONFIG_MAP, ROOTS_KEY, SECRET};
+pub use roots::{CONFIG_MAP, ROOTS_KEY, SECRET, SETTLE};
 
 use authority::Authority;
 use keeper::Keeper;
@@ -62,6 +62,8 @@ pub struct Config {
     pub longest: Duration,
     /// This replica among the others.
     pub replica: String,
+    /// Until every agent has a root that was published.
+    pub settle: Duration,
     /// How fast leaders change.
     pub pace: Pace,
 }
@@ -122,11 +124,15 @@ pub struct Controller {
 impl Controller {
     /// Nothing runs yet.
     pub fn new(config: Config, client: Client, readiness: Readiness) -> Self {
-        let authority =
-            Authority::new(&config.trust_domain, config.names.clone(), Clock::system(), readiness.clone());
+        let authority = Authority::new(
+            &config.trust_domain,
+            config.names.clone(),
+            config.settle,
+            Clock::system(),
+            readiness.clone(),
+        );
         readiness.waiting(pods::GATE, "the pods of the cluster were not read yet");
-        let (candidate, leadership) =
-            Candidate::new(client.clone(), &config.namespace, &config.replica, config.pace);
+        let (candidate, leadership) = Candidate::new(client.clone(), &config.namespace, &config.replica, config.pace);
         let (authority, tally) = (Arc::new(authority), Arc::default());
         Self { config, client, readiness, authority, tally, candidate, leadership }
     }
@@ -156,7 +162,8 @@ impl Controller {
             tally,
             limits: service::Limits::default(),
         };
-        let keeper = Keeper::new(client.clone(), &config.namespace, &config.trust_domain, authority, leadership);
+        let keeper =
+            Keeper::new(client.clone(), &config.namespace, &config.trust_domain, config.settle, authority, leadership);
         info!(replica = config.replica, namespace = config.namespace, names = ?config.names, "controller");
         let follow = async {
             tokio::join!(pods.follow(client, readiness), keeper.run());

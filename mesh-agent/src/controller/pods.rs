@@ -59,11 +59,6 @@ impl Pods {
         Some(Known { caller, bearers })
     }
 
-    /// Whether what is known is current.
-    pub fn is_current(&self) -> bool {
-        self.read().is_current
-    }
-
     /// Watches until dropped.
     pub async fn follow(self, client: Client, readiness: Readiness) {
         let config = watcher::Config::default().page_size(PAGE);
@@ -160,7 +155,9 @@ impl Table {
 pub async fn look(client: &Client, caller: &Caller, id: &SpiffeId) -> kube::Result<Known> {
     let own = Api::<Pod>::namespaced(client.clone(), &caller.account.namespace).get_opt(&caller.pod).await?;
     let caller = own.as_ref().and_then(facts);
-    let Some(node) = caller.as_ref().and_then(|pod| pod.node.as_deref()) else { return Ok(Known { caller, bearers: Vec::new() }) };
+    let Some(node) = caller.as_ref().and_then(|pod| pod.node.as_deref()) else {
+        return Ok(Known { caller, bearers: Vec::new() });
+    };
     let there = ListParams::default().fields(&format!("spec.nodeName={node}")).limit(MOST_BEARERS);
     let pods = Api::<Pod>::namespaced(client.clone(), id.namespace()).list(&there).await?;
     let is_bearer = |pod: &PodFacts| pod.service_account == id.service_account();
@@ -205,8 +202,7 @@ mod tests {
 
     fn bearers(pods: &Pods, account: &str) -> Option<Vec<String>> {
         let agents = ServiceAccount { namespace: "shop".to_string(), name: "agent".to_string() };
-        let caller =
-            Caller { account: agents, pod: "agent-1".to_string(), pod_uid: String::new(), node: None };
+        let caller = Caller { account: agents, pod: "agent-1".to_string(), pod_uid: String::new(), node: None };
         let id = SpiffeId::new("cluster.local", "shop", account).unwrap();
         let mut uids: Vec<String> = pods.known(&caller, &id)?.bearers.into_iter().map(|pod| pod.uid).collect();
         uids.sort();
@@ -235,7 +231,10 @@ mod tests {
         assert_eq!(bearers(&pods, "web").unwrap(), ["1", "2"]);
         // The same name, made anew with another account.
         told(&pods, vec![Event::Apply(running("a", "3", "api"))]);
-        assert_eq!((bearers(&pods, "web").unwrap(), bearers(&pods, "api").unwrap()), (vec!["2".into()], vec!["3".into()]));
+        assert_eq!(
+            (bearers(&pods, "web").unwrap(), bearers(&pods, "api").unwrap()),
+            (vec!["2".into()], vec!["3".into()])
+        );
         told(&pods, vec![Event::Delete(running("a", "3", "api"))]);
         assert_eq!(bearers(&pods, "api").unwrap(), [""; 0]);
         // A new list does not name b.

@@ -103,9 +103,6 @@ impl Material {
         }
         texts.into_iter().map(|(key, text)| (key.to_string(), ByteString(text.clone().into_bytes()))).collect()
     }
-
-    /// The keys of the Secret that are ours, present or not.
-    pub const KEYS: [&str; 5] = [TLS_CRT, TLS_KEY, CA_CRT, NEXT_CRT, NEXT_KEY];
 }
 
 const TLS_CRT: &str = "tls.crt";
@@ -117,7 +114,8 @@ const NEXT_KEY: &str = "next.key";
 impl Published {
     /// Reads a ConfigMap. What cannot be read of it is as if it were not there.
     pub fn of(config_map: &ConfigMap) -> Self {
-        let text = config_map.data.as_ref().and_then(|data| data.get(ROOTS_KEY)).map(String::as_str).unwrap_or_default();
+        let text =
+            config_map.data.as_ref().and_then(|data| data.get(ROOTS_KEY)).map(String::as_str).unwrap_or_default();
         let roots = identity::roots(ROOTS_KEY, text).unwrap_or_default();
         let signs = text.lines().find_map(|line| line.strip_prefix(SIGNS)).map(str::trim);
         let signs = signs.and_then(|signs| roots.iter().map(|root| root.id).find(|id| id.to_string() == signs));
@@ -142,21 +140,21 @@ impl Published {
         ConfigMap { metadata, data: Some(data), ..ConfigMap::default() }
     }
 
-    /// How long it is until a root may sign; nothing when it may.
-    pub fn wait(&self, root: RootId, now: SystemTime) -> Option<Duration> {
+    /// How long it is until a root may sign, which takes `settle` from its publication on; nothing when it may.
+    pub fn wait(&self, root: RootId, settle: Duration, now: SystemTime) -> Option<Duration> {
         if self.roots.iter().all(|published| published.id != root) {
-            return Some(SETTLE);
+            return Some(settle);
         }
         let since = *self.since.get(&root.to_string())?;
         let since = UNIX_EPOCH.checked_add(Duration::from_secs(since))?;
         // A time in the future is one before a clock was put back.
         let age = now.duration_since(since).unwrap_or_default();
-        SETTLE.checked_sub(age).filter(|left| !left.is_zero())
+        settle.checked_sub(age).filter(|left| !left.is_zero())
     }
 }
 
 /// What is to be published, given what is. `wanted` are the roots of the Secret, that which signs first.
-pub fn publish(wanted: &[Root], published: &Published, now: SystemTime) -> Published {
+pub fn publish(wanted: &[Root], published: &Published, settle: Duration, now: SystemTime) -> Published {
     let mut next = published.clone();
     next.roots.retain(|root| root.not_after > now);
     // The first roots of a mesh: nobody trusts anything else, and nobody can be left behind.
@@ -172,7 +170,7 @@ pub fn publish(wanted: &[Root], published: &Published, now: SystemTime) -> Publi
     }
     next.since.retain(|id, _| next.roots.iter().any(|root| root.id.to_string() == *id));
     if let Some(signer) = wanted.first()
-        && next.wait(signer.id, now).is_none()
+        && next.wait(signer.id, settle, now).is_none()
     {
         next.signs = Some(signer.id);
     }
@@ -203,40 +201,40 @@ mod tests {
     fn the_first_root_signs_at_once_and_another_waits() {
         let (a, b) = (root(), root());
         let start = now();
-        let first = publish(std::slice::from_ref(&a), &Published::default(), start);
-        assert_eq!((ids(&first), first.signs, first.wait(a.id, start)), (vec![a.id], Some(a.id), None));
-        assert_eq!(publish(std::slice::from_ref(&a), &first, start), first, "it is not published twice");
+        let first = publish(std::slice::from_ref(&a), &Published::default(), SETTLE, start);
+        assert_eq!((ids(&first), first.signs, first.wait(a.id, SETTLE, start)), (vec![a.id], Some(a.id), None));
+        assert_eq!(publish(std::slice::from_ref(&a), &first, SETTLE, start), first, "it is not published twice");
 
         // Somebody puts another into the Secret.
-        let second = publish(std::slice::from_ref(&b), &first, start);
+        let second = publish(std::slice::from_ref(&b), &first, SETTLE, start);
         assert_eq!((ids(&second), second.signs), (vec![a.id, b.id], Some(a.id)));
-        assert!(second.wait(b.id, start).is_some_and(|left| left <= SETTLE));
-        assert_eq!(second.wait(a.id, start), None);
+        assert!(second.wait(b.id, SETTLE, start).is_some_and(|left| left <= SETTLE));
+        assert_eq!(second.wait(a.id, SETTLE, start), None);
         let just_before = start + SETTLE - Duration::from_secs(2);
-        assert_eq!(publish(std::slice::from_ref(&b), &second, just_before), second);
-        let settled = publish(std::slice::from_ref(&b), &second, start + SETTLE);
+        assert_eq!(publish(std::slice::from_ref(&b), &second, SETTLE, just_before), second);
+        let settled = publish(std::slice::from_ref(&b), &second, SETTLE, start + SETTLE);
         assert_eq!((ids(&settled), settled.signs), (vec![a.id, b.id], Some(b.id)), "what was signed stays trusted");
     }
 
     #[test]
     fn a_prepared_root_is_published_and_does_not_sign() {
         let (a, b) = (root(), root());
-        let first = publish(std::slice::from_ref(&a), &Published::default(), now());
-        let prepared = publish(&[a.clone(), b.clone()], &first, now());
+        let first = publish(std::slice::from_ref(&a), &Published::default(), SETTLE, now());
+        let prepared = publish(&[a.clone(), b.clone()], &first, SETTLE, now());
         assert_eq!((ids(&prepared), prepared.signs), (vec![a.id, b.id], Some(a.id)));
-        let later = publish(&[a.clone(), b.clone()], &prepared, now() + SETTLE * 2);
+        let later = publish(&[a.clone(), b.clone()], &prepared, SETTLE, now() + SETTLE * 2);
         assert_eq!(later, prepared);
     }
 
     #[test]
     fn roots_that_have_ended_go() {
         let (a, b) = (root(), root());
-        let first = publish(std::slice::from_ref(&a), &Published::default(), now());
-        let both = publish(std::slice::from_ref(&b), &first, now());
+        let first = publish(std::slice::from_ref(&a), &Published::default(), SETTLE, now());
+        let both = publish(std::slice::from_ref(&b), &first, SETTLE, now());
         let ended = Root { not_after: now() - Duration::from_secs(1), ..a };
         let mut both = both;
         both.roots[0] = ended;
-        let next = publish(std::slice::from_ref(&b), &both, now());
+        let next = publish(std::slice::from_ref(&b), &both, SETTLE, now());
         assert_eq!(ids(&next), [b.id]);
         assert_eq!(next.since.len(), 1, "what is said of a root that is gone stays");
         assert_eq!(next.signs, None, "certificates end at a root that is gone");
@@ -244,14 +242,14 @@ mod tests {
 
     #[test]
     fn a_root_that_nobody_has_published_does_not_sign() {
-        assert_eq!(Published::default().wait(root().id, now()), Some(SETTLE));
+        assert_eq!(Published::default().wait(root().id, SETTLE, now()), Some(SETTLE));
     }
 
     #[test]
     fn what_is_written_is_read_alike() {
         let (a, b) = (root(), root());
-        let first = publish(std::slice::from_ref(&a), &Published::default(), now());
-        let both = publish(&[a, b], &first, now());
+        let first = publish(std::slice::from_ref(&a), &Published::default(), SETTLE, now());
+        let both = publish(&[a, b], &first, SETTLE, now());
         let read = Published::of(&both.config_map(ObjectMeta::default()));
         assert_eq!(read, both);
         assert_eq!(Published::of(&ConfigMap::default()), Published::default());

@@ -27,7 +27,7 @@ use crate::identity::istio::{CREATE_CERTIFICATE, CertificateRequest, Certificate
 /// Connections at once, one per agent; more wait in the kernel's queue.
 pub(super) const MAX_CONNECTIONS: usize = 8192;
 /// Connections of one address at once: an agent, its successor, and some that are not closed yet.
-pub(super) const MAX_CONNECTIONS_OF_ONE: usize = 16;
+pub(super) const MAX_CONNECTIONS_OF_ONE: usize = 64;
 /// For the handshake of TLS.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two signs of life.
@@ -135,7 +135,11 @@ where
     }
 }
 
-async fn answer(request: Request<Incoming>, peer: SocketAddr, service: Arc<Service>) -> http::Response<tonic::body::Body> {
+async fn answer(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    service: Arc<Service>,
+) -> http::Response<tonic::body::Body> {
     if request.uri().path() != CREATE_CERTIFICATE {
         return Status::unimplemented("only istio.v1.auth.IstioCertificateService/CreateCertificate is served here")
             .into_http();

@@ -37,7 +37,7 @@ use super::istio;
 use super::local_ca::POLL;
 use super::signing::{self, MAX_INTERMEDIATES};
 use super::tls::{ALPN, PROVIDER};
-use super::trust::{MAX_ROOTS, RootId};
+use super::trust::MAX_ROOTS;
 
 /// For one call, a connection that has to be made among it: below what `certs` gives a request.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -298,11 +298,10 @@ impl Shared {
 
     fn roots(&self) -> Result<CaState, String> {
         let text = directory::read(&self.remote.roots, false).map_err(|error| error.to_string())?;
+        let facts = signing::roots("roots", &text).map_err(|error| error.to_string())?;
         let roots = signing::certificates("roots", &text, MAX_ROOTS).map_err(|error| error.to_string())?;
         let signer = text.lines().find_map(|line| line.strip_prefix(SIGNS)).map(str::trim);
-        let signer = signer.and_then(|signer| {
-            roots.iter().map(RootId::of).find(|root| root.to_string() == signer)
-        });
+        let signer = signer.and_then(|signer| facts.iter().map(|root| root.id).find(|id| id.to_string() == signer));
         Ok(CaState { roots, signer, trouble: None })
     }
 

@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    Certificate, CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    Certificate, CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -252,11 +252,7 @@ pub(super) fn leaf_params(
     Ok(params)
 }
 
-fn base_params(
-    now: OffsetDateTime,
-    lifetime: Duration,
-    latest: OffsetDateTime,
-) -> Result<CertificateParams, CaError> {
+fn base_params(now: OffsetDateTime, lifetime: Duration, latest: OffsetDateTime) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.not_before = now - CLOCK_SKEW;
     params.not_after = (now + lifetime).min(latest);
