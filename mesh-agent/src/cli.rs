@@ -60,6 +60,9 @@ pub struct CheckArgs {
     /// The cgroup v2 directory to look at [default: where cgroup v2 is mounted]
     #[arg(long, value_name = "PATH")]
     pub cgroup_root: Option<PathBuf>,
+    /// Where kubelet listens; an agent reads it from the Node object
+    #[arg(long, value_name = "PORT", default_value_t = 10250)]
+    pub kubelet_port: u16,
 }
 
 /// `mesh-agent validate`

@@ -59,7 +59,7 @@ pub fn pack(agent: &Path, name: &str, archive: &Path) -> Result<()> {
                 "org.opencontainers.image.licenses": "Apache-2.0",
             },
         }),
-        entries: vec![Entry::File(stripped, "/mesh-agent")],
+        entries: vec![Entry::File(stripped, "/mesh-agent".to_string())],
     };
     image.write(archive)
 }

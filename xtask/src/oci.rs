@@ -27,13 +27,13 @@ pub struct Image<'a> {
 /// Something in an image; paths are absolute.
 pub enum Entry<'a> {
     /// A file of this machine.
-    File(PathBuf, &'a str),
+    File(PathBuf, String),
     /// A file with this text.
-    Text(String, &'a str),
+    Text(String, String),
     /// A symbolic link: where it leads, where it is.
     Link(&'a str, String),
     /// An empty directory that everybody may write to.
-    Scratch(&'a str),
+    Scratch(String),
 }
 
 impl Image<'_> {
@@ -89,8 +89,9 @@ impl Image<'_> {
         let mut directories = Vec::new();
         for entry in &self.entries {
             let path = match entry {
-                Entry::File(_, path) | Entry::Text(_, path) | Entry::Scratch(path) => path.trim_start_matches('/'),
-                Entry::Link(_, path) => path.trim_start_matches('/'),
+                Entry::File(_, path) | Entry::Text(_, path) | Entry::Link(_, path) | Entry::Scratch(path) => {
+                    path.trim_start_matches('/')
+                }
             };
             for parent in Path::new(path).ancestors().skip(1).filter(|parent| *parent != Path::new("")) {
                 if !directories.contains(&parent.to_path_buf()) {
@@ -172,9 +173,9 @@ mod tests {
                 names: vec!["localhost/one:1".to_string(), "localhost/two:1".to_string()],
                 config: json!({"Entrypoint": ["/bin/program"]}),
                 entries: vec![
-                    Entry::File(program.clone(), "/bin/program"),
+                    Entry::File(program.clone(), "/bin/program".to_string()),
                     Entry::Link("program", "/bin/other".to_string()),
-                    Entry::Scratch("/tmp"),
+                    Entry::Scratch("/tmp".to_string()),
                 ],
             };
             image.write(&place.path().join(name)).unwrap();

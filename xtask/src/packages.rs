@@ -81,6 +81,7 @@ const TESTBED: &[Need] = &[
         "python3 python3-websockets",
         ["python3-websockets", "python-websockets", "py3-websockets"],
     ),
+    same(Check::Program("nft"), "loses a pod's first packets", "nftables", ["nftables"; 3]),
     same(Check::Program("tcpdump"), "is the witness on the wire", "tcpdump", ["tcpdump", "tcpdump", "tcpdump"]),
     same(Check::Program("bpftool"), "counts programs and maps", "bpftool", ["bpftool", "bpf", "bpftool"]),
     Need {
@@ -177,12 +178,23 @@ pub fn for_peer() -> Result<()> {
 
 /// Makes sure that a cluster can run.
 pub fn for_cluster() -> Result<()> {
-    ensure_there(CLUSTER)
+    ensure_there(CLUSTER)?;
+    // For the pods.
+    ensure_there(TESTBED)
+}
+
+/// What a cluster lacks on this machine, in words; empty if nothing.
+pub fn missing_for_cluster() -> Vec<String> {
+    missing_of(CLUSTER)
 }
 
 /// What the testbed lacks on this machine, in words; empty if nothing.
 pub fn missing_for_testbed() -> Vec<String> {
-    let missing = TESTBED.iter().filter(|need| !need.is_there());
+    missing_of(TESTBED)
+}
+
+fn missing_of(needs: &[Need]) -> Vec<String> {
+    let missing = needs.iter().filter(|need| !need.is_there());
     missing.map(|need| format!("{}, which {}", need.name(), need.purpose)).collect()
 }
 

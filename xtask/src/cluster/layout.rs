@@ -62,3 +62,8 @@ pub fn node_ip(node: &str) -> Ipv4Addr {
 pub fn node_dir(node: &str) -> PathBuf {
     work().join(node)
 }
+
+/// The image of the programs of tests' pods.
+pub fn tools_archive() -> PathBuf {
+    work().join("tools.tar")
+}

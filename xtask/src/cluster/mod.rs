@@ -21,6 +21,7 @@ pub mod layout;
 pub mod node;
 pub mod parts;
 mod pki;
+pub mod tools;
 
 use std::io::Write;
 use std::process::{Command, ExitCode, Stdio};
@@ -29,9 +30,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Subcommand, ValueEnum};
 
-use crate::build::root;
-use crate::clean;
+use crate::build::{self, root};
 use crate::testbed::run::{Kind, Run};
+use crate::{clean, image};
 use layout::{NODES, RUN};
 use parts::Parts;
 
@@ -53,6 +54,12 @@ enum ClusterCommand {
     Down,
     /// Say whether it runs, and what in it
     Status,
+    /// Install the mesh as it is built here, from manifests/
+    Install {
+        /// Which of manifests/
+        #[arg(default_value = "base")]
+        manifests: String,
+    },
     /// A shell with kubectl, or one command: cluster shell -- kubectl get pods -A
     Shell {
         /// On a node, as root there, instead of beside the API server
@@ -102,6 +109,7 @@ impl Cluster {
             ClusterCommand::Up(options) => up(&options).map(drop)?,
             ClusterCommand::Down => down()?,
             ClusterCommand::Status => status()?,
+            ClusterCommand::Install { manifests } => install(&manifests)?,
             ClusterCommand::Shell { node, argv } => return shell(node.as_deref(), &argv),
         }
         Ok(ExitCode::SUCCESS)
@@ -138,6 +146,7 @@ fn start(run: &Run, parts: &Parts, options: &Options, progress: &dyn Fn(&str)) -
     let work = layout::work();
     run.note(Kind::Directory, &work.to_string_lossy())?;
     std::fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
+    tools::pack(&layout::tools_archive())?;
     pki::make()?;
     node::make_cgroups(run)?;
     node::make_network(run)?;
@@ -206,6 +215,33 @@ pub fn kubectl_command(parts: &Parts, arguments: &[&str]) -> Result<Command> {
     // Where it caches what it discovered.
     command.env("HOME", layout::work());
     Ok(command)
+}
+
+fn install(manifests: &str) -> Result<()> {
+    ensure!(is_there(), "there is no cluster: cargo xtask cluster up");
+    let parts = Parts::build()?;
+    import_agent(&parts)?;
+    apply_mesh(&parts, manifests)?;
+    println!("{}", kubectl(&parts, &["-n", "nodemesh-system", "get", "pods", "-o", "wide"], None)?);
+    Ok(())
+}
+
+/// Builds the agent and gives its image to every node.
+pub fn import_agent(parts: &Parts) -> Result<()> {
+    let archive = layout::work().join("nodemesh.tar");
+    image::pack(&build::agent()?, &image::default_name(), &archive)?;
+    node::import_everywhere(&archive, parts)
+}
+
+/// Applies a folder of manifests/ and waits until the mesh is ready everywhere.
+pub fn apply_mesh(parts: &Parts, manifests: &str) -> Result<()> {
+    let folder = root().join("manifests").join(manifests);
+    let folder = folder.to_str().context("a path that is text")?;
+    kubectl(parts, &["apply", "--server-side", "-k", folder], None)?;
+    for what in ["deployment/nodemesh-controller", "daemonset/nodemesh-agent"] {
+        kubectl(parts, &["-n", "nodemesh-system", "rollout", "status", what, "--timeout", READY], None)?;
+    }
+    Ok(())
 }
 
 fn status() -> Result<()> {

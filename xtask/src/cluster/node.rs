@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use super::init::NodeSpec;
 use super::layout::{
-    CONTROL, CONTROL_IP, DNS_SERVICE, NODES, PODS, netns, netns_name, node_dir, node_ip, pki, run_dir,
+    CONTROL, CONTROL_IP, DNS_SERVICE, NODES, PODS, netns, netns_name, node_dir, node_ip, pki, run_dir, tools_archive,
 };
 use super::parts::Parts;
 use super::{Options, kubectl};
@@ -90,7 +90,7 @@ pub fn start(node: &str, parts: &Parts, options: &Options) -> Result<()> {
         directory: directory.clone(),
         pki: pki(),
         programs: parts.programs(),
-        images: parts.images()?,
+        images: parts.images()?.into_iter().chain([tools_archive()]).collect(),
         dns: DNS_SERVICE.to_string(),
         pods: PODS.to_string(),
         proxy_mode: options.proxy.as_str().to_string(),
@@ -215,4 +215,15 @@ pub fn command(node: &str, parts: &Parts, argv: &[&str]) -> Result<Command> {
 
 fn pid_file(node: &str) -> PathBuf {
     run_dir().join(format!("{node}.pid"))
+}
+
+/// Imports an image into every node.
+pub fn import_everywhere(archive: &Path, parts: &Parts) -> Result<()> {
+    let archive = archive.to_str().context("a path that is text")?;
+    for node in NODES {
+        let output = command(node, parts, &["ctr", "-n", "k8s.io", "images", "import", archive])?.output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "importing {archive} on {node}: {}", said.trim());
+    }
+    Ok(())
 }

@@ -20,8 +20,6 @@ use crate::{ebpf, packages};
 pub const KUBERNETES: &str = "1.36.3";
 /// The program of the conformance suite's pods, under the name that the suite asks for.
 pub const ECHO: &str = "registry.k8s.io/gateway-api/echo-advanced:v1.5.1";
-/// A shell with the usual tools.
-pub const BUSYBOX: &str = "localhost/busybox:1";
 /// What holds a pod's namespaces.
 pub const PAUSE: &str = "localhost/pause:1";
 
@@ -106,23 +104,15 @@ impl Parts {
         Image {
             names: names(PAUSE),
             config: json!({"Entrypoint": ["/pause"]}),
-            entries: vec![Entry::File(self.program("pause"), "/pause")],
+            entries: vec![Entry::File(self.program("pause"), "/pause".to_string())],
         }
         .write(&image("pause.tar"))?;
         Image {
             names: names("localhost/coredns:1"),
             config: json!({"Entrypoint": ["/coredns"]}),
-            entries: vec![Entry::File(self.program("coredns"), "/coredns")],
+            entries: vec![Entry::File(self.program("coredns"), "/coredns".to_string())],
         }
         .write(&image("coredns.tar"))?;
-        let busybox = Path::new("/usr/bin/busybox");
-        let applets = Command::new(busybox).arg("--list").output().context("asking busybox for its applets")?;
-        let mut entries = vec![Entry::File(busybox.to_path_buf(), "/bin/busybox"), Entry::Scratch("/tmp")];
-        let applets = String::from_utf8(applets.stdout)?;
-        let applets = applets.lines().filter(|applet| *applet != "busybox");
-        entries.extend(applets.map(|applet| Entry::Link("busybox", format!("/bin/{applet}"))));
-        Image { names: names(BUSYBOX), config: json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]}), entries }
-            .write(&image("busybox.tar"))?;
         let [certificate, key] = self.echo_certificate()?;
         Image {
             names: vec![ECHO.to_string(), "localhost/echo:1".to_string()],
@@ -131,11 +121,11 @@ impl Parts {
                 "Entrypoint": ["/usr/local/bin/server"], "User": "1338", "Env": ["PATH=/usr/local/bin"],
             }),
             entries: vec![
-                Entry::File(self.program("echo-server"), "/usr/local/bin/server"),
-                Entry::File(self.program("echo-client"), "/usr/local/bin/client"),
-                Entry::Text(certificate, "/cert.crt"),
-                Entry::Text(key, "/cert.key"),
-                Entry::Scratch("/tmp"),
+                Entry::File(self.program("echo-server"), "/usr/local/bin/server".to_string()),
+                Entry::File(self.program("echo-client"), "/usr/local/bin/client".to_string()),
+                Entry::Text(certificate, "/cert.crt".to_string()),
+                Entry::Text(key, "/cert.key".to_string()),
+                Entry::Scratch("/tmp".to_string()),
             ],
         }
         .write(&image("echo.tar"))
@@ -205,7 +195,7 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 /// Go, from PATH or where its own installer puts it. An older one than go.mod wants fetches that by itself, from 1.21 on.
-fn go() -> Result<PathBuf> {
+pub fn go() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories =
         std::env::split_paths(&path).chain([PathBuf::from("/usr/local/go/bin"), "/usr/lib/go/bin".into()]);
