@@ -8,6 +8,7 @@
 //! Control work runs on a runtime of its own; connections run on the proxy's workers. A part that ends early ends the
 //! process: the pins in the kernel go on refusing, and a new agent picks them up.
 
+mod controller;
 mod departure;
 mod descriptors;
 mod drain;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, anyhow};
+pub use controller::control;
 use descriptors::Descriptors;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -270,6 +272,7 @@ fn identities(config: &config::Identity) -> Result<Identities> {
             let ca = identity::local_ca::LocalCa::directory(path, &config.trust_domain);
             Arc::new(ca.with_context(|| format!("--ca dir:{}", path.display()))?)
         }
+        config::Ca::Remote(remote) => Arc::new(identity::RemoteCa::new(remote.clone())),
     };
     let settings = identity::Config { trust_domain: config.trust_domain.clone(), lifetime: config.svid_ttl };
     Ok(Identities::new(ca, settings))

@@ -71,6 +71,15 @@ fn settings_of(config: &Config) -> Value {
         "ca": match ca {
             config::Ca::Memory => "memory".to_string(),
             config::Ca::Directory(path) => format!("dir:{}", path.display()),
+            config::Ca::Remote(remote) => remote.address.to_string(),
+        },
+        "ca-roots": match ca {
+            config::Ca::Remote(remote) => Some(&remote.roots),
+            config::Ca::Memory | config::Ca::Directory(_) => None,
+        },
+        "ca-token": match ca {
+            config::Ca::Remote(remote) => Some(&remote.token),
+            config::Ca::Memory | config::Ca::Directory(_) => None,
         },
         "trust-domain": trust_domain,
         "svid-ttl": duration(svid_ttl),
@@ -171,6 +180,7 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("hbone", hbone::limits::all()),
         ("http", http::limits::all()),
         ("identity", identity::limits()),
+        ("controller", crate::controller::limits()),
         ("apiserver", apiserver::limits()),
         ("discovery", discovery::limits()),
         ("telemetry", telemetry::limits()),
@@ -387,6 +397,7 @@ mod tests {
         "ROUNDS",
         "SERVICES",
         "SHARDS",
+        "SHOWN",
         "SHOWN_BYTES",
         "SK_LOOKUP",
         "SVID_TTL_MAX",
