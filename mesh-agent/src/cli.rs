@@ -38,6 +38,10 @@ pub enum Command {
     /// Ask what policies say
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Ask a running agent: /readyz /metrics /config_dump /connections /log-level /access-log
+    ///
+    /// Exit status: 0 a good answer, such as "ready"; 1 any other.
+    Get(GetArgs),
     /// Print the version
     Version,
     /// Take every pinned program and map out of the kernel
@@ -54,6 +58,9 @@ pub struct CheckArgs {
     /// The cgroup v2 directory to look at [default: where cgroup v2 is mounted]
     #[arg(long, value_name = "PATH")]
     pub cgroup_root: Option<PathBuf>,
+    /// Where kubelet listens; an agent reads it from the Node object
+    #[arg(long, value_name = "PORT", default_value_t = 10250)]
+    pub kubelet_port: u16,
 }
 
 /// `mesh-agent validate`
@@ -67,6 +74,17 @@ pub struct ValidateArgs {
     /// The trust domain that principals may name [default: cluster.local]
     #[arg(long, value_name = "NAME")]
     pub trust_domain: Option<String>,
+}
+
+/// `mesh-agent get`
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// What to ask for
+    #[arg(value_name = "/PATH")]
+    pub path: String,
+    /// The agent's address [default: 127.0.0.1:15000]
+    #[arg(long, env = "NODEMESH_ADMIN", value_name = "IP:PORT|unix:PATH")]
+    pub admin: Option<String>,
 }
 
 const POLICY_TEST_AFTER_HELP: &str = "\

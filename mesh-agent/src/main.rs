@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Validate(args) => commands::validate(args),
         Command::Ca(command) => commands::ca(command),
         Command::Policy(command) => commands::policy(command),
+        Command::Get(args) => commands::get(args),
         Command::Version => {
             println!("mesh-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

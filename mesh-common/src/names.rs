@@ -26,6 +26,12 @@ pub mod maps {
     pub const EXCLUDED_PORTS: &str = "EXCLUDED_PORTS";
     /// NetworkKey → nothing, by longest prefix: destinations that pods keep out of the mesh
     pub const EXCLUDED_NETS: &str = "EXCLUDED_NETS";
+    /// FourTuple → ProbeRecord
+    pub const PROBES: &str = "PROBES";
+    /// Endpoint → nothing: ports that pods declare in their probes
+    pub const PROBE_PORTS: &str = "PROBE_PORTS";
+    /// cgroup id → nothing: the cgroup that kubelet is in
+    pub const KUBELETS: &str = "KUBELETS";
     /// cgroup id → nothing: the agents' own cgroups
     pub const AGENTS: &str = "AGENTS";
     /// Outcome → count, per CPU
@@ -36,7 +42,7 @@ pub mod maps {
     pub const INSTANCES: &str = "INSTANCES";
 
     /// Every map of the kernel programs, all of which are pinned.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 16] = [
         PODS,
         DIALS,
         DIALLED,
@@ -47,6 +53,9 @@ pub mod maps {
         GUARDED,
         EXCLUDED_PORTS,
         EXCLUDED_NETS,
+        PROBES,
+        PROBE_PORTS,
+        KUBELETS,
         AGENTS,
         OUTCOMES,
         EVENTS,
@@ -69,6 +78,8 @@ pub mod programs {
     pub const SOCK_RELEASE: &str = "nm_sock_release";
     /// sockops, on the agent's cgroup
     pub const SOCK_OPS: &str = "nm_sock_ops";
+    /// sockops, on kubelet's cgroup
+    pub const PROBE_OPS: &str = "nm_probe_ops";
     /// sk_lookup, in each enrolled pod's netns
     pub const SK_LOOKUP: &str = "nm_sk_lookup";
     /// tc, host-side interface, ingress: what leaves the pod
@@ -83,6 +94,8 @@ pub mod globals {
     pub const SET_RETVAL: &str = "HAS_SET_RETVAL";
     /// u8: ingress_ifindex in sk_lookup, from kernel 5.17.
     pub const INGRESS_IFINDEX: &str = "HAS_INGRESS_IFINDEX";
+    /// u8: bpf_get_current_cgroup_id in sockops, from kernel 6.16.
+    pub const CURRENT_CGROUP: &str = "HAS_CURRENT_CGROUP";
     /// u8: the level of the programs' own log; 0 is off. The name is aya-log's.
     pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 }

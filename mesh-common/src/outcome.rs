@@ -153,6 +153,19 @@ outcomes! {
     LookupExcluded = 54, "lookup_excluded", Pass;
     /// A SYN of the pod's own, to a port or network that it excludes.
     GuardSynExcluded = 55, "guard_syn_excluded", Pass;
+    // kubelet's probes
+    /// Kubelet dials a port that a pod declares in its probes: filed before the SYN leaves.
+    ProbeFiled = 56, "probe_filed", Pass;
+    /// Such a dial could not be filed: it meets policy as any other.
+    ProbeNotFiled = 57, "probe_not_filed", Pass;
+    /// A filed probe closed.
+    ProbeClosed = 58, "probe_closed", Pass;
+    /// Kubelet's cgroup, but no declared port; or another callback.
+    ProbeOther = 59, "probe_other", Pass;
+    /// Below kubelet's cgroup, but not in it: what it dials meets policy.
+    ProbeStranger = 60, "probe_stranger", Pass;
+    /// To the application itself: kubelet's probe.
+    LookupProbe = 61, "lookup_probe", Pass;
     // all
     /// The ring buffer was full; counted beside the outcome that it was to report.
     EventLost = 52, "event_lost", Pass;

@@ -24,6 +24,7 @@ plain! {
     record::ClientRecord,
     record::ListenerKey,
     record::Filed,
+    record::ProbeRecord,
     record::Event,
     exclude::PortKey,
     exclude::NetworkKey,

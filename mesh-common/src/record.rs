@@ -242,6 +242,35 @@ impl Filed {
     }
 }
 
+/// PROBES value, by four-tuple: a connection that kubelet opens to a port declared in a pod's probes. It stays until the
+/// connection closes, because a SYN that is sent again, a syncookie's ACK and a tuple that meets TIME_WAIT enter the
+/// lookup anew.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeRecord {
+    time: u64,
+    socket: u64,
+}
+
+impl ProbeRecord {
+    /// `time` is CLOCK_MONOTONIC in nanoseconds, `socket` the cookie of kubelet's socket.
+    #[inline(always)]
+    pub const fn new(time: u64, socket: u64) -> Self {
+        Self { time, socket }
+    }
+
+    /// When, CLOCK_MONOTONIC, nanoseconds.
+    pub const fn time(&self) -> u64 {
+        self.time
+    }
+
+    /// Whose record it is: a socket that has the same addresses in another namespace does not remove it.
+    #[inline(always)]
+    pub const fn is_of(&self, socket: u64) -> bool {
+        self.socket == socket
+    }
+}
+
 /// What goes through the ring buffer: a refusal or a drop, with whom it met.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -325,6 +354,7 @@ mod tests {
         assert_eq!(size_of::<ClientRecord>(), 20 + 4 + 8);
         assert_eq!(size_of::<ListenerKey>(), 16 + 1 + 3);
         assert_eq!(size_of::<Filed>(), 8);
+        assert_eq!(size_of::<ProbeRecord>(), 8 + 8);
         assert_eq!(size_of::<Event>(), 8 + 8 + 20 + 20 + 4 + 4);
     }
 

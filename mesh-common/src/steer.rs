@@ -15,6 +15,8 @@ pub enum Steer {
     FiledOr(Outcome),
     /// To the listener; where it is missing, drop.
     Listener(ListenerKey, Outcome),
+    /// Pass if it is a probe on file, else to the plaintext listener; where that is missing, drop.
+    ProbeOr(ListenerKey),
 }
 
 /// Decides a TCP lookup from `remote` to `local`. `over_lo`: whether the packet came in over lo, which is not so for a
@@ -54,7 +56,7 @@ pub fn steer(local: Endpoint, remote: Ip, over_lo: bool, exclusions: &impl Exclu
         return Steer::Done(Outcome::LookupExcluded);
     }
     // On file or not: the agent files what it dials for its other pods too, and those dials meet this pod's policy.
-    Steer::Listener(ListenerKey::new(ip, ListenerRole::Plaintext), Outcome::LookupPlaintext)
+    Steer::ProbeOr(ListenerKey::new(ip, ListenerRole::Plaintext))
 }
 
 /// The guard's decision on a SYN that leaves a pod.
@@ -114,8 +116,7 @@ mod tests {
         let outbound =
             |pod| Steer::Listener(ListenerKey::new(ip(pod), ListenerRole::Outbound), Outcome::LookupOutbound);
         let tunnel = |pod| Steer::Listener(ListenerKey::new(ip(pod), ListenerRole::Tunnel), Outcome::LookupTunnel);
-        let plaintext =
-            |pod| Steer::Listener(ListenerKey::new(ip(pod), ListenerRole::Plaintext), Outcome::LookupPlaintext);
+        let plaintext = |pod| Steer::ProbeOr(ListenerKey::new(ip(pod), ListenerRole::Plaintext));
         let lo = true;
         let table = [
             ("127.128.0.9", 0x8001, "10.0.0.2", lo, outbound("10.0.0.2")),
@@ -165,14 +166,15 @@ mod tests {
     #[test]
     fn excluded_ports_arrive() {
         let exclusions = Fake::inbound(&[("10.0.0.2", 9100), ("fd99::2", 9100), ("10.0.0.2", 15008)]);
-        let listener = |pod, role, outcome| Steer::Listener(ListenerKey::new(ip(pod), role), outcome);
+        let plaintext = |pod| Steer::ProbeOr(ListenerKey::new(ip(pod), ListenerRole::Plaintext));
+        let tunnel = Steer::Listener(ListenerKey::new(ip("10.0.0.2"), ListenerRole::Tunnel), Outcome::LookupTunnel);
         let table = [
             ("10.0.0.2", 9100, "10.0.0.3", Steer::Done(Outcome::LookupExcluded)),
             ("fd99::2", 9100, "fd99::3", Steer::Done(Outcome::LookupExcluded)),
-            ("10.0.0.2", 9101, "10.0.0.3", listener("10.0.0.2", ListenerRole::Plaintext, Outcome::LookupPlaintext)),
+            ("10.0.0.2", 9101, "10.0.0.3", plaintext("10.0.0.2")),
             // Another pod's.
-            ("10.0.0.4", 9100, "10.0.0.3", listener("10.0.0.4", ListenerRole::Plaintext, Outcome::LookupPlaintext)),
-            ("10.0.0.2", 15008, "10.0.0.3", listener("10.0.0.2", ListenerRole::Tunnel, Outcome::LookupTunnel)),
+            ("10.0.0.4", 9100, "10.0.0.3", plaintext("10.0.0.4")),
+            ("10.0.0.2", 15008, "10.0.0.3", tunnel),
             ("10.0.0.2", 9100, "127.64.0.1", Steer::FiledOr(Outcome::LookupForged)),
             ("10.0.0.2", 9100, "127.128.0.1", Steer::Done(Outcome::LookupLate)),
         ];

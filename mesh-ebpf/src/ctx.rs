@@ -10,8 +10,8 @@ use aya_ebpf::bindings::{
     BPF_SK_LOOKUP_F_NO_REUSEPORT, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_set_retval,
-    bpf_setsockopt, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie,
+    bpf_ktime_get_ns, bpf_set_retval, bpf_setsockopt, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set,
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray};
@@ -314,6 +314,19 @@ impl<'a> OpsContext<'a> {
             let remote_port = u32::from_be((*self.raw).remote_port) as u16;
             FourTuple::new(Endpoint::new(local, local_port), Endpoint::new(remote, remote_port))
         }
+    }
+
+    #[inline(always)]
+    pub fn socket_cookie(&self) -> u64 {
+        // SAFETY: the helper takes this context.
+        unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) }
+    }
+
+    /// The id of the cgroup that the current task is in; only at connect() the task is the one that dials. Kernel 6.16.
+    #[inline(always)]
+    pub fn current_cgroup(&self) -> u64 {
+        // SAFETY: no pointer is passed.
+        unsafe { bpf_get_current_cgroup_id() }
     }
 
     /// Asks for the state callback.

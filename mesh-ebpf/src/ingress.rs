@@ -8,7 +8,7 @@ use mesh_common::steer::{self, Steer};
 
 use crate::ctx::{self, LookupContext};
 use crate::exclude::Published;
-use crate::maps::FILED;
+use crate::maps::{FILED, PROBE_PORTS, PROBES};
 
 /// -ENOENT.
 const ABSENT: i32 = -2;
@@ -27,12 +27,21 @@ pub fn steer(lookup: &LookupContext<'_>) -> Outcome {
             otherwise
         }
         Steer::Listener(key, outcome) => assign(lookup, &key, outcome),
+        Steer::ProbeOr(_) if is_probe(lookup) => Outcome::LookupProbe,
+        Steer::ProbeOr(key) => assign(lookup, &key, Outcome::LookupPlaintext),
     }
 }
 
 #[inline(always)]
 fn is_filed(lookup: &LookupContext<'_>) -> bool {
     ctx::get(&FILED, &FourTuple::new(lookup.remote(), lookup.local())).is_some()
+}
+
+/// The port is looked at again: with the pod ends what was declared for its address.
+#[inline(always)]
+fn is_probe(lookup: &LookupContext<'_>) -> bool {
+    ctx::get(&PROBES, &FourTuple::new(lookup.remote(), lookup.local())).is_some()
+        && ctx::get(&PROBE_PORTS, &lookup.local()).is_some()
 }
 
 #[inline(always)]

@@ -15,6 +15,7 @@ mod guard;
 mod ingress;
 mod maps;
 mod peername;
+mod probe_ops;
 mod release;
 mod sock_ops;
 
@@ -74,6 +75,13 @@ pub fn nm_sock_release(ctx: SockContext) -> i32 {
 #[sock_ops]
 pub fn nm_sock_ops(ctx: SockOpsContext) -> u32 {
     count(sock_ops::file_dials(&OpsContext::new(&ctx)));
+    1
+}
+
+/// sockops on kubelet's cgroup. Kernel 4.13.
+#[sock_ops]
+pub fn nm_probe_ops(ctx: SockOpsContext) -> u32 {
+    count(probe_ops::file_probes(&OpsContext::new(&ctx)));
     1
 }
 

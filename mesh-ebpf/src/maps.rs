@@ -9,7 +9,7 @@ use mesh_common::addr::{Endpoint, FourTuple};
 use mesh_common::exclude::{Place, PortKey};
 use mesh_common::outcome::Outcome;
 use mesh_common::record::{
-    ClientRecord, DialRecord, DialStorage, Filed, ListenerKey, PodAddresses, PodConfig, SourceKey,
+    ClientRecord, DialRecord, DialStorage, Filed, ListenerKey, PodAddresses, PodConfig, ProbeRecord, SourceKey,
 };
 
 /// BPF_F_NO_PREALLOC: memory follows the connections that there are, and an element that is read while it is removed
@@ -59,6 +59,20 @@ pub static EXCLUDED_PORTS: HashMap<PortKey, u8> = HashMap::with_max_entries(65_5
 #[map]
 pub static EXCLUDED_NETS: LpmTrie<Place, u8> = LpmTrie::with_max_entries(16_384, ON_DEMAND);
 
+/// Probes that kubelet has open, by four-tuple. probe_ops writes and removes; the sweep removes. Full: the probe meets
+/// policy.
+#[map]
+pub static PROBES: HashMap<FourTuple, ProbeRecord> = HashMap::with_max_entries(8_192, ON_DEMAND);
+
+/// Ports that pods declare in probes and lifecycle hooks, by the pod's address. The agent writes. Full: probes of what is
+/// beyond meet policy.
+#[map]
+pub static PROBE_PORTS: HashMap<Endpoint, u8> = HashMap::with_max_entries(16_384, ON_DEMAND);
+
+/// Kubelet's cgroup, by id: two while it moves. The agent writes.
+#[map]
+pub static KUBELETS: HashMap<u64, u8> = HashMap::with_max_entries(16, ON_DEMAND);
+
 /// The agents' cgroups, by id: two during a handover. The agent writes.
 #[map]
 pub static AGENTS: HashMap<u64, u8> = HashMap::with_max_entries(64, ON_DEMAND);
@@ -78,3 +92,8 @@ pub static HAS_SET_RETVAL: Global<u8> = Global::new(1);
 /// Whether sk_lookup has ingress_ifindex (5.17). Without it the guard alone keeps forged capture addresses out.
 #[unsafe(no_mangle)]
 pub static HAS_INGRESS_IFINDEX: Global<u8> = Global::new(1);
+
+/// Whether sockops has bpf_get_current_cgroup_id (6.16). Without it whatever is below kubelet's cgroup counts as kubelet:
+/// the agent attaches to none that has pods below it.
+#[unsafe(no_mangle)]
+pub static HAS_CURRENT_CGROUP: Global<u8> = Global::new(1);

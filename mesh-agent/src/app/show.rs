@@ -257,6 +257,7 @@ pub fn workloads(agent: &Agent) -> Value {
                 "inboundPorts": workload.exclusions.inbound_ports,
                 "outboundCIDRs": workload.exclusions.outbound_networks,
             },
+            "probePorts": workload.probe_ports,
             "forwarded": if workload.forwards { "append" } else { "set" },
             "taken": taken.map(taken_json),
             "policy": state.inbound_policy(&workload.uid),

@@ -88,19 +88,22 @@ fn holding_self(mount: &Path) -> Result<PathBuf, Error> {
     let path = listed.lines().find_map(|line| line.strip_prefix("0::")).ok_or(Error::NoCgroup2)?;
     let direct = mount.join(path.trim_start_matches('/'));
     // With a cgroup namespace of its own the path is cut off at the container: then the tree is searched.
-    if holds_self(&direct) { Ok(direct) } else { search(mount).ok_or(Error::NoCgroup2) }
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    if holds(&direct, own) { Ok(direct) } else { search(mount, own).ok_or(Error::NoCgroup2) }
 }
 
-fn holds_self(cgroup: &Path) -> bool {
-    let own = std::process::id().to_string();
-    fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|listed| listed.lines().any(|line| line == own))
+/// Whether a process is directly in a cgroup.
+pub(super) fn holds(cgroup: &Path, pid: i32) -> bool {
+    let pid = pid.to_string();
+    fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|listed| listed.lines().any(|line| line == pid))
 }
 
-fn search(below: &Path) -> Option<PathBuf> {
-    if holds_self(below) {
+/// The cgroup at or below a directory that a process is in.
+pub(super) fn search(below: &Path, pid: i32) -> Option<PathBuf> {
+    if holds(below, pid) {
         return Some(below.to_path_buf());
     }
-    children(below).iter().find_map(|child| search(child))
+    children(below).iter().find_map(|child| search(child, pid))
 }
 
 fn children(directory: &Path) -> Vec<PathBuf> {

@@ -7,7 +7,8 @@ use aya::programs::ProgramType;
 use aya::sys::{is_map_supported, is_program_supported};
 use aya::util::KernelVersion;
 
-use super::cgroups;
+use super::kubelet::{self, Kubelet};
+use super::{cgroups, probes};
 
 /// One feature.
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub struct Feature {
     pub needed: Needed,
     /// Whether it is here.
     pub state: State,
+    /// What was found, where that says more than that it is here.
+    pub found: Option<String>,
     /// What it is for, and what is lost without it.
     pub matters: &'static str,
 }
@@ -52,10 +55,10 @@ pub fn exit_status(features: &[Feature]) -> u8 {
     }
 }
 
-/// Looks at this kernel and at the cgroup tree below `cgroup_root`.
-pub fn check(cgroup_root: &Path) -> Vec<Feature> {
+/// Looks at this kernel, at the cgroup tree below `cgroup_root`, and for the kubelet that listens on a port.
+pub fn check(cgroup_root: &Path, kubelet_port: u16) -> Vec<Feature> {
     use Needed::{Optional, Required};
-    let feature = |name, needed, state, matters| Feature { name, needed, state, matters };
+    let feature = |name, needed, state, matters| Feature { name, needed, state, matters, found: None };
     vec![
         feature(
             "CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE",
@@ -114,6 +117,13 @@ pub fn check(cgroup_root: &Path) -> Vec<Feature> {
             version(6, 6),
             "the guard is pinned and updated without a gap; without it clsact filters are used",
         ),
+        feature(
+            "sockops' current cgroup (6.16)",
+            Optional,
+            version(6, 16),
+            "tells kubelet from pods below its own cgroup; without it kubelet needs a cgroup without pods below",
+        ),
+        kubelet(cgroup_root, kubelet_port),
     ]
 }
 
@@ -157,6 +167,22 @@ fn kubepods(root: &Path) -> State {
     }
 }
 
+/// Who counts as kubelet, or why nobody does.
+fn kubelet(root: &Path, port: u16) -> Feature {
+    let found = cgroups::kubepods(root).map_err(|error| error.to_string()).and_then(|kubepods| {
+        let kubelet = kubelet::find(port, &kubelet::listeners(port), &kubepods)?;
+        probes::obstacle(&kubelet, &kubepods).map_or(Ok(kubelet), Err)
+    });
+    let (state, found) = match found {
+        Ok(Kubelet { pid, name, cgroup, .. }) => {
+            (State::Offered, Some(format!("process {pid} ({name}) in {}", cgroup.display())))
+        }
+        Err(reason) => (State::Missing(reason), None),
+    };
+    let matters = "its probes go to the application; without it policy decides on them, and STRICT pods refuse them";
+    Feature { name: "kubelet", needed: Needed::Optional, state, matters, found }
+}
+
 fn program(kind: ProgramType) -> State {
     match is_program_supported(kind) {
         Ok(true) => State::Offered,
@@ -195,7 +221,7 @@ mod tests {
 
     #[test]
     fn status_for_scripts() {
-        let feature = |needed, state| Feature { name: "", needed, state, matters: "" };
+        let feature = |needed, state| Feature { name: "", needed, state, matters: "", found: None };
         let missing = || State::Missing(String::new());
         assert_eq!(exit_status(&[feature(Needed::Required, State::Offered)]), 0);
         assert_eq!(exit_status(&[feature(Needed::Optional, missing())]), 2);

@@ -22,6 +22,7 @@ use super::ownership::{Ownership, Standing};
 use super::plan::{self, Duty, Failures, Held, Kernel, Phase, Plan, Step, Uid, View};
 use super::pod::{Live, PodNamespace};
 use super::pod_thread::PodThread;
+use super::probes::Probes;
 use super::refused::Refused;
 use super::tables::Tables;
 use super::{POD_GATE, Shutdown, TcMode, guard, sweep};
@@ -72,6 +73,7 @@ struct Bookkeeping {
     gates: BTreeMap<Uid, String>,
     refused: Refused,
     exclusions: Exclusions,
+    probes: Probes,
     /// The newest agent over whose work this one has put its own; none in the beginning.
     answered: u64,
     /// Readiness was reached once.
@@ -110,6 +112,11 @@ fn is_another(wanted: &Workload, enrolled: &Workload) -> bool {
     wanted.ips != enrolled.ips || wanted.identity != enrolled.identity
 }
 
+/// The pods of this node that are to be captured.
+fn wanted(world: &MeshState) -> BTreeMap<Uid, Arc<Workload>> {
+    world.local_workloads().filter(|w| w.enrolled).map(|w| (w.uid.clone(), w.clone())).collect()
+}
+
 /// The readiness gate of a pod.
 fn gate(workload: &Workload) -> String {
     format!("{POD_GATE}{}/{}", workload.namespace, workload.name)
@@ -140,17 +147,18 @@ impl Enroller {
 
     /// Runs until `end`; everything stays in place then. From `closing` on it accepts nothing and owns nothing.
     pub async fn run(mut self, mut world: StateReader, shutdown: Shutdown) {
-        let Shutdown { mut closing, mut end } = shutdown;
+        let Shutdown { mut leaving, mut closing, mut end } = shutdown;
         self.readiness.waiting("capture", "waiting for the first state of the cluster");
         let started = Instant::now();
         let mut standing = self.ownership.standing();
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut ticks, mut is_closed, mut world_ended) = (0u32, false, false);
+        let (mut ticks, mut is_leaving, mut is_closed, mut world_ended) = (0u32, false, false, false);
         let mut look = Look::Close;
         loop {
             tokio::select! {
                 () = end.started() => return,
+                () = leaving.started(), if !is_leaving => is_leaving = true,
                 () = closing.started(), if !is_closed => {
                     is_closed = true;
                     self.ownership.retire();
@@ -174,17 +182,22 @@ impl Enroller {
             if ticks % (VERIFY_EVERY * SWEEP_EVERY) == 1 && self.ownership.is_alone() {
                 sweep::sweep(&self.tables, &self.live);
             }
-            self.round(&current, look, started.elapsed() < ENROL_PATIENCE).await;
+            let wanted = if is_leaving { BTreeMap::new() } else { wanted(&current) };
+            self.round(&current, wanted, look, started.elapsed() < ENROL_PATIENCE).await;
             look = Look::Quick;
         }
     }
 
     /// Looks, decides, acts, and says what is missing.
-    async fn round(&mut self, world: &MeshState, look: Look, is_starting: bool) {
+    async fn round(
+        &mut self,
+        world: &MeshState,
+        wanted: BTreeMap<Uid, Arc<Workload>>,
+        look: Look,
+        is_starting: bool,
+    ) {
         let newest = self.ownership.newest();
         let duty = self.duty(newest).await;
-        let wanted: BTreeMap<Uid, Arc<Workload>> =
-            world.local_workloads().filter(|w| w.enrolled).map(|w| (w.uid.clone(), w.clone())).collect();
         self.state.obstacles.clear();
         if duty != Duty::LetGo {
             self.publish(world).await;
@@ -230,6 +243,7 @@ impl Enroller {
                 }
                 self.state.refused = Refused::default();
                 self.state.exclusions = Exclusions::default();
+                self.state.probes = Probes::default();
                 self.readiness.remove(GATE);
                 Duty::Resume
             }
@@ -249,6 +263,7 @@ impl Enroller {
         if let Some(_turn) = self.ownership.turn().await {
             self.state.refused.publish(world, &self.tables);
             self.state.exclusions.publish(world, &self.tables);
+            self.state.probes.follow(world, &self.loaded, &self.tables, &self.readiness);
         }
     }
 

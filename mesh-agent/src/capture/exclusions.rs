@@ -81,7 +81,7 @@ impl Entries {
 
 /// Writes what changed; false if something that is wanted is not in the table now. What goes does so first: it may stand
 /// for a pod that has left its address to another.
-fn bring<K: aya::Pod + Eq + std::hash::Hash>(
+pub(super) fn bring<K: aya::Pod + Eq + std::hash::Hash>(
     table: &Table<K, u8>,
     published: &mut HashSet<K>,
     wanted: &HashSet<K>,
@@ -127,6 +127,7 @@ mod tests {
             host_ips: vec![],
             host_ports: vec![],
             exclusions,
+            probe_ports: Default::default(),
             forwards: false,
             enrolled: true,
             refusal: None,

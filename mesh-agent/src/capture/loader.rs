@@ -130,6 +130,7 @@ impl Loaded {
             programs::GETPEERNAME6,
             programs::SOCK_RELEASE,
             programs::SOCK_OPS,
+            programs::PROBE_OPS,
             programs::SK_LOOKUP,
             programs::GUARD_FROM_POD,
             programs::GUARD_TO_POD,
@@ -151,6 +152,12 @@ impl Loaded {
             self.attach_to_cgroup(name, attach_type, &self.kubepods, &self.pins.links().join(name))?;
         }
         Ok(())
+    }
+
+    /// Moves the program that files probes to kubelet's cgroup, if it is not on it.
+    pub fn attach_probes(&self, kubelet: &Path) -> Result<(), Error> {
+        let pin = self.pins.links().join(programs::PROBE_OPS);
+        self.attach_to_cgroup(programs::PROBE_OPS, CGROUP_SOCK_OPS, kubelet, &pin)
     }
 
     /// Names this agent's cgroup to the connect hooks, and takes out those of agents that are gone.
@@ -190,12 +197,14 @@ impl Loaded {
 
 fn load(config: &Config, pins: &Pins) -> Result<Ebpf, Error> {
     let (set_retval, ingress_ifindex) = (has(5, 18), has(5, 17));
+    let current_cgroup = has(6, 16);
     let log_level: u8 = if config.bpf_log { 5 } else { 0 };
     let directory = pins.maps();
     let mut loader = EbpfLoader::new();
     loader
         .override_global(names::globals::SET_RETVAL, &set_retval, true)
         .override_global(names::globals::INGRESS_IFINDEX, &ingress_ifindex, true)
+        .override_global(names::globals::CURRENT_CGROUP, &current_cgroup, true)
         .override_global(names::globals::LOG_LEVEL, &log_level, false);
     for name in maps::ALL {
         loader.map_pin_path(name, directory.join(name));

@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod exclusions;
 mod guard;
+mod kubelet;
 mod links;
 mod loader;
 mod namespace;
@@ -21,6 +22,7 @@ mod ownership;
 mod plan;
 mod pod;
 mod pod_thread;
+mod probes;
 mod program_log;
 mod refused;
 mod sweep;
@@ -107,9 +109,11 @@ pub struct Capture {
     log: ProgramLog,
 }
 
-/// How capture is told of the end of the process, which comes in two steps.
+/// How capture is told of the end of the process, which comes in two steps, and of that of the mesh.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
+    /// From here on no pod of this node is to be captured: the mesh leaves it.
+    pub leaving: drain::Token,
     /// From here on this agent accepts nothing, and does not own capture again.
     pub closing: drain::Token,
     /// Capture's work is over; what it made stays in place.
@@ -139,6 +143,9 @@ pub fn limits() -> Vec<Limit> {
         refused::MAX_ADDRESSES, "addresses", "of Services without endpoint get ECONNREFUSED; more of them a reset";
         exclusions::MAX_PORTS, "ports that pods exclude, per address", "what is beyond stays in the mesh";
         exclusions::MAX_NETWORKS, "networks that pods exclude, per address", "the same";
+        probes::MAX_PROBE_PORTS, "ports that pods declare in probes, per address", "what is beyond meets policy";
+        probes::KUBELET_LOOK, "milliseconds", "between two looks at whether kubelet is who it was";
+        probes::KUBELET_RETRY, "milliseconds", "between two searches among all processes for a kubelet that was not found";
         program_log::FLUSH_EVERY, "milliseconds", "between two looks at the programs' own log";
     ]
 }

@@ -34,6 +34,12 @@ pub(super) fn sweep(tables: &Tables, live: &Live) {
             removed += 1;
         }
     }
+    for key in tables.probes.keys(MAX_KEYS) {
+        if tables.probes.get(&key).is_some_and(|probe| is_stale(probe.time())) {
+            tables.probes.remove(&key);
+            removed += 1;
+        }
+    }
     if removed > 0 {
         tracing::debug!(removed, "stale records swept");
     }

@@ -7,7 +7,9 @@ use std::path::Path;
 use mesh_common::addr::{Endpoint, FourTuple};
 use mesh_common::exclude::{NetworkKey, PortKey};
 use mesh_common::names::maps;
-use mesh_common::record::{ClientRecord, DialRecord, Filed, ListenerKey, PodAddresses, PodConfig, SourceKey};
+use mesh_common::record::{
+    ClientRecord, DialRecord, Filed, ListenerKey, PodAddresses, PodConfig, ProbeRecord, SourceKey,
+};
 
 use super::table::Table;
 use crate::sys;
@@ -24,6 +26,9 @@ pub(super) struct Tables {
     pub guarded: Table<u32, PodAddresses>,
     pub excluded_ports: Table<PortKey, u8>,
     pub excluded_networks: Table<NetworkKey, u8>,
+    pub probes: Table<FourTuple, ProbeRecord>,
+    pub probe_ports: Table<Endpoint, u8>,
+    pub kubelets: Table<u64, u8>,
     pub agents: Table<u64, u8>,
     pub outcomes: OwnedFd,
 }
@@ -40,6 +45,9 @@ impl Tables {
             guarded: Table::open(directory, maps::GUARDED)?,
             excluded_ports: Table::open(directory, maps::EXCLUDED_PORTS)?,
             excluded_networks: Table::open(directory, maps::EXCLUDED_NETS)?,
+            probes: Table::open(directory, maps::PROBES)?,
+            probe_ports: Table::open(directory, maps::PROBE_PORTS)?,
+            kubelets: Table::open(directory, maps::KUBELETS)?,
             agents: Table::open(directory, maps::AGENTS)?,
             outcomes: sys::bpf_open(&directory.join(maps::OUTCOMES))?,
         })

@@ -12,8 +12,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::admin::{self, Address};
 use crate::capture::{self, Feature, Needed, State};
-use crate::cli::{CaArgs, CaCommand, CaPhase, CaRotateArgs, CheckArgs, DetachArgs, PolicyCommand, ValidateArgs};
+use crate::cli::{
+    CaArgs, CaCommand, CaPhase, CaRotateArgs, CheckArgs, DetachArgs, GetArgs, PolicyCommand, ValidateArgs,
+};
 use crate::config::{self, Surroundings};
 use crate::discovery;
 use crate::identity::local_ca::Error;
@@ -26,6 +29,8 @@ pub struct FeatureLine {
     pub name: String,
     /// Whether the mesh works without it.
     pub required: bool,
+    /// What was found, where there is more to say than that it is there.
+    pub found: Option<String>,
     /// What is missing, if it is.
     pub missing: Option<String>,
     /// Why that matters.
@@ -34,9 +39,9 @@ pub struct FeatureLine {
 
 /// `mesh-agent check`
 pub fn check(args: CheckArgs, surroundings: &Surroundings<'_>) -> anyhow::Result<ExitCode> {
-    let CheckArgs { json, cgroup_root } = args;
+    let CheckArgs { json, cgroup_root, kubelet_port } = args;
     let cgroup_root = config::cgroup_root(cgroup_root, surroundings)?;
-    let features = capture::check(&cgroup_root);
+    let features = capture::check(&cgroup_root, kubelet_port);
     let status = capture::exit_status(&features);
     let features: Vec<FeatureLine> = features.into_iter().map(FeatureLine::from).collect();
     if json {
@@ -60,6 +65,22 @@ pub fn validate(args: ValidateArgs) -> anyhow::Result<ExitCode> {
         print_lines(&findings)?
     }
     Ok(ExitCode::from(u8::from(!findings.is_empty())))
+}
+
+/// `mesh-agent get PATH`
+pub fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
+    let GetArgs { path, admin } = args;
+    let admin = admin.as_deref().unwrap_or(config::default::ADMIN);
+    let address: Address = admin.parse().with_context(|| format!("--admin {admin}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(admin::ask(&address, &path));
+    let answer = answer.with_context(|| format!("asking the agent at {admin} for {path}"))?;
+    let mut out = io::stdout().lock();
+    out.write_all(&answer.body)?;
+    if !answer.body.ends_with(b"\n") {
+        out.write_all(b"\n")?;
+    }
+    Ok(ExitCode::from(u8::from(!answer.is_ok)))
 }
 
 /// `mesh-agent ca`
@@ -120,12 +141,12 @@ pub fn detach(args: DetachArgs) -> anyhow::Result<ExitCode> {
 
 impl From<Feature> for FeatureLine {
     fn from(feature: Feature) -> Self {
-        let Feature { name, needed, state, matters } = feature;
+        let Feature { name, needed, state, matters, found } = feature;
         let missing = match state {
             State::Offered => None,
             State::Missing(reason) => Some(reason),
         };
-        Self { name: name.into(), required: needed == Needed::Required, missing, matters: matters.into() }
+        Self { name: name.into(), required: needed == Needed::Required, found, missing, matters: matters.into() }
     }
 }
 
@@ -147,9 +168,12 @@ fn print_lines(lines: &[impl Display]) -> anyhow::Result<()> {
 
 impl Display for FeatureLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, required, missing, matters } = self;
+        let Self { name, required, found, missing, matters } = self;
         match (missing, required) {
-            (None, _) => write!(f, "ok        {name}"),
+            (None, _) => match found {
+                Some(found) => write!(f, "ok        {name}: {found}"),
+                None => write!(f, "ok        {name}"),
+            },
             (Some(missing), true) => write!(f, "MISSING   {name}: {missing}\n          {matters}"),
             (Some(missing), false) => write!(f, "optional  {name}: {missing}\n          {matters}"),
         }

@@ -358,6 +358,7 @@ fn pod(name: &str, ips: &[&str], enrolled: bool) -> Workload {
         host_ips: vec![],
         host_ports: vec![],
         exclusions: Exclusions::default(),
+        probe_ports: Default::default(),
         forwards: false,
         enrolled,
         refusal: None,
@@ -512,7 +513,7 @@ fn a_service() -> impl Strategy<Value = ServiceSpec> {
 }
 
 fn node(name: &str, addresses: &[&str]) -> Node {
-    Node { name: name.into(), ips: ips(addresses), zone: "".into() }
+    Node { name: name.into(), ips: ips(addresses), zone: "".into(), kubelet_port: None }
 }
 
 fn ips(texts: &[&str]) -> Vec<IpAddr> {

@@ -190,6 +190,9 @@ impl Engine {
 
     fn node(&mut self, name: &Arc<str>, node: Option<Arc<Node>>) {
         let zone = node.as_ref().map(|node| node.zone.clone()).unwrap_or_default();
+        if *name == self.state.node {
+            self.state.kubelet_port = node.as_ref().and_then(|node| node.kubelet_port);
+        }
         let (before, ips) = self.nodes.take(name, node);
         self.dirty.node_ips.extend(ips);
         self.dirty.nodes.insert(name.clone());

@@ -249,6 +249,7 @@ impl Pod {
             host_ips: vec![],
             host_ports: vec![],
             exclusions: Exclusions::default(),
+            probe_ports: Default::default(),
             forwards: false,
             enrolled: true,
             refusal: None,
@@ -327,6 +328,7 @@ fn a_pod() -> impl Strategy<Value = (Key, Item)> {
             host_ips,
             host_ports: host_port.into_iter().filter(|_| !host_network).collect(),
             exclusions: Exclusions::default(),
+            probe_ports: Default::default(),
             forwards: false,
             enrolled: !host_network,
             refusal: host_network.then_some("hostNetwork"),
@@ -405,7 +407,7 @@ fn a_namespace() -> impl Strategy<Value = (Key, Item)> {
 
 fn a_node() -> impl Strategy<Value = (Key, Item)> {
     (a_word(&[HERE, "n2"]), ips(NODE_IPS, 2), a_word(&["", "z1", "z2"])).prop_map(|(name, ips, zone)| {
-        let node = Node { name: name.as_str().into(), ips, zone: zone.into() };
+        let node = Node { name: name.as_str().into(), ips, zone: zone.into(), kubelet_port: None };
         (named(Kind::Node, String::new(), name), Item::Node(node.into()))
     })
 }

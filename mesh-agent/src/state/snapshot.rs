@@ -25,6 +25,8 @@ pub struct MeshState {
     pub version: u64,
     /// The name of the node this agent runs on.
     pub node: Arc<str>,
+    /// Where the kubelet of this node listens, by its Node object.
+    pub kubelet_port: Option<u16>,
     /// Pods that hold an IP, and pods of the host network.
     pub(super) workloads: CowMap<Name, Arc<Workload>>,
     pub(super) workloads_by_ip: CowMap<IpAddr, Arc<Workload>>,

@@ -130,7 +130,8 @@ fn selected_pods_serve_as_their_slices_would() {
     ];
     for (what, workloads, traffic, expected) in table {
         let services = vec![ServiceSpec { traffic, ports: vec![port(80, None)], ..service("s", "10.96.0.1") }];
-        let node = |name: &str, zone: &str| Node { name: name.into(), zone: zone.into(), ips: vec![] };
+        let node =
+            |name: &str, zone: &str| Node { name: name.into(), zone: zone.into(), kubelet_port: None, ips: vec![] };
         let nodes = vec![node("node", "z1"), node("near", "z1"), node("far", "z2")];
         let state = MeshState::build(1, "node", &World { workloads, services, nodes, ..World::default() });
         let endpoints = &state.service_by_ip(ip("10.96.0.1")).unwrap().port(80).unwrap().endpoints;
@@ -166,7 +167,7 @@ fn endpoints_say_how_far_they_are() {
     use crate::resilience::balance::Place::{self, Elsewhere, Node as OnNode, Zone};
     let mut step = |nodes: &[(&str, &str)]| -> Vec<Place> {
         for (name, zone) in nodes {
-            let node = Node { name: (*name).into(), zone: (*zone).into(), ips: vec![] };
+            let node = Node { name: (*name).into(), zone: (*zone).into(), kubelet_port: None, ips: vec![] };
             engine.upsert(&key(Kind::Node, "", name), Item::Node(node.into()));
         }
         let state = engine.snapshot();
@@ -301,6 +302,7 @@ fn pod(name: &str, ips: &[&str]) -> Workload {
         host_ips: vec![],
         host_ports: vec![],
         exclusions: Exclusions::default(),
+        probe_ports: Default::default(),
         forwards: false,
         enrolled: true,
         refusal: None,

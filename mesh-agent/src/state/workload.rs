@@ -33,6 +33,8 @@ pub struct Workload {
     pub host_ports: Vec<HostPort>,
     /// What its annotations keep out of the mesh.
     pub exclusions: Exclusions,
+    /// Ports of its own that its probes and lifecycle hooks name: kubelet dials them.
+    pub probe_ports: BTreeSet<u16>,
     /// Whether its owner answers for what its requests say of where they come from (an ingress).
     pub forwards: bool,
     /// Whether label and kind put it into the mesh. False for pods that ask but cannot be (see `refusal`).

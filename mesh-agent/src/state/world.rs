@@ -34,6 +34,8 @@ pub struct Node {
     pub name: Arc<str>,
     /// status.addresses of the types InternalIP and ExternalIP, canonical.
     pub ips: Vec<IpAddr>,
+    /// status.daemonEndpoints.kubeletEndpoint.Port
+    pub kubelet_port: Option<u16>,
     /// The label topology.kubernetes.io/zone; empty without.
     pub zone: Arc<str>,
 }

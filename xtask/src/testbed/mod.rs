@@ -27,6 +27,7 @@ mod agent;
 mod bpf;
 pub mod cgroup;
 pub mod enter;
+mod kubelet;
 mod net;
 mod node;
 mod pod;
@@ -42,10 +43,11 @@ mod yaml;
 pub use address::{Family, ServiceAddress};
 pub use agent::{Agent, AgentOptions};
 pub use bpf::map_entries;
+pub use kubelet::{Dialler, KUBELET_PORT};
 pub use net::{Links, Netns};
 pub use node::Node;
 pub use pod::{Pod, PodSpec};
-pub use process::{Finished, Place, Process};
+pub use process::{Finished, Place, Process, log_tails};
 pub use relay::Impairment;
 pub use servers::{
     authorizer_checks, greeter_client, greeter_session, grpc_calls, hostile_client, make_certificate,
@@ -258,6 +260,20 @@ impl Testbed {
     /// A Service's addresses.
     pub fn service(&self, name: &str) -> &ServiceAddress {
         self.services.iter().find(|s| s.name == name).unwrap_or_else(|| panic!("the testbed has no Service {name}"))
+    }
+
+    /// Starts what stands for the node's kubelet: a process that listens where its Node object says, in a cgroup of the
+    /// node. What is in that cgroup beside it ([`Dialler`]) dials as kubelet.
+    pub fn start_kubelet(&mut self, node: &str, cgroup: &str) -> Result<Process> {
+        let node = self.nodes.iter_mut().find(|n| n.name == node).with_context(|| format!("no node {node}"))?;
+        node.kubelet_port = Some(KUBELET_PORT);
+        self.world.write_node(node)?;
+        kubelet::listen(node, cgroup)
+    }
+
+    /// Who dials pods from a node's host side, in a cgroup of the node.
+    pub fn dialler(&self, node: &str, cgroup: &str) -> Result<Dialler> {
+        Dialler::new(self.node(node), cgroup, self.dir())
     }
 
     /// Starts the node's agent and waits until it is ready.

@@ -26,6 +26,8 @@ pub struct Node {
     pub families: &'static [Family],
     /// The label topology.kubernetes.io/zone; none if empty.
     pub zone: String,
+    /// Where its kubelet listens, once it has one.
+    pub kubelet_port: Option<u16>,
     /// How many pods it was given so far; addresses are not used twice.
     pub(super) pods_made: usize,
     logs: PathBuf,
@@ -41,7 +43,7 @@ impl Node {
         let netns = Netns::create(run, &name)?;
         net::forward(&netns)?;
         let (ips, zone, logs) = (address::node(index), zone.to_string(), run.dir().join("logs"));
-        Ok(Self { name, index, netns, cgroup, ips, families, zone, pods_made: 0, logs })
+        Ok(Self { name, index, netns, cgroup, ips, families, zone, kubelet_port: None, pods_made: 0, logs })
     }
 
     /// The interface that leads to another node.
@@ -57,6 +59,13 @@ impl Node {
     /// The node's host side, in no pod's and not in the agent's cgroup: for tools such as tcpdump.
     pub fn tool_place(&self) -> Place {
         self.place("tools")
+    }
+
+    /// The node's host side, in another cgroup of the node, by its path below the node's own.
+    pub fn place_in(&self, cgroup: &str) -> Result<Place> {
+        let place = self.place(cgroup);
+        fs::create_dir_all(&place.cgroup).with_context(|| format!("making {}", place.cgroup.display()))?;
+        Ok(place)
     }
 
     fn place(&self, cgroup: &str) -> Place {

@@ -35,6 +35,8 @@ pub struct PodSpec {
     pub ports: Vec<(String, u16)>,
     /// Ports of the node, and the ports of the pod that they lead to.
     pub host_ports: Vec<(u16, u16)>,
+    /// Further fields of its container, such as its probes.
+    pub container: serde_json::Map<String, serde_json::Value>,
     /// The families that it has an address of.
     pub families: Vec<Family>,
     /// The Ready condition.
@@ -57,6 +59,7 @@ impl PodSpec {
             annotations: BTreeMap::new(),
             ports: Vec::new(),
             host_ports: Vec::new(),
+            container: serde_json::Map::new(),
             families: Family::BOTH.to_vec(),
             ready: true,
             terminating: false,
@@ -79,6 +82,12 @@ impl PodSpec {
     /// The same with an annotation.
     pub fn annotation(mut self, name: &str, value: &str) -> Self {
         self.annotations.insert(name.to_string(), value.to_string());
+        self
+    }
+
+    /// The same with one more field of its container.
+    pub fn container(mut self, field: &str, value: serde_json::Value) -> Self {
+        self.container.insert(field.to_string(), value);
         self
     }
 

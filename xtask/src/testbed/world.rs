@@ -69,12 +69,16 @@ impl World {
         if !node.zone.is_empty() {
             labels["topology.kubernetes.io/zone"] = node.zone.as_str().into();
         }
+        let mut status = json!({"addresses": addresses});
+        if let Some(port) = node.kubelet_port {
+            status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": port}});
+        }
         let object = json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": node.name, "labels": labels},
             "spec": {"podCIDR": ranges[0], "podCIDRs": ranges},
-            "status": {"addresses": addresses},
+            "status": status,
         });
         self.apply(&format!("node-{}", node.name), &yaml::document(&object))
     }
@@ -129,6 +133,12 @@ fn pod_object(pod: &Pod, node: &Node) -> Value {
     if spec.terminating {
         metadata["deletionTimestamp"] = "2026-01-31T12:00:00Z".into();
     }
+    let mut container = json!({
+        "name": spec.name,
+        "image": format!("testbed/{}", spec.name),
+        "ports": named.chain(of_host).collect::<Vec<_>>(),
+    });
+    spec.container.iter().for_each(|(field, value)| container[field] = value.clone());
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -136,11 +146,7 @@ fn pod_object(pod: &Pod, node: &Node) -> Value {
         "spec": {
             "nodeName": spec.node,
             "serviceAccountName": spec.service_account,
-            "containers": [{
-                "name": spec.name,
-                "image": format!("testbed/{}", spec.name),
-                "ports": named.chain(of_host).collect::<Vec<_>>(),
-            }],
+            "containers": [container],
         },
         "status": {
             "phase": "Running",

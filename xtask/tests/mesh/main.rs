@@ -15,6 +15,7 @@ mod lifecycle;
 mod many;
 mod pair;
 mod policy;
+mod probes;
 mod reach;
 mod requests;
 mod root;

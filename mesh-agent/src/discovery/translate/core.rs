@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{ContainerPort, Namespace, Pod, PodSpec, PodStatus};
 
-use super::{Effect, FieldPath, Item, Problem, Taken, exclusions, is_tcp, mesh_label, parse_ip, port_number};
+use super::{Effect, FieldPath, Item, Problem, Taken, exclusions, is_tcp, mesh_label, parse_ip, port_number, probes};
 use crate::discovery::object::Key;
 use crate::spiffe::SpiffeId;
 use crate::state::{HostPort, Workload};
@@ -45,6 +45,7 @@ pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Taken, Problem> {
         host_ips: host_ips(status)?,
         host_ports: host_ports(spec)?,
         exclusions: exclusions::read(metadata.annotations.as_ref(), &mut problems),
+        probe_ports: probes::ports(spec),
         forwards: forwards(metadata.annotations.as_ref(), &mut problems),
         enrolled: refusal.is_none(),
         refusal,

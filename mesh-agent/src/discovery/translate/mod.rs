@@ -12,6 +12,7 @@ mod http_match;
 mod http_route;
 mod node;
 mod policy;
+mod probes;
 mod reference_grant;
 mod route;
 mod service;
