@@ -158,15 +158,20 @@ async fn an_api_server_that_comes_back_with_another_world() {
     plane.kill_apiserver();
     plane.start_apiserver();
     plane.ready().await;
-    agent.eventually("the new world", |agent| {
-        assert!(!agent.web_may() && agent.has("10.1.1.1") && agent.has("10.1.2.1"), "what stayed was gone for a moment");
-        !agent.has("10.1.2.9") && agent.has("10.1.2.8")
-    })
-    .await;
-    agent.eventually("all is well", |agent| {
-        agent.health.report().unreachable.is_none() && agent.readiness.notes().is_empty()
-    })
-    .await;
+    agent
+        .eventually("the new world", |agent| {
+            assert!(
+                !agent.web_may() && agent.has("10.1.1.1") && agent.has("10.1.2.1"),
+                "what stayed was gone for a moment"
+            );
+            !agent.has("10.1.2.9") && agent.has("10.1.2.8")
+        })
+        .await;
+    agent
+        .eventually("all is well", |agent| {
+            agent.health.report().unreachable.is_none() && agent.readiness.notes().is_empty()
+        })
+        .await;
     assert!(agent.lists(PODS_ELSEWHERE) >= 2, "{:#?}", agent.health.report().watches);
     let again = agent.state.current().workload_by_ip("10.1.1.1".parse().unwrap()).unwrap().clone();
     assert_eq!(again, api, "what did not change is as it was");
