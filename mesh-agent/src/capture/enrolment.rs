@@ -189,13 +189,7 @@ impl Enroller {
     }
 
     /// Looks, decides, acts, and says what is missing.
-    async fn round(
-        &mut self,
-        world: &MeshState,
-        wanted: BTreeMap<Uid, Arc<Workload>>,
-        look: Look,
-        is_starting: bool,
-    ) {
+    async fn round(&mut self, world: &MeshState, wanted: BTreeMap<Uid, Arc<Workload>>, look: Look, is_starting: bool) {
         let newest = self.ownership.newest();
         let duty = self.duty(newest).await;
         self.state.obstacles.clear();

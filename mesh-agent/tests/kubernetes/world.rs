@@ -52,7 +52,8 @@ pub fn service(namespace: &str, name: &str) -> Value {
 }
 
 pub fn slice(namespace: &str, service: &str, ips: &[&str]) -> Value {
-    let endpoints: Vec<Value> = ips.iter().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
+    let endpoints: Vec<Value> =
+        ips.iter().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {"namespace": namespace, "name": format!("{service}-1"), "labels": {"kubernetes.io/service-name": service}},
@@ -129,7 +130,8 @@ pub fn definitions() -> Vec<Value> {
     paths.retain(|path| path.extension().is_some_and(|ending| ending == "yaml"));
     paths.sort();
     let read = |path: PathBuf| serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    paths.into_iter().map(read).collect()
+    let all: Vec<Value> = paths.into_iter().map(read).collect();
+    all.into_iter().filter(|object| object["kind"] == "CustomResourceDefinition").collect()
 }
 
 pub fn samples() -> PathBuf {
