@@ -38,7 +38,7 @@ pub fn settings(agent: &Agent) -> Value {
 }
 
 fn settings_of(config: &Config) -> Value {
-    let Config { node, discovery, capture, identity, issuers, proxy, http, logs, traces } = config;
+    let Config { node, discovery, daemonset, capture, identity, issuers, proxy, http, logs, traces } = config;
     let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log } = capture;
     let config::Identity { ca, trust_domain, svid_ttl } = identity;
     let config::Proxy { outbound_mode, workers, drain_window, pod } = proxy;
@@ -53,6 +53,7 @@ fn settings_of(config: &Config) -> Value {
             config::Discovery::Directory(world) => format!("dir:{}", world.display()),
             config::Discovery::Kubernetes { .. } => "kubernetes".to_string(),
         },
+        "daemonset": daemonset.as_ref().map(|own| format!("{}/{}", own.namespace, own.name)),
         "kubeconfig": match discovery {
             config::Discovery::Directory(_) => None,
             config::Discovery::Kubernetes { kubeconfig } => kubeconfig.as_ref(),
@@ -70,6 +71,15 @@ fn settings_of(config: &Config) -> Value {
         "ca": match ca {
             config::Ca::Memory => "memory".to_string(),
             config::Ca::Directory(path) => format!("dir:{}", path.display()),
+            config::Ca::Remote(remote) => remote.address.to_string(),
+        },
+        "ca-roots": match ca {
+            config::Ca::Remote(remote) => Some(&remote.roots),
+            config::Ca::Memory | config::Ca::Directory(_) => None,
+        },
+        "ca-token": match ca {
+            config::Ca::Remote(remote) => Some(&remote.token),
+            config::Ca::Memory | config::Ca::Directory(_) => None,
         },
         "trust-domain": trust_domain,
         "svid-ttl": duration(svid_ttl),
@@ -170,6 +180,7 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("hbone", hbone::limits::all()),
         ("http", http::limits::all()),
         ("identity", identity::limits()),
+        ("controller", crate::controller::limits()),
         ("apiserver", apiserver::limits()),
         ("discovery", discovery::limits()),
         ("telemetry", telemetry::limits()),
@@ -386,6 +397,7 @@ mod tests {
         "ROUNDS",
         "SERVICES",
         "SHARDS",
+        "SHOWN",
         "SHOWN_BYTES",
         "SK_LOOKUP",
         "SVID_TTL_MAX",

@@ -55,6 +55,7 @@ fn defaults() {
     let expected = Config {
         node: "worker-1".into(),
         discovery: Discovery::Directory("/world".into()),
+        daemonset: None,
         capture: Capture {
             cgroup_root: "/sys/fs/cgroup/uni fied".into(),
             bpf_pins: "/sys/fs/bpf/nodemesh".into(),
