@@ -57,4 +57,4 @@ fn a_label_is_all_it_takes() {
 
 /// Nobody without an identity is let in.
 pub const STRICT: &str = "{apiVersion: nodemesh.dev/v1alpha1, kind: PeerAuthentication, metadata: {name: strict}, \
-                          spec: {mode: STRICT}}";
+                          spec: {targetRefs: [{kind: Namespace}], mode: STRICT}}";
