@@ -59,6 +59,11 @@ impl Test {
     }
 }
 
+/// Runs ring 4 alone.
+pub fn of_cluster(name: String) -> Result<ExitCode> {
+    Test { rings: vec![CLUSTER], name }.run()
+}
+
 /// For a test of ring 3: whether it can run. If not, says so past the capture of the test harness, or panics with
 /// MESH_REQUIRE_KERNEL.
 pub fn can_use_kernel(test: &str) -> bool {

@@ -15,6 +15,7 @@
 //! etcd, containerd, runc and the CNI plugins are Debian's. Nothing reaches beyond the machine. The cluster is a run of
 //! the testbed's kind, so `cargo xtask clean cluster` ends it as well.
 
+pub mod conformance;
 pub mod control;
 pub mod init;
 pub mod layout;
@@ -32,7 +33,7 @@ use clap::{Subcommand, ValueEnum};
 
 use crate::build::{self, root};
 use crate::testbed::run::{Kind, Run};
-use crate::{clean, image};
+use crate::{clean, image, rings};
 use layout::{NODES, RUN};
 use parts::Parts;
 
@@ -59,6 +60,14 @@ enum ClusterCommand {
         /// Which of manifests/
         #[arg(default_value = "base")]
         manifests: String,
+    },
+    /// Run Gateway API's conformance suite against the mesh that is installed
+    Conformance(conformance::Conformance),
+    /// Run the tests of ring 4: in a cluster that is up, else in one for them
+    Test {
+        /// Only tests whose name contains this
+        #[arg(default_value = "")]
+        name: String,
     },
     /// A shell with kubectl, or one command: cluster shell -- kubectl get pods -A
     Shell {
@@ -110,6 +119,8 @@ impl Cluster {
             ClusterCommand::Down => down()?,
             ClusterCommand::Status => status()?,
             ClusterCommand::Install { manifests } => install(&manifests)?,
+            ClusterCommand::Conformance(conformance) => return conformance.run(&running()?),
+            ClusterCommand::Test { name } => return rings::of_cluster(name),
             ClusterCommand::Shell { node, argv } => return shell(node.as_deref(), &argv),
         }
         Ok(ExitCode::SUCCESS)
@@ -163,6 +174,7 @@ fn start(run: &Run, parts: &Parts, options: &Options, progress: &dyn Fn(&str)) -
         node::join_pods(node, parts, options)?;
     }
     apply(parts, &root().join("xtask/cluster/manifests/coredns.yaml"))?;
+    apply(parts, &parts.gateway_api())?;
     kubectl(parts, &["wait", "--for=condition=Ready", "node", "--all", "--timeout", READY], None)?;
     progress("the nodes are ready");
     kubectl(parts, &["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout", READY], None)?;
@@ -217,9 +229,14 @@ pub fn kubectl_command(parts: &Parts, arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-fn install(manifests: &str) -> Result<()> {
+/// The parts of a cluster that is there.
+fn running() -> Result<Parts> {
     ensure!(is_there(), "there is no cluster: cargo xtask cluster up");
-    let parts = Parts::build()?;
+    Parts::build()
+}
+
+fn install(manifests: &str) -> Result<()> {
+    let parts = running()?;
     import_agent(&parts)?;
     apply_mesh(&parts, manifests)?;
     println!("{}", kubectl(&parts, &["-n", "nodemesh-system", "get", "pods", "-o", "wide"], None)?);
@@ -257,8 +274,7 @@ fn status() -> Result<()> {
 }
 
 fn shell(node: Option<&str>, argv: &[String]) -> Result<ExitCode> {
-    ensure!(is_there(), "there is no cluster: cargo xtask cluster up");
-    let parts = Parts::build()?;
+    let parts = running()?;
     let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_string());
     let argv: Vec<&str> = if argv.is_empty() { vec![&shell] } else { argv.iter().map(String::as_str).collect() };
     let mut command = match node {
