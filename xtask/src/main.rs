@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
 use xtask::testbed::relay::Relay;
 use xtask::testbed::run;
-use xtask::{bench, build, clean, cluster, demo, exec, fuzz, image, probe, rings, soak};
+use xtask::{bench, build, clean, cluster, demo, exec, fuzz, image, manifests, probe, rings, soak};
 
 /// Builds, demonstrates and tests Nodemesh
 #[derive(Parser)]
@@ -25,6 +25,7 @@ enum Xtask {
     Bench(bench::Bench),
     Build(build::Build),
     Image(image::BuildImage),
+    Manifests(manifests::Manifests),
     Fuzz(fuzz::Fuzz),
     /// Build the BPF object alone; prints its path
     BuildEbpf,
@@ -71,6 +72,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Bench(bench) => return bench.run(),
         Xtask::Build(build) => build.run()?,
         Xtask::Image(image) => image.run()?,
+        Xtask::Manifests(manifests) => manifests.run()?,
         Xtask::Fuzz(fuzz) => return fuzz.run(),
         Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),
         Xtask::Cluster(cluster) => return cluster.run(),

@@ -4,6 +4,7 @@
 //! mesh as it found it or says so to the next one ([`support::Kube::spoil`]).
 
 mod enrolment;
+mod install;
 mod outage;
 mod policy;
 mod probes;

@@ -94,11 +94,6 @@ impl Kube {
         pods.lines().last().map(str::to_string).with_context(|| format!("no agent on {node}"))
     }
 
-    /// What the agent of a node says of itself.
-    pub fn ask_agent(&self, node: &str, path: &str) -> Result<String> {
-        self.kubectl(&["-n", "nodemesh-system", "exec", &self.agent(node)?, "--", "/mesh-agent", "get", path])
-    }
-
     /// The agent's log.
     pub fn agent_log(&self, node: &str) -> Result<String> {
         self.kubectl(&["-n", "nodemesh-system", "logs", &self.agent(node)?])
@@ -236,6 +231,7 @@ pub struct Counted {
     pub good: u64,
     pub bad: u64,
     /// What was wrong with the bad ones.
+    #[expect(dead_code, reason = "shown where a test fails")]
     pub said: String,
     pub took: Duration,
 }
