@@ -128,6 +128,8 @@ const PARTS: &[Part] = &[
             "--test",
             "identity",
             "--test",
+            "kubernetes",
+            "--test",
             "journey",
             "--test",
             "mesh",
