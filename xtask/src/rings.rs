@@ -133,6 +133,8 @@ const PARTS: &[Part] = &[
             "--test",
             "identity",
             "--test",
+            "kubernetes",
+            "--test",
             "journey",
             "--test",
             "mesh",

@@ -186,6 +186,9 @@ async fn an_api_server_takes_the_samples_and_refuses_what_cannot_be_meant() {
         for document in text.split("\n---") {
             let Ok(object) = serde_saphyr::from_str::<Value>(document) else { continue };
             if object["apiVersion"] == "nodemesh.dev/v1alpha1" {
+                let home = object["metadata"]["namespace"].as_str().unwrap_or("default");
+                // It may be there.
+                let _ = hand.try_create(&namespace(home, json!({}))).await;
                 hand.create(&object).await;
                 taken += 1;
             }

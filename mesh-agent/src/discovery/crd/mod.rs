@@ -16,6 +16,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use kube::CustomResourceExt;
+use schemars::{Schema, schema_for};
+use serde_json::Value;
 
 pub use authorization::{
     AuthorizationPolicy, AuthorizationPolicySpec, IpBlockSource, PolicyAction, PolicyCondition, PolicyGrpc,
@@ -45,27 +47,52 @@ pub const VERSION: &str = "v1alpha1";
 /// Every CustomResourceDefinition as (file name, YAML), as committed under `manifests/crds/`.
 pub fn manifests() -> Result<Vec<(&'static str, String)>, serde_saphyr::SerializeError> {
     let header = "# Generated from mesh-agent/src/discovery/crd; do not edit.\n";
-    let yaml = |definition: CustomResourceDefinition| {
-        serde_saphyr::to_string(&described(definition)).map(|yaml: String| format!("{header}{yaml}"))
+    let yaml = |definition: CustomResourceDefinition, spec: Schema| {
+        let definition = described(definition, spec.as_value());
+        serde_saphyr::to_string(&definition).map(|yaml: String| format!("{header}{yaml}"))
     };
     Ok(vec![
-        ("authorizationpolicies.yaml", yaml(AuthorizationPolicy::crd())?),
-        ("externalauthorizers.yaml", yaml(ExternalAuthorizer::crd())?),
-        ("peerauthentications.yaml", yaml(PeerAuthentication::crd())?),
-        ("requestauthentications.yaml", yaml(RequestAuthentication::crd())?),
-        ("trafficpolicies.yaml", yaml(TrafficPolicy::crd())?),
+        ("authorizationpolicies.yaml", yaml(AuthorizationPolicy::crd(), schema_for!(AuthorizationPolicySpec))?),
+        ("externalauthorizers.yaml", yaml(ExternalAuthorizer::crd(), schema_for!(ExternalAuthorizerSpec))?),
+        ("peerauthentications.yaml", yaml(PeerAuthentication::crd(), schema_for!(PeerAuthenticationSpec))?),
+        ("requestauthentications.yaml", yaml(RequestAuthentication::crd(), schema_for!(RequestAuthenticationSpec))?),
+        ("trafficpolicies.yaml", yaml(TrafficPolicy::crd(), schema_for!(TrafficPolicySpec))?),
     ])
 }
 
 /// What `kubectl explain` says of a kind is what its spec is for, and numbers have the formats that Kubernetes knows.
-fn described(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
+fn described(mut definition: CustomResourceDefinition, written: &Value) -> CustomResourceDefinition {
     let schemas = definition.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut());
     for schema in schemas.filter_map(|schema| schema.open_api_v3_schema.as_mut()) {
-        let spec = schema.properties.as_ref().and_then(|properties| properties.get("spec"));
-        schema.description = spec.and_then(|spec| spec.description.clone());
+        if let Some(spec) = schema.properties.as_mut().and_then(|properties| properties.get_mut("spec")) {
+            field_words(spec, written, written);
+            schema.description = spec.description.clone();
+        }
         known_formats(schema);
     }
     definition
+}
+
+/// What is written at a field, in place of what is written at its type: the type does not know what holds where the field
+/// is absent. `all` has the types that `written` refers to.
+fn field_words(schema: &mut JSONSchemaProps, written: &Value, all: &Value) {
+    for (name, field) in schema.properties.iter_mut().flatten() {
+        let Some(written) = written.get("properties").and_then(|fields| fields.get(name)) else { continue };
+        if let Some(words) = written.get("description").and_then(Value::as_str) {
+            field.description = Some(words.to_string());
+        }
+        field_words(field, type_of(written, all), all);
+    }
+    if let (Some(JSONSchemaPropsOrArray::Schema(items)), Some(written)) = (&mut schema.items, written.get("items")) {
+        field_words(items, type_of(written, all), all);
+    }
+}
+
+/// The type that a schema refers to, itself or as one of two with null.
+fn type_of<'a>(written: &'a Value, all: &'a Value) -> &'a Value {
+    let either = written.get("anyOf").and_then(|either| either.get(0)).unwrap_or(written);
+    let name = either.get("$ref").and_then(Value::as_str).and_then(|name| name.strip_prefix("#/$defs/"));
+    name.and_then(|name| all.get("$defs")?.get(name)).unwrap_or(either)
 }
 
 fn known_formats(schema: &mut JSONSchemaProps) {
