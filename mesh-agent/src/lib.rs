@@ -30,6 +30,7 @@ pub mod state;
 // — around it —
 pub mod addr;
 pub mod admin;
+pub mod apiserver;
 pub mod app;
 pub mod cli;
 pub mod commands;

@@ -1,0 +1,163 @@
+//! How the Kubernetes API server is reached: by whose word, and how long an answer may take. Whoever has business with it
+//! makes a client here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::Client;
+use kube::client::{Body, ClientBuilder, ConfigExt};
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use tower::timeout::TimeoutLayer;
+use tower::util::MapResponseLayer;
+
+use crate::limit::{Limit, limits};
+
+/// How long a connection to the API server may take to come into being.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long the beginning of an answer may take. An API server itself gives up on a request after 60 s.
+const ANSWER: Duration = Duration::from_secs(65);
+/// How long a connection may be silent before the kernel asks whether the other end is there. A watch is silent for
+/// minutes where nothing happens.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Between two such questions.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Such questions without an answer that end a connection.
+const KEEPALIVE_TRIES: u32 = 3;
+/// How long what was sent may wait for the other end's acknowledgement.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+/// The bounds of this room.
+pub fn limits() -> Vec<Limit> {
+    limits![
+        CONNECT, "milliseconds", "for a connection to the API server";
+        ANSWER, "milliseconds", "for the beginning of its answer; it gives up by itself after 60 s";
+        KEEPALIVE, "milliseconds", "of silence before the kernel asks whether the API server is there";
+        KEEPALIVE_INTERVAL, "milliseconds", "between two such questions";
+        KEEPALIVE_TRIES, "questions", "without an answer that end a connection";
+        UNACKNOWLEDGED, "milliseconds", "that a request may wait for the other end's acknowledgement";
+    ]
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// --kubeconfig cannot be used.
+    #[error("{path}: {reason}", path = .path.display())]
+    Kubeconfig {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Nothing says where the API server is.
+    #[error(
+        "nothing says where the API server is: this is no pod with a service account ({in_cluster}), and there is no \
+         --kubeconfig, KUBECONFIG or ~/.kube/config ({kubeconfig})"
+    )]
+    Unknown {
+        /// Why the pod's own account does not do.
+        in_cluster: String,
+        /// Why the environment's file does not do.
+        kubeconfig: String,
+    },
+    /// What is said of it cannot be used.
+    #[error("no client for {server}: {reason}")]
+    Client {
+        /// Where the API server would be.
+        server: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Where the API server is and who we are to it.
+#[derive(Clone)]
+pub struct ApiServer {
+    config: Config,
+}
+
+impl ApiServer {
+    /// By a kubeconfig that was named; else by the service account of the pod that this is; else by KUBECONFIG or
+    /// ~/.kube/config.
+    pub async fn find(kubeconfig: Option<PathBuf>) -> Result<Self, Error> {
+        let config = match kubeconfig {
+            Some(path) => {
+                let read = Kubeconfig::read_from(&path);
+                let unusable = |reason: String| Error::Kubeconfig { path: path.clone(), reason };
+                let read = read.map_err(|error| unusable(chain(&error)))?;
+                let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
+                config.map_err(|error| unusable(chain(&error)))?
+            }
+            None => match Config::incluster() {
+                Ok(config) => config,
+                Err(in_cluster) => {
+                    let config = Config::from_kubeconfig(&KubeConfigOptions::default()).await;
+                    config
+                        .map_err(|error| Error::Unknown { in_cluster: chain(&in_cluster), kubeconfig: chain(&error) })?
+                }
+            },
+        };
+        Ok(Self { config })
+    }
+
+    /// Where it is, for people.
+    pub fn address(&self) -> String {
+        self.config.cluster_url.to_string().trim_end_matches('/').to_string()
+    }
+
+    /// A client. What it asks is asked once: whoever uses it knows better when to ask again.
+    pub fn client(&self) -> Result<Client, Error> {
+        self.client_with(|_| {})
+    }
+
+    /// A client that tells of the beginning of every answer, by its status.
+    pub fn client_with(&self, answered: impl Fn(http::StatusCode) + Clone + Send + 'static) -> Result<Client, Error> {
+        self.build(answered).map_err(|error| Error::Client { server: self.address(), reason: chain(&*error) })
+    }
+
+    fn build(
+        &self,
+        answered: impl Fn(http::StatusCode) + Clone + Send + 'static,
+    ) -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT));
+        connector.set_keepalive(Some(KEEPALIVE));
+        connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+        connector.set_keepalive_retries(Some(KEEPALIVE_TRIES));
+        connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+        let connector = self.config.rustls_https_connector_with_connector(connector)?;
+        let http: hyper_util::client::legacy::Client<_, Body> =
+            hyper_util::client::legacy::Builder::new(TokioExecutor::new()).build(connector);
+        let namespace = self.config.default_namespace.clone();
+        let builder = ClientBuilder::new(http, namespace)
+            .with_layer(&tower::util::MapErrLayer::new(tower::BoxError::from))
+            .with_layer(&self.config.extra_headers_layer()?)
+            .with_layer(&tower::util::option_layer(self.config.auth_layer()?))
+            .with_layer(&TimeoutLayer::new(ANSWER))
+            .with_layer(&MapResponseLayer::new(move |response: http::Response<_>| {
+                answered(response.status());
+                response
+            }))
+            .with_layer(&self.config.base_uri_layer());
+        Ok(builder.build())
+    }
+}
+
+/// An error with all that caused it, in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Many repeat what caused them.
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
