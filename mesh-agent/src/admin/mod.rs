@@ -35,7 +35,7 @@ use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
 use crate::telemetry::{AccessLog, Metrics, logs};
 
-pub use listener::{Address, AddressError, Listener};
+pub use listener::{Address, AddressError, Listener, bind_private};
 pub use serve::{REQUEST_TIMEOUT, serve};
 
 /// A future that a closure gives back.

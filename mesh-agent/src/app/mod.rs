@@ -23,7 +23,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::admin;
 use crate::capture::{self, Capture, Standing, cgroups};
+use crate::cni::desk::Desk;
 use crate::config::{self, Config};
 use crate::drain::Drain;
 use crate::identity::{self, CertificateAuthority, Identities};
@@ -31,6 +33,7 @@ use crate::issuers::{self, Ring};
 use crate::limit::{Limit, limits};
 use crate::proxy::{Budgets, Proxy, Shared};
 use crate::readiness::Readiness;
+use crate::sandboxes::Sandboxes;
 use crate::state::{StateReader, StateWriter};
 use crate::telemetry::{AccessLog, KeysFacts, Metrics, Spans, TunnelNumbers, logs, spans};
 use crate::{discovery, hbone, http};
@@ -138,6 +141,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     register_usage(&metrics, &proxy, tunnels, requests);
     register_keys(&metrics, keys.clone());
     let (logs, started) = (LogControls { levels: log_filter, access: access_log }, SystemTime::now());
+    let sandboxes = Sandboxes::default();
     let (standing, predecessor) = (capture.standing(), capture.predecessor());
     let agent = Arc::new(Agent {
         config,
@@ -167,7 +171,8 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
             Ok(())
         });
     }
-    agent.start_parts(&mut parts, writer, capture);
+    start_desk(&mut parts, &agent, &sandboxes)?;
+    agent.start_parts(&mut parts, writer, capture, sandboxes);
     let connections = descriptors.connections();
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(node = %agent.config.node, version, connections, predecessor, "started");
@@ -193,7 +198,13 @@ fn part_ended(ended: Result<Ended, tokio::task::JoinError>) -> Result<()> {
 }
 
 impl Agent {
-    fn start_parts(self: &Arc<Self>, parts: &mut JoinSet<Ended>, writer: StateWriter, capture: Capture) {
+    fn start_parts(
+        self: &Arc<Self>,
+        parts: &mut JoinSet<Ended>,
+        writer: StateWriter,
+        capture: Capture,
+        sandboxes: Sandboxes,
+    ) {
         let (pods, enrolled) = mpsc::channel(POD_EVENTS);
         part(parts, "the proxy", {
             let proxy = self.proxy.clone();
@@ -205,7 +216,8 @@ impl Agent {
         part(parts, "capture", {
             let (state, readiness) = (self.state.clone(), self.readiness.clone());
             let shutdown = capture::Shutdown { closing: self.closing.token(), end: self.end.token() };
-            async move { Ok(capture.run(state, pods, readiness, shutdown).await?) }
+            let sandboxes = sandboxes.clone();
+            async move { Ok(capture.run(state, pods, readiness, sandboxes, shutdown).await?) }
         });
         part(parts, "identity", {
             let (identities, token) = (self.identities.clone(), self.end.token());
@@ -230,13 +242,26 @@ impl Agent {
                 trust_domain: self.config.identity.trust_domain.clone(),
             };
             let (health, readiness, token) = (self.health.clone(), self.readiness.clone(), self.end.token());
-            async move { Ok(discovery::run(source, config, writer, health, readiness, token).await?) }
+            async move { Ok(discovery::run(source, config, writer, health, readiness, sandboxes, token).await?) }
         });
     }
 }
 
 fn part(parts: &mut JoinSet<Ended>, name: &'static str, run: impl Future<Output = Result<()>> + Send + 'static) {
     parts.spawn(async move { (name, run.await) });
+}
+
+/// Where the container runtime's plugin asks, if one is to.
+fn start_desk(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>, sandboxes: &Sandboxes) -> Result<()> {
+    let Some(path) = &agent.config.cni_socket else { return Ok(()) };
+    let listener = admin::bind_private(path);
+    let listener = listener.with_context(|| format!("--cni-socket: cannot listen on {}", path.display()))?;
+    let desk = Desk { sandboxes: sandboxes.clone(), state: agent.state.clone() };
+    part(parts, "the container network's plugin", async move {
+        desk.serve(listener).await;
+        Ok(())
+    });
+    Ok(())
 }
 
 fn identities(config: &config::Identity) -> Result<Identities> {

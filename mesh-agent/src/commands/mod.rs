@@ -13,11 +13,15 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::capture::{self, Feature, Needed, State};
-use crate::cli::{CaArgs, CaCommand, CaPhase, CaRotateArgs, CheckArgs, DetachArgs, PolicyCommand, ValidateArgs};
+use crate::cli::{
+    CaArgs, CaCommand, CaPhase, CaRotateArgs, CheckArgs, CniCommand, CniDirectories, CniInstallArgs, DetachArgs,
+    PolicyCommand, ValidateArgs,
+};
+use crate::cni::install::{self, Places};
 use crate::config::{self, Surroundings};
-use crate::discovery;
 use crate::identity::local_ca::Error;
 use crate::identity::{Phase, RootDirectory};
+use crate::{discovery, telemetry};
 
 /// One feature of the kernel, ready to be told.
 #[derive(Clone, Debug, Serialize)]
@@ -103,6 +107,23 @@ fn root_directory(args: CaArgs) -> anyhow::Result<RootDirectory> {
 pub fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     match command {
         PolicyCommand::Test(args) => policy::test(*args),
+    }
+}
+
+/// `mesh-agent cni`
+pub fn cni(command: CniCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        CniCommand::Install(CniInstallArgs { directories: CniDirectories { conf_dir, bin_dir }, socket }) => {
+            telemetry::logs::init(telemetry::logs::Format::Text, config::default::LOG_LEVEL)?;
+            let places = Places { conf: conf_dir, bin: bin_dir, socket };
+            install::keep(&places).with_context(|| places.bin.display().to_string())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        CniCommand::Uninstall(CniDirectories { conf_dir, bin_dir }) => {
+            let changed = install::uninstall(&conf_dir, &bin_dir).map_err(anyhow::Error::msg)?;
+            print_lines(&changed.iter().map(|path| path.display()).collect::<Vec<_>>())?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

@@ -63,6 +63,7 @@ fn defaults() {
             tc: Tc::Auto,
             bpf_log: false,
         },
+        cni_socket: None,
         identity: Identity {
             ca: Ca::Memory,
             trust_domain: "cluster.local".into(),
@@ -126,6 +127,7 @@ fn every_flag_is_read_from_every_source() {
         ("map-connections", "4096"),
         ("tc", "clsact"),
         ("bpf-log", "true"),
+        ("cni-socket", "/run/nodemesh/cni.sock"),
         ("ca", "dir:/ca"),
         ("trust-domain", "mesh.example"),
         ("svid-ttl", "30m"),

@@ -28,7 +28,10 @@ mod sequences;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use finding::{Effect, Finding};
@@ -38,6 +41,7 @@ pub use translate::{MESH_LABEL, MESH_NAMESPACE};
 use crate::drain::Token;
 use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
+use crate::sandboxes::Sandboxes;
 use crate::state::{Engine, Key, MeshState, Overruled, StateWriter};
 use file::{Changes, Directory};
 use finding::FieldPath;
@@ -81,6 +85,7 @@ pub async fn run(
     writer: StateWriter,
     health: Health,
     readiness: Readiness,
+    sandboxes: Sandboxes,
     mut shutdown: Token,
 ) -> Result<(), Error> {
     let Source::Directory(directory) = source;
@@ -95,11 +100,14 @@ pub async fn run(
         readiness,
         published: None,
     };
+    let mut sandbox_changes = sandboxes.changes();
     loop {
         publisher = tokio::task::spawn_blocking(move || publisher.refresh()).await?;
         tokio::select! {
             () = shutdown.started() => return Ok(()),
             () = changes.next() => {}
+            // An error means that nobody holds them, and this does.
+            _ = sandbox_changes.changed() => publisher.addressed(sandboxes.ips()),
         }
     }
 }
@@ -251,6 +259,14 @@ impl Publisher {
             self.readiness.waiting(GATE, reason.clone());
         }
         self.health.unreachable(reason);
+    }
+
+    /// Pods have addresses that their objects do not tell yet, or no longer.
+    fn addressed(&mut self, sandboxes: HashMap<Arc<str>, Vec<IpAddr>>) {
+        self.current.engine.sandboxes(sandboxes);
+        if self.published.is_some() {
+            self.writer.publish(self.current.engine.snapshot());
+        }
     }
 
     fn take(&mut self, changes: &Changes) {

@@ -161,6 +161,11 @@ impl Engine {
         }
     }
 
+    /// Takes the addresses of pods of this node that their objects may not tell yet, by uid: all of them, each time.
+    pub fn sandboxes(&mut self, sandboxes: HashMap<Arc<str>, Vec<IpAddr>>) {
+        self.dirty.pods.extend(self.pods.take_sandboxes(&self.state.node, sandboxes));
+    }
+
     /// Takes which policies cannot be read: all of them, each time.
     pub fn refuse(&mut self, unreadable: Vec<Unreadable>) {
         if self.unreadable.iter().map(|known| &**known).eq(&unreadable) {
