@@ -297,9 +297,14 @@ pub struct RunArgs {
     pub node: Option<Setting>,
 
     /// Where pods, Services and policies come from; needed. dir:PATH is a directory of Kubernetes YAML, read again when
-    /// it changes
-    #[arg(long, value_name = "dir:PATH", value_parser = Setting::flag, help_heading = NODE)]
+    /// it changes; kubernetes is the API server of the cluster
+    #[arg(long, value_name = "dir:PATH|kubernetes", value_parser = Setting::flag, help_heading = NODE)]
     pub discovery: Option<Setting>,
+
+    /// Where the API server is and who we are to it [default: the pod's service account, else KUBECONFIG, else
+    /// ~/.kube/config]
+    #[arg(long, value_name = "FILE", value_parser = Setting::flag, help_heading = NODE)]
+    pub kubeconfig: Option<Setting>,
 
     /// The cgroup v2 directory under which the pods of this node are found [default: where cgroup v2 is mounted]
     #[arg(long, value_name = "PATH", value_parser = Setting::flag, help_heading = KERNEL)]
@@ -453,6 +458,7 @@ impl RunArgs {
             config: raw("config").map(PathBuf::from),
             node: setting("node"),
             discovery: setting("discovery"),
+            kubeconfig: setting("kubeconfig"),
             cgroup_root: setting("cgroup-root"),
             bpf_pins: setting("bpf-pins"),
             bpf_object: setting("bpf-object"),
@@ -490,6 +496,7 @@ impl RunArgs {
             config: self.config.or(lower.config),
             node: self.node.or(lower.node),
             discovery: self.discovery.or(lower.discovery),
+            kubeconfig: self.kubeconfig.or(lower.kubeconfig),
             cgroup_root: self.cgroup_root.or(lower.cgroup_root),
             bpf_pins: self.bpf_pins.or(lower.bpf_pins),
             bpf_object: self.bpf_object.or(lower.bpf_object),

@@ -235,8 +235,12 @@ impl Agent {
             }
         });
         part(parts, "discovery", {
-            let config::Discovery::Directory(path) = &self.config.discovery;
-            let source = discovery::Source::Directory(path.clone());
+            let source = match self.config.discovery.clone() {
+                config::Discovery::Directory(path) => discovery::Source::Directory(path),
+                config::Discovery::Kubernetes { kubeconfig } => {
+                    discovery::Source::Kubernetes { kubeconfig, pace: discovery::Pace::default() }
+                }
+            };
             let config = discovery::Config {
                 node: self.config.node.clone(),
                 trust_domain: self.config.identity.trust_domain.clone(),

@@ -46,11 +46,17 @@ fn settings_of(config: &Config) -> Value {
     let config::Http { admin, metrics, readiness } = http;
     let config::Logs { format, level, access } = logs;
     let config::Traces { collector, sampling } = traces;
-    let config::Discovery::Directory(world) = discovery;
     let duration = |duration: &std::time::Duration| humantime::format_duration(*duration).to_string();
     json!({
         "node": node,
-        "discovery": format!("dir:{}", world.display()),
+        "discovery": match discovery {
+            config::Discovery::Directory(world) => format!("dir:{}", world.display()),
+            config::Discovery::Kubernetes { .. } => "kubernetes".to_string(),
+        },
+        "kubeconfig": match discovery {
+            config::Discovery::Directory(_) => None,
+            config::Discovery::Kubernetes { kubeconfig } => kubeconfig.as_ref(),
+        },
         "cgroup-root": cgroup_root,
         "bpf-pins": bpf_pins,
         "bpf-object": bpf_object,
@@ -165,8 +171,8 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("hbone", hbone::limits::all()),
         ("http", http::limits::all()),
         ("identity", identity::limits()),
-        ("discovery", discovery::limits()),
         ("apiserver", apiserver::limits()),
+        ("discovery", discovery::limits()),
         ("sandboxes", sandboxes::limits()),
         ("cni", cni::limits()),
         ("telemetry", telemetry::limits()),

@@ -83,6 +83,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         config: _,
         node,
         discovery,
+        kubeconfig,
         cgroup_root,
         bpf_pins,
         bpf_object,
@@ -114,6 +115,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     } = typed;
     let node = reader.value(&NODE, node);
     let discovery = reader.value(&DISCOVERY, discovery);
+    let kubeconfig = kubeconfig.map(|setting| reader.value(&KUBECONFIG, Some(setting)));
     let cgroup_root = match cgroup_root {
         Some(setting) => reader.value(&CGROUP_ROOT, Some(setting)),
         None => reader.found(surroundings.cgroup2_mount(), Refusal::NoCgroup2),
@@ -150,7 +152,15 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     let sampling = reader.value(&TRACE_SAMPLING, trace_sampling);
     Some(Config {
         node: node?,
-        discovery: discovery?,
+        discovery: match discovery? {
+            Discovery::Directory(path) => Discovery::Directory(path),
+            Discovery::Kubernetes { .. } => Discovery::Kubernetes {
+                kubeconfig: match kubeconfig {
+                    Some(path) => Some(path?),
+                    None => None,
+                },
+            },
+        },
         capture: Capture {
             cgroup_root: cgroup_root?,
             bpf_pins: bpf_pins?,
@@ -250,9 +260,20 @@ const NODE: Row<String> = Row {
 const DISCOVERY: Row<Discovery> = Row {
     name: "discovery",
     default: None,
-    expected: "dir: and a directory of Kubernetes YAML",
+    expected: "dir: and a directory of Kubernetes YAML, or kubernetes for the API server of the cluster",
     example: "dir:/etc/nodemesh/world",
-    parse: |text| directory(text).map(Discovery::Directory),
+    parse: |text| match text == "kubernetes" {
+        true => Some(Discovery::Kubernetes { kubeconfig: None }),
+        false => directory(text).map(Discovery::Directory),
+    },
+};
+
+const KUBECONFIG: Row<PathBuf> = Row {
+    name: "kubeconfig",
+    default: None,
+    expected: "the path of a kubeconfig",
+    example: "/etc/nodemesh/kubeconfig",
+    parse: path,
 };
 
 const CGROUP_ROOT: Row<PathBuf> = Row {

@@ -99,6 +99,11 @@ pub struct Config {
 pub enum Discovery {
     /// A directory of Kubernetes YAML.
     Directory(PathBuf),
+    /// The API server of the cluster.
+    Kubernetes {
+        /// By this kubeconfig; None: by the pod's service account, else as kubectl finds it.
+        kubeconfig: Option<PathBuf>,
+    },
 }
 
 /// The kernel side.

@@ -1,16 +1,26 @@
 //! What is wrong with the objects that were read, in words for the operator.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+
+/// Where something was read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Origin {
+    /// In this file.
+    File(PathBuf),
+    /// From the API server: kind and name of the object say the rest.
+    Cluster,
+}
 
 /// Something in the source that could not be taken as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The file it is in.
-    pub file: PathBuf,
-    /// The line, counted from 1, where it is known.
+    /// Where it is.
+    pub origin: Origin,
+    /// The line of the file, counted from 1, where it is known.
     pub line: Option<u64>,
     /// The object's kind; empty when it could not be told.
     pub kind: String,
@@ -83,18 +93,38 @@ impl fmt::Display for Effect {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
+        if let Origin::File(file) = &self.origin {
+            write!(f, "{}", file.display())?;
+            if let Some(line) = self.line {
+                write!(f, ":{line}")?;
+            }
+            f.write_str(": ")?;
         }
-        f.write_str(":")?;
         for part in [&self.kind, &self.object].into_iter().filter(|part| !part.is_empty()) {
-            write!(f, " {part}")?;
+            write!(f, "{part} ")?;
         }
         if !self.field.is_empty() {
-            write!(f, " {}:", self.field)?;
+            write!(f, "{}: ", self.field)?;
         }
-        write!(f, " {} ({})", self.reason, self.effect)
+        write!(f, "{} ({})", self.reason, self.effect)
+    }
+}
+
+impl Finding {
+    /// The file that it is in, if it is in one.
+    pub fn file(&self) -> Option<&Path> {
+        match &self.origin {
+            Origin::File(file) => Some(file),
+            Origin::Cluster => None,
+        }
+    }
+
+    /// Findings by file, in the order of its lines; those of a cluster by object.
+    pub(super) fn sort(findings: &mut [Finding]) {
+        findings.sort_by(|one, other| match (&one.origin, &other.origin) {
+            (Origin::Cluster, Origin::Cluster) => (&one.kind, &one.object).cmp(&(&other.kind, &other.object)),
+            (one, other) => one.cmp(other),
+        });
     }
 }
 

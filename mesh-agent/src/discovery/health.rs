@@ -29,6 +29,67 @@ pub struct Report {
     pub objects: usize,
     /// What is wrong in the source as it is now.
     pub findings: Vec<Finding>,
+    /// The lists of an API server that are followed; empty for another source.
+    pub watches: Vec<WatchReport>,
+}
+
+/// How a list of an API server stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WatchReport {
+    /// What is listed.
+    pub watch: &'static str,
+    /// How it stands.
+    pub state: WatchState,
+    /// Since when.
+    pub since: SystemTime,
+    /// What is wrong, if something is.
+    pub reason: Option<String>,
+    /// How often it was made from its beginning.
+    pub lists: u64,
+    /// Requests that failed, by cause.
+    pub failures: Vec<(&'static str, u64)>,
+}
+
+/// How a list stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum WatchState {
+    /// It is on its way.
+    Listing,
+    /// It is whole, and changes come.
+    Following,
+    /// The API server does not serve the kind, which is empty.
+    NotServed,
+    /// The API server does not answer; what is in force stays.
+    Unreachable,
+    /// The API server does not allow it; what is in force stays.
+    Forbidden,
+    /// The API server answers otherwise; what is in force stays.
+    Refused,
+}
+
+impl WatchState {
+    /// Every state.
+    pub const ALL: [WatchState; 6] = [
+        WatchState::Listing,
+        WatchState::Following,
+        WatchState::NotServed,
+        WatchState::Unreachable,
+        WatchState::Forbidden,
+        WatchState::Refused,
+    ];
+
+    /// As metrics have it.
+    pub fn word(self) -> &'static str {
+        match self {
+            WatchState::Listing => "listing",
+            WatchState::Following => "following",
+            WatchState::NotServed => "not_served",
+            WatchState::Unreachable => "unreachable",
+            WatchState::Forbidden => "forbidden",
+            WatchState::Refused => "refused",
+        }
+    }
 }
 
 impl Health {
@@ -50,5 +111,12 @@ impl Health {
         let report = self.report();
         let unreachable_since = report.unreachable_since.or_else(|| Some(SystemTime::now()));
         self.set(Report { unreachable: Some(reason), unreachable_since, ..(*report).clone() });
+    }
+
+    pub(super) fn watches(&self, watches: Vec<WatchReport>) {
+        let report = self.report();
+        if report.watches != watches {
+            self.set(Report { watches, ..(*report).clone() });
+        }
     }
 }

@@ -7,6 +7,7 @@ pub mod crd;
 pub mod finding;
 pub mod health;
 
+mod directory;
 mod document;
 mod file;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -14,7 +15,9 @@ pub(crate) mod fuzzing;
 mod gateway;
 #[cfg(any(test, feature = "fuzzing"))]
 mod join;
+mod kube;
 mod object;
+mod publisher;
 mod store;
 mod translate;
 mod watch;
@@ -28,24 +31,23 @@ mod sequences;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::SystemTime;
 
-pub use finding::{Effect, Finding};
-pub use health::{Health, Report};
+pub use finding::{Effect, Finding, Origin};
+pub use health::{Health, Report, WatchReport, WatchState};
+pub use kube::Pace;
 pub use translate::{MESH_LABEL, MESH_NAMESPACE};
 
+use crate::apiserver::{self, ApiServer};
 use crate::drain::Token;
 use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
 use crate::sandboxes::Sandboxes;
-use crate::state::{Engine, Key, MeshState, Overruled, StateWriter};
+use crate::state::{Key, MeshState, StateWriter};
 use file::{Changes, Directory};
-use finding::FieldPath;
-use store::{Delta, Store};
+use publisher::{Current, Publisher};
+use store::Store;
 
 /// The readiness gate of this room.
 pub const GATE: &str = "discovery";
@@ -55,6 +57,13 @@ pub const GATE: &str = "discovery";
 pub enum Source {
     /// A directory of YAML files, re-read when it changes.
     Directory(PathBuf),
+    /// The API server that the pod's service account, or this kubeconfig, leads to.
+    Kubernetes {
+        /// A kubeconfig; None: see [`ApiServer::find`].
+        kubeconfig: Option<PathBuf>,
+        /// How patient it is.
+        pace: Pace,
+    },
 }
 
 /// What this room must know.
@@ -72,6 +81,9 @@ pub enum Error {
     /// The thread that reads and translates is gone.
     #[error("reading the objects failed: {0}")]
     Reader(#[from] tokio::task::JoinError),
+    /// There is no way to the API server.
+    #[error(transparent)]
+    ApiServer(#[from] apiserver::Error),
 }
 
 /// Publishes a snapshot for what the source says, and one for every change, until `shutdown` starts. That is the end of
@@ -86,28 +98,14 @@ pub async fn run(
     health: Health,
     readiness: Readiness,
     sandboxes: Sandboxes,
-    mut shutdown: Token,
+    shutdown: Token,
 ) -> Result<(), Error> {
-    let Source::Directory(directory) = source;
-    readiness.waiting(GATE, format!("{} has not been read", directory.display()));
-    let mut changes = watch::Changes::of(&directory);
-    let mut publisher = Publisher {
-        current: Current::new(&config),
-        files: Directory::default(),
-        directory,
-        writer,
-        health,
-        readiness,
-        published: None,
-    };
-    let mut sandbox_changes = sandboxes.changes();
-    loop {
-        publisher = tokio::task::spawn_blocking(move || publisher.refresh()).await?;
-        tokio::select! {
-            () = shutdown.started() => return Ok(()),
-            () = changes.next() => {}
-            // An error means that nobody holds them, and this does.
-            _ = sandbox_changes.changed() => publisher.addressed(sandboxes.ips()),
+    let publisher = Publisher::new(&config, writer, health, readiness, sandboxes);
+    match source {
+        Source::Directory(directory) => directory::run(directory, publisher, shutdown).await,
+        Source::Kubernetes { kubeconfig, pace } => {
+            let server = ApiServer::find(kubeconfig).await?;
+            kube::run(server, &config.node, pace, publisher, shutdown).await
         }
     }
 }
@@ -119,7 +117,7 @@ pub fn validate(path: &Path, trust_domain: &str) -> std::io::Result<Vec<Finding>
     current.take(&Changes { changed: read_once(path)?, gone: Vec::new() });
     let mut findings = current.findings();
     findings.extend(unattached(&current.store, &current.engine.snapshot()));
-    findings.sort_by(|one, other| one.file.cmp(&other.file));
+    Finding::sort(&mut findings);
     Ok(findings)
 }
 
@@ -179,118 +177,6 @@ pub fn limits() -> Vec<Limit> {
         watch::POLL_UNWATCHED, "milliseconds", "the same, while inotify does not work";
     ];
     limits.extend(translate::route_limits());
+    limits.extend(kube::limits());
     limits
-}
-
-struct Publisher {
-    directory: PathBuf,
-    files: Directory,
-    current: Current,
-    writer: StateWriter,
-    health: Health,
-    readiness: Readiness,
-    /// What was said of the source with the last snapshot; None before the first.
-    published: Option<Report>,
-}
-
-/// What is in force, and what follows from it.
-struct Current {
-    store: Store,
-    engine: Engine,
-}
-
-impl Current {
-    fn new(config: &Config) -> Self {
-        Self { store: Store::new(&config.trust_domain), engine: Engine::new(&config.node) }
-    }
-
-    fn take(&mut self, changes: &Changes) {
-        let Delta { upserts, deletes } = self.store.apply(&changes.changed, &changes.gone);
-        for (key, item) in upserts {
-            self.engine.upsert(&key, item);
-        }
-        for key in deletes {
-            self.engine.delete(&key);
-        }
-        self.engine.refuse(self.store.unreadable());
-    }
-
-    /// What is wrong with the objects, each for itself and together.
-    fn findings(&self) -> Vec<Finding> {
-        let mut findings = self.store.findings();
-        findings.extend(self.engine.overruled().filter_map(|Overruled { policy, target, by }| {
-            let field = FieldPath::of("spec.targetRefs").index(target).to_string();
-            self.store.finding_about(&policy, &field, format!("is a target of {by} too"), Effect::OlderCounts)
-        }));
-        findings.extend(self.engine.unanswerable().filter_map(|(policy, names)| {
-            let reason = format!("there is no ExternalAuthorizer {names}");
-            self.store.finding_about(&policy, "spec.provider.name", reason, Effect::RefusesUnasked)
-        }));
-        findings.sort_by(|one, other| one.file.cmp(&other.file));
-        findings
-    }
-}
-
-impl Publisher {
-    /// Reads what changed in the source and publishes what follows.
-    fn refresh(mut self) -> Self {
-        let now = SystemTime::now();
-        match file::list(&self.directory) {
-            // Nothing left of what was there is a volume that went away, not a wish to leave the mesh.
-            Ok(listed) if listed.is_empty() && self.current.store.len() > 0 => {
-                self.keep("no files any more".to_string())
-            }
-            Ok(listed) => {
-                let changes = self.files.changes(listed, now);
-                self.take(&changes);
-            }
-            Err(error) => self.keep(error.to_string()),
-        }
-        self
-    }
-
-    /// The source cannot be had.
-    fn keep(&mut self, reason: String) {
-        let reason = format!("{}: {reason}", self.directory.display());
-        if self.health.report().unreachable.as_ref() != Some(&reason) {
-            tracing::warn!(reason, "the source cannot be read; the last good state stays in force");
-        }
-        if self.published.is_none() {
-            self.readiness.waiting(GATE, reason.clone());
-        }
-        self.health.unreachable(reason);
-    }
-
-    /// Pods have addresses that their objects do not tell yet, or no longer.
-    fn addressed(&mut self, sandboxes: HashMap<Arc<str>, Vec<IpAddr>>) {
-        self.current.engine.sandboxes(sandboxes);
-        if self.published.is_some() {
-            self.writer.publish(self.current.engine.snapshot());
-        }
-    }
-
-    fn take(&mut self, changes: &Changes) {
-        if changes.is_empty() && self.published.is_some() {
-            return self.health.seen_again();
-        }
-        self.current.take(changes);
-        let state = self.current.engine.snapshot();
-        let report = Report {
-            version: state.version,
-            seen: Some(SystemTime::now()),
-            unreachable: None,
-            unreachable_since: None,
-            objects: self.current.store.len(),
-            findings: self.current.findings(),
-        };
-        let known = self.published.as_ref().map(|published| published.findings.as_slice()).unwrap_or_default();
-        for finding in report.findings.iter().filter(|finding| !known.contains(finding)) {
-            tracing::warn!("{finding}");
-        }
-        self.writer.publish(state);
-        tracing::debug!(version = report.version, objects = report.objects, "a snapshot is published");
-        self.health.set(report.clone());
-        self.readiness.ready(GATE);
-        self.published = Some(report);
-    }
 }

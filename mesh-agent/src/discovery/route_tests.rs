@@ -178,9 +178,9 @@ fn validate_finds_routes_that_lead_nowhere() {
         let findings = validate(whole.path(), "cluster.local").unwrap();
         let seen: Vec<(&str, Effect)> = findings.iter().map(|one| (&*one.field, one.effect)).collect();
         assert_eq!(seen, expected.into_iter().collect::<Vec<_>>(), "{to}: {findings:#?}");
-        assert!(
-            findings.iter().all(|one| one.file.ends_with("r.yaml") && one.object == "shop/r" && one.line.is_some())
-        );
+        assert!(findings.iter().all(|one| one.file().is_some_and(|file| file.ends_with("r.yaml"))
+            && one.object == "shop/r"
+            && one.line.is_some()));
         // A file of routes alone cannot be held against that.
         let alone = directory(&[("r.yaml", &route)]);
         let by_itself = findings.iter().filter(|one| one.field.contains("backendRefs")).count();

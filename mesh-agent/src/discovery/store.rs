@@ -6,7 +6,8 @@
 //!                                                ├─ not read, a route ───► what it is attached to fails (stand-in)
 //!                                                └─ not read, a policy ──► its target refuses (Unreadable)
 //! ```
-//! Several files may speak of one object: the last that can be read is in force, whatever the others are like.
+//! Several files may speak of one object: the last that can be read is in force, whatever the others are like. An API
+//! server speaks of each object by itself, so what cannot be read there always has a name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -18,31 +19,65 @@ use serde_json::Value;
 use super::crd::GROUP;
 use super::document::{self, Document, SyntaxError};
 use super::file::SourceFile;
-use super::finding::{Effect, FieldPath, Finding, Problem};
+use super::finding::{Effect, FieldPath, Finding, Origin, Problem};
 use super::object::{self, Key, Kind, Meaning};
 use super::translate::{self, Item, Taken};
 use crate::policy::{Unreadable, Weight};
 
-/// All objects in force. Changes only by [`Store::apply`].
+/// All objects in force. Changes only by [`Store::apply`] and [`Store::observe`].
 #[derive(Clone, Debug)]
 pub struct Store {
     trust_domain: String,
-    /// What each file says.
-    files: BTreeMap<Arc<Path>, Said>,
-    /// The files that speak of an object.
-    speakers: HashMap<Key, BTreeSet<Arc<Path>>>,
+    /// What each speaker says.
+    said: BTreeMap<Speaker, Said>,
+    /// Who speaks of an object.
+    speakers: HashMap<Key, BTreeSet<Speaker>>,
     /// None for objects that say nothing now, such as pods that ended.
     in_force: HashMap<Key, Option<Item>>,
     /// Routes of which nothing is in force, because they cannot be read: what stands for them until they can.
     stand_ins: HashMap<Key, Item>,
-    /// Files in which something is wrong.
-    noted: BTreeSet<Arc<Path>>,
+    /// Speakers with whom something is wrong.
+    noted: BTreeSet<Speaker>,
     /// Objects that can be read in several files.
     doubled: BTreeSet<Key>,
     hasher: RandomState,
 }
 
-/// What a change of files comes to.
+/// Who speaks of objects: a file of all that are in it, a watch of each by itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Speaker {
+    /// A file.
+    File(Arc<Path>),
+    /// A watch of an API server, of one object.
+    Watch {
+        /// The watch's name.
+        watch: &'static str,
+        /// The object.
+        key: Arc<Key>,
+    },
+}
+
+impl Speaker {
+    fn origin(&self) -> Origin {
+        match self {
+            Speaker::File(path) => Origin::File(path.to_path_buf()),
+            Speaker::Watch { .. } => Origin::Cluster,
+        }
+    }
+}
+
+/// What a watch says of one object.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The watch's name.
+    pub watch: &'static str,
+    /// The object.
+    pub key: Key,
+    /// The object as it is now; None when it is gone.
+    pub object: Option<Value>,
+}
+
+/// What a change of the source comes to.
 #[derive(Debug, Default, PartialEq)]
 pub struct Delta {
     /// Objects that are new or say something else.
@@ -51,7 +86,7 @@ pub struct Delta {
     pub deletes: Vec<Key>,
 }
 
-/// What a file says.
+/// What a speaker says.
 #[derive(Clone, Debug, Default)]
 struct Said {
     claims: HashMap<Key, Claim>,
@@ -60,9 +95,11 @@ struct Said {
     sound: HashMap<u64, Vec<(Key, u64)>>,
     /// Whether it could be opened at least once.
     opened: bool,
+    /// metadata.uid of a watched object: another under the same name is not its next version.
+    uid: Option<Box<str>>,
 }
 
-/// What a file says of one object.
+/// What a speaker says of one object.
 #[derive(Clone, Debug)]
 enum Claim {
     /// This.
@@ -70,14 +107,14 @@ enum Claim {
         taken: Taken,
         /// The hash of what it was read from.
         hash: u64,
-        /// The line of its document.
-        line: u64,
+        /// The line of its document, in a file.
+        line: Option<u64>,
     },
     /// Something that cannot be read: what is in force stays, else this stands for it.
     Unread { stand_in: Option<Item> },
 }
 
-/// Something that is wrong in a file.
+/// Something that is wrong with what is said.
 #[derive(Clone, Debug)]
 struct Note {
     /// Its effect counts only where nothing else decides about it.
@@ -93,7 +130,7 @@ impl Store {
     pub fn new(trust_domain: &str) -> Self {
         Self {
             trust_domain: trust_domain.to_string(),
-            files: BTreeMap::new(),
+            said: BTreeMap::new(),
             speakers: HashMap::new(),
             in_force: HashMap::new(),
             stand_ins: HashMap::new(),
@@ -107,31 +144,66 @@ impl Store {
     pub fn apply(&mut self, changed: &[SourceFile], gone: &[PathBuf]) -> Delta {
         let mut touched = BTreeSet::new();
         for path in gone {
-            let before = self.withdraw(path);
+            let before = self.withdraw(&Speaker::File(path.as_path().into()));
             touched.extend(before.claims.into_keys());
         }
         let mut readings: Vec<Reading<'_>> = Vec::new();
         for file in changed {
-            let before = self.withdraw(&file.path);
+            let speaker = Speaker::File(file.path.as_path().into());
+            let before = self.withdraw(&speaker);
             touched.extend(before.claims.keys().cloned());
-            readings.push(Reading::new(file, before, self));
+            let mut reading = Reading::new(speaker, before);
+            reading.file(file, self);
+            readings.push(reading);
         }
         for reading in &readings {
-            let keys: Vec<Key> = reading.said.claims.keys().cloned().collect();
-            keys.into_iter().for_each(|key| self.speak(&reading.path, key));
+            self.speak(reading);
         }
         // What tells no name comes last: only then it shows which objects of a file are missing.
         for mut reading in readings {
             reading.nameless(self);
             touched.extend(reading.said.claims.keys().cloned());
-            let keys: Vec<Key> = reading.said.claims.keys().cloned().collect();
-            keys.into_iter().for_each(|key| self.speak(&reading.path, key));
-            if !reading.said.notes.is_empty() {
-                self.noted.insert(reading.path.clone());
-            }
-            self.files.insert(reading.path, reading.said);
+            self.speak(&reading);
+            self.take(reading);
         }
         self.settle(touched)
+    }
+
+    /// Takes what a watch says of one object. Of two watches that speak of it at once, as when an object passes from one to
+    /// the other, what the first says is not gone with the second.
+    pub fn observe(&mut self, observed: &Observed) -> Delta {
+        let Observed { watch, key, object } = observed;
+        let speaker = Speaker::Watch { watch, key: Arc::new(key.clone()) };
+        let mut before = self.withdraw(&speaker);
+        let Some(value) = object else { return self.settle([key.clone()].into()) };
+        let uid = object::text(value, &["metadata", "uid"]);
+        let mut delta = Delta::default();
+        if before.uid.is_some() && before.uid.as_deref() != uid {
+            // Another object under the name: nothing of the one before may stay, were this one unreadable.
+            before = Said::default();
+            delta = self.settle([key.clone()].into());
+        }
+        let mut reading = Reading::new(speaker, before);
+        reading.said.uid = uid.map(Box::from);
+        let hash = self.hasher.hash_one(value);
+        reading.object(&Place::Watch, key.clone(), value, hash, self);
+        self.speak(&reading);
+        self.take(reading);
+        delta.then(self.settle([key.clone()].into()))
+    }
+
+    /// Whether something is wrong with what a watch says of an object.
+    pub fn is_noted(&self, observed: &Observed) -> bool {
+        let Observed { watch, key, object: _ } = observed;
+        !self.noted.is_empty() && self.noted.contains(&Speaker::Watch { watch, key: Arc::new(key.clone()) })
+    }
+
+    /// The objects that a watch speaks of.
+    pub fn spoken_of(&self, watch: &'static str) -> impl Iterator<Item = &Key> {
+        self.said.keys().filter_map(move |speaker| match speaker {
+            Speaker::Watch { watch: of, key } if *of == watch => Some(&**key),
+            Speaker::Watch { .. } | Speaker::File(_) => None,
+        })
     }
 
     /// How many objects are in force.
@@ -141,21 +213,21 @@ impl Store {
 
     /// The policies that cannot be read now and never could.
     pub fn unreadable(&self) -> Vec<Unreadable> {
-        let notes = self.notes().filter(|(_, note)| !self.is_in_force(note.key.as_ref()));
-        notes.filter_map(|(_, note)| note.unreadable.clone()).collect()
+        let notes = self.notes().filter(|note| !self.is_in_force(note.key.as_ref()));
+        notes.filter_map(|note| note.unreadable.clone()).collect()
     }
 
     /// What is wrong with the source as it is now, by file.
     pub fn findings(&self) -> Vec<Finding> {
-        let mut findings: Vec<Finding> = self.notes().map(|(_, note)| self.finding(note)).collect();
+        let mut findings: Vec<Finding> = self.notes().map(|note| self.finding(note)).collect();
         findings.extend(self.doubled.iter().flat_map(|key| self.double_findings(key)));
-        findings.sort_by(|one, other| one.file.cmp(&other.file));
+        Finding::sort(&mut findings);
         findings
     }
 
-    fn notes(&self) -> impl Iterator<Item = (&Arc<Path>, &Note)> {
-        let said = self.noted.iter().filter_map(|path| Some((path, self.files.get(path)?)));
-        said.flat_map(|(path, said)| said.notes.iter().map(move |note| (path, note)))
+    fn notes(&self) -> impl Iterator<Item = &Note> {
+        let said = self.noted.iter().filter_map(|speaker| self.said.get(speaker));
+        said.flat_map(|said| said.notes.iter())
     }
 
     fn finding(&self, note: &Note) -> Finding {
@@ -168,13 +240,17 @@ impl Store {
     }
 
     fn double_findings(&self, key: &Key) -> Vec<Finding> {
-        let files: Vec<(&Arc<Path>, u64)> = self.readers(key).map(|(path, _, line)| (path, line)).collect();
+        let files = self.readers(key).filter_map(|(speaker, _, line)| match speaker {
+            Speaker::File(path) => Some((path, line)),
+            Speaker::Watch { .. } => None,
+        });
+        let files: Vec<(&Arc<Path>, Option<u64>)> = files.collect();
         let pairs = files.iter().zip(files.iter().skip(1));
         let mut findings = Vec::new();
         for ((earlier, _), (later, line)) in pairs {
             findings.push(Finding {
-                file: later.to_path_buf(),
-                line: Some(*line),
+                origin: Origin::File(later.to_path_buf()),
+                line: *line,
                 kind: key.kind.to_string(),
                 object: key.object(),
                 field: "metadata.name".to_string(),
@@ -185,12 +261,12 @@ impl Store {
         findings
     }
 
-    /// What follows for an object from the rest of the world; None when it is in force of no file.
+    /// What follows for an object from the rest of the world; None when nobody says it.
     pub fn finding_about(&self, key: &Key, field: &str, reason: String, effect: Effect) -> Option<Finding> {
-        let (file, _, line) = self.readers(key).last()?;
+        let (speaker, _, line) = self.readers(key).last()?;
         Some(Finding {
-            file: file.to_path_buf(),
-            line: Some(line),
+            origin: speaker.origin(),
+            line,
             kind: key.kind.to_string(),
             object: key.object(),
             field: field.to_string(),
@@ -199,19 +275,19 @@ impl Store {
         })
     }
 
-    /// The files in which an object can be read, in their order, with what it says and the line of its document.
-    fn readers(&self, key: &Key) -> impl Iterator<Item = (&Arc<Path>, &Option<Item>, u64)> {
+    /// The speakers of whom an object can be read, in their order, with what it says and the line of its document.
+    fn readers(&self, key: &Key) -> impl Iterator<Item = (&Speaker, &Option<Item>, Option<u64>)> {
         let speakers = self.speakers.get(key).into_iter().flatten();
-        speakers.filter_map(|path| match self.files.get(path)?.claims.get(key)? {
-            Claim::Read { taken, line, .. } => Some((path, &taken.item, *line)),
+        speakers.filter_map(|speaker| match self.said.get(speaker)?.claims.get(key)? {
+            Claim::Read { taken, line, .. } => Some((speaker, &taken.item, *line)),
             Claim::Unread { .. } => None,
         })
     }
 
-    /// What stands for an object that no file can be read of: as the last file has it.
+    /// What stands for an object that can be read of nobody: as the last speaker has it.
     fn stand_in(&self, key: &Key) -> Option<Item> {
         let speakers = self.speakers.get(key)?.iter().rev();
-        speakers.filter_map(|path| self.files.get(path)?.claims.get(key)).find_map(|claim| match claim {
+        speakers.filter_map(|speaker| self.said.get(speaker)?.claims.get(key)).find_map(|claim| match claim {
             Claim::Unread { stand_in } => stand_in.clone(),
             Claim::Read { .. } => None,
         })
@@ -221,18 +297,27 @@ impl Store {
         key.is_some_and(|key| self.in_force.contains_key(key))
     }
 
-    fn speak(&mut self, path: &Arc<Path>, key: Key) {
-        self.speakers.entry(key).or_default().insert(path.clone());
+    fn speak(&mut self, reading: &Reading<'_>) {
+        for key in reading.said.claims.keys() {
+            self.speakers.entry(key.clone()).or_default().insert(reading.speaker.clone());
+        }
     }
 
-    /// Forgets what a file says.
-    fn withdraw(&mut self, path: &Path) -> Said {
-        let said = self.files.remove(path).unwrap_or_default();
-        self.noted.remove(path);
+    fn take(&mut self, reading: Reading<'_>) {
+        if !reading.said.notes.is_empty() {
+            self.noted.insert(reading.speaker.clone());
+        }
+        self.said.insert(reading.speaker, reading.said);
+    }
+
+    /// Forgets what a speaker says.
+    fn withdraw(&mut self, speaker: &Speaker) -> Said {
+        let said = self.said.remove(speaker).unwrap_or_default();
+        self.noted.remove(speaker);
         for key in said.claims.keys() {
-            let Some(files) = self.speakers.get_mut(key) else { continue };
-            files.remove(path);
-            if files.is_empty() {
+            let Some(speakers) = self.speakers.get_mut(key) else { continue };
+            speakers.remove(speaker);
+            if speakers.is_empty() {
                 self.speakers.remove(key);
             }
         }
@@ -286,9 +371,19 @@ impl Store {
     }
 }
 
-/// One file while it is read.
+impl Delta {
+    /// This, then what came of the same objects after it.
+    fn then(mut self, later: Delta) -> Self {
+        self.deletes.retain(|key| later.upserts.iter().all(|(again, _)| again != key));
+        self.upserts.extend(later.upserts);
+        self.deletes.extend(later.deletes);
+        self
+    }
+}
+
+/// What one speaker says, while it is read.
 struct Reading<'a> {
-    path: Arc<Path>,
+    speaker: Speaker,
     /// What it said before.
     before: Said,
     said: Said,
@@ -301,9 +396,9 @@ struct Reading<'a> {
 /// What tells no name.
 enum Waiting<'a> {
     /// An object of a kind that the mesh reads.
-    Nameless { kind: Kind, problem: Problem, value: Value, line: u64 },
+    Nameless { kind: Kind, problem: Problem, value: Value, line: Option<u64> },
     /// An object of a kind that there is not.
-    Mistaken { problem: Problem, value: Value, line: u64 },
+    Mistaken { problem: Problem, value: Value, line: Option<u64> },
     /// Text that is no YAML.
     Broken { document: Document<'a>, error: SyntaxError },
     /// The file cannot be opened.
@@ -311,32 +406,44 @@ enum Waiting<'a> {
 }
 
 /// Where an object stands.
-struct Place<'a> {
-    document: &'a Document<'a>,
-    /// The way to the object in its document.
-    path: &'a FieldPath,
+enum Place<'a> {
+    /// In a file.
+    File {
+        document: &'a Document<'a>,
+        /// The way to the object in its document.
+        path: &'a FieldPath,
+    },
+    /// Nowhere: a watch tells it.
+    Watch,
 }
 
 impl Place<'_> {
-    fn line(&self, problem: &Problem) -> u64 {
-        self.document.line_of(&problem.field.below(self.path))
+    fn line(&self, problem: &Problem) -> Option<u64> {
+        match self {
+            Place::File { document, path } => Some(document.line_of(&problem.field.below(path))),
+            Place::Watch => None,
+        }
+    }
+
+    /// The line on which the whole begins.
+    fn first_line(&self) -> Option<u64> {
+        match self {
+            Place::File { document, .. } => Some(document.line),
+            Place::Watch => None,
+        }
     }
 }
 
 impl<'a> Reading<'a> {
-    fn new(file: &'a SourceFile, before: Said, store: &Store) -> Self {
-        let mut reading = Self {
-            path: file.path.as_path().into(),
-            before,
-            said: Said::default(),
-            waiting: Vec::new(),
-            is_guessed: false,
-        };
+    fn new(speaker: Speaker, before: Said) -> Self {
+        Self { speaker, before, said: Said::default(), waiting: Vec::new(), is_guessed: false }
+    }
+
+    fn file(&mut self, file: &'a SourceFile, store: &Store) {
         match &file.content {
-            Ok(text) => reading.text(text, store),
-            Err(reason) => reading.waiting.push(Waiting::Closed { reason: reason.clone() }),
+            Ok(text) => self.text(text, store),
+            Err(reason) => self.waiting.push(Waiting::Closed { reason: reason.clone() }),
         }
-        reading
     }
 
     fn text(&mut self, text: &'a str, store: &Store) {
@@ -365,7 +472,7 @@ impl<'a> Reading<'a> {
                 Some(Claim::Read { taken, hash: read, line: _ })
                     if read == hash && !self.said.claims.contains_key(key) =>
                 {
-                    let claim = Claim::Read { taken: taken.clone(), hash: *hash, line: document.line };
+                    let claim = Claim::Read { taken: taken.clone(), hash: *hash, line: Some(document.line) };
                     claims.push((key.clone(), claim));
                 }
                 Some(_) | None => return false,
@@ -380,7 +487,7 @@ impl<'a> Reading<'a> {
         let notes = self.said.notes.len() + self.waiting.len();
         let mut objects = Vec::new();
         for (path, value) in object::objects(value) {
-            let place = Place { document, path: &path };
+            let place = Place::File { document, path: &path };
             match object::meaning(value) {
                 Meaning::Known { kind: _, key: Ok(key) } => {
                     let hash = store.hasher.hash_one(value);
@@ -397,7 +504,7 @@ impl<'a> Reading<'a> {
                 }
                 Meaning::Foreign => {
                     let kind = object::text(value, &["kind"]).unwrap_or_default();
-                    tracing::debug!(file = %self.path.display(), kind, "not a kind that the mesh reads");
+                    tracing::debug!(origin = ?self.speaker.origin(), kind, "not a kind that the mesh reads");
                 }
             }
         }
@@ -415,14 +522,15 @@ impl<'a> Reading<'a> {
             Ok(taken) => {
                 for (effect, problem) in taken.problems.iter().cloned() {
                     let line = place.line(&problem);
-                    self.note(Some(line), &key.kind.to_string(), &key.object(), problem, effect);
+                    self.note(line, &key.kind.to_string(), &key.object(), problem, effect);
                 }
-                let claim = Claim::Read { taken, hash, line: place.document.line };
-                if let Some(Claim::Read { .. }) = self.said.claims.insert(key.clone(), claim) {
-                    let reason = format!("is also in {}", self.path.display());
+                let claim = Claim::Read { taken, hash, line: place.first_line() };
+                let earlier = self.said.claims.insert(key.clone(), claim);
+                if let (Some(Claim::Read { .. }), Speaker::File(path)) = (earlier, &self.speaker) {
+                    let reason = format!("is also in {}", path.display());
                     let problem = Problem::new(FieldPath::of("metadata.name"), reason);
                     let line = place.line(&problem);
-                    self.note(Some(line), &key.kind.to_string(), &key.object(), problem, Effect::LaterWins);
+                    self.note(line, &key.kind.to_string(), &key.object(), problem, Effect::LaterWins);
                 }
             }
             Err(problem) => {
@@ -430,7 +538,7 @@ impl<'a> Reading<'a> {
                 let line = place.line(&problem);
                 let stand_in = translate::stand_in(&key, value, &problem);
                 let effect = if stand_in.is_some() { Effect::RouteFails } else { Effect::Skipped };
-                self.note(Some(line), &key.kind.to_string(), &key.object(), problem, effect);
+                self.note(line, &key.kind.to_string(), &key.object(), problem, effect);
                 self.said.claims.entry(key.clone()).or_insert(Claim::Unread { stand_in });
                 self.keep(Some(key), unreadable);
             }
@@ -470,18 +578,18 @@ impl<'a> Reading<'a> {
         self.said.claims.extend(kept.into_iter().map(|key| (key, Claim::Unread { stand_in: None })));
     }
 
-    fn nameless_object(&mut self, kind: Kind, problem: Problem, value: &Value, line: u64, store: &Store) {
+    fn nameless_object(&mut self, kind: Kind, problem: Problem, value: &Value, line: Option<u64>, store: &Store) {
         let missing: Vec<Key> = self.missing(store).filter(|key| key.kind == kind).cloned().collect();
         let key = missing.first().cloned();
         self.is_guessed |= missing.len() > 1;
         let unreadable = translate::unreadable(kind, key.as_ref(), value);
         let object = key.as_ref().map(Key::object).unwrap_or_default();
-        self.note(Some(line), &kind.to_string(), &object, problem, Effect::Skipped);
+        self.note(line, &kind.to_string(), &object, problem, Effect::Skipped);
         self.keep(key, unreadable);
     }
 
     /// A kind that there is not. A policy that the file held under this name is taken to be meant, else one that is missing.
-    fn mistaken(&mut self, problem: Problem, value: &Value, line: u64, store: &Store) {
+    fn mistaken(&mut self, problem: Problem, value: &Value, line: Option<u64>, store: &Store) {
         let name = object::text(value, &["metadata", "name"]).unwrap_or_default();
         let namespace = object::namespace(value).unwrap_or_default();
         let policies: Vec<Key> = self.missing(store).filter(|key| key.kind.is_policy()).cloned().collect();
@@ -492,7 +600,7 @@ impl<'a> Reading<'a> {
         let unreadable = key.as_ref().and_then(|key| translate::unreadable(key.kind, Some(key), value));
         let kind = object::text(value, &["kind"]).unwrap_or_default();
         let object = key.as_ref().map_or_else(|| name.to_string(), Key::object);
-        self.note(Some(line), kind, &object, problem, Effect::Skipped);
+        self.note(line, kind, &object, problem, Effect::Skipped);
         self.keep(key, unreadable);
     }
 
@@ -533,7 +641,7 @@ impl<'a> Reading<'a> {
 
     fn note(&mut self, line: Option<u64>, kind: &str, object: &str, problem: Problem, effect: Effect) {
         let finding = Finding {
-            file: self.path.to_path_buf(),
+            origin: self.speaker.origin(),
             line,
             kind: kind.to_string(),
             object: object.to_string(),

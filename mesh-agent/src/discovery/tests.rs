@@ -7,7 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::store::Store;
-use super::{Config, Effect, Finding, GATE, Health, Source, crd, load, run, validate};
+use super::{Config, Effect, Finding, GATE, Health, Origin, Source, crd, load, run, validate};
 use crate::drain::Drain;
 use crate::policy::{DenyReason, Facts, Mode, Provider, authorize};
 use crate::readiness::Readiness;
@@ -327,7 +327,7 @@ fn a_finding_reads_as_one_line() {
     let finding = validate(directory.path(), "cluster.local").unwrap().remove(0);
     let expected = "a.yaml:7: AuthorizationPolicy shop/no-web spec.action: unknown variant `DENI`, expected one of \
                     `ALLOW`, `DENY`, `AUDIT`, `CUSTOM` (there is no previous version, so its target refuses every connection)";
-    assert_eq!(format!("{}", Finding { file: "a.yaml".into(), ..finding }), expected);
+    assert_eq!(format!("{}", Finding { origin: Origin::File("a.yaml".into()), ..finding }), expected);
 }
 
 #[test]
@@ -841,7 +841,7 @@ fn of_two_traffic_policies_on_one_target_the_older_counts_and_the_other_is_named
     let path = directory.path().join("policies.yaml");
     fs::write(&path, format!("{young}{old}")).unwrap();
     let finding = |line, object: &str, field: &str, reason: &str, effect| Finding {
-        file: path.clone(),
+        origin: Origin::File(path.clone()),
         line: Some(line),
         kind: "TrafficPolicy".into(),
         object: object.into(),

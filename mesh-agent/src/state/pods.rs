@@ -75,6 +75,9 @@ impl Pods {
 
     /// Takes the addresses of all sandboxes of this node. Returns the pods that this may be about.
     pub(super) fn take_sandboxes(&mut self, node: &str, sandboxes: HashMap<Arc<str>, Vec<IpAddr>>) -> Vec<Name> {
+        if self.sandboxes == sandboxes {
+            return Vec::new();
+        }
         let before = std::mem::replace(&mut self.sandboxes, sandboxes);
         let after = &self.sandboxes;
         let moved = |uid: &Arc<str>| before.get(uid) != after.get(uid);
