@@ -41,6 +41,10 @@ pub enum Command {
     /// Be the plugin of the node's container network (CNI), put it on the node, or take it off
     #[command(subcommand)]
     Cni(CniCommand),
+    /// Ask a running agent: /readyz /metrics /config_dump /connections /log-level /access-log
+    ///
+    /// Exit status: 0 a good answer, such as "ready"; 1 any other.
+    Get(GetArgs),
     /// Print the version
     Version,
     /// Take every pinned program and map out of the kernel
@@ -106,6 +110,17 @@ pub struct ValidateArgs {
     /// The trust domain that principals may name [default: cluster.local]
     #[arg(long, value_name = "NAME")]
     pub trust_domain: Option<String>,
+}
+
+/// `mesh-agent get`
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// What to ask for
+    #[arg(value_name = "/PATH")]
+    pub path: String,
+    /// The agent's address [default: 127.0.0.1:15000]
+    #[arg(long, env = "NODEMESH_ADMIN", value_name = "IP:PORT|unix:PATH")]
+    pub admin: Option<String>,
 }
 
 const POLICY_TEST_AFTER_HELP: &str = "\

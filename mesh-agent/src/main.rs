@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         Command::Ca(command) => commands::ca(command),
         Command::Policy(command) => commands::policy(command),
         Command::Cni(command) => commands::cni(command),
+        Command::Get(args) => commands::get(args),
         Command::Version => {
             println!("mesh-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

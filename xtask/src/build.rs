@@ -1,4 +1,7 @@
 //! `cargo xtask build`: the agent, with the BPF object inside.
+//!
+//! It needs no library of the machine that it runs on: an image has nothing else in it, and the CNI plugin, which is the
+//! same program, is started by the machine's own container runtime.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -42,7 +45,10 @@ fn build(profile: &str) -> Result<PathBuf> {
         return agent_binary();
     }
     let object = crate::ebpf::build()?;
-    let arguments = ["build", "--profile", profile, "--package", "mesh-agent"];
+    // For a named target the flags are the agent's alone, and not those of what is run while it is built.
+    let target = host()?;
+    let flags = format!("target.{target}.rustflags=[\"-Ctarget-feature=+crt-static\"]");
+    let arguments = ["build", "--profile", profile, "--package", "mesh-agent", "--target", &target, "--config", &flags];
     let status = cargo().args(arguments).env("NODEMESH_BPF_OBJECT", &object).status().context("starting cargo")?;
     ensure!(status.success(), "cargo {}: {status}", arguments.join(" "));
     built(profile)
@@ -60,9 +66,18 @@ pub fn agent_binary() -> Result<PathBuf> {
 }
 
 fn built(profile: &str) -> Result<PathBuf> {
-    let binary = target_dir().join(profile).join("mesh-agent");
+    let binary = target_dir().join(host()?).join(profile).join("mesh-agent");
     ensure!(binary.is_file(), "{} is missing: cargo xtask build", binary.display());
     Ok(binary)
+}
+
+/// What this machine is to the compiler, such as `x86_64-unknown-linux-gnu`.
+fn host() -> Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).arg("-vV").current_dir(root()).output().context("starting rustc")?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let host = said.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_string).context("rustc -vV does not name its host")
 }
 
 /// cargo, as the toolchain that runs this, in the clone's root.

@@ -69,6 +69,7 @@ pub struct Leftover {
     cgroups: BTreeSet<PathBuf>,
     namespaces: BTreeSet<String>,
     mounts: BTreeSet<PathBuf>,
+    directories: BTreeSet<PathBuf>,
     dir: Option<PathBuf>,
 }
 
@@ -109,8 +110,9 @@ impl Leftover {
     }
 
     fn is_empty(&self) -> bool {
-        let Self { id: _, cgroups, namespaces, mounts, dir } = self;
-        cgroups.is_empty() && namespaces.is_empty() && mounts.is_empty() && dir.is_none()
+        let Self { id: _, cgroups, namespaces, mounts, directories, dir } = self;
+        let nothing_made = cgroups.is_empty() && namespaces.is_empty() && mounts.is_empty() && directories.is_empty();
+        nothing_made && dir.is_none()
     }
 
     fn read_notes(&mut self, dir: &Path) {
@@ -124,6 +126,9 @@ impl Leftover {
                 Some((kind, name)) if kind == Kind::Netns.word() && Path::new(NETNS_DIR).join(name).exists() => {
                     self.namespaces.insert(name.to_string());
                 }
+                Some((kind, path)) if kind == Kind::Directory.word() && Path::new(path).exists() => {
+                    self.directories.insert(path.into());
+                }
                 // Mounts are found in mountinfo, which cannot be wrong about them.
                 _ => {}
             }
@@ -131,7 +136,10 @@ impl Leftover {
     }
 
     fn end(&self) -> Result<()> {
-        for cgroup in &self.cgroups {
+        // Those of version 1 are empty once the processes of cgroup2's are killed.
+        let (of_v2, of_v1): (Vec<_>, Vec<_>) =
+            self.cgroups.iter().partition(|cgroup| cgroup.join("cgroup.kill").exists());
+        for cgroup in of_v2.into_iter().chain(of_v1) {
             cgroup::destroy(cgroup)?;
         }
         for mount in self.mounts.iter().rev() {
@@ -140,7 +148,7 @@ impl Leftover {
         for name in &self.namespaces {
             delete_netns(name)?;
         }
-        if let Some(dir) = &self.dir {
+        for dir in self.directories.iter().chain(&self.dir) {
             match fs::remove_dir_all(dir) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("removing {}", dir.display()));
@@ -176,7 +184,7 @@ impl fmt::Display for Leftover {
         for mount in &self.mounts {
             writeln!(f, "  mount    {}", mount.display())?;
         }
-        self.dir.iter().try_for_each(|dir| writeln!(f, "  files    {}", dir.display()))
+        self.directories.iter().chain(&self.dir).try_for_each(|dir| writeln!(f, "  files    {}", dir.display()))
     }
 }
 

@@ -170,7 +170,8 @@ fn linker_directory() -> Result<PathBuf> {
     Ok(directory)
 }
 
-fn cache_directory() -> Result<PathBuf> {
+/// Where tools are kept that outlive a clone.
+pub fn cache_directory() -> Result<PathBuf> {
     let cache = match std::env::var_os("XDG_CACHE_HOME") {
         Some(cache) => PathBuf::from(cache),
         None => Path::new(&std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),

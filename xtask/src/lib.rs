@@ -8,10 +8,13 @@
 pub mod bench;
 pub mod build;
 pub mod clean;
+pub mod cluster;
 pub mod demo;
 pub mod ebpf;
 pub mod exec;
 pub mod fuzz;
+pub mod image;
+pub mod oci;
 pub mod packages;
 pub mod probe;
 pub mod rings;

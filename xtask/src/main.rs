@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
 use xtask::testbed::relay::Relay;
 use xtask::testbed::run;
-use xtask::{bench, build, clean, demo, exec, fuzz, probe, rings, soak};
+use xtask::{bench, build, clean, cluster, demo, exec, fuzz, image, probe, rings, soak};
 
 /// Builds, demonstrates and tests Nodemesh
 #[derive(Parser)]
@@ -24,15 +24,19 @@ enum Xtask {
     Soak(soak::Soak),
     Bench(bench::Bench),
     Build(build::Build),
+    Image(image::BuildImage),
     Fuzz(fuzz::Fuzz),
     /// Build the BPF object alone; prints its path
     BuildEbpf,
+    Cluster(cluster::Cluster),
     Clean(clean::Clean),
     #[command(name = "exec")]
     InPod(exec::InPod),
     /// Become a process of a pod or a node
     #[command(name = "__exec", hide = true)]
     Exec(Exec),
+    #[command(name = "__cluster-node", hide = true)]
+    ClusterNode(cluster::init::Init),
     /// End a run when its maker is gone
     #[command(name = "__guard", hide = true)]
     Guard {
@@ -66,8 +70,11 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Soak(soak) => return soak.run(),
         Xtask::Bench(bench) => return bench.run(),
         Xtask::Build(build) => build.run()?,
+        Xtask::Image(image) => image.run()?,
         Xtask::Fuzz(fuzz) => return fuzz.run(),
         Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),
+        Xtask::Cluster(cluster) => return cluster.run(),
+        Xtask::ClusterNode(init) => init.run()?,
         Xtask::Clean(clean) => clean.run()?,
         Xtask::InPod(exec) => return exec.run(),
         Xtask::Exec(exec) => exec.run()?,

@@ -23,6 +23,8 @@ struct Need {
 
 enum Check {
     Program(&'static str),
+    /// A file that is in no PATH.
+    File(&'static str),
     /// `/usr/bin/python3 -c import …`
     PythonModule(&'static str),
     /// PostgreSQL's server, which is in no PATH.
@@ -34,7 +36,7 @@ const BUILD: &[Need] = &[
         check: Check::Program("cc"),
         purpose: "builds the C part of the TLS library",
         debian: "gcc libc6-dev",
-        fedora: "gcc glibc-devel",
+        fedora: "gcc glibc-devel glibc-static",
         arch: "gcc",
         alpine: "gcc musl-dev",
     },
@@ -112,6 +114,36 @@ const PEER: &[Need] = &[
     same(Check::Program("openssl"), "makes the peer's certificates", "openssl", ["openssl"; 3]),
 ];
 
+/// What `cargo xtask cluster` needs besides, on Debian and Ubuntu.
+const CLUSTER: &[Need] = &[
+    same(Check::Program("ip"), "makes network links", "iproute2", ["iproute", "iproute2", "iproute2"]),
+    same(Check::Program("openssl"), "makes the cluster's certificates", "openssl", ["openssl"; 3]),
+    same(Check::Program("etcd"), "is the cluster's store", "etcd-server", ["etcd"; 3]),
+    same(Check::Program("containerd"), "runs containers", "containerd", ["containerd"; 3]),
+    same(Check::Program("runc"), "starts containers", "runc", ["runc"; 3]),
+    same(
+        Check::File("/usr/lib/cni/ptp"),
+        "gives pods their network",
+        "containernetworking-plugins",
+        ["containernetworking-plugins", "cni-plugins", "cni-plugins"],
+    ),
+    same(
+        Check::File("/usr/bin/busybox"),
+        "is the shell in a pod",
+        "busybox-static",
+        ["busybox", "busybox", "busybox-static"],
+    ),
+    same(
+        Check::Program("iptables"),
+        "is what kube-proxy and a plugin call",
+        "iptables",
+        ["iptables-nft", "iptables", "iptables"],
+    ),
+    same(Check::Program("nft"), "is what kube-proxy calls", "nftables", ["nftables"; 3]),
+    same(Check::Program("conntrack"), "is what kube-proxy calls", "conntrack", ["conntrack-tools"; 3]),
+    same(Check::Program("nsenter"), "enters nodes", "util-linux", ["util-linux", "util-linux", "util-linux-misc"]),
+];
+
 const fn same(check: Check, purpose: &'static str, debian: &'static str, others: [&'static str; 3]) -> Need {
     let [fedora, arch, alpine] = others;
     Need { check, purpose, debian, fedora, arch, alpine }
@@ -144,9 +176,25 @@ pub fn for_peer() -> Result<()> {
     ensure_there(PEER)
 }
 
+/// Makes sure that a cluster can run.
+pub fn for_cluster() -> Result<()> {
+    ensure_there(CLUSTER)?;
+    // For the pods.
+    ensure_there(TESTBED)
+}
+
+/// What a cluster lacks on this machine, in words; empty if nothing.
+pub fn missing_for_cluster() -> Vec<String> {
+    missing_of(CLUSTER)
+}
+
 /// What the testbed lacks on this machine, in words; empty if nothing.
 pub fn missing_for_testbed() -> Vec<String> {
-    let missing = TESTBED.iter().filter(|need| !need.is_there());
+    missing_of(TESTBED)
+}
+
+fn missing_of(needs: &[Need]) -> Vec<String> {
+    let missing = needs.iter().filter(|need| !need.is_there());
     missing.map(|need| format!("{}, which {}", need.name(), need.purpose)).collect()
 }
 
@@ -154,6 +202,7 @@ impl Need {
     fn is_there(&self) -> bool {
         match self.check {
             Check::Program(name) => find_program(name),
+            Check::File(path) => Path::new(path).is_file(),
             Check::Postgres => crate::testbed::postgres_programs().is_ok(),
             Check::PythonModule(module) => {
                 let mut python = Command::new("/usr/bin/python3");
@@ -166,6 +215,7 @@ impl Need {
     fn name(&self) -> String {
         match self.check {
             Check::Program(name) => name.to_string(),
+            Check::File(path) => path.to_string(),
             Check::Postgres => "postgres".to_string(),
             Check::PythonModule(module) => format!("the Python module {module}"),
         }

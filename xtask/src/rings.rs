@@ -6,6 +6,7 @@
 //! | 2 | two agents in one process, real TLS and HTTP/2 | nothing |
 //! | 3 | real programs in simulated nodes: eBPF, namespaces, nginx, curl, … | root, Linux 5.15, cgroup2 |
 //! | 3, v6-only | the heart of it once more with no IPv4 address anywhere and with the guards on clsact | the same |
+//! | 4 | a real Kubernetes of two nodes: [`crate::cluster`] | the same, Go 1.21, half an hour |
 //!
 //! A ring that cannot run says so in capitals; with MESH_REQUIRE_KERNEL set, as in CI, that is a failure.
 
@@ -15,14 +16,15 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
+use crate::cluster::{self, parts};
 use crate::testbed::cgroup;
 use crate::{build, packages};
 
 /// Run the tests: all rings, or those that are named
 #[derive(clap::Args)]
 pub struct Test {
-    /// 1: pure, 2: in one process, 3: on the kernel
-    #[arg(value_parser = clap::value_parser!(u8).range(1..=3))]
+    /// 1: pure, 2: in one process, 3: on the kernel, 4: on Kubernetes
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=4))]
     rings: Vec<u8>,
     /// Only tests whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
@@ -45,7 +47,7 @@ impl Test {
     /// Runs the rings one after another, all of them even if one fails.
     pub fn run(self) -> Result<ExitCode> {
         let Self { rings, name } = self;
-        let rings = if rings.is_empty() { vec![1, 2, 3] } else { rings };
+        let rings = if rings.is_empty() { vec![1, 2, 3, 4] } else { rings };
         let mut output = Output::default();
         let mut outcomes = Vec::new();
         for part in rings.iter().flat_map(|ring| PARTS.iter().filter(move |part| part.ring == *ring)) {
@@ -60,9 +62,16 @@ impl Test {
 /// For a test of ring 3: whether it can run. If not, says so past the capture of the test harness, or panics with
 /// MESH_REQUIRE_KERNEL.
 pub fn can_use_kernel(test: &str) -> bool {
-    let Some(reason) = kernel_obstacle().or_else(|| build::agent_binary().err().map(|error| error.to_string())) else {
-        return true;
-    };
+    is_possible(test, kernel_obstacle().or_else(|| build::agent_binary().err().map(|error| error.to_string())))
+}
+
+/// The same for a test of ring 4.
+pub fn can_use_cluster(test: &str) -> bool {
+    is_possible(test, cluster_obstacle())
+}
+
+fn is_possible(test: &str, obstacle: Option<String>) -> bool {
+    let Some(reason) = obstacle else { return true };
     assert!(!kernel_is_required(), "{test} cannot run: {reason}");
     // println! would be swallowed when the test passes.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
@@ -82,6 +91,12 @@ pub fn kernel_obstacle() -> Option<String> {
         return Some(error.to_string());
     }
     packages::missing_for_testbed().into_iter().next().map(|missing| format!("missing: {missing}"))
+}
+
+/// Why there can be no cluster here; None if there can.
+pub fn cluster_obstacle() -> Option<String> {
+    let missing = packages::missing_for_cluster().into_iter().next().map(|missing| format!("missing: {missing}"));
+    kernel_obstacle().or(missing).or_else(|| parts::go().err().map(|error| error.to_string()))
 }
 
 /// A ring, or a part of one that is announced and counted by itself.
@@ -131,32 +146,73 @@ const PARTS: &[Part] = &[
         title: "ring 3, v6-only: no IPv4 address, guards on clsact",
         commands: &[&["test", "--package", "xtask", "--test", "v6_only"]],
     },
+    Part {
+        ring: CLUSTER,
+        name: "ring 4",
+        title: "ring 4: a real Kubernetes of two nodes",
+        commands: &[&["test", "--package", "xtask", "--test", "cluster"]],
+    },
 ];
 
 /// The ring that needs root and a kernel.
 const KERNEL: u8 = 3;
+/// The ring that needs Go besides.
+const CLUSTER: u8 = 4;
 
 fn run_part(part: &Part, name: &str, output: &mut Output) -> Result<Outcome> {
     let Part { ring, name: _, title, commands } = part;
     output.announce(title)?;
-    if *ring == KERNEL
-        && let Some(outcome) = prepare_kernel(output)?
-    {
+    let skipped = match *ring {
+        KERNEL => prepare_kernel(output)?,
+        CLUSTER => prepare_cluster(output)?,
+        _ => None,
+    };
+    if let Some(outcome) = skipped {
         return Ok(outcome);
     }
+    let found_one = cluster::is_there();
     let mut total = Outcome { ok: true, ..Outcome::default() };
     for arguments in *commands {
         let mut command = build::cargo();
         command.args(*arguments).args(["--", name]);
-        if *ring == KERNEL {
-            command.arg(format!("--test-threads={KERNEL_TESTS_AT_ONCE}"));
+        match *ring {
+            KERNEL => drop(command.arg(format!("--test-threads={KERNEL_TESTS_AT_ONCE}"))),
+            // They take turns.
+            CLUSTER => drop(command.arg("--test-threads=1")),
+            _ => {}
         }
         let Outcome { passed, failed, ok, skipped: _ } = output.follow(command)?;
         total.passed += passed;
         total.failed += failed;
         total.ok &= ok;
     }
+    if *ring == CLUSTER && !found_one {
+        cluster::down()?;
+    }
     Ok(total)
+}
+
+/// Gets ring 4 ready; an outcome if it cannot be.
+fn prepare_cluster(output: &mut Output) -> Result<Option<Outcome>> {
+    if rustix::process::geteuid().is_root() {
+        packages::for_build()?;
+        packages::for_cluster()?;
+    }
+    match cluster_obstacle() {
+        Some(reason) => skip("RING 4", &reason, output).map(Some),
+        None => {
+            build::agent()?;
+            Ok(None)
+        }
+    }
+}
+
+fn skip(ring: &str, reason: &str, output: &mut Output) -> Result<Outcome> {
+    let required = kernel_is_required();
+    let verdict =
+        if required { "MESH_REQUIRE_KERNEL is set, so this is a failure" } else { "nothing was tested on it" };
+    output.announce(&format!("{ring} SKIPPED: {reason}; {verdict}"))?;
+    Ok(Outcome { skipped: !required, ..Outcome::default() })
 }
 
 /// Gets ring 3 ready; an outcome if it cannot be.
@@ -170,11 +226,7 @@ fn prepare_kernel(output: &mut Output) -> Result<Option<Outcome>> {
         None => what_the_kernel_lacks(&build::agent()?)?.map(|lacks| format!("this kernel lacks something:\n{lacks}")),
     };
     let Some(reason) = obstacle else { return Ok(None) };
-    let required = kernel_is_required();
-    let verdict =
-        if required { "MESH_REQUIRE_KERNEL is set, so this is a failure" } else { "nothing was tested on it" };
-    output.announce(&format!("RING 3 SKIPPED: {reason}; {verdict}"))?;
-    Ok(Some(Outcome { skipped: !required, ..Outcome::default() }))
+    skip("RING 3", &reason, output).map(Some)
 }
 
 /// Asks `mesh-agent check`, about a cgroup that looks like a node's; None if all that is required is there.

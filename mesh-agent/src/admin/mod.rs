@@ -17,6 +17,7 @@
 //!
 //! Not here: authentication (whoever reaches the admin address may use it) and TLS.
 
+mod ask;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod listener;
@@ -35,6 +36,7 @@ use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
 use crate::telemetry::{AccessLog, Metrics, logs};
 
+pub use ask::{Answer, ask};
 pub use listener::{Address, AddressError, Listener, bind_private};
 pub use serve::{REQUEST_TIMEOUT, serve};
 
@@ -82,6 +84,8 @@ pub enum Surface {
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
     limits![
+        ask::MAX_ANSWER_BYTES, "bytes", "of an answer that `mesh-agent get` takes";
+        ask::ANSWER_TIMEOUT, "milliseconds", "for a whole answer to `mesh-agent get`";
         serve::MAX_CONNECTIONS, "connections per surface", "more wait in the kernel's queue";
         serve::HEADER_TIMEOUT, "milliseconds", "for a request's line and headers, and for an idle connection";
         serve::REQUEST_TIMEOUT, "milliseconds", "for one answer to be made";

@@ -276,3 +276,18 @@ fn names_in(directory: &Path) -> Vec<String> {
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
         .collect()
 }
+
+#[tokio::test]
+async fn an_agent_is_asked_as_a_probe_does_it() {
+    let server = server(Surface::Admin).await;
+    let address = Address::Tcp(server.address);
+    let ready = super::ask(&address, "/readyz").await.unwrap();
+    assert_eq!((ready.is_ok, ready.body.as_ref()), (true, b"ready\n".as_slice()));
+    server.sources.readiness.waiting("capture", "no object".to_string());
+    let waiting = super::ask(&address, "/readyz").await.unwrap();
+    assert!(!waiting.is_ok);
+    assert!(String::from_utf8_lossy(&waiting.body).contains("no object"), "{waiting:?}");
+    assert!(!super::ask(&address, "/nothing").await.unwrap().is_ok);
+    assert!(super::ask(&address, "no path").await.is_err());
+    assert!(super::ask(&"unix:/nonexistent/nodemesh.sock".parse().unwrap(), "/readyz").await.is_err());
+}

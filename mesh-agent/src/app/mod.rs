@@ -81,6 +81,8 @@ pub(crate) struct Agent {
     logs: LogControls,
     /// Where this agent stands among the agents of its node.
     standing: watch::Receiver<Standing>,
+    /// The mesh leaves this node.
+    leaving: Drain,
     /// The agent was told to end.
     drain: Drain,
     /// Peers are told to open no more streams: a newer agent takes them.
@@ -111,7 +113,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         readiness.waiting(gate, "starting");
     }
     let metrics = Metrics::new();
-    let [drain, handed_over, closing, end] = std::array::from_fn(|_| Drain::new());
+    let [leaving, drain, handed_over, closing, end] = std::array::from_fn(|_| Drain::new());
     let (writer, state) = StateWriter::new(&config.node);
     let identities = identities(&config.identity)?;
     let capture = Capture::start(capture_config(&config)).context("cannot capture on this node")?;
@@ -151,6 +153,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         metrics,
         logs,
         standing,
+        leaving,
         drain,
         handed_over,
         closing,
@@ -215,8 +218,12 @@ impl Agent {
         });
         part(parts, "capture", {
             let (state, readiness) = (self.state.clone(), self.readiness.clone());
-            let shutdown = capture::Shutdown { closing: self.closing.token(), end: self.end.token() };
             let sandboxes = sandboxes.clone();
+            let shutdown = capture::Shutdown {
+                leaving: self.leaving.token(),
+                closing: self.closing.token(),
+                end: self.end.token(),
+            };
             async move { Ok(capture.run(state, pods, readiness, sandboxes, shutdown).await?) }
         });
         part(parts, "identity", {

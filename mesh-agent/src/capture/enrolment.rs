@@ -115,6 +115,11 @@ fn is_another(wanted: &Workload, enrolled: &Workload) -> bool {
     as_set(wanted) != as_set(enrolled) || wanted.identity != enrolled.identity
 }
 
+/// The pods of this node that are to be captured.
+fn wanted(world: &MeshState) -> BTreeMap<Uid, Arc<Workload>> {
+    world.local_workloads().filter(|w| w.enrolled).map(|w| (w.uid.clone(), w.clone())).collect()
+}
+
 /// The readiness gate of a pod.
 fn gate(workload: &Workload) -> String {
     format!("{POD_GATE}{}/{}", workload.namespace, workload.name)
@@ -146,17 +151,18 @@ impl Enroller {
 
     /// Runs until `end`; everything stays in place then. From `closing` on it accepts nothing and owns nothing.
     pub async fn run(mut self, mut world: StateReader, shutdown: Shutdown) {
-        let Shutdown { mut closing, mut end } = shutdown;
+        let Shutdown { mut leaving, mut closing, mut end } = shutdown;
         self.readiness.waiting("capture", "waiting for the first state of the cluster");
         let started = Instant::now();
         let mut standing = self.ownership.standing();
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut ticks, mut is_closed, mut world_ended) = (0u32, false, false);
+        let (mut ticks, mut is_leaving, mut is_closed, mut world_ended) = (0u32, false, false, false);
         let mut look = Look::Close;
         loop {
             tokio::select! {
                 () = end.started() => return,
+                () = leaving.started(), if !is_leaving => is_leaving = true,
                 () = closing.started(), if !is_closed => {
                     is_closed = true;
                     self.ownership.retire();
@@ -180,17 +186,16 @@ impl Enroller {
             if ticks % (VERIFY_EVERY * SWEEP_EVERY) == 1 && self.ownership.is_alone() {
                 sweep::sweep(&self.tables, &self.live);
             }
-            self.round(&current, look, started.elapsed() < ENROL_PATIENCE).await;
+            let wanted = if is_leaving { BTreeMap::new() } else { wanted(&current) };
+            self.round(&current, wanted, look, started.elapsed() < ENROL_PATIENCE).await;
             look = Look::Quick;
         }
     }
 
     /// Looks, decides, acts, and says what is missing.
-    async fn round(&mut self, world: &MeshState, look: Look, is_starting: bool) {
+    async fn round(&mut self, world: &MeshState, wanted: BTreeMap<Uid, Arc<Workload>>, look: Look, is_starting: bool) {
         let newest = self.ownership.newest();
         let duty = self.duty(newest).await;
-        let wanted: BTreeMap<Uid, Arc<Workload>> =
-            world.local_workloads().filter(|w| w.enrolled).map(|w| (w.uid.clone(), w.clone())).collect();
         self.state.obstacles.clear();
         if duty != Duty::LetGo {
             self.publish(world).await;

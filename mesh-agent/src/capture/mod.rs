@@ -110,9 +110,11 @@ pub struct Capture {
     log: ProgramLog,
 }
 
-/// How capture is told of the end of the process, which comes in two steps.
+/// How capture is told of the end of the process, which comes in two steps, and of that of the mesh.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
+    /// From here on no pod of this node is to be captured: the mesh leaves it.
+    pub leaving: drain::Token,
     /// From here on this agent accepts nothing, and does not own capture again.
     pub closing: drain::Token,
     /// Capture's work is over; what it made stays in place.

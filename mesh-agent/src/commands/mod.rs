@@ -12,10 +12,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::admin::{self, Address};
 use crate::capture::{self, Feature, Needed, State};
 use crate::cli::{
     CaArgs, CaCommand, CaPhase, CaRotateArgs, CheckArgs, CniCommand, CniDirectories, CniInstallArgs, DetachArgs,
-    PolicyCommand, ValidateArgs,
+    GetArgs, PolicyCommand, ValidateArgs,
 };
 use crate::cni::install::{self, Places};
 use crate::config::{self, Surroundings};
@@ -66,6 +67,22 @@ pub fn validate(args: ValidateArgs) -> anyhow::Result<ExitCode> {
         print_lines(&findings)?
     }
     Ok(ExitCode::from(u8::from(!findings.is_empty())))
+}
+
+/// `mesh-agent get PATH`
+pub fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
+    let GetArgs { path, admin } = args;
+    let admin = admin.as_deref().unwrap_or(config::default::ADMIN);
+    let address: Address = admin.parse().with_context(|| format!("--admin {admin}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(admin::ask(&address, &path));
+    let answer = answer.with_context(|| format!("asking the agent at {admin} for {path}"))?;
+    let mut out = io::stdout().lock();
+    out.write_all(&answer.body)?;
+    if !answer.body.ends_with(b"\n") {
+        out.write_all(b"\n")?;
+    }
+    Ok(ExitCode::from(u8::from(!answer.is_ok)))
 }
 
 /// `mesh-agent ca`

@@ -320,6 +320,8 @@ pub struct Agent {
     seen: Arc<Seen>,
     runtime: tokio::runtime::Runtime,
     drain: Drain,
+    /// The mesh does not leave while this is there.
+    _staying: Drain,
     running: tokio::task::JoinHandle<()>,
 }
 
@@ -373,9 +375,10 @@ impl Agent {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("tokio");
         let (writer, state) = StateWriter::new("node");
-        let (outcomes, drain, seen) = (capture.outcomes(), Drain::new(), Arc::new(Seen::default()));
+        let (outcomes, [drain, staying], seen) =
+            (capture.outcomes(), std::array::from_fn(|_| Drain::new()), Arc::new(Seen::default()));
         let (readiness, shared) = (Readiness::default(), seen.clone());
-        let shutdown = Shutdown { closing: drain.token(), end: drain.token() };
+        let shutdown = Shutdown { leaving: staying.token(), closing: drain.token(), end: drain.token() };
         let gates = readiness.clone();
         let running = runtime.spawn(async move {
             let (events, mut pods) = tokio::sync::mpsc::channel(8);
@@ -394,7 +397,7 @@ impl Agent {
             assert!(start.elapsed() < Duration::from_secs(30), "not ready: {:?}", gates.missing());
             std::thread::sleep(Duration::from_millis(20));
         }
-        Self { writer, outcomes, seen, runtime, drain, running }
+        Self { writer, outcomes, seen, runtime, drain, _staying: staying, running }
     }
 
     pub fn stop(self) {

@@ -20,16 +20,27 @@ pub fn mount_point() -> Result<PathBuf> {
     found.map(PathBuf::from).context("cgroup2 is not mounted; mount -t cgroup2 none /sys/fs/cgroup would do it")
 }
 
+/// The same for who has mounts of his own: what is mounted last hides what was mounted before.
+pub fn mount_point_of_namespace() -> Result<PathBuf> {
+    let usual = [Path::new("/sys/fs/cgroup/unified"), Path::new("/sys/fs/cgroup")];
+    let found = usual.into_iter().find(|path| path.join("cgroup.subtree_control").is_file());
+    found.map(Path::to_path_buf).context("cgroup2 is not mounted")
+}
+
 /// Moves the calling process into a cgroup.
 pub fn enter(cgroup: &Path) -> Result<()> {
     let file = cgroup.join("cgroup.procs");
     fs::write(&file, "0").with_context(|| format!("joining {}", file.display()))
 }
 
-/// Kills every process in the subtree and removes it, children first.
+/// Kills every process in the subtree and removes it, children first. One of version 1, which cannot kill, has to be
+/// empty: its processes are those of another of cgroup2.
 pub fn destroy(cgroup: &Path) -> Result<()> {
     if !cgroup.exists() {
         return Ok(());
+    }
+    if !cgroup.join("cgroup.kill").exists() {
+        return remove_tree(cgroup).with_context(|| format!("removing {}", cgroup.display()));
     }
     fs::write(cgroup.join("cgroup.kill"), "1").with_context(|| format!("killing {}", cgroup.display()))?;
     eventually(Duration::from_secs(10), &format!("the processes of {} to end", cgroup.display()), || {

@@ -48,7 +48,7 @@ pub use kubelet::{Dialler, KUBELET_PORT};
 pub use net::{Links, Netns};
 pub use node::Node;
 pub use pod::{Pod, PodSpec};
-pub use process::{Finished, Place, Process};
+pub use process::{Finished, Place, Process, log_tails};
 pub use relay::Impairment;
 pub use servers::{
     authorizer_checks, greeter_client, greeter_session, grpc_calls, hostile_client, make_certificate,

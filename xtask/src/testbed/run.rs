@@ -31,6 +31,8 @@ pub enum Kind {
     Netns,
     /// A mount point.
     Mount,
+    /// A directory with files that need a real disk.
+    Directory,
 }
 
 impl Kind {
@@ -40,6 +42,7 @@ impl Kind {
             Kind::Cgroup => "cgroup",
             Kind::Netns => "netns",
             Kind::Mount => "mount",
+            Kind::Directory => "directory",
         }
     }
 }
@@ -55,10 +58,22 @@ pub struct Run {
 impl Run {
     /// Makes the run's directory, its cgroup, its bpffs and its guard.
     pub fn create() -> Result<Self> {
-        if !rustix::process::geteuid().is_root() {
-            bail!("the testbed makes network namespaces, cgroups and BPF programs: run it as root");
-        }
+        require_root()?;
         let (id, dir) = claim_id()?;
+        Self::begin(id, dir)
+    }
+
+    /// The same under a name that there is once on a machine.
+    pub fn named(id: &str) -> Result<Self> {
+        require_root()?;
+        let dir = Path::new(RUNS).join(id);
+        fs::create_dir_all(RUNS).with_context(|| format!("making {RUNS}"))?;
+        fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+        fs::write(dir.join("maker"), std::process::id().to_string())?;
+        Self::begin(id.to_string(), dir)
+    }
+
+    fn begin(id: String, dir: PathBuf) -> Result<Self> {
         let cgroup = cgroup::mount_point()?.join(format!("{PREFIX}{id}"));
         let guard = start_guard(&id)?;
         // From here on, dropping `run` takes back whatever the rest of this function made.
@@ -71,7 +86,7 @@ impl Run {
         Ok(run)
     }
 
-    /// Six hexadecimal digits.
+    /// Six hexadecimal digits, or the name it was given.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -128,6 +143,13 @@ impl Drop for Run {
         // The guard finds nothing left to do.
         let _ = guard.wait();
     }
+}
+
+fn require_root() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the testbed makes network namespaces, cgroups and BPF programs: run it as root");
+    }
+    Ok(())
 }
 
 fn claim_id() -> Result<(String, PathBuf)> {

@@ -1,0 +1,12 @@
+//! Ring 4: the mesh on a real Kubernetes, installed as users install it.
+//!
+//! There is one cluster and one mesh for all tests, which take turns. Each has namespaces of its own, and leaves the
+//! mesh as it found it or says so to the next one ([`support::Kube::spoil`]).
+
+mod enrolment;
+mod outage;
+mod policy;
+mod probes;
+mod support;
+mod uninstall;
+mod upgrade;

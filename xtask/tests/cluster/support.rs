@@ -1,0 +1,278 @@
+//! The cluster and what tests do to it.
+
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use xtask::cluster::parts::Parts;
+use xtask::cluster::{self, tools::TOOLS};
+use xtask::rings::can_use_cluster;
+use xtask::testbed::eventually;
+
+/// How long anything in a cluster may take to become as it should be.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// One test at a time has the cluster.
+static TURN: Mutex<()> = Mutex::new(());
+/// Whether the mesh is installed, and as it should be.
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
+/// The cluster.
+pub struct Kube {
+    pub parts: Parts,
+}
+
+/// Runs a test in a cluster with the mesh; skips it aloud where there can be none.
+pub fn in_cluster(name: &str, test: impl FnOnce(&Kube) -> Result<()>) {
+    if !can_use_cluster(name) {
+        return;
+    }
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let run = || -> Result<()> {
+        let kube = Kube { parts: cluster::up(&cluster::Options::default())? };
+        if !INSTALLED.load(Ordering::Relaxed) {
+            kube.install("base")?;
+        }
+        test(&kube).map_err(|error| kube.explain(error))
+    };
+    let done = run();
+    drop(turn);
+    if let Err(error) = done {
+        panic!("{error:#}");
+    }
+}
+
+impl Kube {
+    /// Installs the mesh as it was built, from a folder of manifests/.
+    pub fn install(&self, manifests: &str) -> Result<()> {
+        cluster::import_agent(&self.parts)?;
+        cluster::apply_mesh(&self.parts, manifests)?;
+        INSTALLED.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The next test finds no mesh that it could use.
+    pub fn spoil(&self) {
+        INSTALLED.store(false, Ordering::Relaxed);
+    }
+
+    /// kubectl's stdout.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        cluster::kubectl(&self.parts, arguments, None)
+    }
+
+    /// Applies YAML.
+    pub fn apply(&self, yaml: &str) -> Result<()> {
+        cluster::kubectl(&self.parts, &["apply", "--server-side", "-f", "-"], Some(yaml)).map(drop)
+    }
+
+    /// A namespace that is not there before and not after.
+    pub fn namespace(&self, name: &str, labels: &str) -> Result<Namespace<'_>> {
+        let _ = self.kubectl(&["delete", "namespace", name, "--ignore-not-found", "--timeout=120s"]);
+        self.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}, labels: {{{labels}}}}}}}"))?;
+        Ok(Namespace { kube: self, name: name.to_string() })
+    }
+
+    /// The agent's pod on a node.
+    pub fn agent(&self, node: &str) -> Result<String> {
+        let field = format!("spec.nodeName={node}");
+        let pods = self.kubectl(&[
+            "-n",
+            "nodemesh-system",
+            "get",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=nodemesh-agent",
+            "--field-selector",
+            &field,
+            "--sort-by=.metadata.creationTimestamp",
+            "-o",
+            "name",
+        ])?;
+        pods.lines().last().map(str::to_string).with_context(|| format!("no agent on {node}"))
+    }
+
+    /// What the agent of a node says of itself.
+    pub fn ask_agent(&self, node: &str, path: &str) -> Result<String> {
+        self.kubectl(&["-n", "nodemesh-system", "exec", &self.agent(node)?, "--", "/mesh-agent", "get", path])
+    }
+
+    /// The agent's log.
+    pub fn agent_log(&self, node: &str) -> Result<String> {
+        self.kubectl(&["-n", "nodemesh-system", "logs", &self.agent(node)?])
+    }
+
+    /// A test's error with what the cluster looks like below it.
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let mut text = format!("{error:#}\n");
+        let views: [&[&str]; 4] = [
+            &["get", "pods", "-A", "-o", "wide"],
+            &["get", "events", "-A", "--sort-by=.lastTimestamp"],
+            &["-n", "nodemesh-system", "logs", "daemonset/nodemesh-agent", "--all-pods", "--prefix", "--tail=15"],
+            &["-n", "nodemesh-system", "logs", "deployment/nodemesh-controller", "--all-pods", "--prefix", "--tail=15"],
+        ];
+        for view in views {
+            let shown = self.kubectl(view).unwrap_or_else(|error| format!("{error:#}"));
+            let lines: Vec<&str> = shown.lines().collect();
+            let last = lines.len().saturating_sub(40);
+            text.push_str(&format!("--- kubectl {}\n{}\n", view.join(" "), lines[last..].join("\n")));
+        }
+        anyhow::anyhow!(text)
+    }
+}
+
+/// A namespace of a test.
+pub struct Namespace<'a> {
+    pub kube: &'a Kube,
+    pub name: String,
+}
+
+impl Drop for Namespace<'_> {
+    fn drop(&mut self) {
+        // Not waited for: who wants one of that name waits.
+        let _ = self.kube.kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
+    }
+}
+
+impl Namespace<'_> {
+    /// kubectl in this namespace.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let arguments: Vec<&str> = ["-n", &self.name].into_iter().chain(arguments.iter().copied()).collect();
+        self.kube.kubectl(&arguments)
+    }
+
+    /// Applies YAML of objects that name no namespace.
+    pub fn apply(&self, yaml: &str) -> Result<()> {
+        cluster::kubectl(&self.kube.parts, &["-n", &self.name, "apply", "--server-side", "-f", "-"], Some(yaml))
+            .map(drop)
+    }
+
+    /// nginx on port 8080 behind a Service of the same name on port 80, under a service account of the same name.
+    pub fn web(&self, name: &str, node: &str) -> Result<()> {
+        self.apply(&pod(
+            name,
+            node,
+            "command: [nginx], readinessProbe: {httpGet: {port: 8080, path: /}, periodSeconds: 1}",
+        ))?;
+        self.apply(&format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, \
+              spec: {{selector: {{app: {name}}}, ports: [{{port: 80, targetPort: 8080}}]}}}}"
+        ))
+    }
+
+    /// A pod that sleeps, to call others from.
+    pub fn client(&self, name: &str, node: &str) -> Result<()> {
+        self.apply(&pod(name, node, ""))
+    }
+
+    /// Waits until all pods are ready.
+    pub fn wait_ready(&self) -> Result<()> {
+        self.kubectl(&["wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"]).map(drop)
+    }
+
+    /// Runs a command in a pod; its stdout, and whether it ended well.
+    pub fn run(&self, pod: &str, argv: &[&str]) -> Result<(bool, String)> {
+        let arguments = ["-n", &self.name, "exec", pod, "--"];
+        let arguments: Vec<&str> = arguments.into_iter().chain(argv.iter().copied()).collect();
+        let output = cluster::kubectl_command(&self.kube.parts, &arguments)?.output().context("starting kubectl")?;
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        Ok((output.status.success(), said))
+    }
+
+    /// Asks a URL with curl; its answer.
+    pub fn curl(&self, from: &str, url: &str) -> Result<String> {
+        let (ok, said) = self.run(from, &["curl", "-sS", "--max-time", "10", url])?;
+        ensure!(ok, "{from} asked {url}: {said}");
+        Ok(said)
+    }
+
+    /// Whether curl is refused.
+    pub fn is_refused(&self, from: &str, url: &str) -> Result<bool> {
+        // 7: could not connect, 52: nothing came back, 56: the connection was reset.
+        let script = format!("curl -sS --max-time 10 -o /dev/null {url}; echo status $?");
+        let (_, said) = self.run(from, &["sh", "-c", &script])?;
+        Ok(["status 7", "status 52", "status 56"].iter().any(|status| said.contains(status)))
+    }
+
+    /// Waits for an answer that contains something.
+    pub fn eventually_answers(&self, from: &str, url: &str, what: &str) -> Result<()> {
+        eventually(PATIENCE, &format!("{url} to answer {from} with {what:?}"), || {
+            let answer = self.curl(from, url)?;
+            Ok(answer.contains(what).then_some(()))
+        })
+    }
+
+    /// Waits for a refusal.
+    pub fn eventually_refuses(&self, from: &str, url: &str) -> Result<()> {
+        eventually(PATIENCE, &format!("{url} to refuse {from}"), || Ok(self.is_refused(from, url)?.then_some(())))
+    }
+
+    /// New connections one after another until [`Load::end`].
+    pub fn load(&self, from: &str, url: &str) -> Result<Load> {
+        let script = format!(
+            "rm -f /tmp/stop; good=0; bad=0; while [ ! -e /tmp/stop ]; do \
+             if curl -sS --max-time 10 -o /dev/null {url} 2>/tmp/said; then good=$((good+1)); \
+             else bad=$((bad+1)); echo \"$(date +%T) $(cat /tmp/said)\"; fi; done; echo good $good bad $bad"
+        );
+        let arguments = ["-n", &self.name, "exec", from, "--", "sh", "-c", &script];
+        let mut command = cluster::kubectl_command(&self.kube.parts, &arguments)?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        Ok(Load { child, from: from.to_string(), begun: Instant::now() })
+    }
+}
+
+/// Connections in progress.
+pub struct Load {
+    child: Child,
+    from: String,
+    begun: Instant,
+}
+
+/// What became of them.
+#[derive(Debug)]
+pub struct Counted {
+    pub good: u64,
+    pub bad: u64,
+    /// What was wrong with the bad ones.
+    pub said: String,
+    pub took: Duration,
+}
+
+impl Load {
+    /// Ends it and counts.
+    pub fn end(mut self, namespace: &Namespace<'_>) -> Result<Counted> {
+        let (ok, said) = namespace.run(&self.from, &["touch", "/tmp/stop"])?;
+        ensure!(ok, "ending the load: {said}");
+        let took = self.begun.elapsed();
+        let end = Instant::now() + PATIENCE;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > end {
+                self.child.kill()?;
+                bail!("the load did not end");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let output = self.child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line = said.lines().last().unwrap_or_default();
+        let words: Vec<&str> = line.split(' ').collect();
+        let ["good", good, "bad", bad] = words[..] else { bail!("the load said {said}") };
+        Ok(Counted { good: good.parse()?, bad: bad.parse()?, said, took })
+    }
+}
+
+/// A pod of the tools' image with a service account of its own.
+pub fn pod(name: &str, node: &str, container: &str) -> String {
+    let comma = if container.is_empty() { "" } else { ", " };
+    format!(
+        "{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: {name}}}}}\n---\n\
+         {{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: {name}}}}}, spec: {{nodeName: {node}, \
+         serviceAccountName: {name}, terminationGracePeriodSeconds: 1, \
+         containers: [{{name: main, image: \"{TOOLS}\"{comma}{container}}}]}}}}"
+    )
+}
+
+/// Enrols what is labelled with it.
+pub const ENABLED: &str = "nodemesh.dev/mesh: enabled";
