@@ -71,7 +71,8 @@ pub struct CheckArgs {
 pub enum CniCommand {
     /// Put the plugin last into the first configuration of the node's network, and keep it there
     ///
-    /// Runs until it is ended, and leaves everything in place then. The directories are mounted where the node has them.
+    /// Runs until it is ended, and leaves everything in place then, unless the agents' DaemonSet was deleted. The directories
+    /// are mounted where the node has them.
     Install(CniInstallArgs),
     /// Take the plugin off the node: configuration, then binary. End what runs `install` before
     Uninstall(CniDirectories),
@@ -95,8 +96,11 @@ pub struct CniInstallArgs {
     #[command(flatten)]
     pub directories: CniDirectories,
     /// The agent's `--cni-socket`, as the node has it
-    #[arg(long, value_name = "PATH", default_value = "/run/nodemesh/cni.sock")]
+    #[arg(long, value_name = "PATH", default_value = "/run/nodemesh/cni/cni.sock")]
     pub socket: PathBuf,
+    /// The agents' DaemonSet
+    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "nodemesh-system/nodemesh-agent")]
+    pub daemon_set: String,
 }
 
 /// `mesh-agent validate`

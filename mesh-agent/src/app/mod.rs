@@ -267,7 +267,7 @@ fn start_desk(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>, sandboxes: &Sandbo
     let Some(path) = &agent.config.cni_socket else { return Ok(()) };
     let listener = admin::bind_private(path);
     let listener = listener.with_context(|| format!("--cni-socket: cannot listen on {}", path.display()))?;
-    let desk = Desk { sandboxes: sandboxes.clone(), state: agent.state.clone() };
+    let desk = Desk::new(sandboxes.clone(), agent.state.clone(), path);
     part(parts, "the container network's plugin", async move {
         desk.serve(listener).await;
         Ok(())

@@ -6,7 +6,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::net::{
@@ -31,6 +31,8 @@ pub struct Question {
     pub namespace: String,
     pub name: String,
     pub ips: Vec<IpAddr>,
+    /// The path of its network namespace on the node.
+    pub netns: PathBuf,
 }
 
 /// About what.
@@ -135,6 +137,7 @@ mod tests {
             namespace: "shop".into(),
             name: "web-0".into(),
             ips: vec!["10.244.1.2".parse().unwrap(), "fd99::2".parse().unwrap()],
+            netns: "/run/netns/cni-1".into(),
         }
     }
 

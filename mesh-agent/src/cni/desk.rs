@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::ask::{self, About, Answer, Question};
+use super::notes::Notes;
 use crate::sandboxes::{Progress, Sandbox, Sandboxes};
 use crate::state::StateReader;
 
@@ -24,13 +26,19 @@ pub(super) const AT_ONCE: usize = 64;
 /// What is needed to answer.
 #[derive(Clone)]
 pub struct Desk {
-    /// Which pods have a sandbox.
-    pub sandboxes: Sandboxes,
-    /// Which pods are of the mesh.
-    pub state: StateReader,
+    sandboxes: Sandboxes,
+    state: StateReader,
+    notes: Notes,
 }
 
 impl Desk {
+    /// For questions on `socket`. Hands over what earlier agents were asked there.
+    pub fn new(sandboxes: Sandboxes, state: StateReader, socket: &Path) -> Self {
+        let notes = Notes::beside(socket);
+        notes.recall(&sandboxes);
+        Self { sandboxes, state, notes }
+    }
+
     /// Answers on `listener`. Never ends.
     pub async fn serve(self, listener: UnixListener) {
         let places = Arc::new(Semaphore::new(AT_ONCE));
@@ -82,7 +90,7 @@ impl Desk {
             (About::Add, None) => Answer::Failed { reason: "its network namespace did not come along".into() },
             (About::Check, _) => self.look(&question.uid),
             (About::Del, _) => {
-                self.sandboxes.remove(&question.container);
+                self.forget(&question.container);
                 Answer::Done
             }
         }
@@ -91,6 +99,10 @@ impl Desk {
     /// Waits for capture. What was handed over is taken back unless that came: kubelet tries again with a new sandbox.
     async fn add(mut self, question: &Question, sandbox: Sandbox) -> Answer {
         let started = Instant::now();
+        // Before it is captured: the next agent is to know of it, should this one die.
+        if let Err(error) = self.notes.write(question) {
+            return Answer::Failed { reason: format!("noting its sandbox: {error}") };
+        }
         self.sandboxes.add(question.uid.as_str().into(), sandbox);
         let mut progress = self.sandboxes.progress();
         let answer = loop {
@@ -108,9 +120,14 @@ impl Desk {
             }
         };
         if answer != Answer::Done {
-            self.sandboxes.remove(&question.container);
+            self.forget(&question.container);
         }
         answer
+    }
+
+    fn forget(&self, container: &str) {
+        self.notes.remove(container);
+        self.sandboxes.remove(container);
     }
 
     /// How it stands with a pod now.

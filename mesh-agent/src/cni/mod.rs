@@ -17,6 +17,7 @@ pub mod install;
 pub mod plugin;
 
 mod ask;
+mod notes;
 mod spec;
 
 use crate::limit::{Limit, limits};
@@ -24,7 +25,7 @@ use crate::limit::{Limit, limits};
 /// The plugin's type, which is the name of its binary.
 pub const TYPE: &str = "nodemesh-cni";
 /// Where the agent answers the plugin, unless told otherwise.
-pub const SOCKET: &str = "/run/nodemesh/cni.sock";
+pub const SOCKET: &str = "/run/nodemesh/cni/cni.sock";
 
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
@@ -38,6 +39,7 @@ pub fn limits() -> Vec<Limit> {
         plugin::API, "milliseconds", "that the plugin waits for the API server where no agent answers";
         plugin::FAREWELL, "milliseconds", "that the plugin takes to tell of a sandbox's end";
         spec::MAX_CONFIG, "bytes of a network's configuration", "some kilobytes are usual";
+        install::UNINSTALL_ANSWER, "milliseconds", "for the API server to say whether the mesh is being uninstalled";
         install::LOOK_EVERY, "milliseconds", "between two looks at whether another has rewritten the configuration";
     ]
 }

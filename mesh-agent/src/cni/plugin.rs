@@ -148,7 +148,8 @@ fn socket(config: &NetworkConfig) -> &Path {
 
 fn question(about: About, call: &Call, pod: PodName, ips: Vec<std::net::IpAddr>) -> Question {
     let PodName { namespace, name, uid } = pod;
-    Question { about, container: call.container.clone(), uid, namespace, name, ips }
+    let (container, netns) = (call.container.clone(), call.netns.as_str().into());
+    Question { about, container, uid, namespace, name, ips, netns }
 }
 
 /// Whether a pod may start that no agent answers for; else why it waits.

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::{self, Address};
 use crate::capture::{self, Feature, Needed, State};
@@ -130,11 +131,10 @@ pub fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
 /// `mesh-agent cni`
 pub fn cni(command: CniCommand) -> anyhow::Result<ExitCode> {
     match command {
-        CniCommand::Install(CniInstallArgs { directories: CniDirectories { conf_dir, bin_dir }, socket }) => {
-            telemetry::logs::init(telemetry::logs::Format::Text, config::default::LOG_LEVEL)?;
-            let places = Places { conf: conf_dir, bin: bin_dir, socket };
-            install::keep(&places).with_context(|| places.bin.display().to_string())?;
-            Ok(ExitCode::SUCCESS)
+        CniCommand::Install(args) => {
+            let _log = telemetry::logs::init(telemetry::logs::Format::Text, config::default::LOG_LEVEL)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(cni_install(args)).map(|()| ExitCode::SUCCESS)
         }
         CniCommand::Uninstall(CniDirectories { conf_dir, bin_dir }) => {
             let changed = install::uninstall(&conf_dir, &bin_dir).map_err(anyhow::Error::msg)?;
@@ -142,6 +142,20 @@ pub fn cni(command: CniCommand) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+async fn cni_install(args: CniInstallArgs) -> anyhow::Result<()> {
+    let CniInstallArgs { directories: CniDirectories { conf_dir, bin_dir }, socket, daemon_set } = args;
+    let (namespace, name) = daemon_set.split_once('/').context("--daemon-set: expected NAMESPACE/NAME")?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let places = Places { conf: conf_dir, bin: bin_dir, socket };
+    let told = async { drop(terminate.recv().await) };
+    install::keep(&places, told).await.with_context(|| places.bin.display().to_string())?;
+    if install::is_uninstalled(namespace, name).await {
+        let changed = install::uninstall(&places.conf, &places.bin).map_err(anyhow::Error::msg)?;
+        tracing::info!(?changed, "the mesh was uninstalled: the plugin is off the node");
+    }
+    Ok(())
 }
 
 /// `mesh-agent detach`
