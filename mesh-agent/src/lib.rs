@@ -35,6 +35,7 @@ pub mod app;
 pub mod cli;
 pub mod cni;
 pub mod commands;
+pub mod conditions;
 pub mod config;
 pub mod drain;
 #[cfg(any(test, feature = "fuzzing"))]

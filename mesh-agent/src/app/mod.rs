@@ -241,6 +241,17 @@ impl Agent {
                 Ok(())
             }
         });
+        if let config::Discovery::Kubernetes { kubeconfig } = &self.config.discovery {
+            part(parts, "pods' conditions", {
+                let (state, readiness, standing) = (self.state.clone(), self.readiness.clone(), self.standing.clone());
+                let (kubeconfig, token) = (kubeconfig.clone(), self.end.token());
+                async move {
+                    let client = ApiServer::find(kubeconfig).await?.client()?;
+                    conditions::tell(client, state, readiness, standing, token).await;
+                    Ok(())
+                }
+            });
+        }
         part(parts, "discovery", {
             let source = match self.config.discovery.clone() {
                 config::Discovery::Directory(path) => discovery::Source::Directory(path),

@@ -11,7 +11,7 @@ use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
 use crate::telemetry::{CertificateFacts, RootFacts};
 use crate::{
-    admin, apiserver, capture, cni, discovery, extauth, hbone, http, identity, issuers, proxy, resilience, routes,
+    admin, apiserver, capture, cni, conditions, discovery, extauth, hbone, http, identity, issuers, proxy, resilience, routes,
     routing, sandboxes, telemetry, tokens,
 };
 
@@ -175,6 +175,7 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("discovery", discovery::limits()),
         ("sandboxes", sandboxes::limits()),
         ("cni", cni::limits()),
+        ("conditions", conditions::limits()),
         ("telemetry", telemetry::limits()),
         ("admin", admin::limits()),
         ("app", super::limits()),
