@@ -24,6 +24,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve the pods of a node
     Run(Box<RunArgs>),
+    /// Sign certificates for the agents of a cluster, and keep what only one of all may write
+    Controller(Box<ControllerArgs>),
     /// Say, feature by feature, what this kernel offers and what is missing
     ///
     /// Exit status: 0 everything is there, 1 something that the mesh needs is missing, 2 something optional is missing.
@@ -100,7 +102,7 @@ pub struct CniInstallArgs {
     pub socket: PathBuf,
     /// The agents' DaemonSet
     #[arg(long, value_name = "NAMESPACE/NAME", default_value = "nodemesh-system/nodemesh-agent")]
-    pub daemon_set: String,
+    pub daemonset: String,
 }
 
 /// `mesh-agent validate`
@@ -325,6 +327,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", value_parser = Setting::flag, help_heading = NODE)]
     pub kubeconfig: Option<Setting>,
 
+    /// The DaemonSet that this agent is of: when it is deleted, the agent takes everything off the node at its end. Without
+    /// one, what keeps pods closed while no agent runs stays for the next agent
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = Setting::flag, help_heading = NODE)]
+    pub daemonset: Option<Setting>,
+
     /// The cgroup v2 directory under which the pods of this node are found [default: where cgroup v2 is mounted]
     #[arg(long, value_name = "PATH", value_parser = Setting::flag, help_heading = KERNEL)]
     pub cgroup_root: Option<Setting>,
@@ -359,9 +366,18 @@ pub struct RunArgs {
     pub bpf_log: Option<Setting>,
 
     /// Who signs certificates; needed. dir:PATH keeps a root there, which all agents of one machine share; memory is
-    /// for a single agent
-    #[arg(long, value_name = "dir:PATH|memory", value_parser = Setting::flag, help_heading = IDENTITY)]
+    /// for a single agent; https:// asks an authority as Istio's agents do: our controller, istiod or istio-csr
+    #[arg(long, value_name = "dir:PATH|memory|https://HOST:PORT", value_parser = Setting::flag, help_heading = IDENTITY)]
     pub ca: Option<Setting>,
+
+    /// The roots that peers and the authority of --ca https:// are checked against, as PEM; needed with that. Read again
+    /// when it changes
+    #[arg(long, value_name = "FILE", value_parser = Setting::flag, help_heading = IDENTITY)]
+    pub ca_roots: Option<Setting>,
+
+    /// The token that says to the authority of --ca https:// who this agent is; needed with that. Read for each request
+    #[arg(long, value_name = "FILE", value_parser = Setting::flag, help_heading = IDENTITY)]
+    pub ca_token: Option<Setting>,
 
     /// The trust domain of every identity [default: cluster.local]
     #[arg(long, value_name = "NAME", value_parser = Setting::flag, help_heading = IDENTITY)]
@@ -452,6 +468,88 @@ pub struct RunArgs {
     pub trace_sampling: Option<Setting>,
 }
 
+const CONTROLLER_AFTER_HELP: &str = "\
+Every flag is also an environment variable (--svid-ttl-max is NODEMESH_SVID_TTL_MAX). A flag wins.
+
+Beside others of its kind it serves as they do; the one that holds the Lease nodemesh-controller makes Secret nodemesh-ca,
+unless somebody brought it, and keeps ConfigMap nodemesh-ca-roots.";
+
+/// `mesh-agent controller`: every setting, from one of its sources.
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = CONTROLLER_AFTER_HELP)]
+pub struct ControllerArgs {
+    /// The namespace of the mesh's own objects [default: nodemesh-system]
+    #[arg(long, value_name = "NAME", value_parser = Setting::flag)]
+    pub namespace: Option<Setting>,
+
+    /// The name of this replica among the others, its pod's [default: the host's name]
+    #[arg(long, value_name = "NAME", value_parser = Setting::flag)]
+    pub pod: Option<Setting>,
+
+    /// Where the API server is and who we are to it [default: the pod's service account, else KUBECONFIG, else
+    /// ~/.kube/config]
+    #[arg(long, value_name = "FILE", value_parser = Setting::flag)]
+    pub kubeconfig: Option<Setting>,
+
+    /// The trust domain of every identity [default: cluster.local]
+    #[arg(long, value_name = "NAME", value_parser = Setting::flag)]
+    pub trust_domain: Option<Setting>,
+
+    /// How long a workload's certificate is valid at most, whatever an agent asks for [default: 24h]
+    #[arg(long, value_name = "DURATION", value_parser = Setting::flag)]
+    pub svid_ttl_max: Option<Setting>,
+
+    /// The service account of the agents, in the same namespace [default: nodemesh-agent]
+    #[arg(long, value_name = "NAME", value_parser = Setting::flag)]
+    pub agents: Option<Setting>,
+
+    /// Names and IP addresses by which agents call this, joined by commas [default: nodemesh-controller and that with
+    /// the namespace, .svc and .svc.cluster.local]
+    #[arg(long, value_name = "NAME,…", value_parser = Setting::flag)]
+    pub names: Option<Setting>,
+
+    /// Where certificates are asked for [default: [::]:15012]
+    #[arg(long, value_name = "IP:PORT", value_parser = Setting::flag)]
+    pub listen: Option<Setting>,
+
+    /// Where /readyz and /metrics are [default: [::]:15014]
+    #[arg(long, value_name = "IP:PORT|unix:PATH", value_parser = Setting::flag)]
+    pub http: Option<Setting>,
+
+    /// Lines for people or for machines [default: text]
+    #[arg(long, value_name = "text|json", value_parser = Setting::flag)]
+    pub log_format: Option<Setting>,
+
+    /// What is logged. What is issued and refused is the target audit [default: info]
+    #[arg(long, value_name = "FILTER", value_parser = Setting::flag)]
+    pub log_level: Option<Setting>,
+}
+
+impl ControllerArgs {
+    /// These settings where they are given, those of the environment elsewhere.
+    pub fn or_environment(self, variable: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        let setting = |flag: Option<Setting>, name: &str| {
+            flag.or_else(|| {
+                let text = variable(&environment_name(name)).filter(|text| !text.is_empty())?;
+                Some(Setting { text, origin: Origin::Environment })
+            })
+        };
+        Self {
+            namespace: setting(self.namespace, "namespace"),
+            pod: setting(self.pod, "pod"),
+            kubeconfig: setting(self.kubeconfig, "kubeconfig"),
+            trust_domain: setting(self.trust_domain, "trust-domain"),
+            svid_ttl_max: setting(self.svid_ttl_max, "svid-ttl-max"),
+            agents: setting(self.agents, "agents"),
+            names: setting(self.names, "names"),
+            listen: setting(self.listen, "listen"),
+            http: setting(self.http, "http"),
+            log_format: setting(self.log_format, "log-format"),
+            log_level: setting(self.log_level, "log-level"),
+        }
+    }
+}
+
 impl Setting {
     /// A setting from the command line.
     pub fn flag(text: &str) -> Result<Self, Infallible> {
@@ -478,6 +576,7 @@ impl RunArgs {
             node: setting("node"),
             discovery: setting("discovery"),
             kubeconfig: setting("kubeconfig"),
+            daemonset: setting("daemonset"),
             cgroup_root: setting("cgroup-root"),
             bpf_pins: setting("bpf-pins"),
             bpf_object: setting("bpf-object"),
@@ -486,6 +585,8 @@ impl RunArgs {
             bpf_log: setting("bpf-log"),
             cni_socket: setting("cni-socket"),
             ca: setting("ca"),
+            ca_roots: setting("ca-roots"),
+            ca_token: setting("ca-token"),
             trust_domain: setting("trust-domain"),
             svid_ttl: setting("svid-ttl"),
             jwks_ca: setting("jwks-ca"),
@@ -516,6 +617,7 @@ impl RunArgs {
             node: self.node.or(lower.node),
             discovery: self.discovery.or(lower.discovery),
             kubeconfig: self.kubeconfig.or(lower.kubeconfig),
+            daemonset: self.daemonset.or(lower.daemonset),
             cgroup_root: self.cgroup_root.or(lower.cgroup_root),
             bpf_pins: self.bpf_pins.or(lower.bpf_pins),
             bpf_object: self.bpf_object.or(lower.bpf_object),
@@ -524,6 +626,8 @@ impl RunArgs {
             bpf_log: self.bpf_log.or(lower.bpf_log),
             cni_socket: self.cni_socket.or(lower.cni_socket),
             ca: self.ca.or(lower.ca),
+            ca_roots: self.ca_roots.or(lower.ca_roots),
+            ca_token: self.ca_token.or(lower.ca_token),
             trust_domain: self.trust_domain.or(lower.trust_domain),
             svid_ttl: self.svid_ttl.or(lower.svid_ttl),
             jwks_ca: self.jwks_ca.or(lower.jwks_ca),

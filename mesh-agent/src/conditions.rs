@@ -204,7 +204,8 @@ mod tests {
             (refused, &captured, false, Some((false, "NotEnrollable", "hostNetwork"))),
         ];
         for (workload, readiness, was_told, expected) in table {
-            let expected = expected.map(|(status, reason, message)| Condition { status, reason, message: message.into() });
+            let expected =
+                expected.map(|(status, reason, message)| Condition { status, reason, message: message.into() });
             assert_eq!(condition(&workload, readiness, was_told), expected);
         }
     }

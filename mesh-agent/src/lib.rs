@@ -25,6 +25,7 @@ pub mod routes;
 pub mod routing;
 pub mod tokens;
 // — the world —
+pub mod controller;
 pub mod discovery;
 pub mod state;
 // — around it —

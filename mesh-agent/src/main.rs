@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use mesh_agent::cli::{Cli, Command};
 use mesh_agent::cni::plugin;
-use mesh_agent::config::{Config, Refusals, Surroundings};
+use mesh_agent::config::{Config, ControllerConfig, Refusals, Surroundings};
 use mesh_agent::{app, commands};
 
 /// glibc's allocator keeps what thousands of connections once needed: its arenas shrink from their ends alone, where
@@ -27,7 +27,11 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => match Config::load(*args, &surroundings) {
             Ok(config) => app::run(config).map(|()| ExitCode::SUCCESS),
-            Err(refusals) => return refuse(&refusals),
+            Err(refusals) => return refuse(&refusals, "run"),
+        },
+        Command::Controller(args) => match ControllerConfig::load(*args, &surroundings) {
+            Ok(config) => app::control(config).map(|()| ExitCode::SUCCESS),
+            Err(refusals) => return refuse(&refusals, "controller"),
         },
         Command::Check(args) => commands::check(args, &surroundings),
         Command::Validate(args) => commands::validate(args),
@@ -47,10 +51,10 @@ fn main() -> ExitCode {
     })
 }
 
-fn refuse(refusals: &Refusals) -> ExitCode {
+fn refuse(refusals: &Refusals, command: &str) -> ExitCode {
     for refusal in &refusals.0 {
         eprintln!("error: {refusal}");
     }
-    eprintln!("\nFor more information, try 'mesh-agent run --help'.");
+    eprintln!("\nFor more information, try 'mesh-agent {command} --help'.");
     ExitCode::from(WRONG_USAGE)
 }

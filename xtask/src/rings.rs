@@ -122,6 +122,8 @@ const PARTS: &[Part] = &[
             "--test",
             "allocations",
             "--test",
+            "controller",
+            "--test",
             "discovery",
             "--test",
             "identity",

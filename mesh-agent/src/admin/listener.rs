@@ -77,7 +77,11 @@ impl Listener {
     }
 }
 
-async fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+/// `[::]` on a machine without IPv6 means `0.0.0.0`.
+///
+/// # Errors
+/// What the system says.
+pub async fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let bound = TcpListener::bind(address).await;
     let no_ipv6 = bound.as_ref().is_err_and(|error| {
         matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))

@@ -34,10 +34,10 @@ use std::sync::Arc;
 
 use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
-use crate::telemetry::{AccessLog, Metrics, logs};
+use crate::telemetry::{AccessLog, Metrics, access_log, logs};
 
 pub use ask::{Answer, ask};
-pub use listener::{Address, AddressError, Listener, bind_private};
+pub use listener::{Address, AddressError, Listener, bind_private, bind_tcp};
 pub use serve::{REQUEST_TIMEOUT, serve};
 
 /// A future that a closure gives back.
@@ -70,6 +70,23 @@ pub struct Sources {
     pub access_log: AccessLog,
 }
 
+impl Sources {
+    /// For [`Surface::Status`], of a process that has nothing else to show.
+    pub fn status(readiness: Readiness, metrics: Metrics, log_filter: logs::Filter) -> Self {
+        let nothing = || hook(|| async { Err("not here".to_string()) });
+        Self {
+            readiness,
+            metrics,
+            config_dump: BTreeMap::new(),
+            connections: provider(|| async { serde_json::Value::Null }),
+            rotate: nothing(),
+            drain: nothing(),
+            log_filter: Some(log_filter),
+            access_log: AccessLog::new(access_log::Filter::default()),
+        }
+    }
+}
+
 /// Which endpoints a listener has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Surface {
@@ -79,6 +96,8 @@ pub enum Surface {
     Metrics,
     /// /readyz alone.
     Readiness,
+    /// /readyz and /metrics.
+    Status,
 }
 
 /// The bounds of this room.

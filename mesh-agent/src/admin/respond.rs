@@ -83,6 +83,7 @@ impl Endpoint {
             Surface::Admin => true,
             Surface::Metrics => self == Endpoint::Metrics,
             Surface::Readiness => self == Endpoint::Ready,
+            Surface::Status => matches!(self, Endpoint::Ready | Endpoint::Metrics),
         }
     }
 

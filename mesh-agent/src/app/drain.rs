@@ -25,19 +25,30 @@ pub(super) const SYN_ACK_WINDOW: Duration = Duration::from_secs(64);
 /// After the drain window: time for resets and access log lines to leave.
 pub(super) const FAREWELL: Duration = Duration::from_millis(300);
 
+/// How long pods have to be let go where the mesh leaves the node: routes go a second after the listeners, for
+/// connections that were on their way.
+pub(super) const RELEASE: Duration = Duration::from_secs(4);
+
 /// Returns when the agent is told to end by POST /drain.
 pub(super) async fn asked(agent: &Agent) {
     agent.drain.token().started().await;
 }
 
-/// Lets live connections end until the window is over, then cuts the rest.
-pub(super) async fn drain(agent: &Agent, signals: &mut Signals) {
+/// Lets live connections end until the window is over, then cuts the rest. Where the mesh leaves the node with this agent,
+/// no pod is captured any more.
+pub(super) async fn drain(agent: &Agent, leaves: bool, signals: &mut Signals) {
     let window = agent.config.proxy.drain_window;
     agent.drain.start();
     agent.readiness.waiting("drain", "the agent is draining");
     tracing::info!(?window, live = agent.proxy.live(), "draining; a second signal ends at once");
+    let ended = async {
+        if leaves {
+            tokio::time::sleep(RELEASE).await;
+        }
+        finish(agent, window).await;
+    };
     tokio::select! {
-        () = finish(agent, window) => tracing::info!("drained: every connection has ended"),
+        () = ended => tracing::info!("drained: every connection has ended"),
         () = tokio::time::sleep(window) => tracing::warn!(live = agent.proxy.live(), "the drain window is over"),
         () = signals.any() => tracing::warn!(live = agent.proxy.live(), "a second signal: not waiting any longer"),
     }

@@ -8,6 +8,8 @@
 //! Control work runs on a runtime of its own; connections run on the proxy's workers. A part that ends early ends the
 //! process: the pins in the kernel go on refusing, and a new agent picks them up.
 
+mod controller;
+mod departure;
 mod descriptors;
 mod drain;
 mod show;
@@ -18,12 +20,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, anyhow};
+pub use controller::control;
 use descriptors::Descriptors;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admin;
+use crate::apiserver::ApiServer;
 use crate::capture::{self, Capture, Standing, cgroups};
 use crate::cni::desk::Desk;
 use crate::config::{self, Config};
@@ -36,7 +39,7 @@ use crate::readiness::Readiness;
 use crate::sandboxes::Sandboxes;
 use crate::state::{StateReader, StateWriter};
 use crate::telemetry::{AccessLog, KeysFacts, Metrics, Spans, TunnelNumbers, logs, spans};
-use crate::{discovery, hbone, http};
+use crate::{admin, conditions, discovery, hbone, http};
 
 /// Threads of the control runtime: discovery may compile a large world while the admin endpoints answer.
 const CONTROL_THREADS: usize = 2;
@@ -51,6 +54,8 @@ fn limits() -> Vec<Limit> {
         POD_EVENTS, "pods", "that wait for the proxy; then enrolment waits";
         drain::POLL, "milliseconds", "how often the drain looks whether the last connection has ended";
         drain::SYN_ACK_WINDOW, "milliseconds", "that listeners stay open behind those of a newer agent";
+        departure::PATIENCE, "milliseconds", "for the API server to say whether the mesh is uninstalled";
+        drain::RELEASE, "milliseconds", "for pods to be let go before the mesh leaves a node";
         drain::FAREWELL, "milliseconds", "for resets and access log lines to leave after the drain window";
         surfaces::BIND_RETRY, "milliseconds", "between two tries of an address that the agent before this one still holds";
         descriptors::RESERVE, "descriptors", "that are not connections: maps, pins, listeners, socket stocks, logs";
@@ -187,7 +192,17 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     if let Some(ended) = failed {
         return part_ended(ended);
     }
-    drain::drain(&agent, &mut signals).await;
+    let leaves = departure::is_meant(&agent.config).await;
+    if leaves {
+        tracing::info!("the DaemonSet is gone: the mesh leaves this node");
+        agent.leaving.start();
+    }
+    drain::drain(&agent, leaves, &mut signals).await;
+    if leaves {
+        parts.shutdown().await;
+        capture::detach_all(&agent.config.capture.bpf_pins).context("taking the mesh off this node")?;
+        tracing::info!("nothing of the mesh is left on this node");
+    }
     Ok(())
 }
 
@@ -293,6 +308,7 @@ fn identities(config: &config::Identity) -> Result<Identities> {
             let ca = identity::local_ca::LocalCa::directory(path, &config.trust_domain);
             Arc::new(ca.with_context(|| format!("--ca dir:{}", path.display()))?)
         }
+        config::Ca::Remote(remote) => Arc::new(identity::RemoteCa::new(remote.clone())),
     };
     let settings = identity::Config { trust_domain: config.trust_domain.clone(), lifetime: config.svid_ttl };
     Ok(Identities::new(ca, settings))

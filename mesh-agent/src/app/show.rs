@@ -11,8 +11,8 @@ use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
 use crate::telemetry::{CertificateFacts, RootFacts};
 use crate::{
-    admin, apiserver, capture, cni, conditions, discovery, extauth, hbone, http, identity, issuers, proxy, resilience, routes,
-    routing, sandboxes, telemetry, tokens,
+    admin, apiserver, capture, cni, conditions, discovery, extauth, hbone, http, identity, issuers, proxy, resilience,
+    routes, routing, sandboxes, telemetry, tokens,
 };
 
 /// Who this is, since when, and how it is.
@@ -38,7 +38,8 @@ pub fn settings(agent: &Agent) -> Value {
 }
 
 fn settings_of(config: &Config) -> Value {
-    let Config { node, discovery, capture, cni_socket, identity, issuers, proxy, http, logs, traces } = config;
+    let Config { node, discovery, daemonset, capture, cni_socket, identity, issuers, proxy, http, logs, traces } =
+        config;
     let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log } = capture;
     let config::Identity { ca, trust_domain, svid_ttl } = identity;
     let config::Proxy { outbound_mode, workers, drain_window, pod } = proxy;
@@ -53,6 +54,7 @@ fn settings_of(config: &Config) -> Value {
             config::Discovery::Directory(world) => format!("dir:{}", world.display()),
             config::Discovery::Kubernetes { .. } => "kubernetes".to_string(),
         },
+        "daemonset": daemonset.as_ref().map(|own| format!("{}/{}", own.namespace, own.name)),
         "kubeconfig": match discovery {
             config::Discovery::Directory(_) => None,
             config::Discovery::Kubernetes { kubeconfig } => kubeconfig.as_ref(),
@@ -71,6 +73,15 @@ fn settings_of(config: &Config) -> Value {
         "ca": match ca {
             config::Ca::Memory => "memory".to_string(),
             config::Ca::Directory(path) => format!("dir:{}", path.display()),
+            config::Ca::Remote(remote) => remote.address.to_string(),
+        },
+        "ca-roots": match ca {
+            config::Ca::Remote(remote) => Some(&remote.roots),
+            config::Ca::Memory | config::Ca::Directory(_) => None,
+        },
+        "ca-token": match ca {
+            config::Ca::Remote(remote) => Some(&remote.token),
+            config::Ca::Memory | config::Ca::Directory(_) => None,
         },
         "trust-domain": trust_domain,
         "svid-ttl": duration(svid_ttl),
@@ -171,6 +182,7 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("hbone", hbone::limits::all()),
         ("http", http::limits::all()),
         ("identity", identity::limits()),
+        ("controller", crate::controller::limits()),
         ("apiserver", apiserver::limits()),
         ("discovery", discovery::limits()),
         ("sandboxes", sandboxes::limits()),
@@ -394,6 +406,7 @@ mod tests {
         "ROUNDS",
         "SERVICES",
         "SHARDS",
+        "SHOWN",
         "SHOWN_BYTES",
         "SK_LOOKUP",
         "SVID_TTL_MAX",

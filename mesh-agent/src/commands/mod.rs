@@ -145,11 +145,13 @@ pub fn cni(command: CniCommand) -> anyhow::Result<ExitCode> {
 }
 
 async fn cni_install(args: CniInstallArgs) -> anyhow::Result<()> {
-    let CniInstallArgs { directories: CniDirectories { conf_dir, bin_dir }, socket, daemon_set } = args;
-    let (namespace, name) = daemon_set.split_once('/').context("--daemon-set: expected NAMESPACE/NAME")?;
+    let CniInstallArgs { directories: CniDirectories { conf_dir, bin_dir }, socket, daemonset } = args;
+    let (namespace, name) = daemonset.split_once('/').context("--daemonset: expected NAMESPACE/NAME")?;
     let mut terminate = signal(SignalKind::terminate())?;
     let places = Places { conf: conf_dir, bin: bin_dir, socket };
-    let told = async { drop(terminate.recv().await) };
+    let told = async {
+        let _ = terminate.recv().await;
+    };
     install::keep(&places, told).await.with_context(|| places.bin.display().to_string())?;
     if install::is_uninstalled(namespace, name).await {
         let changed = install::uninstall(&places.conf, &places.bin).map_err(anyhow::Error::msg)?;

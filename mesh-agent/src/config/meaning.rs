@@ -7,19 +7,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    Ca, Capture, Config, Discovery, Http, Identity, Logs, PodBudget, Proxy, Refusal, Refusals, Surroundings, Tc,
-    Traces, default,
+    Ca, Capture, Config, Discovery, Http, Identity, Logs, OwnDaemonSet, PodBudget, Proxy, Refusal, Refusals,
+    Surroundings, Tc, Traces, default,
 };
 use crate::admin::Address;
 use crate::cli::{Origin, RunArgs, Setting};
+use crate::identity::{Remote, RemoteAddress};
 use crate::issuers;
 use crate::routing::OutboundMode;
 use crate::telemetry::{access_log, logs, spans};
 
 /// Shorter lives would be renewed more often than a CA and a clock can be trusted to follow.
-const SVID_TTL_MIN: Duration = Duration::from_secs(10);
+pub(super) const SVID_TTL_MIN: Duration = Duration::from_secs(10);
 /// A stolen key is of use for that long.
-const SVID_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(super) const SVID_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Longer than any rollout; more is a slip of the pen.
 const DRAIN_WINDOW_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 const WORKERS_MAX: usize = 1024;
@@ -84,6 +85,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         node,
         discovery,
         kubeconfig,
+        daemonset,
         cgroup_root,
         bpf_pins,
         bpf_object,
@@ -92,6 +94,8 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         bpf_log,
         cni_socket,
         ca,
+        ca_roots,
+        ca_token,
         trust_domain,
         svid_ttl,
         jwks_ca,
@@ -116,6 +120,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     let node = reader.value(&NODE, node);
     let discovery = reader.value(&DISCOVERY, discovery);
     let kubeconfig = kubeconfig.map(|setting| reader.value(&KUBECONFIG, Some(setting)));
+    let daemonset = daemonset.map(|setting| reader.value(&DAEMONSET, Some(setting)));
     let cgroup_root = match cgroup_root {
         Some(setting) => reader.value(&CGROUP_ROOT, Some(setting)),
         None => reader.found(surroundings.cgroup2_mount(), Refusal::NoCgroup2),
@@ -126,6 +131,23 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     let tc = reader.value(&TC, tc);
     let bpf_log = reader.value(&BPF_LOG, bpf_log);
     let ca = reader.value(&CA, ca);
+    let ca = match ca {
+        Some(TypedCa::Remote(address)) => {
+            let (roots, token) = (reader.value(&CA_ROOTS, ca_roots), reader.value(&CA_TOKEN, ca_token));
+            roots.zip(token).map(|(roots, token)| Ca::Remote(Remote { address, roots, token }))
+        }
+        Some(TypedCa::Here(ca)) => {
+            // Whoever says whom to trust must not find that nobody asked.
+            for (row, setting) in [(&CA_ROOTS, ca_roots), (&CA_TOKEN, ca_token)] {
+                if let Some(Setting { text, origin }) = setting {
+                    let expected = "nothing but with --ca https://HOST:PORT".to_string();
+                    reader.refusals.push(Refusal::Value { name: row.name, origin, text, expected, example: "none" });
+                }
+            }
+            Some(ca)
+        }
+        None => None,
+    };
     let trust_domain = reader.value(&TRUST_DOMAIN, trust_domain);
     let svid_ttl = reader.value(&SVID_TTL, svid_ttl);
     let cni_socket = cni_socket.map(|setting| reader.value(&CNI_SOCKET, Some(setting)));
@@ -160,6 +182,10 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
                     None => None,
                 },
             },
+        },
+        daemonset: match daemonset {
+            Some(daemonset) => Some(daemonset?),
+            None => None,
         },
         capture: Capture {
             cgroup_root: cgroup_root?,
@@ -212,12 +238,12 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
 }
 
 /// Reads settings and collects what is wrong with them.
-struct Reader {
-    refusals: Vec<Refusal>,
+pub(super) struct Reader {
+    pub refusals: Vec<Refusal>,
 }
 
 impl Reader {
-    fn value<T>(&mut self, row: &Row<T>, setting: Option<Setting>) -> Option<T> {
+    pub(super) fn value<T>(&mut self, row: &Row<T>, setting: Option<Setting>) -> Option<T> {
         let &Row { name, default, expected, example, parse } = row;
         let default = default.map(|text| Setting { text: text.into(), origin: Origin::Default });
         let Some(Setting { text, origin }) = setting.or(default) else {
@@ -241,12 +267,12 @@ impl Reader {
 }
 
 /// What a setting is called and takes.
-struct Row<T> {
-    name: &'static str,
-    default: Option<&'static str>,
-    expected: &'static str,
-    example: &'static str,
-    parse: fn(&OsStr) -> Option<T>,
+pub(super) struct Row<T> {
+    pub name: &'static str,
+    pub default: Option<&'static str>,
+    pub expected: &'static str,
+    pub example: &'static str,
+    pub parse: fn(&OsStr) -> Option<T>,
 }
 
 const NODE: Row<String> = Row {
@@ -265,6 +291,19 @@ const DISCOVERY: Row<Discovery> = Row {
     parse: |text| match text == "kubernetes" {
         true => Some(Discovery::Kubernetes { kubeconfig: None }),
         false => directory(text).map(Discovery::Directory),
+    },
+};
+
+const DAEMONSET: Row<OwnDaemonSet> = Row {
+    name: "daemonset",
+    default: None,
+    expected: "a namespace, a slash and a name",
+    example: "nodemesh-system/nodemesh-agent",
+    parse: |text| {
+        let (namespace, name) = text.to_str()?.split_once('/')?;
+        let is_name = |name: &str| !name.is_empty() && !name.contains('/');
+        let own = OwnDaemonSet { namespace: namespace.to_string(), name: name.to_string() };
+        (is_name(namespace) && is_name(name)).then_some(own)
     },
 };
 
@@ -329,15 +368,41 @@ const BPF_LOG: Row<bool> = Row {
     parse: |text| text.to_str()?.parse().ok(),
 };
 
-const CA: Row<Ca> = Row {
+/// What --ca alone says.
+enum TypedCa {
+    Here(Ca),
+    Remote(RemoteAddress),
+}
+
+const CA: Row<TypedCa> = Row {
     name: "ca",
     default: None,
-    expected: "dir: and a directory for the root, or memory for a single agent",
+    expected: "dir: and a directory for the root, memory for a single agent, or https:// and host and port",
     example: "dir:/var/lib/nodemesh/ca",
-    parse: |text| if text == "memory" { Some(Ca::Memory) } else { directory(text).map(Ca::Directory) },
+    parse: |text| match text.to_str() {
+        Some("memory") => Some(TypedCa::Here(Ca::Memory)),
+        Some(url) if url.starts_with("https:") => url.parse().ok().map(TypedCa::Remote),
+        Some(_) | None => directory(text).map(|path| TypedCa::Here(Ca::Directory(path))),
+    },
 };
 
-const TRUST_DOMAIN: Row<String> = Row {
+const CA_ROOTS: Row<PathBuf> = Row {
+    name: "ca-roots",
+    default: None,
+    expected: "the path of a file with certificates (PEM)",
+    example: "/etc/nodemesh/roots/roots.pem",
+    parse: path,
+};
+
+const CA_TOKEN: Row<PathBuf> = Row {
+    name: "ca-token",
+    default: None,
+    expected: "the path of a file with a projected service account token",
+    example: "/var/run/secrets/nodemesh/token",
+    parse: path,
+};
+
+pub(super) const TRUST_DOMAIN: Row<String> = Row {
     name: "trust-domain",
     default: Some(default::TRUST_DOMAIN),
     expected: "a SPIFFE trust domain (lower case letters, digits, -, . and _)",
@@ -457,7 +522,7 @@ const READINESS: Row<Address> = Row {
     parse: address,
 };
 
-const LOG_FORMAT: Row<logs::Format> = Row {
+pub(super) const LOG_FORMAT: Row<logs::Format> = Row {
     name: "log-format",
     default: Some(default::LOG_FORMAT),
     expected: "text or json",
@@ -469,7 +534,7 @@ const LOG_FORMAT: Row<logs::Format> = Row {
     },
 };
 
-const LOG_LEVEL: Row<String> = Row {
+pub(super) const LOG_LEVEL: Row<String> = Row {
     name: "log-level",
     default: Some(default::LOG_LEVEL),
     expected: "error, warn, info, debug, trace, off, or a list of TARGET=LEVEL",
@@ -517,7 +582,7 @@ fn size(text: &str) -> Option<usize> {
     number.parse::<usize>().ok()?.checked_mul(unit)
 }
 
-fn path(text: &OsStr) -> Option<PathBuf> {
+pub(super) fn path(text: &OsStr) -> Option<PathBuf> {
     (!text.is_empty()).then(|| text.into())
 }
 
@@ -530,7 +595,7 @@ fn directory(text: &OsStr) -> Option<PathBuf> {
     path(text.to_str()?.strip_prefix("dir:")?.as_ref())
 }
 
-fn address(text: &OsStr) -> Option<Address> {
+pub(super) fn address(text: &OsStr) -> Option<Address> {
     text.to_str()?.parse().ok()
 }
 
@@ -538,12 +603,12 @@ fn is_loopback(address: &SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 
-fn duration(text: &OsStr) -> Option<Duration> {
+pub(super) fn duration(text: &OsStr) -> Option<Duration> {
     humantime::parse_duration(text.to_str()?).ok()
 }
 
 /// A lower-case DNS name with these marks between letters and digits.
-fn dns_name(text: &OsStr, marks: &str) -> Option<String> {
+pub(super) fn dns_name(text: &OsStr, marks: &str) -> Option<String> {
     let text = text.to_str()?;
     let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let is_name = (1..=253).contains(&text.len())

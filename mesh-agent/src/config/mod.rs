@@ -3,6 +3,7 @@
 //! `cli` holds the texts, this module judges them. No room imports it: `app` hands each room the values that it needs.
 //! Every refusal says where the value came from, what the right form is, and shows one.
 
+mod controller;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod meaning;
@@ -17,10 +18,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::admin::Address;
+use crate::identity::Remote;
 use crate::issuers;
 use crate::routing::OutboundMode;
 use crate::telemetry::{access_log, logs, spans};
 
+pub use controller::ControllerConfig;
 pub use meaning::{PINS_EXPECTED, cgroup_root, is_pins_path};
 pub use refusal::{Refusal, Refusals};
 pub use surroundings::Surroundings;
@@ -63,6 +66,16 @@ pub mod default {
     pub const MAP_CONNECTIONS: &str = "262144";
     /// `--svid-ttl`
     pub const SVID_TTL: &str = "4h";
+    /// `--namespace` of the controller
+    pub const NAMESPACE: &str = "nodemesh-system";
+    /// `--agents` of the controller
+    pub const AGENTS: &str = "nodemesh-agent";
+    /// `--svid-ttl-max` of the controller
+    pub const SVID_TTL_MAX: &str = "24h";
+    /// `--listen` of the controller
+    pub const LISTEN: &str = "[::]:15012";
+    /// `--http` of the controller
+    pub const CONTROLLER_HTTP: &str = "[::]:15014";
     /// `--tc`
     pub const TC: &str = "auto";
     /// `--bpf-log`
@@ -76,6 +89,8 @@ pub struct Config {
     pub node: String,
     /// Where the world comes from.
     pub discovery: Discovery,
+    /// Whose end is that of the mesh on this node.
+    pub daemonset: Option<OwnDaemonSet>,
     /// The kernel side.
     pub capture: Capture,
     /// Where the container network's plugin is answered; None: nowhere.
@@ -104,6 +119,15 @@ pub enum Discovery {
         /// By this kubeconfig; None: by the pod's service account, else as kubectl finds it.
         kubeconfig: Option<PathBuf>,
     },
+}
+
+/// The DaemonSet that this agent is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnDaemonSet {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// The kernel side.
@@ -152,6 +176,8 @@ pub enum Ca {
     Memory,
     /// A root on disk, which several agents of one machine share.
     Directory(PathBuf),
+    /// Somebody else, who is asked.
+    Remote(Remote),
 }
 
 /// The data path.

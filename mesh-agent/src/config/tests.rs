@@ -55,6 +55,7 @@ fn defaults() {
     let expected = Config {
         node: "worker-1".into(),
         discovery: Discovery::Directory("/world".into()),
+        daemonset: None,
         capture: Capture {
             cgroup_root: "/sys/fs/cgroup/uni fied".into(),
             bpf_pins: "/sys/fs/bpf/nodemesh".into(),
@@ -120,7 +121,8 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
 fn every_flag_is_read_from_every_source() {
     let values = [
         ("node", "n.example"),
-        ("discovery", "dir:/w"),
+        ("discovery", "kubernetes"),
+        ("kubeconfig", "/etc/kubeconfig"),
         ("cgroup-root", "/cg"),
         ("bpf-pins", "/bpf/nodemesh-7"),
         ("bpf-object", "mesh-ebpf"),
@@ -168,6 +170,7 @@ fn every_flag_is_read_from_every_source() {
 
     assert_eq!(by_flag, by_environment);
     assert_eq!(by_flag, by_file);
+    assert_eq!(by_flag.discovery, Discovery::Kubernetes { kubeconfig: Some("/etc/kubeconfig".into()) });
     assert_eq!(by_flag.capture.bpf_object.as_deref(), Some(Path::new("mesh-ebpf")));
     assert_eq!(by_flag.capture.cgroup_root, Path::new("/cg"));
     assert_eq!(by_flag.proxy.workers.get(), 3);
@@ -183,6 +186,8 @@ fn wrong_values_are_refused_with_the_right_form() {
         ("--node", "", "lower case"),
         ("--discovery", "/world", "dir:"),
         ("--discovery", "dir:", "dir:"),
+        ("--discovery", "Kubernetes", "kubernetes for the API server"),
+        ("--kubeconfig", "", "kubeconfig"),
         ("--cgroup-root", "relative", "absolute"),
         ("--bpf-pins", "/sys/fs/bpf", "\"nodemesh\""),
         ("--map-connections", "10", "1024 to 16777216"),

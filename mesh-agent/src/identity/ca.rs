@@ -18,8 +18,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub struct CertificateRequest {
     /// The identity that the certificate is to carry. The authority decides whether this agent may have it.
     pub id: SpiffeId,
-    /// PKCS #10 request in DER: the public key, and the proof that the agent holds the private one.
-    pub csr: Vec<u8>,
+    /// PKCS #10 request in PEM: the public key, and the proof that the agent holds the private one.
+    pub csr: String,
     /// How long the certificate is wanted for; the authority may give less.
     pub lifetime: Duration,
 }

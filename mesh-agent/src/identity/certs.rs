@@ -460,13 +460,13 @@ impl Shared {
     }
 }
 
-fn new_key(id: &SpiffeId) -> Result<(KeyPair, Vec<u8>), CaError> {
+fn new_key(id: &SpiffeId) -> Result<(KeyPair, String), CaError> {
     let make = || {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(id.to_string().try_into()?)];
-        let csr = params.serialize_request(&key)?.der().to_vec();
+        let csr = params.serialize_request(&key)?.pem()?;
         Ok((key, csr))
     };
     make().map_err(|error: rcgen::Error| CaError::Unavailable(format!("making a key: {error}")))

@@ -27,7 +27,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 
-use super::local_ca::CLOCK_SKEW;
+use super::signing::{CLOCK_SKEW, blocks};
 use super::tls;
 use super::trust::RootId;
 use crate::spiffe;
@@ -178,9 +178,9 @@ impl RootDirectory {
         if self.has(ROOT_FILE)? {
             return Ok(());
         }
-        let (pem, certificate) = new_root(&self.trust_domain)?;
-        write_atomically(&self.file(ROOT_FILE), &pem, 0o600)?;
-        write_atomically(&self.file(ROOT_CERTIFICATE_FILE), &certificate, 0o644)
+        let root = new_root(&self.trust_domain)?;
+        write_atomically(&self.file(ROOT_FILE), &root.together(), 0o600)?;
+        write_atomically(&self.file(ROOT_CERTIFICATE_FILE), &root.certificate, 0o644)
     }
 
     /// The root that signs now.
@@ -244,8 +244,7 @@ impl RootDirectory {
         let next = if self.has(NEXT_FILE)? {
             self.private_root(NEXT_FILE)?
         } else {
-            let (pem, _) = new_root(&self.trust_domain)?;
-            write_atomically(&self.file(NEXT_FILE), &pem, 0o600)?;
+            write_atomically(&self.file(NEXT_FILE), &new_root(&self.trust_domain)?.together(), 0o600)?;
             self.private_root(NEXT_FILE)?
         };
         self.trust(NEXT, &next)?;
@@ -397,12 +396,30 @@ pub(super) fn parse_root(pem: &str, trust_domain: &str, path: &dyn Display) -> R
         return Err(bad(format!("it is the root of {owner}, not of {wanted}; move it away to have a new one made")));
     }
     let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|error| bad(error.to_string()))?;
-    let certificate_pem = certificate_pem(pem).ok_or_else(|| bad("no certificate in PEM".to_string()))?;
+    let certificate_pem = blocks(pem).next().ok_or_else(|| bad("no certificate in PEM".to_string()))?;
     Ok(SigningRoot { certificate, certificate_pem, issuer, not_after })
 }
 
-/// Makes a root; returns certificate and key as PEM in one text, and the certificate alone.
-pub(super) fn new_root(trust_domain: &str) -> Result<(String, String), Error> {
+/// A root that was made a moment ago, as PEM.
+pub struct NewRoot {
+    /// Its certificate.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
+}
+
+impl NewRoot {
+    /// Both in one text.
+    pub(super) fn together(&self) -> String {
+        format!("{}{}", self.certificate, self.key)
+    }
+}
+
+/// Makes a root.
+///
+/// # Errors
+/// There is no randomness, or the trust domain is none.
+pub fn new_root(trust_domain: &str) -> Result<NewRoot, Error> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let serial = random_serial().map_err(|_| rcgen::Error::RingUnspecified)?;
     let now = OffsetDateTime::now_utc();
@@ -418,8 +435,7 @@ pub(super) fn new_root(trust_domain: &str) -> Result<(String, String), Error> {
     params.subject_alt_names = vec![SanType::URI(format!("spiffe://{trust_domain}").try_into()?)];
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let certificate = params.self_signed(&key)?.pem();
-    Ok((format!("{certificate}{}", key.serialize_pem()), certificate))
+    Ok(NewRoot { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
 }
 
 /// A positive integer of 16 bytes.
@@ -431,14 +447,6 @@ pub(super) fn random_serial() -> Result<SerialNumber, String> {
         *first = (*first & 0x7f) | 0x40;
     }
     Ok(SerialNumber::from_slice(&bytes))
-}
-
-/// The first certificate of a text, without the key beside it.
-fn certificate_pem(text: &str) -> Option<String> {
-    const END: &str = "-----END CERTIFICATE-----";
-    let (_, begun) = text.split_once("-----BEGIN CERTIFICATE-----")?;
-    let (body, _) = begun.split_once(END)?;
-    Some(format!("-----BEGIN CERTIFICATE-----{body}{END}\n"))
 }
 
 fn name_begins(file: &Path, prefix: &str) -> bool {
@@ -457,7 +465,7 @@ fn wait_for_agents(file: &Path) -> Result<(), Error> {
 }
 
 /// Reads a file whose owner and mode are as they must be.
-fn read(path: &Path, is_private: bool) -> Result<String, Error> {
+pub(super) fn read(path: &Path, is_private: bool) -> Result<String, Error> {
     let mut file = File::open(path).map_err(|error| io_error(path, error))?;
     check_mode(path, &file.metadata().map_err(|error| io_error(path, error))?, is_private)?;
     let mut text = String::new();

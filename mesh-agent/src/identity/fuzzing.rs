@@ -16,7 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime
 use rustls::server::danger::ClientCertVerifier;
 
 use super::clock::Clock;
-use super::local_ca::leaf_params;
+use super::signing::leaf_params;
 use super::tls::{self, PeerVerifier};
 use super::trust::{Peer, Trust};
 use super::{peer_expiry, peer_id};

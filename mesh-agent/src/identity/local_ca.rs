@@ -8,24 +8,18 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use rcgen::{
-    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa,
-    KeyUsagePurpose, SanType,
-};
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
-use time::OffsetDateTime;
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use super::ca::{BoxFuture, CaError, CaState, CertificateAuthority, CertificateRequest, IssuedCertificate};
 use super::clock::Clock;
 pub use super::directory::Error;
-use super::directory::{RootDirectory, SigningRoot, new_root, parse_root, random_serial};
-use crate::spiffe::{self, SpiffeId};
+use super::directory::{RootDirectory, SigningRoot, new_root, parse_root};
+use super::signing::SigningRequest;
+use crate::spiffe;
 
-/// How far back a certificate starts, so that a peer whose clock is behind takes it.
-pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// How often the directory is looked at: a rotation of the root is a matter of seconds. Some small files each time.
 pub(super) const POLL: Duration = Duration::from_secs(1);
 
@@ -52,8 +46,7 @@ impl LocalCa {
     /// An authority that lives and dies with this process.
     pub fn memory(trust_domain: &str) -> Result<Self, Error> {
         spiffe::check_trust_domain(trust_domain)?;
-        let (pem, _) = new_root(trust_domain)?;
-        let root = parse_root(&pem, trust_domain, &"memory")?;
+        let root = parse_root(&new_root(trust_domain)?.together(), trust_domain, &"memory")?;
         Self::new(Source::Memory(Box::new(root)), trust_domain, Clock::system())
     }
 
@@ -170,39 +163,9 @@ impl Signer {
     }
 
     fn sign_by(&self, root: &SigningRoot, request: &CertificateRequest) -> Result<IssuedCertificate, CaError> {
-        let now = self.clock.now();
-        if SystemTime::from(root.not_after) <= now {
-            return Err(CaError::Unavailable(format!("the root ended at {}: mesh-agent ca rotate", root.not_after)));
-        }
-        let csr = CertificateSigningRequestDer::from(request.csr.as_slice());
-        let csr = CertificateSigningRequestParams::from_der(&csr)
-            .map_err(|error| CaError::Refused(format!("unreadable signing request: {error}")))?;
         // Nothing but the public key is taken from the signing request: what it asks to be called is not our evidence.
-        let params = leaf_params(&request.id, now.into(), request.lifetime, root.not_after)?;
-        let leaf = params
-            .signed_by(&csr.public_key, &root.issuer)
-            .map_err(|error| CaError::Unavailable(format!("signing: {error}")))?;
+        let asked = SigningRequest::from_pem(&request.csr)?;
+        let leaf = asked.sign(&root.issuer, root.not_after, &request.id, request.lifetime, self.clock.now())?;
         Ok(IssuedCertificate { chain: vec![leaf.der().clone()] })
     }
-}
-
-pub(super) fn leaf_params(
-    id: &SpiffeId,
-    now: OffsetDateTime,
-    lifetime: Duration,
-    latest: OffsetDateTime,
-) -> Result<CertificateParams, CaError> {
-    let name = id.to_string().try_into().map_err(|_| CaError::Refused(format!("{id} is not ASCII")))?;
-    let mut params = CertificateParams::default();
-    params.not_before = now - CLOCK_SKEW;
-    params.not_after = (now + lifetime).min(latest);
-    params.serial_number = Some(random_serial().map_err(CaError::Unavailable)?);
-    // With an empty subject, RFC 5280 and SPIFFE want the alternative name critical; rcgen marks it so.
-    params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![SanType::URI(name)];
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
-    Ok(params)
 }

@@ -1,7 +1,7 @@
 //! Who a workload is and how it proves it: certificates, their rotation, and the TLS configurations made from them.
 //!
 //! ```text
-//! want(ids) ─► certs: key made here ─► CSR ─► ca (local today, remote later) ─► chain ─► Svid { client, server } ─► hbone
+//! want(ids) ─► certs: key made here ─► CSR ─► ca (local, remote) ─► chain ─► Svid { client, server } ─► hbone
 //!                                              └─ roots ─► trust: asked at each handshake, and for live peers when it changes
 //! ```
 //!
@@ -14,8 +14,12 @@ mod clock;
 mod directory;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+pub mod istio;
 pub mod local_ca;
+mod remote;
 mod schedule;
+mod serving;
+mod signing;
 mod tls;
 mod trust;
 mod web;
@@ -23,9 +27,12 @@ mod web;
 pub use ca::{BoxFuture, CaError, CaState, CertificateAuthority, CertificateRequest, IssuedCertificate};
 pub use certs::{Config, Identities, Svid, SvidStatus};
 pub use clock::Clock;
-pub use directory::{Phase, RootDirectory};
+pub use directory::{NewRoot, Phase, RootDirectory, new_root};
+pub use remote::{Remote, RemoteAddress, RemoteCa, SIGNS};
+pub use serving::Serving;
+pub use signing::{Root, Signed, Signing, SigningError, SigningRequest, roots};
 pub use tls::{PeerError, peer_expiry, peer_id};
-pub use trust::{Peer, RootId, RootStatus};
+pub use trust::{MAX_ROOTS, Peer, RootId, RootStatus};
 pub use web::WebTls;
 
 use crate::limit::{Limit, limits};
@@ -45,9 +52,27 @@ pub fn limits() -> Vec<Limit> {
         directory::ROOT_LIFETIME, "milliseconds", "of a root that the embedded authority makes";
         directory::MAX_FILE_BYTES, "bytes", "of a file with certificates";
         directory::SETTLE, "milliseconds", "between two phases of a rotation of the root: every agent has taken the first";
-        local_ca::CLOCK_SKEW, "milliseconds", "certificates start this far back, for peers whose clock is behind";
-        local_ca::POLL, "milliseconds", "between two looks into the directory of the root";
+        signing::CLOCK_SKEW, "milliseconds", "certificates start this far back, for peers whose clock is behind";
+        signing::MAX_INTERMEDIATES, "certificates", "between a leaf and its root";
+        local_ca::POLL, "milliseconds", "between two looks at the roots on disk";
+        remote::CALL_TIMEOUT, "milliseconds", "for one answer of a remote authority; below REQUEST_TIMEOUT, which would not say why";
+        remote::CONNECT_TIMEOUT, "milliseconds", "for a connection to a remote authority";
+        remote::KEEPALIVE, "milliseconds", "between signs of life of a remote authority that owes an answer";
+        remote::MAX_TOKEN_BYTES, "bytes", "of the token that a remote authority is shown";
+        remote::MAX_ANSWER_BYTES, "bytes", "of a remote authority's answer";
     ]
+}
+
+/// A digest of something that is compared and not kept.
+pub type Digest = [u8; 32];
+
+/// SHA-256.
+pub fn digest(bytes: &[u8]) -> Digest {
+    let mut digest = Digest::default();
+    for (byte, computed) in digest.iter_mut().zip(tls::sha256(bytes).as_ref()) {
+        *byte = *computed;
+    }
+    digest
 }
 
 /// Fills `bytes` with randomness from the source that TLS uses; leaves them as they are if there is none.

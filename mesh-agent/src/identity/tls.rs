@@ -24,7 +24,7 @@ use super::trust::Trust;
 use crate::spiffe::SpiffeId;
 
 /// The only protocol spoken inside.
-const ALPN: &[u8] = b"h2";
+pub(super) const ALPN: &[u8] = b"h2";
 
 /// Suites and groups in the order they are preferred. The hybrid group is first: what is recorded today stays closed
 /// to tomorrow's quantum computer.
@@ -287,6 +287,11 @@ pub(super) fn leaf_facts(leaf: &CertificateDer<'_>) -> Result<(OffsetDateTime, O
     let validity = leaf.validity();
     let serial = leaf.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok((validity.not_before.to_datetime(), validity.not_after.to_datetime(), serial))
+}
+
+/// Whether a certificate names itself as its issuer, as roots do.
+pub(super) fn is_self_issued(certificate: &CertificateDer<'_>) -> bool {
+    parse(certificate).is_ok_and(|parsed| parsed.issuer() == parsed.subject())
 }
 
 /// SHA-256, from the same source as TLS.

@@ -22,7 +22,7 @@ use super::tls::{self, PROVIDER, PeerError};
 use crate::spiffe::SpiffeId;
 
 /// Most roots of one bundle: a rotation has two or three, and each is tried for each peer.
-pub(super) const MAX_ROOTS: usize = 16;
+pub const MAX_ROOTS: usize = 16;
 
 /// Bytes of SHA-256.
 const DIGEST_BYTES: usize = 32;

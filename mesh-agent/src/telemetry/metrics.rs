@@ -42,6 +42,9 @@
 //! | `nodemesh_http_resends_total` | counter | – ; requests that went out again, because the application had closed their connection |
 //! | `nodemesh_http_retries_total` | counter | – ; tries of requests after the first, as a TrafficPolicy or a route asked for |
 //! | `nodemesh_http_ejections_total` | counter | – ; endpoints left out for a while, because they failed too often (by a worker) |
+//! | `nodemesh_ca_certificates_total` | counter | `result` (issued, or why not: docs/operations.md); of the controller |
+//! | `nodemesh_ca_token_reviews_total` | counter | `result` (believed, remembered, or why not); of the controller |
+//! | `nodemesh_controller_leads` | gauge | – ; 1: this replica writes |
 //! | `nodemesh_build_info` | info | `version` |
 //!
 //! *connection* = `direction`, `transport`, `source_namespace`, `source_service_account`, `destination_namespace`,
@@ -152,6 +155,20 @@ pub type UpstreamSource = Box<dyn Fn() -> UpstreamNumbers + Send + Sync>;
 
 /// Reads what became of spans, by stable label.
 pub type SpanSource = Box<dyn Fn() -> [(&'static str, u64); 3] + Send + Sync>;
+
+/// What became of what a controller was asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuthorityNumbers {
+    /// Requests for certificates: `issued`, or why not.
+    pub certificates: Vec<(&'static str, u64)>,
+    /// Tokens: `believed`, `remembered`, or why not.
+    pub reviews: Vec<(&'static str, u64)>,
+    /// Whether this replica writes.
+    pub leads: bool,
+}
+
+/// Reads what became of what a controller was asked.
+pub type AuthoritySource = Box<dyn Fn() -> AuthorityNumbers + Send + Sync>;
 
 /// All metrics of the process. Cheap to clone; no method waits for another thread for longer than a look-up.
 #[derive(Clone)]
@@ -312,6 +329,11 @@ impl Metrics {
     /// Shows what became of spans as `nodemesh_spans_total`.
     pub fn register_spans(&self, source: SpanSource) {
         self.inner.collect(SpanCollector(source));
+    }
+
+    /// Shows what a controller was asked as `nodemesh_ca_…`.
+    pub fn register_authority(&self, source: AuthoritySource) {
+        self.inner.collect(AuthorityCollector(source));
     }
 
     /// Everything, as OpenMetrics text (see [`CONTENT_TYPE`]).
@@ -704,7 +726,7 @@ macro_rules! debug_by_name {
 }
 
 debug_by_name! { OutcomeCollector CertificateCollector KeysCollector ConfigAgeCollector PodCountCollector }
-debug_by_name! { WorkloadCollector TunnelCollector UpstreamCollector SpanCollector }
+debug_by_name! { WorkloadCollector TunnelCollector UpstreamCollector SpanCollector AuthorityCollector }
 
 /// Shows the connections that requests share.
 struct UpstreamCollector(UpstreamSource);
@@ -725,6 +747,30 @@ impl Collector for UpstreamCollector {
             encode_counter(&mut encoder, name, help, count)?;
         }
         Ok(())
+    }
+}
+
+struct AuthorityCollector(AuthoritySource);
+
+impl Collector for AuthorityCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let AuthorityNumbers { certificates, reviews, leads } = (self.0)();
+        for (name, help, counts) in [
+            ("ca_certificates", "Requests for certificates, by what became of them", certificates),
+            ("ca_token_reviews", "Callers' tokens, by what became of them", reviews),
+        ] {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (result, count) in counts {
+                family.encode_family(&[("result", result)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+            }
+        }
+        let help = "Whether this replica of the controller is the one that writes";
+        ConstGauge::new(i64::from(leads)).encode(encoder.encode_descriptor(
+            "controller_leads",
+            help,
+            None,
+            MetricType::Gauge,
+        )?)
     }
 }
 

@@ -24,7 +24,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -97,8 +97,7 @@ pub fn uri(text: &str) -> SanType {
 impl CertificateAuthority for TestCa {
     fn issue(&self, request: CertificateRequest) -> BoxFuture<'_, Result<IssuedCertificate, CaError>> {
         Box::pin(async move {
-            let csr = CertificateSigningRequestDer::from(request.csr.as_slice());
-            let csr = CertificateSigningRequestParams::from_der(&csr).unwrap();
+            let csr = CertificateSigningRequestParams::from_pem(&request.csr).unwrap();
             let mut params = good_leaf(&request.id);
             params.not_after = OffsetDateTime::now_utc() + request.lifetime;
             let leaf = params.signed_by(&csr.public_key, &self.issuer).unwrap();

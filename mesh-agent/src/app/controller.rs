@@ -1,0 +1,83 @@
+//! The controller's rooms, connected: much fewer than an agent's.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use tokio::net::TcpListener;
+
+use super::{CONTROL_THREADS, Signals};
+use crate::admin::{self, Listener, Sources, Surface};
+use crate::apiserver::ApiServer;
+use crate::config::ControllerConfig;
+use crate::controller::{Config, Controller, SETTLE, ServiceAccount, lease};
+use crate::drain::Drain;
+use crate::readiness::Readiness;
+use crate::telemetry::{AuthorityNumbers, Metrics, logs};
+
+/// Runs the controller until SIGTERM or SIGINT.
+pub fn control(config: ControllerConfig) -> Result<()> {
+    let log = logs::init(config.log_format, &config.log_level)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(serve(config, log.filter()))
+}
+
+async fn serve(config: ControllerConfig, log_filter: logs::Filter) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let (readiness, metrics, drain) = (Readiness::default(), Metrics::new(), Drain::new());
+    let server = ApiServer::find(config.kubeconfig.clone()).await?;
+    let client = server.client()?;
+    let listener = bind(config.listen).await.with_context(|| format!("--listen {}", config.listen))?;
+    let http = Listener::bind(&config.http).await.with_context(|| format!("--http {}", config.http))?;
+    let controller = Controller::new(settings(config), client, readiness.clone());
+    register(&metrics, &controller);
+    let sources = Sources::status(readiness, metrics, log_filter);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), api_server = server.address(), "started");
+    let token = drain.token();
+    let run = async {
+        tokio::select! {
+            () = signals.any() => drain.start(),
+            () = admin::serve(http, Surface::Status, sources.into()) => {}
+        }
+        // The controller lets go of what it has; until then somebody may want to look no more.
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        () = run => {}
+        () = controller.run(listener, token) => {}
+    }
+    Ok(())
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    Ok(admin::bind_tcp(address).await?)
+}
+
+fn settings(config: ControllerConfig) -> Config {
+    let host = config.pod.unwrap_or_else(|| {
+        std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "?".to_string(), |name| name.trim().into())
+    });
+    Config {
+        agents: ServiceAccount { namespace: config.namespace.clone(), name: config.agents },
+        namespace: config.namespace,
+        trust_domain: config.trust_domain,
+        names: config.names,
+        longest: config.svid_ttl_max,
+        replica: lease::replica_name(&host),
+        settle: SETTLE,
+        pace: lease::Pace::default(),
+    }
+}
+
+fn register(metrics: &Metrics, controller: &Controller) {
+    let (tally, leadership) = (controller.tally(), controller.leadership());
+    metrics.register_authority(Box::new(move || AuthorityNumbers {
+        certificates: tally.certificates(),
+        reviews: tally.reviews(),
+        leads: leadership.is_held(),
+    }));
+}

@@ -1,0 +1,1 @@
+//! Our CustomResourceDefinitions, as an API server takes them.

@@ -1,0 +1,294 @@
+//! A control plane of a test's own: etcd and kube-apiserver, on ports of their own, with nobody else in it.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::GroupVersionKind;
+use kube::discovery::ApiResource;
+use mesh_agent::apiserver::ApiServer;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::{Mutex, MutexGuard};
+
+/// Names the directory with kube-apiserver and kubectl. etcd is in PATH or there too.
+const BINARIES: &str = "NODEMESH_KUBE_BIN";
+/// Generous: the machine may be busy, and an API server takes a while to start.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One control plane at a time: each takes much of a small machine.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+/// A control plane that ends with this.
+pub struct Plane {
+    place: TempDir,
+    binaries: PathBuf,
+    etcd: Child,
+    etcd_port: u16,
+    port: u16,
+    /// None while it is stopped.
+    apiserver: Option<Child>,
+    _only: MutexGuard<'static, ()>,
+}
+
+/// Says past the capture of the test harness why a test does not run; panics where it has to.
+pub fn binaries(test: &str) -> Option<PathBuf> {
+    let reason = match std::env::var_os(BINARIES).map(PathBuf::from) {
+        None => format!("{BINARIES} does not say where kube-apiserver and kubectl are"),
+        Some(place) if !place.join("kube-apiserver").exists() => format!("no kube-apiserver in {}", place.display()),
+        Some(_) if which("etcd").is_none() => "no etcd in PATH (apt install etcd-server)".to_string(),
+        Some(place) => return Some(place),
+    };
+    let required = std::env::var_os("MESH_REQUIRE_CLUSTER").is_some_and(|value| !value.is_empty() && value != "0");
+    assert!(!required, "{test} cannot run: {reason}");
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
+    None
+}
+
+fn which(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|place| place.join(name)).find(|path| path.exists())
+}
+
+impl Plane {
+    /// etcd runs, the API server does not yet. None where the binaries are missing.
+    pub async fn prepared(test: &str) -> Option<Self> {
+        let binaries = binaries(test)?;
+        let only = ONE_AT_A_TIME.lock().await;
+        let place = tempfile::Builder::new().prefix("nodemesh-plane-").tempdir().unwrap();
+        certificates(place.path());
+        let (etcd_port, peers, port) = (free_port(), free_port(), free_port());
+        let etcd = Command::new("etcd")
+            .arg("--data-dir")
+            .arg(place.path().join("etcd"))
+            .args([
+                format!("--listen-client-urls=http://127.0.0.1:{etcd_port}"),
+                format!("--advertise-client-urls=http://127.0.0.1:{etcd_port}"),
+                format!("--listen-peer-urls=http://127.0.0.1:{peers}"),
+                format!("--initial-advertise-peer-urls=http://127.0.0.1:{peers}"),
+                format!("--initial-cluster=default=http://127.0.0.1:{peers}"),
+                "--unsafe-no-fsync".to_string(),
+            ])
+            .stdin(Stdio::null())
+            .stdout(log(place.path(), "etcd"))
+            .stderr(log(place.path(), "etcd"))
+            .spawn()
+            .expect("etcd starts");
+        let plane = Self { place, binaries, etcd, etcd_port, port, apiserver: None, _only: only };
+        for (user, token) in [("admin", "admin-token"), ("agent", "agent-token"), ("nobody", "nobody-token")] {
+            fs::write(plane.kubeconfig(user), plane.kubeconfig_text(token)).unwrap();
+        }
+        Some(plane)
+    }
+
+    /// All of it runs.
+    pub async fn start(test: &str) -> Option<Self> {
+        let mut plane = Self::prepared(test).await?;
+        plane.start_apiserver();
+        plane.ready().await;
+        Some(plane)
+    }
+
+    pub fn start_apiserver(&mut self) {
+        let at = |name: &str| self.place.path().join(name).display().to_string();
+        fs::write(at("tokens.csv"), TOKENS).unwrap();
+        let child = Command::new(self.binaries.join("kube-apiserver"))
+            .args([
+                format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
+                format!("--secure-port={}", self.port),
+                "--bind-address=127.0.0.1".to_string(),
+                "--advertise-address=127.0.0.1".to_string(),
+                "--endpoint-reconciler-type=none".to_string(),
+                "--service-cluster-ip-range=10.96.0.0/16".to_string(),
+                format!("--tls-cert-file={}", at("server.crt")),
+                format!("--tls-private-key-file={}", at("server.key")),
+                format!("--client-ca-file={}", at("ca.crt")),
+                format!("--token-auth-file={}", at("tokens.csv")),
+                "--service-account-issuer=https://nodemesh.test".to_string(),
+                format!("--service-account-key-file={}", at("accounts.pub")),
+                format!("--service-account-signing-key-file={}", at("accounts.key")),
+                format!("--cert-dir={}", at("generated")),
+                "--authorization-mode=RBAC".to_string(),
+                // There are no controllers that would make accounts.
+                "--disable-admission-plugins=ServiceAccount".to_string(),
+                "--profiling=false".to_string(),
+            ])
+            .stdin(Stdio::null())
+            .stdout(log(self.place.path(), "apiserver"))
+            .stderr(log(self.place.path(), "apiserver"))
+            .spawn()
+            .expect("kube-apiserver starts");
+        self.apiserver = Some(child);
+    }
+
+    /// Ends the API server at once, as a crash does.
+    pub fn kill_apiserver(&mut self) {
+        let mut child = self.apiserver.take().expect("it runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Returns when the API server calls itself ready.
+    pub async fn ready(&mut self) {
+        let client = self.admin().await;
+        let child = std::cell::RefCell::new(self.apiserver.as_mut().expect("it was started"));
+        eventually("an API server that is ready", || async {
+            let ended = child.borrow_mut().try_wait().unwrap();
+            assert!(ended.is_none(), "the API server ended: {ended:?}");
+            let request = http::Request::get("/readyz").body(Vec::new()).unwrap();
+            client.request_text(request).await.is_ok_and(|text| text == "ok")
+        })
+        .await;
+    }
+
+    pub fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.place.path().join(format!("{user}.kubeconfig"))
+    }
+
+    /// A client that may do everything.
+    pub async fn admin(&self) -> kube::Client {
+        ApiServer::find(Some(self.kubeconfig("admin"))).await.unwrap().client().unwrap()
+    }
+
+    /// Runs kubectl: whether it succeeded, and all that it said.
+    pub fn kubectl(&self, arguments: &[&str], input: &str) -> (bool, String) {
+        let mut child = Command::new(self.binaries.join("kubectl"))
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig("admin"))
+            .arg("--cache-dir")
+            .arg(self.place.path().join("kubectl-cache"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kubectl starts");
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    fn kubeconfig_text(&self, token: &str) -> String {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {
+                "server": format!("https://127.0.0.1:{}", self.port),
+                "certificate-authority": self.place.path().join("ca.crt"),
+            }}],
+            "users": [{"name": "u", "user": {"token": token}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        })
+        .to_string()
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        for child in self.apiserver.iter_mut().chain([&mut self.etcd]) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.place.path().join("apiserver.log")).unwrap_or_default();
+            let last: Vec<&str> = log.lines().rev().take(15).collect();
+            eprintln!("the API server said at last:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
+const TOKENS: &str = "admin-token,admin,1,\"system:masters\"\nagent-token,agent,2\nnobody-token,nobody,3\n";
+
+fn log(place: &Path, name: &str) -> File {
+    File::options().create(true).append(true).open(place.join(format!("{name}.log"))).unwrap()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn certificates(place: &Path) {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "nodemesh-test");
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["127.0.0.1".to_string(), "localhost".to_string()]).unwrap();
+    let server = params.signed_by(&key, &ca).unwrap();
+    let accounts = KeyPair::generate().unwrap();
+    for (name, text) in [
+        ("ca.crt", ca.pem()),
+        ("server.crt", server.pem()),
+        ("server.key", key.serialize_pem()),
+        ("accounts.key", accounts.serialize_pem()),
+        ("accounts.pub", accounts.public_key_pem()),
+    ] {
+        fs::write(place.join(name), text).unwrap();
+    }
+}
+
+/// Waits until something holds.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
+    let waited = tokio::time::timeout(PATIENCE, async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "{what} did not come");
+}
+
+/// Objects by hand.
+#[derive(Clone)]
+pub struct Hand {
+    pub client: kube::Client,
+}
+
+impl Hand {
+    fn api(&self, object: &Value) -> Api<DynamicObject> {
+        let (group, version) = match object["apiVersion"].as_str().unwrap() {
+            core if !core.contains('/') => ("", core),
+            both => both.split_once('/').unwrap(),
+        };
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, object["kind"].as_str().unwrap()));
+        match object["metadata"]["namespace"].as_str() {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            None => Api::all_with(self.client.clone(), &resource),
+        }
+    }
+
+    /// Makes an object, its status too.
+    pub async fn create(&self, object: &Value) {
+        self.try_create(object).await.unwrap_or_else(|error| panic!("{error}\n{object}"));
+    }
+
+    pub async fn try_create(&self, object: &Value) -> kube::Result<()> {
+        let api = self.api(object);
+        let made = api.create(&PostParams::default(), &serde_json::from_value(object.clone()).unwrap()).await?;
+        if object.get("status").is_some_and(|_| object["kind"] == "Pod" || object["kind"] == "Node") {
+            let status = json!({"status": object["status"]});
+            api.patch_status(made.metadata.name.as_deref().unwrap(), &PatchParams::default(), &Patch::Merge(status))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Changes an object by a merge patch.
+    pub async fn patch(&self, object: &Value, patch: Value) {
+        let name = object["metadata"]["name"].as_str().unwrap();
+        self.api(object).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    }
+
+    /// Deletes an object, at once.
+    pub async fn delete(&self, object: &Value) {
+        let name = object["metadata"]["name"].as_str().unwrap();
+        let params = kube::api::DeleteParams::default().grace_period(0);
+        self.api(object).delete(name, &params).await.unwrap();
+    }
+}

@@ -1,0 +1,212 @@
+//! What discovery does while the API server is there, slow to come, in the way, or gone.
+
+use std::time::Instant;
+
+use mesh_agent::discovery::{self, Config, WatchState};
+use serde_json::json;
+
+use super::plane::{Hand, Plane};
+use super::world::{Agent, NODE, deny_web, namespace, pod, role, shop};
+
+const PODS_HERE: &str = "pods (this node)";
+const PODS_ELSEWHERE: &str = "pods (elsewhere)";
+const POLICIES: &str = "authorizationpolicies.nodemesh.dev";
+const ROUTES: &str = "httproutes.gateway.networking.k8s.io";
+
+macro_rules! need {
+    ($plane:expr) => {
+        match $plane.await {
+            Some(plane) => plane,
+            None => return,
+        }
+    };
+}
+
+/// Born before the API server: the gate says why it waits. Then the whole world in one snapshot, and what is labelled is
+/// meshed at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_waits_for_the_api_server_and_then_sees_changes_at_once() {
+    let mut plane = need!(Plane::prepared("an_agent_waits_for_the_api_server"));
+    let agent = Agent::start(&plane, "admin");
+    agent.eventually("why it waits", |agent| agent.gate().contains("no answer")).await;
+    assert_eq!(agent.state.current().version, 0);
+    assert!(agent.health.report().seen.is_none() && agent.health.report().unreachable.is_some());
+
+    plane.start_apiserver();
+    plane.ready().await;
+    let hand = Hand { client: plane.admin().await };
+    agent.ready().await;
+    hand.define().await;
+    hand.create_all(&shop()).await;
+    agent.eventually("the pods", |agent| agent.pods() == 2 && agent.is_enrolled("10.1.1.1")).await;
+    assert_eq!(agent.health.report().unreachable, None);
+
+    // Labels at run time: of a namespace, of a pod.
+    hand.create(&namespace("bare", json!({}))).await;
+    let late = pod("bare", "late", NODE, "10.1.1.7");
+    hand.create(&late).await;
+    agent.eventually("the pod", |agent| agent.has("10.1.1.7")).await;
+    assert!(!agent.is_enrolled("10.1.1.7"));
+    let mut slowest = std::time::Duration::ZERO;
+    for round in 0..20 {
+        let (label, enrolled) = if round % 2 == 0 { (json!("enabled"), true) } else { (json!(null), false) };
+        let since = Instant::now();
+        hand.patch(&late, json!({"metadata": {"labels": {"nodemesh.dev/mesh": label}}})).await;
+        agent.eventually("the label", |agent| agent.is_enrolled("10.1.1.7") == enrolled).await;
+        slowest = slowest.max(since.elapsed());
+    }
+    eprintln!("a label on a pod: in force after at most {slowest:?} of 20, the request included");
+    assert!(slowest.as_secs() < 2, "{slowest:?}");
+
+    hand.create(&deny_web()).await;
+    agent.eventually("the policy", |agent| !agent.web_may()).await;
+    hand.delete(&deny_web()).await;
+    agent.eventually("its end", Agent::web_may).await;
+    hand.delete(&late).await;
+    agent.eventually("the pod's end", |agent| !agent.has("10.1.1.7")).await;
+}
+
+/// Kinds that the API server does not serve are empty, and are there as soon as they are defined. When a definition goes,
+/// its objects do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn definitions_may_come_later_and_go() {
+    let plane = need!(Plane::start("definitions_may_come_later_and_go"));
+    let hand = Hand { client: plane.admin().await };
+    hand.create_all(&shop()).await;
+    let agent = Agent::start(&plane, "admin");
+    agent.ready().await;
+    assert_eq!(agent.stands(POLICIES), Some(WatchState::NotServed));
+    assert_eq!(agent.stands(ROUTES), Some(WatchState::NotServed));
+    agent.eventually("the pods", |agent| agent.pods() == 2 && agent.web_may()).await;
+
+    hand.define().await;
+    hand.create(&deny_web()).await;
+    agent.eventually("the policy", |agent| !agent.web_may()).await;
+    assert_eq!(agent.stands(POLICIES), Some(WatchState::Following));
+    assert_eq!(agent.stands(ROUTES), Some(WatchState::NotServed));
+
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "authorizationpolicies.nodemesh.dev"}});
+    hand.delete(&definition).await;
+    agent.eventually("the end of the kind", |agent| agent.stands(POLICIES) == Some(WatchState::NotServed)).await;
+    agent.eventually("the end of its objects", Agent::web_may).await;
+}
+
+/// What is not allowed is named, with what is missing: the gate waits at the start. Later the last good state stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_may_not_read_is_told_what_it_lacks() {
+    let plane = need!(Plane::start("an_account_that_may_not_read"));
+    let hand = Hand { client: plane.admin().await };
+    hand.define().await;
+    hand.create_all(&shop()).await;
+    hand.create(&deny_web()).await;
+    let without = role("authorizationpolicies");
+    hand.create_all(&without).await;
+    let agent = Agent::start(&plane, "agent");
+    agent.eventually("what is missing", |agent| agent.gate().contains("not allowed")).await;
+    agent.eventually("the rest", |agent| agent.stands(PODS_HERE) == Some(WatchState::Following)).await;
+    let gate = agent.gate();
+    assert!(gate.contains(POLICIES) && gate.contains("verbs list and watch on authorizationpolicies"), "{gate}");
+    assert_eq!((agent.state.current().version, agent.stands(POLICIES)), (0, Some(WatchState::Forbidden)));
+
+    let whole = role("");
+    hand.patch(&whole[0], json!({"rules": whole[0]["rules"]})).await;
+    agent.ready().await;
+    assert!(!agent.web_may());
+
+    // What was allowed is taken away: a watch that is open goes on, so the API server has to forget it.
+    hand.patch(&whole[0], json!({"rules": without[0]["rules"]})).await;
+    let mut plane = plane;
+    plane.kill_apiserver();
+    agent.eventually("the loss", |agent| agent.health.report().unreachable.is_some()).await;
+    plane.start_apiserver();
+    plane.ready().await;
+    agent.eventually("what is missing", |agent| agent.note().contains("not allowed")).await;
+    assert!(agent.note().contains("the last good state is in force"), "{}", agent.note());
+    assert!(!agent.web_may(), "a list that failed took a policy away");
+    assert_eq!(agent.readiness.missing(), []);
+}
+
+/// The API server dies, and what it has when it comes back is not what it had: the list is made anew, what vanished goes,
+/// and what was there all the time is never gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_comes_back_with_another_world() {
+    let mut plane = need!(Plane::start("an_api_server_that_comes_back"));
+    let hand = Hand { client: plane.admin().await };
+    hand.define().await;
+    hand.create_all(&shop()).await;
+    hand.create(&deny_web()).await;
+    let going = pod("shop", "going", "node-2", "10.1.2.9");
+    hand.create(&going).await;
+    let agent = Agent::start(&plane, "admin");
+    agent.ready().await;
+    agent.eventually("all", |agent| agent.pods() == 3 && !agent.web_may()).await;
+    let api = agent.state.current().workload_by_ip("10.1.1.1".parse().unwrap()).unwrap().clone();
+
+    plane.kill_apiserver();
+    agent.eventually("the loss", |agent| agent.health.report().unreachable.is_some()).await;
+    let lost = agent.health.report();
+    assert!(lost.seen.is_some() && lost.unreachable_since.is_some());
+    assert_eq!((agent.pods(), agent.web_may(), agent.readiness.missing()), (3, false, Vec::new()));
+    assert!(agent.note().contains("the last good state is in force"), "{}", agent.note());
+
+    // Another world, which the agent cannot see: its account is nobody's for a while.
+    plane.start_apiserver();
+    plane.ready().await;
+    hand.delete(&going).await;
+    hand.create(&pod("shop", "coming", "node-2", "10.1.2.8")).await;
+    plane.kill_apiserver();
+    plane.start_apiserver();
+    plane.ready().await;
+    agent
+        .eventually("the new world", |agent| {
+            assert!(
+                !agent.web_may() && agent.has("10.1.1.1") && agent.has("10.1.2.1"),
+                "what stayed was gone for a moment"
+            );
+            !agent.has("10.1.2.9") && agent.has("10.1.2.8")
+        })
+        .await;
+    agent
+        .eventually("all is well", |agent| {
+            agent.health.report().unreachable.is_none() && agent.readiness.notes().is_empty()
+        })
+        .await;
+    assert!(agent.lists(PODS_ELSEWHERE) >= 2, "{:#?}", agent.health.report().watches);
+    let again = agent.state.current().workload_by_ip("10.1.1.1".parse().unwrap()).unwrap().clone();
+    assert_eq!(again, api, "what did not change is as it was");
+    let since = Instant::now();
+    hand.delete(&deny_web()).await;
+    agent.eventually("changes come", Agent::web_may).await;
+    eprintln!("after its return a change is in force after {:?}", since.elapsed());
+}
+
+/// The same objects, from files and from the API server, mean the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_and_the_api_server_mean_the_same() {
+    let plane = need!(Plane::start("files_and_the_api_server_mean_the_same"));
+    let hand = Hand { client: plane.admin().await };
+    hand.define().await;
+    hand.create_all(&shop()).await;
+    hand.create(&deny_web()).await;
+    let agent = Agent::start(&plane, "admin");
+    agent.ready().await;
+    agent.eventually("all", |agent| agent.pods() == 2 && !agent.web_may()).await;
+    let kinds = "nodes,namespaces,pods,services,endpointslices,authorizationpolicies,peerauthentications";
+    let (ok, text) = plane.kubectl(&["get", kinds, "-A", "-o", "yaml"], "");
+    assert!(ok, "{text}");
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("all.yaml"), text).unwrap();
+    let config = Config { node: NODE.into(), trust_domain: "cluster.local".into() };
+    let (state, findings) = discovery::load(place.path(), &config).unwrap();
+    assert_eq!(findings, []);
+    let told = |state: &mesh_agent::state::MeshState| {
+        let mut pods: Vec<_> = state.workloads().collect();
+        pods.sort_by_key(|pod| pod.uid.clone());
+        let policies: Vec<_> = pods.iter().map(|pod| state.inbound_policy(&pod.uid)).collect();
+        let mut services: Vec<_> = state.services().collect();
+        services.sort_by_key(|service| service.name.clone());
+        format!("{pods:#?}\n{policies:#?}\n{services:#?}")
+    };
+    assert_eq!(told(&agent.state.current()), told(&state));
+}
