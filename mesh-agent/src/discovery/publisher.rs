@@ -138,6 +138,8 @@ impl Publisher {
 
     /// Publishes what follows from what is in force.
     pub fn publish(&mut self) {
+        // The first snapshot too knows of sandboxes: those that an earlier agent was told of.
+        self.current.engine.sandboxes(self.sandboxes.ips());
         let state = self.current.engine.snapshot();
         let findings = self.current.findings();
         let known = self.published.as_ref().map(|published| published.findings.as_slice()).unwrap_or_default();

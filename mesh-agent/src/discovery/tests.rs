@@ -900,3 +900,23 @@ async fn a_sandbox_gives_a_pod_its_addresses_first() {
     drain.start();
     task.await.unwrap().unwrap();
 }
+
+/// What an earlier agent was told of a sandbox is in the first snapshot: nothing of such a pod is taken for a leftover.
+#[tokio::test]
+async fn the_first_snapshot_knows_of_sandboxes() {
+    let directory = tempfile::tempdir().unwrap();
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: fresh, namespace: shop, uid: u-fresh}\n\
+         spec: {nodeName: node-1, containers: []}\n";
+    fs::write(directory.path().join("pod.yaml"), pod).unwrap();
+    let (writer, mut reader) = StateWriter::new("node-1");
+    let (sandboxes, drain) = (Sandboxes::default(), Drain::new());
+    let netns = fs::File::open("/proc/self/ns/net").unwrap();
+    sandboxes.add("u-fresh".into(), Sandbox::new("c", vec!["10.0.0.2".parse().unwrap()], netns).unwrap());
+    let source = Source::Directory(directory.path().to_path_buf());
+    let (health, readiness) = (Health::default(), Readiness::default());
+    let task = tokio::spawn(run(source, config("node-1"), writer, health, readiness, sandboxes, drain.token()));
+    assert!(reader.changed().await);
+    assert_eq!(reader.current().local_workloads().count(), 1);
+    drain.start();
+    task.await.unwrap().unwrap();
+}
