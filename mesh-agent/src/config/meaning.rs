@@ -140,8 +140,9 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
             // Whoever says whom to trust must not find that nobody asked.
             for (row, setting) in [(&CA_ROOTS, ca_roots), (&CA_TOKEN, ca_token)] {
                 if let Some(Setting { text, origin }) = setting {
-                    let expected = "nothing but with --ca https://HOST:PORT".to_string();
-                    reader.refusals.push(Refusal::Value { name: row.name, origin, text, expected, example: "none" });
+                    let expected = "nothing unless --ca is https://HOST:PORT".to_string();
+                    let example = "with --ca https://nodemesh-controller.nodemesh-system.svc:15012";
+                    reader.refusals.push(Refusal::Value { name: row.name, origin, text, expected, example });
                 }
             }
             Some(ca)

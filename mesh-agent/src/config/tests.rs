@@ -123,6 +123,7 @@ fn every_flag_is_read_from_every_source() {
         ("node", "n.example"),
         ("discovery", "kubernetes"),
         ("kubeconfig", "/etc/kubeconfig"),
+        ("daemonset", "nodemesh-system/nodemesh-agent"),
         ("cgroup-root", "/cg"),
         ("bpf-pins", "/bpf/nodemesh-7"),
         ("bpf-object", "mesh-ebpf"),
@@ -130,7 +131,9 @@ fn every_flag_is_read_from_every_source() {
         ("tc", "clsact"),
         ("bpf-log", "true"),
         ("cni-socket", "/run/nodemesh/cni.sock"),
-        ("ca", "dir:/ca"),
+        ("ca", "https://ca.example:15012"),
+        ("ca-roots", "/roots.pem"),
+        ("ca-token", "/token"),
         ("trust-domain", "mesh.example"),
         ("svid-ttl", "30m"),
         ("jwks-ca", "/etc/issuers.pem"),
@@ -175,6 +178,11 @@ fn every_flag_is_read_from_every_source() {
     assert_eq!(by_flag.capture.cgroup_root, Path::new("/cg"));
     assert_eq!(by_flag.proxy.workers.get(), 3);
     assert!(by_flag.capture.bpf_log);
+    let Ca::Remote(remote) = by_flag.identity.ca else { panic!("not remote") };
+    assert_eq!(
+        (remote.address.to_string().as_str(), remote.token.to_str()),
+        ("https://ca.example:15012", Some("/token"))
+    );
     assert_eq!(by_flag.proxy.pod.buffer, 4 << 20);
     assert_eq!(by_flag.logs.access.to_string(), "failures");
 }
@@ -188,6 +196,8 @@ fn wrong_values_are_refused_with_the_right_form() {
         ("--discovery", "dir:", "dir:"),
         ("--discovery", "Kubernetes", "kubernetes for the API server"),
         ("--kubeconfig", "", "kubeconfig"),
+        ("--daemonset", "nodemesh-agent", "namespace"),
+        ("--daemonset", "a/b/c", "namespace"),
         ("--cgroup-root", "relative", "absolute"),
         ("--bpf-pins", "/sys/fs/bpf", "\"nodemesh\""),
         ("--map-connections", "10", "1024 to 16777216"),
@@ -195,6 +205,9 @@ fn wrong_values_are_refused_with_the_right_form() {
         ("--tc", "TCX", "auto, tcx or clsact"),
         ("--bpf-log", "maybe", "true or false"),
         ("--ca", "disk", "dir:"),
+        ("--ca", "https://no-port", "https:// and host and port"),
+        ("--ca-roots", "/roots.pem", "nothing unless --ca is https://"),
+        ("--ca-token", "/token", "nothing unless --ca is https://"),
         ("--trust-domain", "spiffe://x", "trust domain"),
         ("--svid-ttl", "1s", "from 10s"),
         ("--svid-ttl", "4", "for example 4h"),

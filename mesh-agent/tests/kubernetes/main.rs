@@ -2,6 +2,7 @@
 //! NODEMESH_KUBE_BIN; where they are missing the tests say so and do nothing (MESH_REQUIRE_CLUSTER=1: they fail).
 
 mod definitions;
+mod figures;
 mod plane;
 mod pods;
 mod source;
