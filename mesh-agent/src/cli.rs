@@ -40,6 +40,9 @@ pub enum Command {
     /// Ask what policies say
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Be the plugin of the node's container network (CNI), put it on the node, or take it off
+    #[command(subcommand)]
+    Cni(CniCommand),
     /// Ask a running agent: /readyz /metrics /config_dump /connections /log-level /access-log
     ///
     /// Exit status: 0 a good answer, such as "ready"; 1 any other.
@@ -63,6 +66,43 @@ pub struct CheckArgs {
     /// Where kubelet listens; an agent reads it from the Node object
     #[arg(long, value_name = "PORT", default_value_t = 10250)]
     pub kubelet_port: u16,
+}
+
+/// `mesh-agent cni`
+#[derive(Debug, Subcommand)]
+pub enum CniCommand {
+    /// Put the plugin last into the first configuration of the node's network, and keep it there
+    ///
+    /// Runs until it is ended, and leaves everything in place then, unless the agents' DaemonSet was deleted. The directories
+    /// are mounted where the node has them.
+    Install(CniInstallArgs),
+    /// Take the plugin off the node: configuration, then binary. End what runs `install` before
+    Uninstall(CniDirectories),
+}
+
+/// Where a node has its container network.
+#[derive(Debug, Args)]
+pub struct CniDirectories {
+    /// The directory of the configurations
+    #[arg(long, value_name = "PATH", default_value = "/etc/cni/net.d")]
+    pub conf_dir: PathBuf,
+    /// The directory of the plugins
+    #[arg(long, value_name = "PATH", default_value = "/opt/cni/bin")]
+    pub bin_dir: PathBuf,
+}
+
+/// `mesh-agent cni install`
+#[derive(Debug, Args)]
+pub struct CniInstallArgs {
+    /// Where.
+    #[command(flatten)]
+    pub directories: CniDirectories,
+    /// The agent's `--cni-socket`, as the node has it
+    #[arg(long, value_name = "PATH", default_value = "/run/nodemesh/cni/cni.sock")]
+    pub socket: PathBuf,
+    /// The agents' DaemonSet
+    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "nodemesh-system/nodemesh-agent")]
+    pub daemonset: String,
 }
 
 /// `mesh-agent validate`
@@ -315,6 +355,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "auto|tcx|clsact", value_parser = Setting::flag, help_heading = KERNEL)]
     pub tc: Option<Setting>,
 
+    /// Unix socket on which the agent answers the plugin of the node's container network (CNI), for root alone; with it
+    /// pods start captured [default: none]
+    #[arg(long, value_name = "PATH", value_parser = Setting::flag, help_heading = KERNEL)]
+    pub cni_socket: Option<Setting>,
+
     /// Let the eBPF programs log; costs nothing when off [default: false]
     #[arg(long, value_name = "true|false", value_parser = Setting::flag, help_heading = KERNEL,
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -538,6 +583,7 @@ impl RunArgs {
             map_connections: setting("map-connections"),
             tc: setting("tc"),
             bpf_log: setting("bpf-log"),
+            cni_socket: setting("cni-socket"),
             ca: setting("ca"),
             ca_roots: setting("ca-roots"),
             ca_token: setting("ca-token"),
@@ -578,6 +624,7 @@ impl RunArgs {
             map_connections: self.map_connections.or(lower.map_connections),
             tc: self.tc.or(lower.tc),
             bpf_log: self.bpf_log.or(lower.bpf_log),
+            cni_socket: self.cni_socket.or(lower.cni_socket),
             ca: self.ca.or(lower.ca),
             ca_roots: self.ca_roots.or(lower.ca_roots),
             ca_token: self.ca_token.or(lower.ca_token),

@@ -34,7 +34,9 @@ pub mod admin;
 pub mod apiserver;
 pub mod app;
 pub mod cli;
+pub mod cni;
 pub mod commands;
+pub mod conditions;
 pub mod config;
 pub mod drain;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -42,6 +44,7 @@ pub mod fuzzing;
 pub mod limit;
 pub mod path;
 pub mod readiness;
+pub mod sandboxes;
 pub mod spiffe;
 pub mod sys;
 pub mod telemetry;

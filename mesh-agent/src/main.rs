@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mesh_agent::cli::{Cli, Command};
+use mesh_agent::cni::plugin;
 use mesh_agent::config::{Config, ControllerConfig, Refusals, Surroundings};
 use mesh_agent::{app, commands};
 
@@ -18,6 +19,10 @@ const WRONG_USAGE: u8 = 2;
 fn main() -> ExitCode {
     // Each thread would hold pages of 2 MiB for what fits in a few of 4 KiB; a kernel that has none refuses.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
+    // Container runtimes start the plugin by its name, with no arguments.
+    if let Some(call) = plugin::Call::of_environment() {
+        return plugin::run(&call, std::io::stdin().lock(), &mut std::io::stdout().lock());
+    }
     let surroundings = Surroundings::of_this_process();
     let done = match Cli::parse().command {
         Command::Run(args) => match Config::load(*args, &surroundings) {
@@ -32,6 +37,7 @@ fn main() -> ExitCode {
         Command::Validate(args) => commands::validate(args),
         Command::Ca(command) => commands::ca(command),
         Command::Policy(command) => commands::policy(command),
+        Command::Cni(command) => commands::cni(command),
         Command::Get(args) => commands::get(args),
         Command::Version => {
             println!("mesh-agent {}", env!("CARGO_PKG_VERSION"));

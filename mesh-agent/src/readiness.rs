@@ -54,6 +54,14 @@ impl Readiness {
         })
     }
 
+    /// What is missing at a gate: nothing where it is open. None where it was not declared.
+    pub fn trouble(&self, gate: &str) -> Option<Option<String>> {
+        Some(match self.lock().get(gate)? {
+            Gate::Open => None,
+            Gate::Closed(reason) | Gate::Noted(reason) => Some(reason.clone()),
+        })
+    }
+
     fn list(&self, reason: impl Fn(&Gate) -> Option<String>) -> Vec<(String, String)> {
         self.lock().iter().filter_map(|(name, gate)| Some((name.clone(), reason(gate)?))).collect()
     }

@@ -30,7 +30,15 @@ impl Running {
         let (health, readiness, drain) = (Health::default(), Readiness::default(), Drain::new());
         let config = Config { node: "node".into(), trust_domain: "cluster.local".into() };
         let source = Source::Directory(place.path().join("world"));
-        tokio::spawn(discovery::run(source, config, writer, health.clone(), readiness.clone(), drain.token()));
+        tokio::spawn(discovery::run(
+            source,
+            config,
+            writer,
+            health.clone(),
+            readiness.clone(),
+            Default::default(),
+            drain.token(),
+        ));
         let running = Self { place, state, health, readiness, drain };
         running.eventually("the first snapshot", |running| running.services() == files).await;
         running

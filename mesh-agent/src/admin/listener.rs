@@ -91,18 +91,23 @@ pub async fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     if no_ipv6 { TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await } else { bound }
 }
 
-fn bind_unix(path: &Path) -> io::Result<Socket> {
+/// Binds a unix socket of mode 0600, over one that is there already; makes its directory.
+pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
     refuse_other_files(path)?;
+    bind_unnamed(path)
+}
+
+fn bind_unix(path: &Path) -> io::Result<Socket> {
     let socket = bind_private(path)?;
     let file = SocketFile::new(path)?;
     Ok(Socket::Unix { socket, _file: file })
 }
 
 /// Binds under a name that nobody knows, sets the mode, then gives it its name: nobody can connect in between.
-fn bind_private(path: &Path) -> io::Result<UnixListener> {
+fn bind_unnamed(path: &Path) -> io::Result<UnixListener> {
     let mut unnamed = path.as_os_str().to_owned();
     unnamed.push(format!(".{}", std::process::id()));
     let unnamed = PathBuf::from(unnamed);

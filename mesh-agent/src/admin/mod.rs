@@ -37,7 +37,7 @@ use crate::readiness::Readiness;
 use crate::telemetry::{AccessLog, Metrics, access_log, logs};
 
 pub use ask::{Answer, ask};
-pub use listener::{Address, AddressError, Listener, bind_tcp};
+pub use listener::{Address, AddressError, Listener, bind_private, bind_tcp};
 pub use serve::{REQUEST_TIMEOUT, serve};
 
 /// A future that a closure gives back.

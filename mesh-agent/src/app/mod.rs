@@ -26,7 +26,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::apiserver::ApiServer;
 use crate::capture::{self, Capture, Standing, cgroups};
+use crate::cni::desk::Desk;
 use crate::config::{self, Config};
 use crate::drain::Drain;
 use crate::identity::{self, CertificateAuthority, Identities};
@@ -34,9 +36,10 @@ use crate::issuers::{self, Ring};
 use crate::limit::{Limit, limits};
 use crate::proxy::{Budgets, Proxy, Shared};
 use crate::readiness::Readiness;
+use crate::sandboxes::Sandboxes;
 use crate::state::{StateReader, StateWriter};
 use crate::telemetry::{AccessLog, KeysFacts, Metrics, Spans, TunnelNumbers, WatchFacts, logs, spans};
-use crate::{discovery, hbone, http};
+use crate::{admin, conditions, discovery, hbone, http};
 
 /// Threads of the control runtime: discovery may compile a large world while the admin endpoints answer.
 const CONTROL_THREADS: usize = 2;
@@ -145,6 +148,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     register_usage(&metrics, &proxy, tunnels, requests);
     register_keys(&metrics, keys.clone());
     let (logs, started) = (LogControls { levels: log_filter, access: access_log }, SystemTime::now());
+    let sandboxes = Sandboxes::default();
     let (standing, predecessor) = (capture.standing(), capture.predecessor());
     let agent = Arc::new(Agent {
         config,
@@ -175,7 +179,8 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
             Ok(())
         });
     }
-    agent.start_parts(&mut parts, writer, capture);
+    start_desk(&mut parts, &agent, &sandboxes)?;
+    agent.start_parts(&mut parts, writer, capture, sandboxes);
     let connections = descriptors.connections();
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(node = %agent.config.node, version, connections, predecessor, "started");
@@ -211,7 +216,13 @@ fn part_ended(ended: Result<Ended, tokio::task::JoinError>) -> Result<()> {
 }
 
 impl Agent {
-    fn start_parts(self: &Arc<Self>, parts: &mut JoinSet<Ended>, writer: StateWriter, capture: Capture) {
+    fn start_parts(
+        self: &Arc<Self>,
+        parts: &mut JoinSet<Ended>,
+        writer: StateWriter,
+        capture: Capture,
+        sandboxes: Sandboxes,
+    ) {
         let (pods, enrolled) = mpsc::channel(POD_EVENTS);
         part(parts, "the proxy", {
             let proxy = self.proxy.clone();
@@ -222,12 +233,13 @@ impl Agent {
         });
         part(parts, "capture", {
             let (state, readiness) = (self.state.clone(), self.readiness.clone());
+            let sandboxes = sandboxes.clone();
             let shutdown = capture::Shutdown {
                 leaving: self.leaving.token(),
                 closing: self.closing.token(),
                 end: self.end.token(),
             };
-            async move { Ok(capture.run(state, pods, readiness, shutdown).await?) }
+            async move { Ok(capture.run(state, pods, readiness, sandboxes, shutdown).await?) }
         });
         part(parts, "identity", {
             let (identities, token) = (self.identities.clone(), self.end.token());
@@ -244,6 +256,17 @@ impl Agent {
                 Ok(())
             }
         });
+        if let config::Discovery::Kubernetes { kubeconfig } = &self.config.discovery {
+            part(parts, "pods' conditions", {
+                let (state, readiness, standing) = (self.state.clone(), self.readiness.clone(), self.standing.clone());
+                let (kubeconfig, token) = (kubeconfig.clone(), self.end.token());
+                async move {
+                    let client = ApiServer::find(kubeconfig).await?.client()?;
+                    conditions::tell(client, state, readiness, standing, token).await;
+                    Ok(())
+                }
+            });
+        }
         part(parts, "discovery", {
             let source = match self.config.discovery.clone() {
                 config::Discovery::Directory(path) => discovery::Source::Directory(path),
@@ -256,13 +279,26 @@ impl Agent {
                 trust_domain: self.config.identity.trust_domain.clone(),
             };
             let (health, readiness, token) = (self.health.clone(), self.readiness.clone(), self.end.token());
-            async move { Ok(discovery::run(source, config, writer, health, readiness, token).await?) }
+            async move { Ok(discovery::run(source, config, writer, health, readiness, sandboxes, token).await?) }
         });
     }
 }
 
 fn part(parts: &mut JoinSet<Ended>, name: &'static str, run: impl Future<Output = Result<()>> + Send + 'static) {
     parts.spawn(async move { (name, run.await) });
+}
+
+/// Where the container runtime's plugin asks, if one is to.
+fn start_desk(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>, sandboxes: &Sandboxes) -> Result<()> {
+    let Some(path) = &agent.config.cni_socket else { return Ok(()) };
+    let listener = admin::bind_private(path);
+    let listener = listener.with_context(|| format!("--cni-socket: cannot listen on {}", path.display()))?;
+    let desk = Desk::new(sandboxes.clone(), agent.state.clone(), path);
+    part(parts, "the container network's plugin", async move {
+        desk.serve(listener).await;
+        Ok(())
+    });
+    Ok(())
 }
 
 fn identities(config: &config::Identity) -> Result<Identities> {

@@ -11,8 +11,8 @@ use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
 use crate::telemetry::{CertificateFacts, RootFacts};
 use crate::{
-    admin, apiserver, capture, discovery, extauth, hbone, http, identity, issuers, proxy, resilience, routes, routing,
-    telemetry, tokens,
+    admin, apiserver, capture, cni, conditions, discovery, extauth, hbone, http, identity, issuers, proxy, resilience,
+    routes, routing, sandboxes, telemetry, tokens,
 };
 
 /// Who this is, since when, and how it is.
@@ -38,7 +38,8 @@ pub fn settings(agent: &Agent) -> Value {
 }
 
 fn settings_of(config: &Config) -> Value {
-    let Config { node, discovery, daemonset, capture, identity, issuers, proxy, http, logs, traces } = config;
+    let Config { node, discovery, daemonset, capture, cni_socket, identity, issuers, proxy, http, logs, traces } =
+        config;
     let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log } = capture;
     let config::Identity { ca, trust_domain, svid_ttl } = identity;
     let config::Proxy { outbound_mode, workers, drain_window, pod } = proxy;
@@ -68,6 +69,7 @@ fn settings_of(config: &Config) -> Value {
             config::Tc::Clsact => "clsact",
         },
         "bpf-log": bpf_log,
+        "cni-socket": cni_socket,
         "ca": match ca {
             config::Ca::Memory => "memory".to_string(),
             config::Ca::Directory(path) => format!("dir:{}", path.display()),
@@ -183,6 +185,9 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("controller", crate::controller::limits()),
         ("apiserver", apiserver::limits()),
         ("discovery", discovery::limits()),
+        ("sandboxes", sandboxes::limits()),
+        ("cni", cni::limits()),
+        ("conditions", conditions::limits()),
         ("telemetry", telemetry::limits()),
         ("admin", admin::limits()),
         ("app", super::limits()),
@@ -368,14 +373,17 @@ mod tests {
         "AN_HOUR",
         "CGROUP_SOCK_OPS",
         "CHUNK",
+        "CONFIG",
         "DIGEST_BYTES",
         "DRAIN_WINDOW_MAX",
+        "ENVIRONMENT",
         "FIRST_V4",
         "HASH",
         "HEADER",
         "ITSELF",
         "JOIN",
         "LARGEST_RECORD",
+        "LATER",
         "LO",
         "LOOPBACK",
         "MAP_KEYS",
@@ -385,6 +393,7 @@ mod tests {
         "MAX_TRUST_DOMAIN_BYTES",
         "NAMESPACES",
         "NODES",
+        "NOT_CAPTURED",
         "NOW",
         "ONLY_IF_ABSENT",
         "OTHERS",
@@ -404,6 +413,7 @@ mod tests {
         "SVID_TTL_MIN",
         "TCX_EGRESS",
         "TCX_INGRESS",
+        "UNREADABLE",
         "UP",
         "V4_BITS",
         "WORKERS_MAX",

@@ -28,6 +28,7 @@ use super::tables::Tables;
 use super::{POD_GATE, Shutdown, TcMode, guard, sweep};
 use crate::podnet::{EnrolledPod, Family, PodEvent, PodListener, PodNet};
 use crate::readiness::Readiness;
+use crate::sandboxes::{Progress, Sandboxes};
 use crate::state::{MeshState, StateReader, Workload};
 use crate::sys;
 
@@ -54,6 +55,7 @@ pub(super) struct Enroller {
     pub tc: TcMode,
     pub events: Sender<PodEvent>,
     pub readiness: Readiness,
+    pub sandboxes: Sandboxes,
     pub ownership: Ownership,
     state: Bookkeeping,
 }
@@ -109,7 +111,8 @@ struct Pod {
 /// Whether a pod of the same uid must be enrolled anew. Kubernetes changes none of this in a pod's life; a directory of
 /// YAML can.
 fn is_another(wanted: &Workload, enrolled: &Workload) -> bool {
-    wanted.ips != enrolled.ips || wanted.identity != enrolled.identity
+    let as_set = |workload: &Workload| workload.ips.iter().copied().collect::<BTreeSet<IpAddr>>();
+    as_set(wanted) != as_set(enrolled) || wanted.identity != enrolled.identity
 }
 
 /// The pods of this node that are to be captured.
@@ -138,11 +141,12 @@ impl Enroller {
         tc: TcMode,
         events: Sender<PodEvent>,
         readiness: Readiness,
+        sandboxes: Sandboxes,
         ownership: Ownership,
     ) -> Self {
         let live = Arc::new(Live::new());
         let state = Bookkeeping { answered: ownership.newest(), ..Bookkeeping::default() };
-        Self { loaded, tables, live, tc, events, readiness, ownership, state }
+        Self { loaded, tables, live, tc, events, readiness, sandboxes, ownership, state }
     }
 
     /// Runs until `end`; everything stays in place then. From `closing` on it accepts nothing and owns nothing.
@@ -212,6 +216,7 @@ impl Enroller {
             self.state.answered = newest;
         }
         self.tell(&wanted, is_starting);
+        self.tell_sandboxes(world);
         if look == Look::Close
             && let Some(_turn) = self.ownership.turn().await
         {
@@ -291,6 +296,21 @@ impl Enroller {
         }
     }
 
+    /// How far it is with pods whose sandbox waits for it.
+    fn tell_sandboxes(&self, world: &MeshState) {
+        let Bookkeeping { held, obstacles, .. } = &self.state;
+        let uids: HashSet<&str> = world.local_workloads().map(|workload| &*workload.uid).collect();
+        let enrolled = |uid: &str| held.values().find(|pod| *pod.workload.uid == *uid && pod.phase == Phase::Enrolled);
+        self.sandboxes.tell(
+            |uid| uids.contains(uid),
+            |uid| match (obstacles.get(uid), enrolled(uid)) {
+                (None, Some(pod)) => Progress::Captured(pod.inode),
+                (Some(reason), _) => Progress::Waiting(reason.clone()),
+                (None, None) => Progress::Waiting("it is being enrolled".into()),
+            },
+        );
+    }
+
     async fn look(&mut self, wanted: &BTreeMap<Uid, Arc<Workload>>, look: Look, duty: Duty) -> View {
         let held = self.look_at_held(wanted, look).await;
         let found = match duty {
@@ -313,7 +333,11 @@ impl Enroller {
             }
             let is_enrolled = pod.phase == Phase::Enrolled && fits;
             if look == Look::Close || !is_enrolled {
-                pod.present = namespace::is_current(kubepods, &uid, pod.inode) == Some(true);
+                pod.present = match namespace::is_current(kubepods, &uid, pod.inode) {
+                    Some(is_current) => is_current,
+                    // No process of it runs yet: its sandbox is what it has.
+                    None => self.sandboxes.get(&uid).is_some_and(|sandbox| sandbox.inode() == pod.inode),
+                };
             }
             let mut interfaces = None;
             if look == Look::Close && is_enrolled && pod.present {
@@ -361,7 +385,15 @@ impl Enroller {
 
     async fn prepare(&self, workload: &Arc<Workload>) -> Result<(u64, Prepared), String> {
         let first = *workload.ips.first().ok_or("it has no IP yet")?;
-        let found = namespace::find(&self.loaded.kubepods, &workload.uid, Some(first)).await?;
+        // The newest sandbox, if it is known: of one before it processes may still run.
+        let in_sandbox = match self.sandboxes.get(&workload.uid) {
+            Some(sandbox) => namespace::of_sandbox(&sandbox, first).await?,
+            None => None,
+        };
+        let found = match in_sandbox {
+            Some(found) => found,
+            None => namespace::find(&self.loaded.kubepods, &workload.uid, Some(first)).await?,
+        };
         let cookie = found.thread.run(|| {
             let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
             sys::netns_cookie(socket.as_fd())

@@ -49,6 +49,7 @@ use crate::drain;
 use crate::limit::{Limit, limits};
 use crate::podnet::PodEvent;
 use crate::readiness::Readiness;
+use crate::sandboxes::Sandboxes;
 use crate::state::StateReader;
 use enrolment::Enroller;
 use events::Events;
@@ -183,11 +184,12 @@ impl Capture {
         state: StateReader,
         events: Sender<PodEvent>,
         readiness: Readiness,
+        sandboxes: Sandboxes,
         shutdown: Shutdown,
     ) -> Result<(), Error> {
         let Self { loaded, ownership, tables, tc, log } = self;
         let pins = loaded.pins.clone();
-        let enroller = Enroller::new(loaded, tables, tc, events, readiness, ownership.clone());
+        let enroller = Enroller::new(loaded, tables, tc, events, readiness, sandboxes, ownership.clone());
         tokio::select! {
             () = enroller.run(state, shutdown) => Ok(()),
             () = ownership.watch() => Ok(()),

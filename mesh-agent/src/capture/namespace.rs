@@ -13,6 +13,7 @@ use super::cgroups;
 use super::guard;
 use super::netlink::{self, Interface};
 use super::pod_thread::PodThread;
+use crate::sandboxes::Sandbox;
 
 /// A pod's namespace and the thread in it.
 pub(super) struct Found {
@@ -50,6 +51,13 @@ pub(super) async fn find(kubepods: &Path, uid: &str, ip: Option<IpAddr>) -> Resu
         }
     }
     Err(trouble)
+}
+
+/// The namespace that the runtime's plugin handed over: no process of the pod may run yet. None while it does not hold
+/// `ip`.
+pub(super) async fn of_sandbox(sandbox: &Sandbox, ip: IpAddr) -> Result<Option<Found>, String> {
+    let namespace = sandbox.netns.try_clone().map_err(|error| format!("opening its network namespace: {error}"))?;
+    enter(namespace, sandbox.inode(), Some(ip)).await
 }
 
 async fn enter(namespace: File, inode: u64, ip: Option<IpAddr>) -> Result<Option<Found>, String> {

@@ -11,16 +11,19 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::{self, Address};
 use crate::capture::{self, Feature, Needed, State};
 use crate::cli::{
-    CaArgs, CaCommand, CaPhase, CaRotateArgs, CheckArgs, DetachArgs, GetArgs, PolicyCommand, ValidateArgs,
+    CaArgs, CaCommand, CaPhase, CaRotateArgs, CheckArgs, CniCommand, CniDirectories, CniInstallArgs, DetachArgs,
+    GetArgs, PolicyCommand, ValidateArgs,
 };
+use crate::cni::install::{self, Places};
 use crate::config::{self, Surroundings};
-use crate::discovery;
 use crate::identity::local_ca::Error;
 use crate::identity::{Phase, RootDirectory};
+use crate::{discovery, telemetry};
 
 /// One feature of the kernel, ready to be told.
 #[derive(Clone, Debug, Serialize)]
@@ -123,6 +126,38 @@ pub fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     match command {
         PolicyCommand::Test(args) => policy::test(*args),
     }
+}
+
+/// `mesh-agent cni`
+pub fn cni(command: CniCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        CniCommand::Install(args) => {
+            let _log = telemetry::logs::init(telemetry::logs::Format::Text, config::default::LOG_LEVEL)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(cni_install(args)).map(|()| ExitCode::SUCCESS)
+        }
+        CniCommand::Uninstall(CniDirectories { conf_dir, bin_dir }) => {
+            let changed = install::uninstall(&conf_dir, &bin_dir).map_err(anyhow::Error::msg)?;
+            print_lines(&changed.iter().map(|path| path.display()).collect::<Vec<_>>())?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn cni_install(args: CniInstallArgs) -> anyhow::Result<()> {
+    let CniInstallArgs { directories: CniDirectories { conf_dir, bin_dir }, socket, daemonset } = args;
+    let (namespace, name) = daemonset.split_once('/').context("--daemonset: expected NAMESPACE/NAME")?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let places = Places { conf: conf_dir, bin: bin_dir, socket };
+    let told = async {
+        let _ = terminate.recv().await;
+    };
+    install::keep(&places, told).await.with_context(|| places.bin.display().to_string())?;
+    if install::is_uninstalled(namespace, name).await {
+        let changed = install::uninstall(&places.conf, &places.bin).map_err(anyhow::Error::msg)?;
+        tracing::info!(?changed, "the mesh was uninstalled: the plugin is off the node");
+    }
+    Ok(())
 }
 
 /// `mesh-agent detach`

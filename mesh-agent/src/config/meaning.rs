@@ -92,6 +92,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         map_connections,
         tc,
         bpf_log,
+        cni_socket,
         ca,
         ca_roots,
         ca_token,
@@ -150,6 +151,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     };
     let trust_domain = reader.value(&TRUST_DOMAIN, trust_domain);
     let svid_ttl = reader.value(&SVID_TTL, svid_ttl);
+    let cni_socket = cni_socket.map(|setting| reader.value(&CNI_SOCKET, Some(setting)));
     let jwks_ca = jwks_ca.map(|setting| reader.value(&JWKS_CA, Some(setting)));
     let jwks_allow = jwks_allow.map(|setting| reader.value(&JWKS_ALLOW, Some(setting)));
     let outbound_mode = reader.value(&OUTBOUND_MODE, outbound_mode);
@@ -196,6 +198,10 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
             map_connections: map_connections?,
             tc: tc?,
             bpf_log: bpf_log?,
+        },
+        cni_socket: match cni_socket {
+            Some(path) => Some(path?),
+            None => None,
         },
         identity: Identity { ca: ca?, trust_domain: trust_domain?, svid_ttl: svid_ttl? },
         issuers: issuers::Reach {
@@ -411,6 +417,14 @@ const SVID_TTL: Row<Duration> = Row {
     expected: "a duration from 10s to 7days",
     example: "4h",
     parse: |text| duration(text).filter(|ttl| (SVID_TTL_MIN..=SVID_TTL_MAX).contains(ttl)),
+};
+
+const CNI_SOCKET: Row<PathBuf> = Row {
+    name: "cni-socket",
+    default: None,
+    expected: "an absolute path",
+    example: "/run/nodemesh/cni.sock",
+    parse: absolute_path,
 };
 
 const JWKS_CA: Row<PathBuf> = Row {

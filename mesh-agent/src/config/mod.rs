@@ -93,6 +93,8 @@ pub struct Config {
     pub daemonset: Option<OwnDaemonSet>,
     /// The kernel side.
     pub capture: Capture,
+    /// Where the container network's plugin is answered; None: nowhere.
+    pub cni_socket: Option<PathBuf>,
     /// Certificates.
     pub identity: Identity,
     /// Where keys of tokens' issuers may be fetched from.

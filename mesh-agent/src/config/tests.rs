@@ -64,6 +64,7 @@ fn defaults() {
             tc: Tc::Auto,
             bpf_log: false,
         },
+        cni_socket: None,
         identity: Identity {
             ca: Ca::Memory,
             trust_domain: "cluster.local".into(),
@@ -129,6 +130,7 @@ fn every_flag_is_read_from_every_source() {
         ("map-connections", "4096"),
         ("tc", "clsact"),
         ("bpf-log", "true"),
+        ("cni-socket", "/run/nodemesh/cni.sock"),
         ("ca", "https://ca.example:15012"),
         ("ca-roots", "/roots.pem"),
         ("ca-token", "/token"),

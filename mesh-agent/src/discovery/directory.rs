@@ -13,12 +13,15 @@ use crate::drain::Token;
 pub async fn run(directory: PathBuf, publisher: Publisher, mut shutdown: Token) -> Result<(), Error> {
     publisher.waiting(format!("{} has not been read", directory.display()));
     let mut changes = watch::Changes::of(&directory);
+    let mut sandboxes = publisher.sandbox_changes();
     let mut reader = Reader { directory, files: Directory::default(), publisher };
     loop {
         reader = tokio::task::spawn_blocking(move || reader.refresh()).await?;
         tokio::select! {
             () = shutdown.started() => return Ok(()),
             () = changes.next() => {}
+            // An error would mean that nobody holds them, and the publisher does.
+            _ = sandboxes.changed() => reader.publisher.address(),
         }
     }
 }

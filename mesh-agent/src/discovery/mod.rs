@@ -43,6 +43,7 @@ use crate::apiserver::{self, ApiServer};
 use crate::drain::Token;
 use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
+use crate::sandboxes::Sandboxes;
 use crate::state::{Key, MeshState, StateWriter};
 use file::{Changes, Directory};
 use publisher::{Current, Publisher};
@@ -96,9 +97,10 @@ pub async fn run(
     writer: StateWriter,
     health: Health,
     readiness: Readiness,
+    sandboxes: Sandboxes,
     shutdown: Token,
 ) -> Result<(), Error> {
-    let publisher = Publisher::new(&config, writer, health, readiness);
+    let publisher = Publisher::new(&config, writer, health, readiness, sandboxes);
     match source {
         Source::Directory(directory) => directory::run(directory, publisher, shutdown).await,
         Source::Kubernetes { kubeconfig, pace } => {

@@ -2,12 +2,15 @@
 
 use std::time::SystemTime;
 
+use tokio::sync::watch;
+
 use super::file::Changes;
 use super::finding::{Effect, FieldPath, Finding};
 use super::health::{Health, Report};
 use super::store::{Delta, Observed, Store};
 use super::{Config, GATE};
 use crate::readiness::Readiness;
+use crate::sandboxes::Sandboxes;
 use crate::state::{Engine, Overruled, StateWriter};
 
 /// What is in force, and what follows from it.
@@ -71,13 +74,33 @@ pub struct Publisher {
     pub health: Health,
     writer: StateWriter,
     readiness: Readiness,
+    sandboxes: Sandboxes,
     /// What was said of the source with the last snapshot; None before the first.
     published: Option<Report>,
 }
 
 impl Publisher {
-    pub fn new(config: &Config, writer: StateWriter, health: Health, readiness: Readiness) -> Self {
-        Self { current: Current::new(config), health, writer, readiness, published: None }
+    pub fn new(
+        config: &Config,
+        writer: StateWriter,
+        health: Health,
+        readiness: Readiness,
+        sandboxes: Sandboxes,
+    ) -> Self {
+        Self { current: Current::new(config), health, writer, readiness, sandboxes, published: None }
+    }
+
+    /// Wakes when pods have addresses that their objects do not tell yet, or no longer: [`Publisher::address`].
+    pub fn sandbox_changes(&self) -> watch::Receiver<u64> {
+        self.sandboxes.changes()
+    }
+
+    /// Gives pods of this node the addresses of their sandboxes, and publishes if that changes anything.
+    pub fn address(&mut self) {
+        let changed = self.current.engine.sandboxes(self.sandboxes.ips());
+        if changed && self.is_published() {
+            self.writer.publish(self.current.engine.snapshot());
+        }
     }
 
     /// Whether there is a snapshot.
@@ -115,6 +138,8 @@ impl Publisher {
 
     /// Publishes what follows from what is in force.
     pub fn publish(&mut self) {
+        // The first snapshot too knows of sandboxes: those that an earlier agent was told of.
+        self.current.engine.sandboxes(self.sandboxes.ips());
         let state = self.current.engine.snapshot();
         let findings = self.current.findings();
         let known = self.published.as_ref().map(|published| published.findings.as_slice()).unwrap_or_default();

@@ -12,6 +12,7 @@ use crate::drain::Drain;
 use crate::policy::{DenyReason, Facts, Mode, Provider, authorize};
 use crate::readiness::Readiness;
 use crate::routing::{self, OutboundMode, Refusal, Route, Transport, resolve};
+use crate::sandboxes::{Sandbox, Sandboxes};
 use crate::spiffe::SpiffeId;
 use crate::state::{Destination, MeshState, StateReader, StateWriter, Workload};
 
@@ -637,7 +638,15 @@ async fn a_directory_that_comes_later_is_waited_for() {
     let (writer, mut reader) = StateWriter::new("node-1");
     let (readiness, health, drain) = (Readiness::default(), Health::default(), Drain::new());
     let source = Source::Directory(path.clone());
-    let task = tokio::spawn(run(source, config("node-1"), writer, health, readiness.clone(), drain.token()));
+    let task = tokio::spawn(run(
+        source,
+        config("node-1"),
+        writer,
+        health,
+        readiness.clone(),
+        Sandboxes::default(),
+        drain.token(),
+    ));
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(readiness.missing()[0].0, GATE);
     let staging = parent.path().join("staging");
@@ -687,8 +696,15 @@ impl Running {
         let (writer, mut reader) = StateWriter::new("node-1");
         let (readiness, health, drain) = (Readiness::default(), Health::default(), Drain::new());
         let source = Source::Directory(directory.to_path_buf());
-        let task =
-            tokio::spawn(run(source, config("node-1"), writer, health.clone(), readiness.clone(), drain.token()));
+        let task = tokio::spawn(run(
+            source,
+            config("node-1"),
+            writer,
+            health.clone(),
+            readiness.clone(),
+            Sandboxes::default(),
+            drain.token(),
+        ));
         assert!(reader.changed().await);
         // Health follows the publication.
         while health.report().seen.is_none() {
@@ -842,4 +858,65 @@ fn of_two_traffic_policies_on_one_target_the_older_counts_and_the_other_is_named
     let findings = validate(directory.path(), "cluster.local").unwrap();
     let found: Vec<_> = findings.iter().map(|finding| (&*finding.object, &*finding.field, finding.effect)).collect();
     assert_eq!(found, [("shop/old", "spec.retrys", Effect::Skipped)]);
+}
+
+/// A pod has the addresses of its sandbox before its object tells them, and in the object's order afterwards.
+#[tokio::test]
+async fn a_sandbox_gives_a_pod_its_addresses_first() {
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: fresh, namespace: shop, uid: u-fresh}\n\
+         spec: {nodeName: NODE, containers: []}\n";
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("here.yaml"), POD.replace("NODE", "node-1")).unwrap();
+    let other = POD.replace("NODE", "node-2").replace("fresh", "other");
+    fs::write(directory.path().join("there.yaml"), other).unwrap();
+    let (writer, mut reader) = StateWriter::new("node-1");
+    let (sandboxes, drain) = (Sandboxes::default(), Drain::new());
+    let source = Source::Directory(directory.path().to_path_buf());
+    let (health, readiness) = (Health::default(), Readiness::default());
+    let task = tokio::spawn(run(source, config("node-1"), writer, health, readiness, sandboxes.clone(), drain.token()));
+    assert!(reader.changed().await);
+    assert_eq!(reader.current().workloads().count(), 0, "without an address a pod does not count");
+    let ips = |reader: &StateReader| -> Vec<Vec<std::net::IpAddr>> {
+        reader.current().workloads().map(|workload| workload.ips.clone()).collect()
+    };
+    let netns = || fs::File::open("/proc/self/ns/net").unwrap();
+    let (v4, v6): (std::net::IpAddr, std::net::IpAddr) = ("10.0.0.2".parse().unwrap(), "fd99::2".parse().unwrap());
+    for uid in ["u-fresh", "u-other"] {
+        sandboxes.add(uid.into(), Sandbox::new(uid, vec![v4, v6], netns()).unwrap());
+        while !reader.current().workloads().any(|workload| &*workload.uid == "u-fresh") {
+            assert!(reader.changed().await);
+        }
+    }
+    assert_eq!(ips(&reader), [[v4, v6]], "a pod of another node has no sandbox here");
+    let told = POD.replace("NODE", "node-1") + "status: {phase: Running, podIPs: [{ip: 'fd99::2'}, {ip: 10.0.0.2}]}\n";
+    fs::write(directory.path().join("here.yaml"), told).unwrap();
+    while ips(&reader) != [[v6, v4]] {
+        assert!(reader.changed().await);
+    }
+    sandboxes.remove("u-fresh");
+    while reader.current().version == 0 || ips(&reader) != [[v6, v4]] {
+        assert!(reader.changed().await);
+    }
+    drain.start();
+    task.await.unwrap().unwrap();
+}
+
+/// What an earlier agent was told of a sandbox is in the first snapshot: nothing of such a pod is taken for a leftover.
+#[tokio::test]
+async fn the_first_snapshot_knows_of_sandboxes() {
+    let directory = tempfile::tempdir().unwrap();
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: fresh, namespace: shop, uid: u-fresh}\n\
+         spec: {nodeName: node-1, containers: []}\n";
+    fs::write(directory.path().join("pod.yaml"), pod).unwrap();
+    let (writer, mut reader) = StateWriter::new("node-1");
+    let (sandboxes, drain) = (Sandboxes::default(), Drain::new());
+    let netns = fs::File::open("/proc/self/ns/net").unwrap();
+    sandboxes.add("u-fresh".into(), Sandbox::new("c", vec!["10.0.0.2".parse().unwrap()], netns).unwrap());
+    let source = Source::Directory(directory.path().to_path_buf());
+    let (health, readiness) = (Health::default(), Readiness::default());
+    let task = tokio::spawn(run(source, config("node-1"), writer, health, readiness, sandboxes, drain.token()));
+    assert!(reader.changed().await);
+    assert_eq!(reader.current().local_workloads().count(), 1);
+    drain.start();
+    task.await.unwrap().unwrap();
 }

@@ -161,6 +161,15 @@ impl Engine {
         }
     }
 
+    /// Takes the addresses of pods of this node that their objects may not tell yet, by uid: all of them, each time. Says
+    /// whether anything may follow.
+    pub fn sandboxes(&mut self, sandboxes: HashMap<Arc<str>, Vec<IpAddr>>) -> bool {
+        let about = self.pods.take_sandboxes(&self.state.node, sandboxes);
+        let changed = !about.is_empty();
+        self.dirty.pods.extend(about);
+        changed
+    }
+
     /// Takes which policies cannot be read: all of them, each time.
     pub fn refuse(&mut self, unreadable: Vec<Unreadable>) {
         if self.unreadable.iter().map(|known| &**known).eq(&unreadable) {

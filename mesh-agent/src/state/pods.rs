@@ -14,6 +14,8 @@ use super::object::Name;
 pub(super) struct Pods {
     /// As they were read, each with what its own label says.
     read: BTreeMap<Name, (Arc<Workload>, Option<bool>)>,
+    /// Addresses of pods of this node that their objects do not tell yet, by uid.
+    sandboxes: HashMap<Arc<str>, Vec<IpAddr>>,
     /// What the namespaces' labels say.
     namespaces: HashMap<Arc<str>, bool>,
     /// As they are, with what their namespace says.
@@ -71,6 +73,30 @@ impl Pods {
         if before == mesh { Vec::new() } else { self.read_in(namespace) }
     }
 
+    /// Takes the addresses of all sandboxes of this node. Returns the pods that this may be about.
+    pub(super) fn take_sandboxes(&mut self, node: &str, sandboxes: HashMap<Arc<str>, Vec<IpAddr>>) -> Vec<Name> {
+        if self.sandboxes == sandboxes {
+            return Vec::new();
+        }
+        let before = std::mem::replace(&mut self.sandboxes, sandboxes);
+        let after = &self.sandboxes;
+        let moved = |uid: &Arc<str>| before.get(uid) != after.get(uid);
+        let here = self.read.iter().filter(|(_, (workload, _))| *workload.node == *node && moved(&workload.uid));
+        here.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// A pod with the addresses that it has: those of its newest sandbox, in the order that its object tells them if it
+    /// tells the same. None without any.
+    fn addressed(&self, workload: &Arc<Workload>) -> Option<Arc<Workload>> {
+        let told: BTreeSet<&IpAddr> = workload.ips.iter().collect();
+        match self.sandboxes.get(&workload.uid) {
+            Some(ips) if ips.iter().collect::<BTreeSet<_>>() != told => {
+                Some(Arc::new(Workload { ips: ips.clone(), ..(**workload).clone() }))
+            }
+            Some(_) | None => (!workload.ips.is_empty()).then(|| workload.clone()),
+        }
+    }
+
     fn read_in(&self, namespace: &Arc<str>) -> Vec<Name> {
         let from = Name { namespace: namespace.clone(), name: "".into() };
         let names = self.read.range(from..).map(|(name, _)| name);
@@ -102,11 +128,12 @@ impl Pods {
     /// A pod that nobody asks for is not enrolled, and not refused either.
     fn effective(&self, name: &Name) -> Option<Arc<Workload>> {
         let (workload, own) = self.read.get(name)?;
+        let workload = self.addressed(workload)?;
         let asked = own.or_else(|| self.namespaces.get(&name.namespace).copied()) == Some(true);
         if asked || (!workload.enrolled && workload.refusal.is_none()) {
-            return Some(workload.clone());
+            return Some(workload);
         }
-        Some(Arc::new(Workload { enrolled: false, refusal: None, ..(**workload).clone() }))
+        Some(Arc::new(Workload { enrolled: false, refusal: None, ..(*workload).clone() }))
     }
 
     fn index(&mut self, name: &Name, workload: &Workload) {

@@ -382,7 +382,7 @@ impl Agent {
         let gates = readiness.clone();
         let running = runtime.spawn(async move {
             let (events, mut pods) = tokio::sync::mpsc::channel(8);
-            let capture = tokio::spawn(capture.run(state, events, readiness, shutdown));
+            let capture = tokio::spawn(capture.run(state, events, readiness, Default::default(), shutdown));
             while let Some(event) = pods.recv().await {
                 match event {
                     PodEvent::Enrolled(pod) => accept_all(pod, &shared),

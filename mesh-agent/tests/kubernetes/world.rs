@@ -179,7 +179,15 @@ impl Agent {
         let (health, readiness, drain) = (Health::default(), Readiness::default(), Drain::new());
         let config = Config { node: node.into(), trust_domain: "cluster.local".into() };
         let source = Source::Kubernetes { kubeconfig: Some(plane.kubeconfig(user)), pace: PACE };
-        tokio::spawn(discovery::run(source, config, writer, health.clone(), readiness.clone(), drain.token()));
+        tokio::spawn(discovery::run(
+            source,
+            config,
+            writer,
+            health.clone(),
+            readiness.clone(),
+            Default::default(),
+            drain.token(),
+        ));
         Self { state, health, readiness, drain }
     }
 

@@ -26,6 +26,7 @@ pub mod address;
 mod agent;
 mod bpf;
 pub mod cgroup;
+mod cni;
 pub mod enter;
 mod kubelet;
 mod net;
@@ -229,6 +230,20 @@ impl Testbed {
     fn write_pod(&self, name: &str) -> Result<()> {
         let pod = self.pod(name);
         self.world.write_pod(pod, self.node(&pod.spec.node))
+    }
+
+    /// Runs the mesh's plugin on a pod's node for the pod's sandbox, as a container runtime does: `ADD`, `DEL`, ….
+    pub fn call_plugin(&self, command: &str, pod: &str, socket: &std::path::Path) -> Result<cni::Said> {
+        let pod = self.pod(pod);
+        cni::call(self.node(&pod.spec.node), pod, command, socket, self.dir())
+    }
+
+    /// What a pod becomes that was pending: its first process runs, and its object tells its addresses.
+    pub fn finish_pod(&mut self, name: &str) -> Result<()> {
+        let pod = self.pods.get_mut(name).with_context(|| format!("no pod {name}"))?;
+        pod.spec.pending = false;
+        pod.start_pause()?;
+        self.write_pod(name)
     }
 
     /// A node by its name.

@@ -43,6 +43,10 @@ pub struct PodSpec {
     pub ready: bool,
     /// metadata.deletionTimestamp is set; its processes go on.
     pub terminating: bool,
+    /// Its network stands and no process of it runs yet; its object tells no address. Until [`Testbed::finish_pod`].
+    ///
+    /// [`Testbed::finish_pod`]: super::Testbed::finish_pod
+    pub pending: bool,
     /// The addresses of an earlier pod of the node, by [`Pod::place`]; else new ones.
     pub place: Option<usize>,
 }
@@ -63,6 +67,7 @@ impl PodSpec {
             families: Family::BOTH.to_vec(),
             ready: true,
             terminating: false,
+            pending: false,
             place: None,
         }
     }
@@ -106,6 +111,12 @@ impl PodSpec {
     /// The same while it is not ready.
     pub fn not_ready(mut self) -> Self {
         self.ready = false;
+        self
+    }
+
+    /// The same as the container runtime's plugins meet it.
+    pub fn pending(mut self) -> Self {
+        self.pending = true;
         self
     }
 
@@ -175,9 +186,15 @@ impl Pod {
         };
         pod.write_hosts(&[])?;
         pod.note_place()?;
-        // What holds a real pod's namespaces together while its containers come and go.
-        pod.start("pause", &["sleep", "infinity"])?;
+        if !pod.spec.pending {
+            pod.start_pause()?;
+        }
         Ok(pod)
+    }
+
+    /// What holds a real pod's namespaces together while its containers come and go.
+    pub(super) fn start_pause(&self) -> Result<()> {
+        self.start("pause", &["sleep", "infinity"])
     }
 
     /// Starts a process that lives as long as the pod, in a container of its own.

@@ -139,6 +139,17 @@ fn pod_object(pod: &Pod, node: &Node) -> Value {
         "ports": named.chain(of_host).collect::<Vec<_>>(),
     });
     spec.container.iter().for_each(|(field, value)| container[field] = value.clone());
+    let status = if spec.pending {
+        json!({"phase": "Pending"})
+    } else {
+        json!({
+            "phase": "Running",
+            "podIP": ips(&pod.ips)[0]["ip"],
+            "podIPs": ips(&pod.ips),
+            "hostIPs": node.families.iter().map(|f| json!({"ip": node.ips.ip(*f).to_string()})).collect::<Vec<_>>(),
+            "conditions": [{"type": "Ready", "status": if spec.ready { "True" } else { "False" }}],
+        })
+    };
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -148,12 +159,6 @@ fn pod_object(pod: &Pod, node: &Node) -> Value {
             "serviceAccountName": spec.service_account,
             "containers": [container],
         },
-        "status": {
-            "phase": "Running",
-            "podIP": ips(&pod.ips)[0]["ip"],
-            "podIPs": ips(&pod.ips),
-            "hostIPs": node.families.iter().map(|f| json!({"ip": node.ips.ip(*f).to_string()})).collect::<Vec<_>>(),
-            "conditions": [{"type": "Ready", "status": if spec.ready { "True" } else { "False" }}],
-        },
+        "status": status,
     })
 }

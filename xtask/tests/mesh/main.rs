@@ -20,6 +20,7 @@ mod reach;
 mod requests;
 mod root;
 mod rough_network;
+mod sandboxes;
 mod scenes;
 mod services;
 mod sessions;

@@ -96,20 +96,29 @@ pub(super) async fn run(
     }
     drop(tell);
     let ledger = Ledger::new(watches, pace.certain, SystemTime::now());
+    let mut sandboxes = publisher.sandbox_changes();
     let mut cluster = Cluster { address, ledger, publisher };
     loop {
         let heard = tokio::select! {
             () = shutdown.started() => return Ok(()),
-            heard = next(&mut told) => heard,
+            heard = next(&mut told, &mut sandboxes) => heard,
         };
         cluster = tokio::task::spawn_blocking(move || cluster.take(heard)).await?;
     }
 }
 
-/// What comes until it is quiet for a moment; nothing where nothing comes for a while.
-async fn next(told: &mut mpsc::Receiver<(usize, Heard)>) -> Vec<(usize, Heard)> {
+/// What comes until it is quiet for a moment; nothing where nothing comes for a while, or a sandbox comes or goes.
+async fn next(
+    told: &mut mpsc::Receiver<(usize, Heard)>,
+    sandboxes: &mut tokio::sync::watch::Receiver<u64>,
+) -> Vec<(usize, Heard)> {
     let mut heard = Vec::new();
-    match timeout_at(Instant::now() + LOOK, told.recv()).await {
+    let first = tokio::select! {
+        first = timeout_at(Instant::now() + LOOK, told.recv()) => first,
+        // An error would mean that nobody holds them, and the publisher does.
+        _ = sandboxes.changed() => return heard,
+    };
+    match first {
         Ok(Some(first)) => heard.push(first),
         // Nobody follows anything any more: what there is is watched getting old.
         Ok(None) => tokio::time::sleep(LOOK).await,
@@ -139,6 +148,7 @@ struct Cluster {
 impl Cluster {
     fn take(mut self, heard: Vec<(usize, Heard)>) -> Self {
         let now = SystemTime::now();
+        self.publisher.address();
         let mut changed = false;
         for (number, heard) in heard {
             let observed = self.ledger.hear(number, heard, &self.publisher.current.store, now);

@@ -15,13 +15,13 @@ pub fn namespace(namespace: &Namespace) -> Result<Item, Problem> {
     Ok(Item::Namespace { mesh: mesh_label(namespace.metadata.labels.as_ref())? })
 }
 
-/// A pod counts once it has an IP, until it has ended.
+/// A pod counts once it is on a node, until it has ended; while it has no IP only there, where its sandbox may be known.
 pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Taken, Problem> {
     let nothing_yet = PodStatus::default();
     let status = pod.status.as_ref().unwrap_or(&nothing_yet);
     let ips = pod_ips(status)?;
     let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-    let Some(spec) = pod.spec.as_ref().filter(|_| !ended && !ips.is_empty()) else {
+    let Some(spec) = pod.spec.as_ref().filter(|spec| !ended && (!ips.is_empty() || is_placed(spec))) else {
         return Ok(Taken::default());
     };
     let metadata = &pod.metadata;
@@ -61,6 +61,10 @@ pub fn pod(pod: &Pod, key: &Key, trust_domain: &str) -> Result<Taken, Problem> {
     };
     let problems = problems.into_iter().map(|problem| (effect(&problem), problem)).collect();
     Ok(Taken { item: Some(item), problems })
+}
+
+fn is_placed(spec: &PodSpec) -> bool {
+    spec.node_name.as_deref().is_some_and(|node| !node.is_empty())
 }
 
 /// The annotation by which a pod's owner answers for what its requests say of where they come from.

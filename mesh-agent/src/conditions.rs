@@ -1,0 +1,221 @@
+//! What a pod's own status says of the mesh: the condition `nodemesh.dev/Captured`, for `kubectl` and for readiness gates.
+//!
+//! Told from what capture says of its pods, to the API server, by the agent of the pod's node alone. Nothing waits for it:
+//! an API server that is away is told later.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::apiserver;
+use crate::capture::{POD_GATE, Standing};
+use crate::drain::Token;
+use crate::limit::{Limit, limits};
+use crate::readiness::Readiness;
+use crate::state::{MeshState, StateReader, Workload};
+
+/// The condition's type.
+pub const CAPTURED: &str = "nodemesh.dev/Captured";
+/// How often is looked whether there is something to tell.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long the API server is left alone with a pod that it refused to take.
+const PAUSE: Duration = Duration::from_secs(10);
+/// For one answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// The bounds of this room.
+pub fn limits() -> Vec<Limit> {
+    limits![
+        LOOK_EVERY, "milliseconds", "between two looks at what pods' conditions should say";
+        PAUSE, "milliseconds", "until a pod's condition is told again that could not be told";
+        ANSWER, "milliseconds", "for the API server to take a condition";
+    ]
+}
+
+/// What the condition says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Condition {
+    status: bool,
+    reason: &'static str,
+    message: String,
+}
+
+/// A pod that there is something to say of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Subject {
+    namespace: Arc<str>,
+    name: Arc<str>,
+    condition: Condition,
+}
+
+/// Tells the API server of every pod of this node that is of the mesh or was, until `shutdown` starts; only while capture
+/// is this agent's: of two the other knows better.
+pub async fn tell(
+    client: Client,
+    state: StateReader,
+    readiness: Readiness,
+    standing: watch::Receiver<Standing>,
+    mut shutdown: Token,
+) {
+    let (mut told, mut pauses) = (HashMap::new(), HashMap::new());
+    loop {
+        let is_owner = *standing.borrow() == Standing::Owner;
+        let subjects = if is_owner { subjects(&state.current(), &readiness, &told) } else { BTreeMap::new() };
+        pauses.retain(|uid, until| subjects.contains_key(uid) && *until > Instant::now());
+        for (uid, subject) in &subjects {
+            if told.get(uid) == Some(&subject.condition) || pauses.contains_key(uid) {
+                continue;
+            }
+            let patched = tokio::select! {
+                () = shutdown.started() => return,
+                patched = patch(&client, uid, subject) => patched,
+            };
+            match patched {
+                Ok(()) => drop(told.insert(uid.clone(), subject.condition.clone())),
+                Err(reason) => {
+                    let Subject { namespace, name, .. } = subject;
+                    tracing::debug!(%namespace, %name, reason, "a pod's condition could not be told");
+                    pauses.insert(uid.clone(), Instant::now() + PAUSE);
+                }
+            }
+        }
+        // What another agent has told meanwhile is told again.
+        told.retain(|uid, _| subjects.contains_key(uid));
+        tokio::select! {
+            () = shutdown.started() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+/// Those of the mesh, those that ask and cannot be, and those that were told to be of it and are not any more.
+fn subjects(
+    state: &MeshState,
+    readiness: &Readiness,
+    told: &HashMap<Arc<str>, Condition>,
+) -> BTreeMap<Arc<str>, Subject> {
+    let known = state.local_workloads().filter_map(|workload| {
+        let condition = condition(workload, readiness, told.contains_key(&workload.uid))?;
+        let (namespace, name) = (workload.namespace.clone(), workload.name.clone());
+        Some((workload.uid.clone(), Subject { namespace, name, condition }))
+    });
+    known.collect()
+}
+
+fn condition(workload: &Workload, readiness: &Readiness, was_told: bool) -> Option<Condition> {
+    let says = |status, reason, message: &str| Some(Condition { status, reason, message: message.into() });
+    if let Some(refusal) = workload.refusal {
+        return says(false, "NotEnrollable", refusal);
+    }
+    if !workload.enrolled {
+        return was_told.then(|| says(false, "NotInMesh", "no label puts it into the mesh")).flatten();
+    }
+    match readiness.trouble(&format!("{POD_GATE}{}/{}", workload.namespace, workload.name)) {
+        Some(None) => says(true, "Captured", ""),
+        Some(Some(reason)) => says(false, "NotCaptured", &reason),
+        None => says(false, "NotCaptured", "it was not looked at yet"),
+    }
+}
+
+async fn patch(client: &Client, uid: &str, subject: &Subject) -> Result<(), String> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &subject.namespace);
+    // With another uid it is another pod's: the API server refuses then.
+    let body = json!({"metadata": {"uid": uid}, "status": {"conditions": [subject.condition.to_json()]}});
+    let (parameters, body) = (PatchParams::default(), Patch::Strategic(body));
+    let asked = pods.patch_status(&subject.name, &parameters, &body);
+    match tokio::time::timeout(ANSWER, asked).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(apiserver::chain(&error)),
+        Err(_) => Err("the API server did not answer".into()),
+    }
+}
+
+impl Condition {
+    fn to_json(&self) -> Value {
+        let Self { status, reason, message } = self;
+        let now = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        json!({
+            "type": CAPTURED,
+            "status": if *status { "True" } else { "False" },
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": now,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spiffe::SpiffeId;
+
+    fn pod() -> Workload {
+        Workload {
+            uid: "u-1".into(),
+            name: "web-0".into(),
+            namespace: "shop".into(),
+            node: "node".into(),
+            identity: SpiffeId::new("cluster.local", "shop", "web").unwrap(),
+            ips: vec!["10.0.0.2".parse().unwrap()],
+            labels: BTreeMap::new(),
+            named_ports: BTreeMap::new(),
+            host_ips: vec![],
+            host_ports: vec![],
+            exclusions: Default::default(),
+            probe_ports: Default::default(),
+            forwards: false,
+            enrolled: true,
+            refusal: None,
+            host_network: false,
+            ready: true,
+            terminating: false,
+            created: None,
+        }
+    }
+
+    #[test]
+    fn what_a_pod_says_of_the_mesh() {
+        let of_gate = |set: fn(&Readiness)| {
+            let readiness = Readiness::default();
+            set(&readiness);
+            readiness
+        };
+        const GATE: &str = "pod/shop/web-0";
+        let captured = of_gate(|readiness| readiness.ready(GATE));
+        let waiting = of_gate(|readiness| readiness.waiting(GATE, "no routes"));
+        let noted = of_gate(|readiness| readiness.noted(GATE, "no routes"));
+        let unknown = Readiness::default();
+        let outside = Workload { enrolled: false, ..pod() };
+        let refused = Workload { enrolled: false, refusal: Some("hostNetwork"), ..pod() };
+        let table = [
+            (pod(), &captured, false, Some((true, "Captured", ""))),
+            (pod(), &waiting, true, Some((false, "NotCaptured", "no routes"))),
+            (pod(), &noted, false, Some((false, "NotCaptured", "no routes"))),
+            (pod(), &unknown, false, Some((false, "NotCaptured", "it was not looked at yet"))),
+            (outside.clone(), &captured, false, None),
+            (outside, &captured, true, Some((false, "NotInMesh", "no label puts it into the mesh"))),
+            (refused, &captured, false, Some((false, "NotEnrollable", "hostNetwork"))),
+        ];
+        for (workload, readiness, was_told, expected) in table {
+            let expected =
+                expected.map(|(status, reason, message)| Condition { status, reason, message: message.into() });
+            assert_eq!(condition(&workload, readiness, was_told), expected);
+        }
+    }
+
+    #[test]
+    fn as_the_api_server_wants_it() {
+        let condition = Condition { status: false, reason: "NotCaptured", message: "no routes".into() };
+        let said = condition.to_json();
+        assert_eq!((&said["type"], &said["status"]), (&json!(CAPTURED), &json!("False")));
+        let read: k8s_openapi::api::core::v1::PodCondition = serde_json::from_value(said).unwrap();
+        assert!(read.last_transition_time.is_some());
+    }
+}
