@@ -35,7 +35,7 @@ use crate::limit::{Limit, limits};
 use crate::proxy::{Budgets, Proxy, Shared};
 use crate::readiness::Readiness;
 use crate::state::{StateReader, StateWriter};
-use crate::telemetry::{AccessLog, KeysFacts, Metrics, Spans, TunnelNumbers, logs, spans};
+use crate::telemetry::{AccessLog, KeysFacts, Metrics, Spans, TunnelNumbers, WatchFacts, logs, spans};
 use crate::{discovery, hbone, http};
 
 /// Threads of the control runtime: discovery may compile a large world while the admin endpoints answer.
@@ -320,8 +320,15 @@ fn register_collectors(
     metrics.register_outcomes(Box::new(move || outcomes.read().into_iter().map(|(o, n)| (o.name(), n)).collect()));
     let identities = identities.clone();
     metrics.register_certificates(Box::new(move || show::certificates(&identities)));
-    let health = health.clone();
+    let (health, watched) = (health.clone(), health.clone());
     metrics.register_config_age(Box::new(move || health.report().seen?.elapsed().ok()));
+    let facts = |report: &discovery::WatchReport| WatchFacts {
+        watch: report.watch,
+        state: report.state.word(),
+        lists: report.lists,
+        failures: report.failures.clone(),
+    };
+    metrics.register_watches(Box::new(move || watched.report().watches.iter().map(facts).collect()));
     let readiness = readiness.clone();
     metrics.register_pods_not_captured(Box::new(move || {
         let gates = readiness.missing().into_iter().chain(readiness.notes());

@@ -12,7 +12,10 @@ pub enum Origin {
     /// In this file.
     File(PathBuf),
     /// From the API server: kind and name of the object say the rest.
-    Cluster,
+    Cluster {
+        /// metadata.generation of what was read.
+        generation: Option<i64>,
+    },
 }
 
 /// Something in the source that could not be taken as it is.
@@ -115,14 +118,16 @@ impl Finding {
     pub fn file(&self) -> Option<&Path> {
         match &self.origin {
             Origin::File(file) => Some(file),
-            Origin::Cluster => None,
+            Origin::Cluster { .. } => None,
         }
     }
 
     /// Findings by file, in the order of its lines; those of a cluster by object.
     pub(super) fn sort(findings: &mut [Finding]) {
         findings.sort_by(|one, other| match (&one.origin, &other.origin) {
-            (Origin::Cluster, Origin::Cluster) => (&one.kind, &one.object).cmp(&(&other.kind, &other.object)),
+            (Origin::Cluster { .. }, Origin::Cluster { .. }) => {
+                (&one.kind, &one.object).cmp(&(&other.kind, &other.object))
+            }
             (one, other) => one.cmp(other),
         });
     }

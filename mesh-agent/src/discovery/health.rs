@@ -69,16 +69,6 @@ pub enum WatchState {
 }
 
 impl WatchState {
-    /// Every state.
-    pub const ALL: [WatchState; 6] = [
-        WatchState::Listing,
-        WatchState::Following,
-        WatchState::NotServed,
-        WatchState::Unreachable,
-        WatchState::Forbidden,
-        WatchState::Refused,
-    ];
-
     /// As metrics have it.
     pub fn word(self) -> &'static str {
         match self {

@@ -243,7 +243,7 @@ fn all(files: &BTreeMap<String, String>) -> Vec<SourceFile> {
 }
 
 /// What readers are told, in short.
-fn told(state: &MeshState) -> String {
+pub(super) fn told(state: &MeshState) -> String {
     let mut pods: Vec<_> = state.workloads().collect();
     pods.sort_by_key(|pod| pod.uid.clone());
     let policies: Vec<_> = pods.iter().map(|pod| state.inbound_policy(&pod.uid)).collect();

@@ -58,10 +58,10 @@ pub enum Speaker {
 }
 
 impl Speaker {
-    fn origin(&self) -> Origin {
+    fn origin(&self, said: &Said) -> Origin {
         match self {
             Speaker::File(path) => Origin::File(path.to_path_buf()),
-            Speaker::Watch { .. } => Origin::Cluster,
+            Speaker::Watch { .. } => Origin::Cluster { generation: said.generation },
         }
     }
 }
@@ -73,6 +73,8 @@ pub struct Observed {
     pub watch: &'static str,
     /// The object.
     pub key: Key,
+    /// metadata.generation
+    pub generation: Option<i64>,
     /// The object as it is now; None when it is gone.
     pub object: Option<Value>,
 }
@@ -97,6 +99,8 @@ struct Said {
     opened: bool,
     /// metadata.uid of a watched object: another under the same name is not its next version.
     uid: Option<Box<str>>,
+    /// metadata.generation of a watched object.
+    generation: Option<i64>,
 }
 
 /// What a speaker says of one object.
@@ -172,7 +176,7 @@ impl Store {
     /// Takes what a watch says of one object. Of two watches that speak of it at once, as when an object passes from one to
     /// the other, what the first says is not gone with the second.
     pub fn observe(&mut self, observed: &Observed) -> Delta {
-        let Observed { watch, key, object } = observed;
+        let Observed { watch, key, generation, object } = observed;
         let speaker = Speaker::Watch { watch, key: Arc::new(key.clone()) };
         let mut before = self.withdraw(&speaker);
         let Some(value) = object else { return self.settle([key.clone()].into()) };
@@ -185,6 +189,7 @@ impl Store {
         }
         let mut reading = Reading::new(speaker, before);
         reading.said.uid = uid.map(Box::from);
+        reading.said.generation = *generation;
         let hash = self.hasher.hash_one(value);
         reading.object(&Place::Watch, key.clone(), value, hash, self);
         self.speak(&reading);
@@ -194,7 +199,7 @@ impl Store {
 
     /// Whether something is wrong with what a watch says of an object.
     pub fn is_noted(&self, observed: &Observed) -> bool {
-        let Observed { watch, key, object: _ } = observed;
+        let Observed { watch, key, .. } = observed;
         !self.noted.is_empty() && self.noted.contains(&Speaker::Watch { watch, key: Arc::new(key.clone()) })
     }
 
@@ -265,7 +270,7 @@ impl Store {
     pub fn finding_about(&self, key: &Key, field: &str, reason: String, effect: Effect) -> Option<Finding> {
         let (speaker, _, line) = self.readers(key).last()?;
         Some(Finding {
-            origin: speaker.origin(),
+            origin: speaker.origin(self.said.get(speaker)?),
             line,
             kind: key.kind.to_string(),
             object: key.object(),
@@ -504,7 +509,7 @@ impl<'a> Reading<'a> {
                 }
                 Meaning::Foreign => {
                     let kind = object::text(value, &["kind"]).unwrap_or_default();
-                    tracing::debug!(origin = ?self.speaker.origin(), kind, "not a kind that the mesh reads");
+                    tracing::debug!(origin = ?self.speaker, kind, "not a kind that the mesh reads");
                 }
             }
         }
@@ -641,7 +646,7 @@ impl<'a> Reading<'a> {
 
     fn note(&mut self, line: Option<u64>, kind: &str, object: &str, problem: Problem, effect: Effect) {
         let finding = Finding {
-            origin: self.speaker.origin(),
+            origin: self.speaker.origin(&self.said),
             line,
             kind: kind.to_string(),
             object: object.to_string(),

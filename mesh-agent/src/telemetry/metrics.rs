@@ -32,6 +32,9 @@
 //! | `nodemesh_jwks_age_seconds` | gauge | `uri`; since the keys were had last |
 //! | `nodemesh_jwks_fetches_total` | counter | `uri`, `result` (ok, failed) |
 //! | `nodemesh_config_age_seconds` | gauge | – ; since the world was last read whole |
+//! | `nodemesh_discovery_watch_state` | gauge | `watch`, `state`; 1 for the state in which the list of an API server is |
+//! | `nodemesh_discovery_lists_total` | counter | `watch`; lists made from their beginning |
+//! | `nodemesh_discovery_failures_total` | counter | `watch`, `cause` (unreachable, forbidden, refused) |
 //! | `nodemesh_log_lines_dropped_total` | counter | – ; lines that a slow reader of the log lost |
 //! | `nodemesh_http_…` | – | requests; see `requests.rs` |
 //! | `nodemesh_http_requests_overflow_total` | counter | – ; requests counted under `_overflow` |
@@ -137,6 +140,22 @@ pub struct KeysFacts {
 
 /// Reads the keys of issuers.
 pub type KeysSource = Box<dyn Fn() -> Vec<KeysFacts> + Send + Sync>;
+
+/// How a list of an API server stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchFacts {
+    /// What is listed.
+    pub watch: &'static str,
+    /// How it stands.
+    pub state: &'static str,
+    /// How often it was made from its beginning.
+    pub lists: u64,
+    /// Requests that failed, by cause.
+    pub failures: Vec<(&'static str, u64)>,
+}
+
+/// Reads how the lists of an API server stand.
+pub type WatchSource = Box<dyn Fn() -> Vec<WatchFacts> + Send + Sync>;
 
 /// Reads how long ago the world was last read whole; nothing before the first time.
 pub type ConfigAgeSource = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
@@ -304,6 +323,11 @@ impl Metrics {
     /// Shows the age of the world as `nodemesh_config_age_seconds`.
     pub fn register_config_age(&self, source: ConfigAgeSource) {
         self.inner.collect(ConfigAgeCollector(source));
+    }
+
+    /// Shows the lists of an API server as `nodemesh_discovery_…`.
+    pub fn register_watches(&self, source: WatchSource) {
+        self.inner.collect(WatchCollector(source));
     }
 
     /// Shows how many pods that should be captured are not as `nodemesh_pods_not_captured`.
@@ -652,6 +676,33 @@ impl Collector for ConfigAgeCollector {
     }
 }
 
+struct WatchCollector(WatchSource);
+
+impl Collector for WatchCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let all = (self.0)();
+        let help = "In which state the list of an API server is";
+        let mut family = encoder.encode_descriptor("discovery_watch_state", help, None, MetricType::Gauge)?;
+        for facts in &all {
+            family.encode_family(&[("watch", facts.watch), ("state", facts.state)])?.encode_gauge(&1i64)?;
+        }
+        let help = "Lists of an API server that were made from their beginning";
+        let mut family = encoder.encode_descriptor("discovery_lists", help, None, MetricType::Counter)?;
+        for facts in &all {
+            family
+                .encode_family(&[("watch", facts.watch)])?
+                .encode_counter::<NoLabelSet, _, u64>(&facts.lists, None)?;
+        }
+        let help = "Requests to the API server that failed";
+        let mut family = encoder.encode_descriptor("discovery_failures", help, None, MetricType::Counter)?;
+        for (facts, (cause, count)) in all.iter().flat_map(|facts| facts.failures.iter().map(move |one| (facts, one))) {
+            let labels = [("watch", facts.watch), ("cause", cause)];
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+        }
+        Ok(())
+    }
+}
+
 struct PodCountCollector(PodCountSource);
 
 impl Collector for PodCountCollector {
@@ -726,7 +777,8 @@ macro_rules! debug_by_name {
 }
 
 debug_by_name! { OutcomeCollector CertificateCollector KeysCollector ConfigAgeCollector PodCountCollector }
-debug_by_name! { WorkloadCollector TunnelCollector UpstreamCollector SpanCollector AuthorityCollector }
+debug_by_name! { WatchCollector WorkloadCollector TunnelCollector UpstreamCollector }
+debug_by_name! { SpanCollector AuthorityCollector }
 
 /// Shows the connections that requests share.
 struct UpstreamCollector(UpstreamSource);

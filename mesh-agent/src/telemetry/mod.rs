@@ -23,7 +23,7 @@ use crate::limit::{Limit, limits};
 use crate::spiffe::SpiffeId;
 
 pub use access_log::AccessLog;
-pub use metrics::{AuthorityNumbers, CertificateFacts, KeysFacts, Metrics, OpenConnection, RootFacts};
+pub use metrics::{AuthorityNumbers, CertificateFacts, KeysFacts, Metrics, OpenConnection, RootFacts, WatchFacts};
 pub use requests::{RequestMemo, RequestRecord, RequestResult};
 pub use spans::{Span, Spans};
 

@@ -2,6 +2,7 @@
 //! they are missing the tests say so and do nothing (MESH_REQUIRE_CLUSTER=1: they fail).
 
 mod definitions;
+mod figures;
 mod plane;
 mod source;
 mod world;

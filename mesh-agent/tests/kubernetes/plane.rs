@@ -1,8 +1,8 @@
 //! A control plane of a test's own: etcd and kube-apiserver, on ports of their own, with nobody else in it.
 
 use std::fs::{self, File};
-use std::io::Write as _;
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -131,6 +131,25 @@ impl Plane {
         let mut child = self.apiserver.take().expect("it runs");
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Compacts etcd: what was before now is 410 Gone for whoever asks for the changes since.
+    pub fn forget_history(&self) {
+        let range = self.etcd("range", r#"{"key":"Lw=="}"#);
+        let revision = range.split("\"revision\":\"").nth(1).and_then(|rest| rest.split('"').next());
+        let revision = revision.unwrap_or_else(|| panic!("no revision in {range}"));
+        self.etcd("compaction", &format!(r#"{{"revision":"{revision}","physical":true}}"#));
+    }
+
+    fn etcd(&self, what: &str, body: &str) -> String {
+        let mut connection = TcpStream::connect(("127.0.0.1", self.etcd_port)).unwrap();
+        let length = body.len();
+        let head = format!("POST /v3/kv/{what} HTTP/1.0\r\nHost: etcd\r\nContent-Length: {length}\r\n\r\n");
+        connection.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains(" 200 "), "{answer}");
+        answer
     }
 
     /// Returns when the API server calls itself ready.

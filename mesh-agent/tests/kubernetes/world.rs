@@ -130,7 +130,8 @@ pub fn definitions() -> Vec<Value> {
     paths.retain(|path| path.extension().is_some_and(|ending| ending == "yaml"));
     paths.sort();
     let read = |path: PathBuf| serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    paths.into_iter().map(read).collect()
+    let all: Vec<Value> = paths.into_iter().map(read).collect();
+    all.into_iter().filter(|object| object["kind"] == "CustomResourceDefinition").collect()
 }
 
 pub fn samples() -> PathBuf {

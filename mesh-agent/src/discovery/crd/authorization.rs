@@ -4,11 +4,26 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::TargetRef;
+use super::{PolicyStatus, TargetRef, rules};
 
 /// Who may connect to workloads. CUSTOM first, then DENY; where any ALLOW applies, nothing passes but what one of them allows.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[kube(group = "nodemesh.dev", version = "v1alpha1", kind = "AuthorizationPolicy", namespaced, shortname = "authz")]
+#[kube(
+    group = "nodemesh.dev",
+    version = "v1alpha1",
+    kind = "AuthorizationPolicy",
+    namespaced,
+    shortname = "authz",
+    category = "nodemesh"
+)]
+#[kube(status = "PolicyStatus")]
+#[kube(printcolumn = r#"{"name": "Action", "type": "string", "jsonPath": ".spec.action"}"#)]
+#[kube(printcolumn = r#"{"name": "Targets", "type": "string", "jsonPath": ".spec.targetRefs[*].kind"}"#)]
+#[kube(
+    printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.ancestors[0].conditions[?(@.type=='Accepted')].status"}"#
+)]
+#[kube(printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::AUTHORIZATION)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicySpec {
     /// What it applies to: kind Pod, Service or Namespace. In the namespace nodemesh-system, Namespace means the whole
@@ -47,7 +62,7 @@ pub enum PolicyAction {
 pub struct PolicyProvider {
     /// The name of an ExternalAuthorizer of the policy's namespace or, if there is none, of nodemesh-system. While there
     /// is neither, what the rules mean is refused.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 253), pattern(r"^[a-z0-9.-]+$"))]
     pub name: String,
 }
 
@@ -88,6 +103,7 @@ pub struct PolicyRule {
 
 /// What is asked for: one value of each list that is there, and none of those that begin with `not`. At least one list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::REQUEST)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PolicyRequest {
     /// The host that is asked, without case and without port: `web.shop`, `*.shop`, `web*`, `*`.
@@ -100,11 +116,11 @@ pub struct PolicyRequest {
     pub not_hosts: Option<Vec<String>>,
     /// Methods, in capitals: `GET`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(length(min = 1, max = 64), inner(pattern(r"^[A-Z0-9_*-]+$")))]
     pub methods: Option<Vec<String>>,
     /// Methods that are not meant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(length(min = 1, max = 64), inner(pattern(r"^[A-Z0-9_*-]+$")))]
     pub not_methods: Option<Vec<String>>,
     /// Paths without their query, with case, normalised: `/a`, `/a/*`, `*/b`, `*`, or with `{*}` for one segment and
     /// `{**}` for any number of them.
@@ -127,22 +143,29 @@ pub struct PolicyRequest {
 
 /// Methods of gRPC; a service, a method, or both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::GRPC)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PolicyGrpc {
     /// The service with its package, such as `shop.Cart`; absent: of any service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(pattern(r"^[A-Za-z0-9._]+$"))]
     pub service: Option<String>,
     /// The method; absent: all of the service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(pattern(r"^[A-Za-z0-9._]+$"))]
     pub method: Option<String>,
 }
 
 /// Something about a request that must be so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::CONDITION)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PolicyCondition {
     /// `request.headers[name]`, `request.auth.principal`, `request.auth.audiences`, or `request.auth.claims[name]`,
     /// with more names in brackets for what is within an object.
+    #[schemars(pattern(
+        r"^request\.(headers\[[^\[\]]+\]|auth\.principal|auth\.audiences|auth\.claims(\[[^\[\]]+\])+)$"
+    ))]
     pub key: String,
     /// One of these: a word, `prefix*`, `*suffix`, or `*` for any that is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,6 +179,7 @@ pub struct PolicyCondition {
 
 /// One kind of caller; the field that belongs to the type must be set, and no other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::SOURCE)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PolicySource {
     /// Which of the fields below counts.
@@ -169,6 +193,7 @@ pub struct PolicySource {
     pub spiffe: Option<String>,
     /// For type Namespace: its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), pattern(r"^[a-z0-9.-]+$"))]
     pub namespace: Option<String>,
     /// For type IPBlock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,20 +222,24 @@ pub enum SourceType {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceAccountSource {
     /// Its name.
+    #[schemars(length(min = 1, max = 253), pattern(r"^[a-z0-9.-]+$"))]
     pub name: String,
     /// Its namespace; absent: that of the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), pattern(r"^[a-z0-9.-]+$"))]
     pub namespace: Option<String>,
 }
 
 /// A range of addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::IP_BLOCK)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IpBlockSource {
     /// Such as `10.0.0.0/8` or `fd00::/8`.
+    #[schemars(length(min = 1, max = 49))]
     pub cidr: String,
     /// Ranges within it that do not belong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 49)))]
     pub except: Vec<String>,
 }

@@ -4,11 +4,28 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{AuthorizerStatus, rules};
+
 /// Somebody who is asked about requests that an AuthorizationPolicy with action CUSTOM means. In the namespace
 /// nodemesh-system it may be named by policies of every namespace. It is reached as the pod that is asked for would reach
 /// it: in the mesh by mutual TLS, with that pod's identity.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[kube(group = "nodemesh.dev", version = "v1alpha1", kind = "ExternalAuthorizer", namespaced, shortname = "extauthz")]
+#[kube(
+    group = "nodemesh.dev",
+    version = "v1alpha1",
+    kind = "ExternalAuthorizer",
+    namespaced,
+    shortname = "extauthz",
+    category = "nodemesh"
+)]
+#[kube(status = "AuthorizerStatus")]
+#[kube(printcolumn = r#"{"name": "Protocol", "type": "string", "jsonPath": ".spec.protocol"}"#)]
+#[kube(printcolumn = r#"{"name": "Service", "type": "string", "jsonPath": ".spec.service.name"}"#)]
+#[kube(
+    printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Accepted')].status"}"#
+)]
+#[kube(printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::AUTHORIZER)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExternalAuthorizerSpec {
     /// Where it is.
@@ -17,7 +34,8 @@ pub struct ExternalAuthorizerSpec {
     pub protocol: AuthorizerProtocol,
     /// How long its answer may take, such as `200ms`; at most 10s. Absent: 500ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(length(max = 32), pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(extend("x-kubernetes-validations" = rules::within("1ms", "10s")))]
     pub timeout: Option<String>,
     /// Whether a request passes where there is no answer: nobody is reached, the time is over, or what is answered is no
     /// answer. Absent: no.
@@ -32,6 +50,7 @@ pub struct ExternalAuthorizerSpec {
     pub include_request_body_in_check: Option<AuthorizerBody>,
     /// For HTTP: what stands before the path that is asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(pattern(r"^(/[A-Za-z0-9/._~-]*)?$"))]
     pub path_prefix: Option<String>,
     /// For HTTP: headers of the request that are shown beside Host and Authorization. By gRPC all are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -57,9 +76,11 @@ pub struct ExternalAuthorizerSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizerService {
     /// Its name.
+    #[schemars(length(min = 1, max = 253), pattern(r"^[a-z0-9.-]+$"))]
     pub name: String,
     /// Its namespace. Absent: the authorizer's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), pattern(r"^[a-z0-9.-]+$"))]
     pub namespace: Option<String>,
     /// Its port.
     #[schemars(range(min = 1))]

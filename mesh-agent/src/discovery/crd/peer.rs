@@ -4,12 +4,27 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::TargetRef;
+use super::{PolicyStatus, TargetRef, rules};
 
 /// Whether workloads accept plaintext. The narrowest object wins: port, then pods, then namespace, then mesh; the oldest
 /// among equals. Without any, PERMISSIVE.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[kube(group = "nodemesh.dev", version = "v1alpha1", kind = "PeerAuthentication", namespaced, shortname = "peerauth")]
+#[kube(
+    group = "nodemesh.dev",
+    version = "v1alpha1",
+    kind = "PeerAuthentication",
+    namespaced,
+    shortname = "peerauth",
+    category = "nodemesh"
+)]
+#[kube(status = "PolicyStatus")]
+#[kube(printcolumn = r#"{"name": "Mode", "type": "string", "jsonPath": ".spec.mode"}"#)]
+#[kube(printcolumn = r#"{"name": "Targets", "type": "string", "jsonPath": ".spec.targetRefs[*].kind"}"#)]
+#[kube(
+    printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.ancestors[0].conditions[?(@.type=='Accepted')].status"}"#
+)]
+#[kube(printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::PEER)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PeerAuthenticationSpec {
     /// What it applies to: kind Pod or Namespace. In the namespace nodemesh-system, Namespace means the whole mesh and

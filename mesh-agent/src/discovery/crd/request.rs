@@ -4,13 +4,27 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::TargetRef;
+use super::{PolicyStatus, TargetRef, rules};
 
 /// Which tokens of requests are believed. A request that brings a token that is not good is refused with 401; one without
 /// a token passes without a principal, and what that is worth an AuthorizationPolicy says. The requests of the ports that
 /// it covers are read; what is no HTTP is refused there.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[kube(group = "nodemesh.dev", version = "v1alpha1", kind = "RequestAuthentication", namespaced, shortname = "reqauth")]
+#[kube(
+    group = "nodemesh.dev",
+    version = "v1alpha1",
+    kind = "RequestAuthentication",
+    namespaced,
+    shortname = "reqauth",
+    category = "nodemesh"
+)]
+#[kube(status = "PolicyStatus")]
+#[kube(printcolumn = r#"{"name": "Issuers", "type": "string", "jsonPath": ".spec.jwtRules[*].issuer"}"#)]
+#[kube(printcolumn = r#"{"name": "Targets", "type": "string", "jsonPath": ".spec.targetRefs[*].kind"}"#)]
+#[kube(
+    printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.ancestors[0].conditions[?(@.type=='Accepted')].status"}"#
+)]
+#[kube(printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestAuthenticationSpec {
     /// What it applies to: kind Pod, Service or Namespace. In the namespace nodemesh-system, Namespace means the whole
@@ -22,16 +36,17 @@ pub struct RequestAuthenticationSpec {
     #[schemars(length(min = 1, max = 64), inner(range(min = 1)))]
     pub ports: Option<Vec<u16>>,
     /// Who issues tokens.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-validations" = rules::rules(rules::JWT_RULES)))]
     pub jwt_rules: Vec<JwtRule>,
 }
 
 /// One issuer of tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::JWT)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct JwtRule {
     /// What `iss` says, exactly.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 1024))]
     pub issuer: String,
     /// One of these must be in `aud`. Absent: whatever it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]

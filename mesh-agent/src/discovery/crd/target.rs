@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::rules;
+
 /// What a policy applies to, in its own namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::TARGET)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
     /// The API group; empty for the kinds there are.
@@ -16,6 +19,7 @@ pub struct TargetRef {
     pub kind: TargetKind,
     /// The name: required for Service; for Namespace it may be absent or the policy's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), pattern(r"^[a-z0-9.-]+$"))]
     pub name: Option<String>,
     /// For kind Pod, required: which pods. An empty selector is all of the namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,11 +46,13 @@ pub struct PodSelector {
     pub match_labels: BTreeMap<String, String>,
     /// Conditions on labels: In, NotIn, Exists, DoesNotExist.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
     pub match_expressions: Vec<LabelExpression>,
 }
 
 /// One condition on one label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::LABEL)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LabelExpression {
     /// The label.
@@ -55,6 +61,7 @@ pub struct LabelExpression {
     pub operator: LabelOperator,
     /// For In and NotIn, at least one; for the others none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
     pub values: Vec<String>,
 }
 

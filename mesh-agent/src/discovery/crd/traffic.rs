@@ -8,11 +8,27 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{PolicyStatus, rules};
+
 /// How the requests to a Service, or those of a route, are treated. Of two policies on one target the oldest counts.
 /// Where a Service and a route have one each, timeouts, retry, faults and sessionPersistence of the route's count, and
 /// rate limits of both.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[kube(group = "nodemesh.dev", version = "v1alpha1", kind = "TrafficPolicy", namespaced, shortname = "traffic")]
+#[kube(
+    group = "nodemesh.dev",
+    version = "v1alpha1",
+    kind = "TrafficPolicy",
+    namespaced,
+    shortname = "traffic",
+    category = "nodemesh"
+)]
+#[kube(status = "PolicyStatus")]
+#[kube(printcolumn = r#"{"name": "Targets", "type": "string", "jsonPath": ".spec.targetRefs[*].name"}"#)]
+#[kube(
+    printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.ancestors[0].conditions[?(@.type=='Accepted')].status"}"#
+)]
+#[kube(printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::TRAFFIC)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
     /// What it applies to, in its own namespace: Services, HTTPRoutes, GRPCRoutes.
@@ -51,6 +67,7 @@ pub struct TrafficPolicySpec {
 
 /// What a policy applies to, in its own namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::TRAFFIC_TARGET)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficTargetRef {
     /// Empty for Service; gateway.networking.k8s.io for routes.
@@ -59,6 +76,7 @@ pub struct TrafficTargetRef {
     /// Service, HTTPRoute or GRPCRoute.
     pub kind: TrafficTargetKind,
     /// The name.
+    #[schemars(length(min = 1, max = 253), pattern(r"^[a-z0-9.-]+$"))]
     pub name: String,
 }
 
@@ -77,6 +95,7 @@ pub enum TrafficTargetKind {
 
 /// Which endpoint a request goes to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::LOAD_BALANCING)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LoadBalancing {
     /// Absent: PeakEwma.
@@ -115,6 +134,7 @@ pub enum Algorithm {
 
 /// What is hashed: exactly one. A request without it goes where PeakEwma sends it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::CONSISTENT_HASH)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConsistentHash {
     /// The first value of this header.
@@ -140,6 +160,7 @@ pub enum HashSource {
 
 /// Whether near endpoints come first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::LOCALITY)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficLocality {
     /// How.
@@ -178,6 +199,7 @@ pub struct LocalityWeights {
 
 /// Limits of one node: what its pods together may have under way. Beyond: 503.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::CONNECTION_LIMITS)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConnectionLimits {
     /// To the Service as a whole.
@@ -227,11 +249,13 @@ pub struct OutlierDetection {
     pub interval: Option<String>,
     /// The duration of the first ejection; the n-th is n times as long. Absent: 30s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(length(max = 32), pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(extend("x-kubernetes-validations" = rules::within("10ms", "24h")))]
     pub base_ejection_time: Option<String>,
     /// The duration of the longest ejection. Absent: 300s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(length(max = 32), pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(extend("x-kubernetes-validations" = rules::within("10ms", "24h")))]
     pub max_ejection_time: Option<String>,
     /// The percentage of endpoints that may be ejected at a time; one of two in any case. Absent: 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -304,11 +328,13 @@ pub struct TrafficRetry {
     pub methods: Option<RetryMethods>,
     /// The duration of the shortest pause before the first retry; each further one is twice as long. Absent: 25ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(length(max = 32), pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(extend("x-kubernetes-validations" = rules::within("1ms", "1h")))]
     pub backoff: Option<String>,
     /// The duration of the longest pause. Absent: ten times `backoff`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(length(max = 32), pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(extend("x-kubernetes-validations" = rules::within("1ms", "1h")))]
     pub max_backoff: Option<String>,
     /// How much of a body is kept; a request with a longer one is sent once. Absent and at most: 65536.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -408,6 +434,7 @@ pub struct RetryRate {
 
 /// How many requests pass.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::RATE_LIMIT)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficRateLimit {
     /// Its name in answers, logs and metrics: lower-case letters, digits and `-`.
@@ -418,7 +445,8 @@ pub struct TrafficRateLimit {
     pub requests: u32,
     /// ...in this duration, 10ms to 24h. Absent: 1s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(length(max = 32), pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(extend("x-kubernetes-validations" = rules::within("10ms", "24h")))]
     pub per: Option<String>,
     /// Requests that may come at once. Absent: `requests`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -440,6 +468,7 @@ pub struct TrafficRateLimit {
 
 /// What has a limit of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::RATE_KEY)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficRateKey {
     /// By what.
@@ -496,13 +525,16 @@ pub struct TrafficMatch {
 
 /// A path without its query: exactly one of the two.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::TRAFFIC_PATH)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPath {
     /// The whole path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(pattern(r"^/"))]
     pub exact: Option<String>,
     /// Whole segments, as in an HTTPRoute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(pattern(r"^/"))]
     pub prefix: Option<String>,
 }
 
@@ -520,6 +552,7 @@ pub struct TrafficSource {
 
 /// What goes wrong on purpose; a delay, an abort or both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::FAULT)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficFault {
     /// Its name in logs and metrics: lower-case letters, digits and `-`.
@@ -538,6 +571,7 @@ pub struct TrafficFault {
 
 /// How long, and how many: exactly one of fixed, uniform and exponential.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::FAULT_DELAY)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultDelay {
     /// How many. Absent: all.
@@ -545,7 +579,8 @@ pub struct FaultDelay {
     pub share: Option<FaultShare>,
     /// A duration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(length(max = 32), pattern(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"))]
+    #[schemars(extend("x-kubernetes-validations" = rules::within("1ms", "300s")))]
     pub fixed: Option<String>,
     /// Anything between two durations, equally likely.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -582,6 +617,7 @@ pub struct ExponentialDelay {
 
 /// What is answered, and how often: exactly one of httpStatus and grpcStatus.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::FAULT_ABORT)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultAbort {
     /// How many. Absent: all.
@@ -598,6 +634,7 @@ pub struct FaultAbort {
 
 /// So many of so many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::FAULT_SHARE)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultShare {
     /// At most `denominator`.
@@ -610,6 +647,7 @@ pub struct FaultShare {
 
 /// GEP-1619
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = rules::rules(rules::SESSION)))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficSession {
     /// The name of the cookie or header.

@@ -133,7 +133,8 @@ impl List {
                 if let Some(unseen) = &mut self.unseen {
                     unseen.remove(&key);
                 }
-                vec![Observed { watch: self.watch.name, key, object: Some(object.into_value(&resource)) }]
+                let generation = object.generation();
+                vec![Observed { watch: self.watch.name, key, generation, object: Some(object.into_value(&resource)) }]
             }
             Heard::Gone(key) => {
                 self.answered(now);
@@ -193,7 +194,7 @@ impl List {
     }
 
     fn gone(&self, key: Key) -> Observed {
-        Observed { watch: self.watch.name, key, object: None }
+        Observed { watch: self.watch.name, key, generation: None, object: None }
     }
 
     /// A failure that goes on is the same, whatever is said of it each time.

@@ -13,6 +13,9 @@ mod ledger;
 mod object;
 mod watch;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
@@ -28,9 +31,9 @@ use crate::drain::Token;
 use crate::limit::{Limit, limits};
 
 /// How long nothing must come before what came is shown: the changes of one wish come close together.
-const QUIET: Duration = Duration::from_millis(10);
+const CHANGE_QUIET: Duration = Duration::from_millis(10);
 /// How long what came is held back where more comes all the time.
-const PATIENCE: Duration = Duration::from_millis(100);
+const CHANGE_PATIENCE: Duration = Duration::from_millis(100);
 /// Objects that are translated in one go.
 const BATCH: usize = 1024;
 /// Objects that wait to be translated; beyond that the watches wait.
@@ -52,8 +55,8 @@ pub fn limits() -> Vec<Limit> {
         LOOK, "milliseconds", "between two looks at the age of the state where nothing changes";
         LOOK_AGAIN, "milliseconds", "until a kind is looked for again that the API server does not serve";
         PAGE, "objects", "per request of a list";
-        PATIENCE, "milliseconds", "that a change waits for others where more come all the time";
-        QUIET, "milliseconds", "that a change waits for others";
+        CHANGE_PATIENCE, "milliseconds", "that a change waits for others where more come all the time";
+        CHANGE_QUIET, "milliseconds", "that a change waits for others";
         REFUSALS, "refusals", "of a watch in a row, after which its list is made anew";
         WAITING, "objects", "that wait to be translated; then the watches wait";
         WATCH_SECONDS, "seconds", "until a watch is asked for anew, from where it was";
@@ -115,9 +118,9 @@ async fn next(told: &mut mpsc::Receiver<(usize, Heard)>) -> Vec<(usize, Heard)> 
     if heard.is_empty() {
         return heard;
     }
-    let latest = Instant::now() + PATIENCE;
+    let latest = Instant::now() + CHANGE_PATIENCE;
     while heard.len() < BATCH {
-        let quiet = (Instant::now() + QUIET).min(latest);
+        let quiet = (Instant::now() + CHANGE_QUIET).min(latest);
         match timeout_at(quiet, told.recv()).await {
             Ok(Some(more)) => heard.push(more),
             Ok(None) | Err(_) => break,

@@ -7,12 +7,13 @@ use kube::api::{ApiResource, DynamicObject, ObjectMeta};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use crate::discovery::{crd, gateway};
 use crate::state::{Key, Kind};
 
 /// An object, pruned while it is read.
 #[derive(Clone, Debug)]
 pub struct Watched {
-    /// Name, namespace, resourceVersion and no more.
+    /// Name, namespace, resourceVersion, generation and no more.
     metadata: ObjectMeta,
     value: Map<String, Value>,
 }
@@ -28,6 +29,7 @@ impl<'de> Deserialize<'de> for Watched {
             name: text(&value, "name"),
             namespace: text(&value, "namespace"),
             resource_version: text(&value, "resourceVersion"),
+            generation: value.get("metadata").and_then(|metadata| metadata.get("generation")).and_then(Value::as_i64),
             ..ObjectMeta::default()
         };
         prune(&mut value);
@@ -42,8 +44,17 @@ impl Watched {
         Some(Key { kind, namespace: self.metadata.namespace.clone().unwrap_or_default(), name })
     }
 
+    /// metadata.generation
+    pub fn generation(&self) -> Option<i64> {
+        self.metadata.generation
+    }
+
     /// The object. In a list it may not say what it is, which is known.
     pub fn into_value(mut self, resource: &ApiResource) -> Value {
+        // What the mesh itself, or a gateway, says of routes and policies.
+        if [gateway::GROUP, crd::GROUP].contains(&resource.group.as_str()) {
+            self.value.remove("status");
+        }
         self.value.insert("apiVersion".to_string(), resource.api_version.clone().into());
         self.value.insert("kind".to_string(), resource.kind.clone().into());
         Value::Object(self.value)
@@ -62,7 +73,6 @@ pub fn prune(object: &mut Map<String, Value>) {
         prune_pod_spec(spec);
     }
     if let Some(Value::Object(status)) = object.get_mut("status") {
-        // Of a pod; of a node; of our policies and of routes, where the mesh itself writes.
         for field in [
             "containerStatuses",
             "initContainerStatuses",
@@ -74,8 +84,6 @@ pub fn prune(object: &mut Map<String, Value>) {
             "capacity",
             "volumesAttached",
             "volumesInUse",
-            "ancestors",
-            "parents",
         ] {
             status.remove(field);
         }
