@@ -102,7 +102,7 @@ impl StatusWriter {
         let mut objects: HashMap<Key, Followed> = HashMap::new();
         let mut tick = tokio::time::interval(LOOK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut is_news = false;
+        let (mut is_news, mut has_world) = (false, true);
         // A replica that begins to lead looks at everything.
         let mut led = false;
         loop {
@@ -111,7 +111,11 @@ impl StatusWriter {
                     Some(heard) => { take(&mut objects, heard); is_news = true; }
                     None => return,
                 },
-                changed = self.state.changed() => is_news |= changed,
+                changed = self.state.changed(), if has_world => {
+                    // The world is kept for as long as the process lives.
+                    has_world = changed;
+                    is_news = true;
+                }
                 _ = tick.tick() => {
                     let leads = self.leadership.is_held();
                     let rests = objects.values().any(|followed| followed.rests_until.is_some());
