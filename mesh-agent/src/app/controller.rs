@@ -9,9 +9,12 @@ use super::{CONTROL_THREADS, Signals};
 use crate::admin::{self, Listener, Sources, Surface};
 use crate::apiserver::ApiServer;
 use crate::config::ControllerConfig;
-use crate::controller::{Config, Controller, SETTLE, ServiceAccount, lease};
+use crate::controller::{Config, Controller, SETTLE, ServiceAccount, World, lease};
+use crate::discovery::{self, Health, Pace, Source};
 use crate::drain::Drain;
 use crate::readiness::Readiness;
+use crate::sandboxes::Sandboxes;
+use crate::state::StateWriter;
 use crate::telemetry::{AuthorityNumbers, Metrics, logs};
 
 /// Runs the controller until SIGTERM or SIGINT.
@@ -33,7 +36,18 @@ async fn serve(config: ControllerConfig, log_filter: logs::Filter) -> Result<()>
     let client = server.client()?;
     let listener = bind(config.listen).await.with_context(|| format!("--listen {}", config.listen))?;
     let http = Listener::bind(&config.http).await.with_context(|| format!("--http {}", config.http))?;
-    let controller = Controller::new(settings(config), client, readiness.clone());
+    let (writer, state) = StateWriter::new("");
+    let health = Health::default();
+    let source = Source::Kubernetes { kubeconfig: config.kubeconfig.clone(), pace: Pace::default() };
+    let whole = discovery::Config { node: String::new(), trust_domain: config.trust_domain.clone() };
+    // What is missing of the world is no reason to give no certificates: it has a readiness of its own.
+    let (ready, sandboxes) = (Readiness::default(), Sandboxes::default());
+    let world = discovery::run(source, whole, writer, health.clone(), ready, sandboxes, drain.token());
+    metrics.register_config_age(Box::new({
+        let health = health.clone();
+        move || health.report().seen?.elapsed().ok()
+    }));
+    let controller = Controller::new(settings(config), client, World { state, health }, readiness.clone());
     register(&metrics, &controller);
     let sources = Sources::status(readiness, metrics, log_filter);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), api_server = server.address(), "started");
@@ -49,6 +63,7 @@ async fn serve(config: ControllerConfig, log_filter: logs::Filter) -> Result<()>
     tokio::select! {
         () = run => {}
         () = controller.run(listener, token) => {}
+        ended = world => ended.context("following the cluster's objects ended")?,
     }
     Ok(())
 }

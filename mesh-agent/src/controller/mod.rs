@@ -22,6 +22,8 @@ mod review;
 mod roots;
 mod server;
 mod service;
+mod status;
+mod status_writer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,10 +32,12 @@ use kube::Client;
 use tokio::net::TcpListener;
 use tracing::info;
 
+use crate::discovery::Health;
 use crate::drain;
 use crate::identity::Clock;
 use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
+use crate::state::StateReader;
 
 pub use audit::Tally;
 pub use authorize::ServiceAccount;
@@ -46,6 +50,7 @@ use lease::{Candidate, Leadership, Pace};
 use pods::Pods;
 use review::Reviews;
 use service::Service;
+use status_writer::StatusWriter;
 
 /// What a controller is told.
 #[derive(Clone, Debug)]
@@ -103,6 +108,10 @@ pub fn limits() -> Vec<Limit> {
         roots::MAX_PEM_BYTES, "bytes", "of one value of the Secret";
         authority::SERVING_LIFETIME, "milliseconds", "of the certificate of the port; made anew at two thirds";
         keeper::TICK, "milliseconds", "between two looks at what time alone changes";
+        status_writer::LOOK, "milliseconds", "between two looks at what status is to say";
+        status_writer::LOOK_AGAIN, "milliseconds", "until a kind is looked for again that the API server does not serve";
+        status_writer::WAITING, "changes", "that wait to be taken; then the watches wait";
+        status_writer::PAUSE, "milliseconds", "after a status that could not be written";
         lease::LEASE, "milliseconds", "that a Lease is unchanged before another replica takes it";
         lease::RENEW_DEADLINE, "milliseconds", "without a renewal after which a leader stops";
         lease::RETRY, "milliseconds", "between two tries for the Lease";
@@ -119,11 +128,20 @@ pub struct Controller {
     tally: Arc<Tally>,
     candidate: Candidate,
     leadership: Leadership,
+    world: World,
+}
+
+/// The world of the whole cluster, for who speaks of it. `app` has it kept.
+pub struct World {
+    /// Its snapshots.
+    pub state: StateReader,
+    /// What is wrong in it.
+    pub health: Health,
 }
 
 impl Controller {
     /// Nothing runs yet.
-    pub fn new(config: Config, client: Client, readiness: Readiness) -> Self {
+    pub fn new(config: Config, client: Client, world: World, readiness: Readiness) -> Self {
         let authority = Authority::new(
             &config.trust_domain,
             config.names.clone(),
@@ -134,7 +152,7 @@ impl Controller {
         readiness.waiting(pods::GATE, "the pods of the cluster were not read yet");
         let (candidate, leadership) = Candidate::new(client.clone(), &config.namespace, &config.replica, config.pace);
         let (authority, tally) = (Arc::new(authority), Arc::default());
-        Self { config, client, readiness, authority, tally, candidate, leadership }
+        Self { config, client, readiness, authority, tally, candidate, leadership, world }
     }
 
     /// What became of requests.
@@ -149,7 +167,10 @@ impl Controller {
 
     /// Serves on `listener` and keeps what it leads, until `shutdown` starts.
     pub async fn run(self, listener: TcpListener, shutdown: drain::Token) {
-        let Self { config, client, readiness, authority, tally, candidate, leadership } = self;
+        let Self { config, client, readiness, authority, tally, candidate, leadership, world } = self;
+        let World { state, health } = world;
+        let writer =
+            StatusWriter::new(client.clone(), &config.replica, &config.trust_domain, leadership.clone(), state, health);
         let pods = Pods::default();
         let service = Service {
             agents: config.agents,
@@ -166,7 +187,7 @@ impl Controller {
             Keeper::new(client.clone(), &config.namespace, &config.trust_domain, config.settle, authority, leadership);
         info!(replica = config.replica, namespace = config.namespace, names = ?config.names, "controller");
         let follow = async {
-            tokio::join!(pods.follow(client, readiness), keeper.run());
+            tokio::join!(pods.follow(client, readiness), keeper.run(), writer.run());
         };
         let serve = async {
             tokio::join!(server::serve(listener, Arc::new(service), shutdown.clone()), candidate.run(shutdown.clone()));

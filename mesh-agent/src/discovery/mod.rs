@@ -147,6 +147,38 @@ fn unattached(store: &Store, state: &MeshState) -> Vec<Finding> {
     findings
 }
 
+/// What is wrong with one object by itself, as every agent finds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judgement {
+    /// The field and what is wrong with it, where the object as a whole cannot be taken.
+    pub refused: Option<(String, String)>,
+    /// What of it is not taken as it is: what follows, the field, what is wrong with it.
+    pub problems: Vec<(Effect, String, String)>,
+}
+
+/// Reads one object by itself. None for what the mesh does not read.
+pub fn judge(object: &serde_json::Value, trust_domain: &str) -> Option<Judgement> {
+    let said = |problem: finding::Problem| (problem.field.to_string(), problem.reason);
+    let refused = |problem| Some(Judgement { refused: Some(said(problem)), problems: Vec::new() });
+    let key = match object::meaning(object) {
+        object::Meaning::Foreign => return None,
+        object::Meaning::Mistaken(problem) | object::Meaning::Known { key: Err(problem), .. } => {
+            return refused(problem);
+        }
+        object::Meaning::Known { key: Ok(key), .. } => key,
+    };
+    match object::read(&key, object, trust_domain) {
+        Err(problem) => refused(problem),
+        Ok(taken) => {
+            let problem = |(effect, problem)| {
+                let (field, reason) = said(problem);
+                (effect, field, reason)
+            };
+            Some(Judgement { refused: None, problems: taken.problems.into_iter().map(problem).collect() })
+        }
+    }
+}
+
 /// Builds a snapshot from a directory or a file once, with no watching: for tests, and for tools that explain.
 pub fn load(path: &Path, config: &Config) -> std::io::Result<(MeshState, Vec<Finding>)> {
     let mut current = Current::new(config);

@@ -7,16 +7,22 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, ServiceAccount};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+};
 use kube::{Api, Client};
 use mesh_agent::controller::lease::{Leadership, Pace};
-use mesh_agent::controller::{AUDIENCE, CONFIG_MAP, Config, Controller, ROOTS_KEY, SECRET, Tally};
+use mesh_agent::controller::{AUDIENCE, CONFIG_MAP, Config, Controller, ROOTS_KEY, SECRET, Tally, World};
+use mesh_agent::discovery::{self, Health, Source};
 use mesh_agent::drain::Drain;
-use mesh_agent::identity::{self, CaError, CertificateAuthority, Remote, RemoteCa};
+use mesh_agent::identity::{self, CaError, CertificateAuthority, Identities, Remote, RemoteCa};
 use mesh_agent::readiness::Readiness;
 use mesh_agent::spiffe::SpiffeId;
-use serde_json::json;
+use mesh_agent::state::StateWriter;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::apiserver_rig::{Rig, rig};
@@ -38,6 +44,7 @@ struct Bed {
     namespace: String,
     users: String,
     home: tempfile::TempDir,
+    kubeconfig: PathBuf,
 }
 
 struct Replica {
@@ -81,7 +88,8 @@ impl Bed {
             // Another test may have been faster.
             let _ = Api::<Node>::all(client.clone()).create(&PostParams::default(), &node).await;
         }
-        let bed = Self { client, namespace, users, home: tempfile::tempdir().unwrap() };
+        let kubeconfig = rig.kubeconfig("admin");
+        let bed = Self { client, namespace, users, home: tempfile::tempdir().unwrap(), kubeconfig };
         bed.account(&bed.namespace, "nodemesh-agent").await;
         bed
     }
@@ -163,7 +171,12 @@ impl Bed {
             pace: SOON,
         };
         let (readiness, drain) = (Readiness::default(), Drain::new());
-        let controller = Controller::new(config, client, readiness.clone());
+        let (writer, state) = StateWriter::new("");
+        let health = Health::default();
+        let source = Source::Kubernetes { kubeconfig: Some(self.kubeconfig.clone()), pace: discovery::Pace::default() };
+        let whole = discovery::Config { node: String::new(), trust_domain: TRUST_DOMAIN.to_string() };
+        tokio::spawn(discovery::run(source, whole, writer, health.clone(), Readiness::default(), drain.token()));
+        let controller = Controller::new(config, client, World { state, health }, readiness.clone());
         let (leadership, tally) = (controller.leadership(), controller.tally());
         let running = tokio::spawn(controller.run(listener, drain.token()));
         Replica { address, readiness, leadership, tally, drain, running }
@@ -339,4 +352,209 @@ fn two_replicas_make_one_root_and_one_of_them_leads() {
         bed.ask(&third, &agent, "web").await.unwrap();
         third.end().await;
     });
+}
+
+/// A definition that takes anything; what is asked of objects is the business of the committed ones.
+async fn define(bed: &Bed, group: &str, version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+    let anything = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+    let definition: CustomResourceDefinition = serde_json::from_value(json!({
+        "metadata": {
+            "name": format!("{plural}.{group}"),
+            "annotations": { "api-approved.kubernetes.io": "unapproved, a test" },
+        },
+        "spec": {
+            "group": group, "scope": "Namespaced",
+            "names": { "kind": kind, "plural": plural, "singular": kind.to_lowercase() },
+            "versions": [{
+                "name": version, "served": true, "storage": true, "subresources": { "status": {} },
+                "schema": { "openAPIV3Schema": anything },
+            }],
+        },
+    }))
+    .unwrap();
+    Api::all(bed.client.clone()).create(&PostParams::default(), &definition).await.unwrap();
+    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
+    let api = Api::namespaced_with(bed.client.clone(), &bed.users, &resource);
+    eventually("the definition to be served", async || api.list(&ListParams::default()).await.ok().map(drop)).await;
+    api
+}
+
+fn object(api_version: &str, kind: &str, name: &str, spec: Value) -> DynamicObject {
+    let object = json!({ "apiVersion": api_version, "kind": kind, "metadata": { "name": name }, "spec": spec });
+    serde_json::from_value(object).unwrap()
+}
+
+/// Waits for conditions, as `type=status/reason`, of our entry of a list, that are of the object's generation.
+async fn told(api: &Api<DynamicObject>, name: &str, list: &str, expected: &[&str]) -> DynamicObject {
+    let mut last = Value::Null;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(60) {
+        let object = api.get(name).await.unwrap();
+        last = object.data["status"].clone();
+        let entries = last[list].as_array().cloned().unwrap_or_default();
+        let ours = entries.iter().find(|entry| entry["controllerName"] == "nodemesh.dev/controller");
+        let conditions = ours.map(|entry| entry["conditions"].as_array().cloned().unwrap_or_default());
+        let word = |value: &Value| value.as_str().unwrap().to_string();
+        let one = |one: &Value| format!("{}={}/{}", word(&one["type"]), word(&one["status"]), word(&one["reason"]));
+        let conditions = conditions.unwrap_or_default();
+        let words: Vec<String> = conditions.iter().map(one).collect();
+        let is_current = conditions.iter().all(|one| one["observedGeneration"].as_i64() == object.metadata.generation);
+        if words == expected && is_current {
+            return object;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{name}: {expected:?} is not said within a minute: {last:#}");
+}
+
+#[test]
+fn routes_and_policies_are_told_how_they_stand() {
+    cluster("status", async |bed| {
+        let routes = define(&bed, "gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes").await;
+        let policies = define(&bed, "nodemesh.dev", "v1alpha1", "PeerAuthentication", "peerauthentications").await;
+        let (one, two) = (bed.controller("one").await, bed.controller("two").await);
+        let service: Service = serde_json::from_value(json!({
+            "metadata": { "name": "web" },
+            "spec": { "selector": { "app": "web" }, "ports": [{ "name": "http", "port": 80 }] },
+        }))
+        .unwrap();
+        bed.api::<Service>(&bed.users).create(&PostParams::default(), &service).await.unwrap();
+        let parent = json!({ "group": "", "kind": "Service", "name": "web", "port": 80 });
+        let gateway = json!({ "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge" });
+        let spec = |backend: &str| {
+            json!({
+                "parentRefs": [gateway, parent],
+                "rules": [{ "backendRefs": [{ "group": "", "kind": "Service", "name": backend, "port": 80 }] }],
+            })
+        };
+        let route = object("gateway.networking.k8s.io/v1", "HTTPRoute", "r", spec("web"));
+        routes.create(&PostParams::default(), &route).await.unwrap();
+        let all_well = ["Accepted=True/Accepted", "ResolvedRefs=True/ResolvedRefs"];
+        let route = told(&routes, "r", "parents", &all_well).await;
+        assert_eq!(route.data["status"]["parents"].as_array().unwrap().len(), 1, "the Gateway is somebody else's");
+        assert_eq!(route.data["status"]["parents"][0]["parentRef"], parent);
+
+        // Nothing changes: nothing is written.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let later = routes.get("r").await.unwrap();
+        assert_eq!(later.metadata.resource_version, route.metadata.resource_version);
+
+        // Another controller speaks of the Gateway, and its word stays.
+        let foreign = json!({ "parentRef": gateway, "controllerName": "example.com/edge", "conditions": [] });
+        let both = json!({ "status": { "parents": [foreign, route.data["status"]["parents"][0]] } });
+        routes.patch_status("r", &PatchParams::default(), &Patch::Merge(both)).await.unwrap();
+        let change = Patch::Merge(json!({ "spec": spec("nobody") }));
+        routes.patch("r", &PatchParams::default(), &change).await.unwrap();
+        let lost = ["Accepted=True/Accepted", "ResolvedRefs=False/BackendNotFound"];
+        let route = told(&routes, "r", "parents", &lost).await;
+        assert_eq!(route.data["status"]["parents"][0], foreign);
+
+        // A version that cannot be read, with the field at fault.
+        let wrong = json!({ "spec": { "rules": [{ "matches": [{ "path": { "type": "Guess", "value": "/" } }] }] } });
+        routes.patch("r", &PatchParams::default(), &Patch::Merge(wrong)).await.unwrap();
+        let route = told(&routes, "r", "parents", &["Accepted=False/UnsupportedValue"]).await;
+        let message = route.data["status"]["parents"][1]["conditions"][0]["message"].as_str().unwrap();
+        assert!(message.starts_with("spec.rules[0].matches[0]"), "{message}");
+        eventually("an event of the refusal", async || {
+            let events = bed.api::<Event>(&bed.users).list(&ListParams::default()).await.unwrap();
+            events.items.into_iter().find(|event| {
+                event.regarding.as_ref().is_some_and(|about| about.kind.as_deref() == Some("HTTPRoute"))
+                    && event.note.as_deref().is_some_and(|note| note.starts_with("spec.rules[0].matches[0]"))
+            })
+        })
+        .await;
+
+        let targets = json!([{ "kind": "Namespace" }]);
+        let policy = object(
+            "nodemesh.dev/v1alpha1",
+            "PeerAuthentication",
+            "p",
+            json!({ "targetRefs": targets, "mode": "STRICT" }),
+        );
+        policies.create(&PostParams::default(), &policy).await.unwrap();
+        let fine = ["Accepted=True/Accepted", "ResolvedRefs=True/ResolvedRefs", "Programmed=True/Programmed"];
+        told(&policies, "p", "ancestors", &fine).await;
+        policies
+            .patch("p", &PatchParams::default(), &Patch::Merge(json!({ "spec": { "mode": "LAX" } })))
+            .await
+            .unwrap();
+        let policy = told(&policies, "p", "ancestors", &["Accepted=False/Invalid", "Programmed=False/Invalid"]).await;
+        let message = policy.data["status"]["ancestors"][0]["conditions"][0]["message"].as_str().unwrap();
+        assert!(message.starts_with("spec.mode"), "{message}");
+
+        // The leader goes, and the other one speaks.
+        let (leader, other) = if one.leadership.is_held() { (one, two) } else { (two, one) };
+        leader.end().await;
+        policies
+            .patch("p", &PatchParams::default(), &Patch::Merge(json!({ "spec": { "mode": "STRICT" } })))
+            .await
+            .unwrap();
+        told(&policies, "p", "ancestors", &fine).await;
+        other.end().await;
+    });
+}
+
+/// Roots are replaced while identities of two nodes renew their certificates all the time and dial each other.
+#[test]
+fn a_root_is_replaced_and_no_peer_refuses_another() {
+    cluster("rotation", async |bed| {
+        let controller = bed.controller("one").await;
+        controller.ready().await;
+        let first = bed.mount().await;
+        let agent = bed.agent("node-1").await;
+        bed.pod(&bed.users, "web-1", "web", "node-1").await;
+        let ca = Arc::new(bed.remote(&controller, &agent));
+        let settings = identity::Config { trust_domain: TRUST_DOMAIN.to_string(), lifetime: Duration::from_secs(600) };
+        // Two agents, of which each knows of roots what it has mounted.
+        let agents: Vec<Identities> = (0..2).map(|_| Identities::new(ca.clone(), settings.clone())).collect();
+        let drain = Drain::new();
+        for agent in &agents {
+            agent.want(&[bed.id("web")].into());
+            tokio::spawn(agent.clone().run(drain.token()));
+            agent.ready(&bed.id("web")).await;
+        }
+        let root_of = |agent: &Identities| agent.svid(&bed.id("web")).unwrap().root;
+        let before = root_of(&agents[0]);
+
+        // Somebody brings another root. Handshakes go on in both directions, with renewals in between.
+        let next = identity::new_root(TRUST_DOMAIN).unwrap();
+        let data =
+            json!({ "stringData": { "tls.crt": next.certificate, "tls.key": next.key, "ca.crt": next.certificate } });
+        let secrets = bed.api::<Secret>(&bed.namespace);
+        secrets.patch(SECRET, &PatchParams::default(), &Patch::Merge(data)).await.unwrap();
+        let (start, mut handshakes) = (Instant::now(), 0);
+        loop {
+            bed.mount().await;
+            for (client, server) in [(&agents[0], &agents[1]), (&agents[1], &agents[0])] {
+                let (client, server) = (client.svid(&bed.id("web")).unwrap(), server.svid(&bed.id("web")).unwrap());
+                shake(&client, &server).await.unwrap_or_else(|error| panic!("after {:?}: {error}", start.elapsed()));
+                handshakes += 1;
+            }
+            agents[handshakes / 2 % 2].force_rotate();
+            if agents.iter().all(|agent| root_of(agent) != before) {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(90), "the next root does not sign");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(handshakes > 10, "{handshakes}");
+        let roots = bed.mount().await;
+        let earlier = first.split_once('\n').unwrap().1;
+        assert!(roots.contains(earlier) && roots.contains(&next.certificate), "{roots}");
+        drain.start();
+        controller.end().await;
+    });
+}
+
+/// A handshake of two identities, each checking the other.
+async fn shake(client: &identity::Svid, server: &identity::Svid) -> std::io::Result<()> {
+    let (near, far) = tokio::io::duplex(64 << 10);
+    let connector = tokio_rustls::TlsConnector::from(client.client.clone());
+    let acceptor = tokio_rustls::TlsAcceptor::from(server.server.clone());
+    let name = rustls::pki_types::ServerName::try_from("peer").unwrap();
+    let (dialled, accepted) = tokio::join!(connector.connect(name, near), acceptor.accept(far));
+    let (dialled, accepted) = (dialled?, accepted?);
+    client.peer(dialled.get_ref().1.peer_certificates()).map_err(std::io::Error::other)?;
+    server.peer(accepted.get_ref().1.peer_certificates()).map_err(std::io::Error::other)?;
+    Ok(())
 }

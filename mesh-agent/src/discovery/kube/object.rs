@@ -65,7 +65,7 @@ impl Watched {
 /// translated, and only what comes of that is kept.
 pub fn prune(object: &mut Map<String, Value>) {
     if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
-        for field in ["managedFields", "resourceVersion", "generation", "ownerReferences", "finalizers"] {
+        for field in ["managedFields", "resourceVersion", "ownerReferences", "finalizers"] {
             metadata.remove(field);
         }
     }
