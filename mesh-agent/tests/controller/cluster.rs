@@ -175,7 +175,8 @@ impl Bed {
         let health = Health::default();
         let source = Source::Kubernetes { kubeconfig: Some(self.kubeconfig.clone()), pace: discovery::Pace::default() };
         let whole = discovery::Config { node: String::new(), trust_domain: TRUST_DOMAIN.to_string() };
-        tokio::spawn(discovery::run(source, whole, writer, health.clone(), Readiness::default(), drain.token()));
+        let (ready, sandboxes) = (Readiness::default(), mesh_agent::sandboxes::Sandboxes::default());
+        tokio::spawn(discovery::run(source, whole, writer, health.clone(), ready, sandboxes, drain.token()));
         let controller = Controller::new(config, client, World { state, health }, readiness.clone());
         let (leadership, tally) = (controller.leadership(), controller.tally());
         let running = tokio::spawn(controller.run(listener, drain.token()));
