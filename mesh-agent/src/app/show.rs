@@ -438,7 +438,8 @@ mod tests {
             .into_iter()
             .flat_map(|(room, limits)| limits.into_iter().map(move |l| (room, l.name)))
             .collect();
-        let twice: Vec<_> = listed.iter().filter(|one| listed.iter().filter(|other| other == one).count() > 1).collect();
+        let twice: Vec<_> =
+            listed.iter().filter(|one| listed.iter().filter(|other| other == one).count() > 1).collect();
         assert!(twice.is_empty(), "{twice:?}");
         let names: BTreeSet<&str> = listed.iter().map(|(_, name)| *name).chain(NO_LIMITS.iter().copied()).collect();
         let mut unlisted = Vec::new();
