@@ -16,7 +16,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::cluster::{self, parts};
+use crate::cluster::parts::{self, Parts};
+use crate::cluster;
 use crate::testbed::cgroup;
 use crate::{build, packages};
 
@@ -133,8 +134,6 @@ const PARTS: &[Part] = &[
             "--test",
             "identity",
             "--test",
-            "kubernetes",
-            "--test",
             "journey",
             "--test",
             "mesh",
@@ -154,6 +153,12 @@ const PARTS: &[Part] = &[
         name: "ring 3, v6-only",
         title: "ring 3, v6-only: no IPv4 address, guards on clsact",
         commands: &[&["test", "--package", "xtask", "--test", "v6_only"]],
+    },
+    Part {
+        ring: CLUSTER,
+        name: "ring 4, API server",
+        title: "ring 4: agent and controller against a real API server",
+        commands: &[&["test", "--package", "mesh-agent", "--test", "controller", "--test", "kubernetes"]],
     },
     Part {
         ring: CLUSTER,
@@ -187,7 +192,10 @@ fn run_part(part: &Part, name: &str, output: &mut Output) -> Result<Outcome> {
         match *ring {
             KERNEL => drop(command.arg(format!("--test-threads={KERNEL_TESTS_AT_ONCE}"))),
             // They take turns.
-            CLUSTER => drop(command.arg("--test-threads=1")),
+            CLUSTER => {
+                command.arg("--test-threads=1");
+                command.env("NODEMESH_KUBE_BIN", Parts::build()?.programs()).env("MESH_REQUIRE_CLUSTER", "1");
+            }
             _ => {}
         }
         let Outcome { passed, failed, ok, skipped: _ } = output.follow(command)?;
