@@ -16,8 +16,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::cluster::parts::{self, Parts};
 use crate::cluster;
+use crate::cluster::parts::{self, Parts};
 use crate::testbed::cgroup;
 use crate::{build, packages};
 

@@ -24,8 +24,8 @@ pub mod parts;
 mod pki;
 pub mod tools;
 
-use std::io::Write;
-use std::process::{Command, ExitCode, Stdio};
+use std::io::{Seek, Write};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -207,12 +207,11 @@ pub fn apply(parts: &Parts, file: &std::path::Path) -> Result<()> {
 /// Runs kubectl to its end, with full rights; its stdout.
 pub fn kubectl(parts: &Parts, arguments: &[&str], stdin: Option<&str>) -> Result<String> {
     let mut command = kubectl_command(parts, arguments)?;
-    command.stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() });
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("starting kubectl")?;
-    if let (Some(text), Some(mut pipe)) = (stdin, child.stdin.take()) {
-        pipe.write_all(text.as_bytes()).context("writing to kubectl")?;
-    }
-    let output = child.wait_with_output()?;
+    // A file: kubectl answers before it has read everything, and nobody reads that while this is still written.
+    let mut input = tempfile::tempfile().context("making a file for kubectl")?;
+    input.write_all(stdin.unwrap_or_default().as_bytes())?;
+    input.rewind()?;
+    let output = command.stdin(input).output().context("starting kubectl")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "kubectl {}: {}", arguments.join(" "), said.trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
