@@ -30,6 +30,8 @@ pub fn detach_all(pins: &Path) -> Result<(), Error> {
     if let Some(root) = ours.maps().parent() {
         let _ = fs::remove_dir(root);
     }
+    // Others may have something there.
+    let _ = fs::remove_dir(pins);
     Ok(())
 }
 

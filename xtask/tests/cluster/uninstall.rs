@@ -32,7 +32,7 @@ fn nothing_is_left_of_it() {
                 let left = on_node(
                     kube,
                     node,
-                    "find /sys/fs/bpf/nodemesh /run/nodemesh /etc/cni/net.d/*nodemesh* 2>/dev/null",
+                    "find /sys/fs/bpf/nodemesh /run/nodemesh -mindepth 1 2>/dev/null; ls /etc/cni/net.d/*nodemesh* 2>/dev/null",
                 )?;
                 Ok(left.is_empty().then_some(()))
             })?;
@@ -47,9 +47,11 @@ fn nothing_is_left_of_it() {
     });
 }
 
-/// As the README says it.
+/// As docs/kubernetes.md says it.
 fn uninstall(kube: &Kube) -> Result<()> {
-    let manifests = xtask::build::root().join("manifests");
-    let folder = |name: &str| manifests.join(name).display().to_string();
-    kube.kubectl(&["delete", "-k", &folder("base"), "--ignore-not-found", "--timeout=180s"]).map(drop)
+    let agents = "app.kubernetes.io/name=nodemesh-agent";
+    kube.kubectl(&["-n", "nodemesh-system", "delete", "daemonset", "nodemesh-agent"])?;
+    kube.kubectl(&["-n", "nodemesh-system", "wait", "--for=delete", "pod", "-l", agents, "--timeout=120s"])?;
+    let base = xtask::build::root().join("manifests/base").display().to_string();
+    kube.kubectl(&["delete", "-k", &base, "--ignore-not-found", "--timeout=180s"]).map(drop)
 }
