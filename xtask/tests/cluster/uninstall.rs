@@ -39,7 +39,7 @@ fn nothing_is_left_of_it() {
         }
         // The pods are as if there had never been a mesh.
         namespace.eventually_answers("shop", "http://web/", "web to ")?;
-        let (_, routes) = namespace.run("shop", &["sh", "-c", "ip route show table local | grep 127.128"])?;
+        let (_, routes) = namespace.run("shop", &["sh", "-c", "ip route show table local | grep 127.128; true"])?;
         ensure!(routes.is_empty(), "a route is left in a pod: {routes}");
         namespace.client("late", "n1")?;
         namespace.wait_ready()?;
