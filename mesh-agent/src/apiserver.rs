@@ -9,6 +9,7 @@ use hyper_util::rt::TokioExecutor;
 use kube::Client;
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use tower::limit::RateLimitLayer;
 use tower::timeout::TimeoutLayer;
 use tower::util::MapResponseLayer;
 
@@ -27,6 +28,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TRIES: u32 = 3;
 /// How long what was sent may wait for the other end's acknowledgement.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// Requests of one watch in a [`WATCH_WINDOW`]: those of a list of 30 000 objects pass without a wait.
+const WATCH_REQUESTS: u64 = 60;
+/// See [`WATCH_REQUESTS`].
+const WATCH_WINDOW: Duration = Duration::from_secs(15);
 
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
@@ -36,6 +41,8 @@ pub fn limits() -> Vec<Limit> {
         KEEPALIVE, "milliseconds", "of silence before the kernel asks whether the API server is there";
         KEEPALIVE_INTERVAL, "milliseconds", "between two such questions";
         KEEPALIVE_TRIES, "questions", "without an answer that end a connection";
+        WATCH_REQUESTS, "requests", "of one watch within WATCH_WINDOW; a list of 30 000 objects is as many";
+        WATCH_WINDOW, "milliseconds", "see WATCH_REQUESTS";
         UNACKNOWLEDGED, "milliseconds", "that a request may wait for the other end's acknowledgement";
     ]
 }
@@ -109,16 +116,27 @@ impl ApiServer {
 
     /// A client. What it asks is asked once: whoever uses it knows better when to ask again.
     pub fn client(&self) -> Result<Client, Error> {
-        self.client_with(|_| {})
+        self.build(None, |_| {})
     }
 
-    /// A client that tells of the beginning of every answer, by its status.
-    pub fn client_with(&self, answered: impl Fn(http::StatusCode) + Clone + Send + 'static) -> Result<Client, Error> {
-        self.build(answered).map_err(|error| Error::Client { server: self.address(), reason: chain(&*error) })
+    /// A client for one watch: it tells of the beginning of every answer, by its status. A watch that is taken and closed at
+    /// once, as by a proxy with little patience, is asked for again by the library that follows it, at once; so this one
+    /// asks no more often than [`WATCH_REQUESTS`] allows.
+    pub fn watching(&self, answered: impl Fn(http::StatusCode) + Clone + Send + 'static) -> Result<Client, Error> {
+        self.build(Some(RateLimitLayer::new(WATCH_REQUESTS, WATCH_WINDOW)), answered)
     }
 
     fn build(
         &self,
+        pace: Option<RateLimitLayer>,
+        answered: impl Fn(http::StatusCode) + Clone + Send + 'static,
+    ) -> Result<Client, Error> {
+        self.layered(pace, answered).map_err(|error| Error::Client { server: self.address(), reason: chain(&*error) })
+    }
+
+    fn layered(
+        &self,
+        pace: Option<RateLimitLayer>,
         answered: impl Fn(http::StatusCode) + Clone + Send + 'static,
     ) -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
         let mut connector = HttpConnector::new();
@@ -138,6 +156,7 @@ impl ApiServer {
             .with_layer(&self.config.extra_headers_layer()?)
             .with_layer(&tower::util::option_layer(self.config.auth_layer()?))
             .with_layer(&TimeoutLayer::new(ANSWER))
+            .with_layer(&tower::util::option_layer(pace))
             .with_layer(&MapResponseLayer::new(move |response: http::Response<_>| {
                 answered(response.status());
                 response

@@ -66,6 +66,9 @@ pub struct CheckArgs {
     /// Where kubelet listens; an agent reads it from the Node object
     #[arg(long, value_name = "PORT", default_value_t = 10250)]
     pub kubelet_port: u16,
+    /// Where programs of another version would be in an agent's way [default: /sys/fs/bpf/nodemesh]
+    #[arg(long, value_name = "PATH")]
+    pub bpf_pins: Option<PathBuf>,
 }
 
 /// `mesh-agent cni`
@@ -199,14 +202,18 @@ pub enum OutputFormat {
 }
 
 const ROTATE_AFTER_HELP: &str = "\
-Agents that use the directory notice each phase within seconds; none is restarted.
+No agent is restarted. Those that use a directory notice each phase within seconds, those of a cluster when kubelet
+brings them the roots, which takes it a minute or two.
 
-  mesh-agent ca rotate --ca dir:PATH --phase prepare   a next root is made and trusted; it signs nothing yet
-  mesh-agent ca rotate --ca dir:PATH --phase switch    it signs; every certificate is renewed within seconds;
-                                                       what the earlier root signed stays trusted
-  mesh-agent ca rotate --ca dir:PATH --phase finish    the earlier root is no longer trusted; tunnels that still
-                                                       rest on it are cut (nodemesh_root_peers shows them)
-  mesh-agent ca rotate --ca dir:PATH --phase cancel    instead of switch: the prepared root is thrown away
+  mesh-agent ca rotate --ca WHERE --phase prepare   a next root is made and trusted; it signs nothing yet
+  mesh-agent ca rotate --ca WHERE --phase switch    it signs; every certificate is renewed;
+                                                    what the earlier root signed stays trusted
+  mesh-agent ca rotate --ca WHERE --phase finish    the earlier root is no longer trusted; tunnels that still
+                                                    rest on it are cut (nodemesh_root_peers shows them)
+  mesh-agent ca rotate --ca WHERE --phase cancel    instead of switch: the prepared root is thrown away
+
+WHERE is dir:PATH, or kubernetes for the cluster of your kubeconfig: it needs the right to change Secret nodemesh-ca and
+ConfigMap nodemesh-ca-roots of the mesh's namespace.
 
 A phase waits until every agent has had time to take the one before. A phase that was interrupted is run again. When the
 key is known to others, run the three one after another with --force: connections may fail for some seconds.";
@@ -221,12 +228,18 @@ pub enum CaCommand {
     Rotate(CaRotateArgs),
 }
 
-/// Which directory of a root is meant.
+/// Which root is meant.
 #[derive(Debug, Args)]
 pub struct CaArgs {
-    /// The directory of the root, as the agents have it
-    #[arg(long, value_name = "dir:PATH")]
+    /// dir: and the directory of the root, as the agents have it; or kubernetes for that of a cluster
+    #[arg(long, value_name = "dir:PATH|kubernetes")]
     pub ca: String,
+    /// How the cluster is reached [default: as kubectl does]
+    #[arg(long, value_name = "PATH")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The mesh's namespace in the cluster [default: nodemesh-system]
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
     /// The trust domain of the root [default: cluster.local]
     #[arg(long, value_name = "NAME")]
     pub trust_domain: Option<String>,
@@ -235,9 +248,9 @@ pub struct CaArgs {
 /// `mesh-agent ca rotate`
 #[derive(Debug, Args)]
 pub struct CaRotateArgs {
-    /// Which directory.
+    /// Which root.
     #[command(flatten)]
-    pub directory: CaArgs,
+    pub root: CaArgs,
     /// What to do
     #[arg(long)]
     pub phase: CaPhase,

@@ -1,14 +1,15 @@
 //! What a pod's own status says of the mesh: the condition `nodemesh.dev/Captured`, for `kubectl` and for readiness gates.
 //!
 //! Told from what capture says of its pods, to the API server, by the agent of the pod's node alone. Nothing waits for it:
-//! an API server that is away is told later.
+//! an API server that is away is told later. What an earlier agent told and no label says any more is taken back: an agent
+//! that begins to own capture reads once what the node's pods say.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -27,6 +28,8 @@ pub const CAPTURED: &str = "nodemesh.dev/Captured";
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long the API server is left alone with a pod that it refused to take.
 const PAUSE: Duration = Duration::from_secs(10);
+/// The reason of a condition that was taken back.
+const NOT_IN_MESH: &str = "NotInMesh";
 /// For one answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -65,11 +68,24 @@ pub async fn tell(
     mut shutdown: Token,
 ) {
     let (mut told, mut pauses) = (HashMap::new(), HashMap::new());
+    let mut earlier = Earlier::default();
     loop {
-        let is_owner = *standing.borrow() == Standing::Owner;
-        let subjects = if is_owner { subjects(&state.current(), &readiness, &told) } else { BTreeMap::new() };
+        let owns = || *standing.borrow() == Standing::Owner;
+        let is_owner = owns();
+        let node = state.current().node.clone();
+        tokio::select! {
+            () = shutdown.started() => return,
+            () = earlier.read(&client, &node, is_owner) => {}
+        }
+        // It takes its time, and capture may be another's since.
+        let is_owner = is_owner && owns();
+        let was_told = |uid: &Arc<str>| told.contains_key(uid) || earlier.spoken_of.contains(uid);
+        let subjects = if is_owner { subjects(&state.current(), &readiness, was_told) } else { BTreeMap::new() };
         pauses.retain(|uid, until| subjects.contains_key(uid) && *until > Instant::now());
         for (uid, subject) in &subjects {
+            if !owns() {
+                break;
+            }
             if told.get(uid) == Some(&subject.condition) || pauses.contains_key(uid) {
                 continue;
             }
@@ -95,14 +111,57 @@ pub async fn tell(
     }
 }
 
+/// What agents before this one have told.
+#[derive(Default)]
+struct Earlier {
+    /// Pods, by uid, that are said to be of the mesh, captured or not.
+    spoken_of: HashSet<Arc<str>>,
+    is_read: bool,
+    rests_until: Option<Instant>,
+}
+
+impl Earlier {
+    /// Reads it, when this agent begins to own capture: before, another one speaks.
+    async fn read(&mut self, client: &Client, node: &str, is_owner: bool) {
+        if !is_owner {
+            *self = Self::default();
+        }
+        if !is_owner || self.is_read || self.rests_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        let pods: Api<Pod> = Api::all(client.clone());
+        let parameters = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        let why = match tokio::time::timeout(ANSWER, pods.list(&parameters)).await {
+            Ok(Ok(pods)) => {
+                (self.spoken_of, self.is_read) = (spoken_of(&pods.items), true);
+                return;
+            }
+            Ok(Err(error)) => apiserver::chain(&error),
+            Err(_) => "the API server did not answer".into(),
+        };
+        tracing::debug!(why, "what the node's pods say of the mesh could not be read");
+        self.rests_until = Some(Instant::now() + PAUSE);
+    }
+}
+
+/// Pods whose status speaks of the mesh and was not taken back.
+fn spoken_of(pods: &[Pod]) -> HashSet<Arc<str>> {
+    let speaks = |pod: &&Pod| {
+        let conditions = pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
+        let mut ours = conditions.filter(|condition| condition.type_ == CAPTURED);
+        ours.any(|condition| condition.reason.as_deref() != Some(NOT_IN_MESH))
+    };
+    pods.iter().filter(speaks).filter_map(|pod| pod.metadata.uid.as_deref().map(Arc::from)).collect()
+}
+
 /// Those of the mesh, those that ask and cannot be, and those that were told to be of it and are not any more.
 fn subjects(
     state: &MeshState,
     readiness: &Readiness,
-    told: &HashMap<Arc<str>, Condition>,
+    was_told: impl Fn(&Arc<str>) -> bool,
 ) -> BTreeMap<Arc<str>, Subject> {
     let known = state.local_workloads().filter_map(|workload| {
-        let condition = condition(workload, readiness, told.contains_key(&workload.uid))?;
+        let condition = condition(workload, readiness, was_told(&workload.uid))?;
         let (namespace, name) = (workload.namespace.clone(), workload.name.clone());
         Some((workload.uid.clone(), Subject { namespace, name, condition }))
     });
@@ -115,7 +174,7 @@ fn condition(workload: &Workload, readiness: &Readiness, was_told: bool) -> Opti
         return says(false, "NotEnrollable", refusal);
     }
     if !workload.enrolled {
-        return was_told.then(|| says(false, "NotInMesh", "no label puts it into the mesh")).flatten();
+        return was_told.then(|| says(false, NOT_IN_MESH, "no label puts it into the mesh")).flatten();
     }
     match readiness.trouble(&format!("{POD_GATE}{}/{}", workload.namespace, workload.name)) {
         Some(None) => says(true, "Captured", ""),
@@ -208,6 +267,24 @@ mod tests {
                 expected.map(|(status, reason, message)| Condition { status, reason, message: message.into() });
             assert_eq!(condition(&workload, readiness, was_told), expected);
         }
+    }
+
+    #[test]
+    fn what_an_earlier_agent_told_and_did_not_take_back() {
+        let table = [
+            (json!([]), false),
+            (json!([{"type": "Ready", "status": "True", "reason": "Captured"}]), false),
+            (json!([{"type": CAPTURED, "status": "True", "reason": "Captured"}]), true),
+            (json!([{"type": CAPTURED, "status": "False", "reason": "NotCaptured"}]), true),
+            (json!([{"type": CAPTURED, "status": "False", "reason": "NotEnrollable"}]), true),
+            (json!([{"type": CAPTURED, "status": "False", "reason": "NotInMesh"}]), false),
+        ];
+        for (conditions, expected) in table {
+            let pod = json!({"metadata": {"uid": "u-1"}, "status": {"conditions": conditions}});
+            let pod: Pod = serde_json::from_value(pod).unwrap();
+            assert_eq!(spoken_of(&[pod]).contains("u-1"), expected, "{conditions}");
+        }
+        assert!(spoken_of(&[Pod::default()]).is_empty());
     }
 
     #[test]

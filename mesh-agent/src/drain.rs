@@ -43,6 +43,11 @@ impl Default for Drain {
 }
 
 impl Token {
+    /// Whether the drain has started, and was not taken back.
+    pub fn has_started(&self) -> bool {
+        *self.started.borrow()
+    }
+
     /// Returns when the drain starts.
     pub async fn started(&mut self) {
         // An error means that the Drain is gone without having started, which is an end as well.

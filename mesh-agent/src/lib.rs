@@ -38,7 +38,9 @@ pub mod cni;
 pub mod commands;
 pub mod conditions;
 pub mod config;
+pub mod departure;
 pub mod drain;
+pub mod fields;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod limit;

@@ -9,7 +9,6 @@
 //! process: the pins in the kernel go on refusing, and a new agent picks them up.
 
 mod controller;
-mod departure;
 mod descriptors;
 mod drain;
 mod show;
@@ -39,7 +38,7 @@ use crate::readiness::Readiness;
 use crate::sandboxes::Sandboxes;
 use crate::state::{StateReader, StateWriter};
 use crate::telemetry::{AccessLog, KeysFacts, Metrics, Spans, TunnelNumbers, WatchFacts, logs, spans};
-use crate::{admin, conditions, discovery, hbone, http};
+use crate::{admin, conditions, departure, discovery, hbone, http};
 
 /// Threads of the control runtime: discovery may compile a large world while the admin endpoints answer.
 const CONTROL_THREADS: usize = 2;
@@ -54,7 +53,6 @@ fn limits() -> Vec<Limit> {
         POD_EVENTS, "pods", "that wait for the proxy; then enrolment waits";
         drain::POLL, "milliseconds", "how often the drain looks whether the last connection has ended";
         drain::SYN_ACK_WINDOW, "milliseconds", "that listeners stay open behind those of a newer agent";
-        departure::PATIENCE, "milliseconds", "for the API server to say whether the mesh is uninstalled";
         drain::RELEASE, "milliseconds", "for pods to be let go before the mesh leaves a node";
         drain::FAREWELL, "milliseconds", "for resets and access log lines to leave after the drain window";
         surfaces::BIND_RETRY, "milliseconds", "between two tries of an address that the agent before this one still holds";
@@ -192,7 +190,10 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     if let Some(ended) = failed {
         return part_ended(ended);
     }
-    let leaves = departure::is_meant(&agent.config).await;
+    let leaves = match (&agent.config.discovery, &agent.config.daemonset) {
+        (config::Discovery::Kubernetes { kubeconfig }, Some(own)) => departure::is_meant(kubeconfig.clone(), own).await,
+        _ => false,
+    };
     if leaves {
         tracing::info!("the DaemonSet is gone: the mesh leaves this node");
         agent.leaving.start();
@@ -201,6 +202,9 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     if leaves {
         parts.shutdown().await;
         capture::detach_all(&agent.config.capture.bpf_pins).context("taking the mesh off this node")?;
+        if let Some(socket) = &agent.config.cni_socket {
+            Desk::remove(socket);
+        }
         tracing::info!("nothing of the mesh is left on this node");
     }
     Ok(())

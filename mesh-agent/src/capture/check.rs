@@ -7,7 +7,9 @@ use aya::programs::ProgramType;
 use aya::sys::{is_map_supported, is_program_supported};
 use aya::util::KernelVersion;
 
+use super::error::Error;
 use super::kubelet::{self, Kubelet};
+use super::loader::Pins;
 use super::{cgroups, probes};
 
 /// One feature.
@@ -55,8 +57,9 @@ pub fn exit_status(features: &[Feature]) -> u8 {
     }
 }
 
-/// Looks at this kernel, at the cgroup tree below `cgroup_root`, and for the kubelet that listens on a port.
-pub fn check(cgroup_root: &Path, kubelet_port: u16) -> Vec<Feature> {
+/// Looks at this kernel, at the cgroup tree below `cgroup_root`, for the kubelet that listens on a port, and at what is
+/// pinned below `pins`.
+pub fn check(cgroup_root: &Path, kubelet_port: u16, pins: &Path) -> Vec<Feature> {
     use Needed::{Optional, Required};
     let feature = |name, needed, state, matters| Feature { name, needed, state, matters, found: None };
     vec![
@@ -124,6 +127,12 @@ pub fn check(cgroup_root: &Path, kubelet_port: u16) -> Vec<Feature> {
             "tells kubelet from pods below its own cgroup; without it kubelet needs a cgroup without pods below",
         ),
         kubelet(cgroup_root, kubelet_port),
+        feature(
+            "no pins of another version",
+            Required,
+            own_pins_alone(pins),
+            "two sets of programs would both capture: an agent does not start beside those of another version",
+        ),
     ]
 }
 
@@ -183,6 +192,13 @@ fn kubelet(root: &Path, port: u16) -> Feature {
     Feature { name: "kubelet", needed: Needed::Optional, state, matters, found }
 }
 
+fn own_pins_alone(pins: &Path) -> State {
+    match Pins::new(pins).other_version() {
+        Some(other) => State::Missing(Error::OtherAbi(other).to_string()),
+        None => State::Offered,
+    }
+}
+
 fn program(kind: ProgramType) -> State {
     match is_program_supported(kind) {
         Ok(true) => State::Offered,
@@ -217,6 +233,19 @@ mod tests {
         // What containerd gives by default.
         let container = missing_capabilities("CapEff:\t00000000a80425fb\n");
         assert_eq!(container, ["CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN"]);
+    }
+
+    #[test]
+    fn pins_that_another_version_left_are_named() {
+        let place = tempfile::tempdir().unwrap();
+        let make = |path: &str| std::fs::create_dir_all(place.path().join(path)).unwrap();
+        assert_eq!(own_pins_alone(&place.path().join("none")), State::Offered);
+        make(&format!("{}/links", mesh_common::names::ABI_VERSION));
+        make("something-else");
+        assert_eq!(own_pins_alone(place.path()), State::Offered);
+        make("v0/links");
+        let State::Missing(reason) = own_pins_alone(place.path()) else { panic!("v0 is not seen") };
+        assert!(reason.contains(&place.path().join("v0").display().to_string()), "{reason}");
     }
 
     #[test]

@@ -162,7 +162,10 @@ impl Enroller {
         loop {
             tokio::select! {
                 () = end.started() => return,
-                () = leaving.started(), if !is_leaving => is_leaving = true,
+                () = leaving.started(), if !is_leaving => {
+                    is_leaving = true;
+                    self.ownership.leave();
+                }
                 () = closing.started(), if !is_closed => {
                     is_closed = true;
                     self.ownership.retire();

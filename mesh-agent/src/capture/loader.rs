@@ -59,12 +59,14 @@ impl Pins {
 
     /// Programs of two ABI versions would both capture: the second finds a connection that the first has led away.
     fn refuse_others(&self) -> Result<(), Error> {
+        self.other_version().map_or(Ok(()), |other| Err(Error::OtherAbi(other)))
+    }
+
+    /// The pins of an agent of another ABI version, if there are any.
+    pub fn other_version(&self) -> Option<PathBuf> {
         let versions = self.root.parent().map(fs::read_dir).into_iter().flatten().flatten().flatten();
-        let others = versions.map(|entry| entry.path()).filter(|path| *path != self.root);
-        match others.into_iter().find(|path| path.join(names::pins::LINKS).is_dir()) {
-            Some(other) => Err(Error::OtherAbi(other)),
-            None => Ok(()),
-        }
+        let mut others = versions.map(|entry| entry.path()).filter(|path| *path != self.root);
+        others.find(|path| path.join(names::pins::LINKS).is_dir())
     }
 
     fn make(&self) -> Result<(), Error> {

@@ -9,6 +9,9 @@
 //!             ▲                                 │
 //!             └──the newer agent dies───────────┘
 //! ```
+//! One that takes the mesh off the node says so in its entry, and then counts for the owner for good: an earlier one that
+//! still serves what it has must not put back what was taken off.
+//!
 //! An entry names its process by pid and start time, so the entry of one that was killed counts for nothing. The agents
 //! of a node see each other's processes: they share the node's PID namespace, as they have to for the pods'.
 //!
@@ -92,6 +95,8 @@ enum Stage {
     Starting = 0,
     Ready = 1,
     Retired = 2,
+    /// It takes the mesh off the node.
+    Leaving = 3,
 }
 
 /// A process that no other can be mistaken for.
@@ -171,6 +176,11 @@ impl Ownership {
         self.look();
     }
 
+    /// Says that this agent takes the mesh off the node: no earlier one owns capture again, whatever becomes of this one.
+    pub fn leave(&self) {
+        self.inner.mark(Stage::Leaving);
+    }
+
     /// Whether no other agent lives: records that no connection of this agent holds are nobody's then.
     pub fn is_alone(&self) -> bool {
         let known = instances_of(&self.inner.instances);
@@ -187,7 +197,7 @@ impl Ownership {
         let known = instances_of(&self.inner.instances);
         let standing = match owner(&known) {
             Some((generation, instance)) if generation > self.inner.own => {
-                Standing::Superseded { by: instance.process.pid, ready: instance.stage == Stage::Ready }
+                Standing::Superseded { by: instance.process.pid, ready: instance.stage >= Stage::Ready }
             }
             Some((generation, _)) if generation == self.inner.own => Standing::Owner,
             Some(_) => Standing::Retired,
@@ -210,8 +220,12 @@ impl Ownership {
     pub async fn watch(&self) {
         loop {
             match self.look() {
-                Standing::Superseded { by, .. } => {
-                    let _ = tokio::time::timeout(LOOK_EVERY, ended(by)).await;
+                standing @ Standing::Superseded { by, .. } => {
+                    let ended = tokio::time::timeout(LOOK_EVERY, ended(by)).await;
+                    // It may have taken the mesh along.
+                    if ended.is_ok() && self.look() == standing {
+                        tokio::time::sleep(LOOK_EVERY).await;
+                    }
                 }
                 Standing::Owner | Standing::Retired => tokio::time::sleep(LOOK_EVERY).await,
             }
@@ -250,11 +264,12 @@ fn tell(standing: Standing) {
     }
 }
 
-/// The newest agent that lives and accepts connections.
+/// The newest agent that lives and accepts connections, or that has taken the mesh off the node.
 fn owner(known: &[(u64, Instance)]) -> Option<(u64, Instance)> {
     let mut candidates: Vec<_> = known.iter().filter(|(_, instance)| instance.stage != Stage::Retired).collect();
     candidates.sort_unstable_by_key(|(generation, _)| *generation);
-    candidates.into_iter().rev().find(|(_, instance)| instance.process.is_alive()).copied()
+    let is_one = |instance: &Instance| instance.stage == Stage::Leaving || instance.process.is_alive();
+    candidates.into_iter().rev().find(|(_, instance)| is_one(instance)).copied()
 }
 
 fn instances_of(table: &Table<u64, [u64; 3]>) -> Vec<(u64, Instance)> {
@@ -269,7 +284,7 @@ impl Instance {
 
     /// None for what an agent of another version has written.
     fn from_words([pid, started, stage]: [u64; 3]) -> Option<Self> {
-        let stages = [Stage::Starting, Stage::Ready, Stage::Retired];
+        let stages = [Stage::Starting, Stage::Ready, Stage::Retired, Stage::Leaving];
         let stage = stages.into_iter().find(|known| *known as u64 == stage)?;
         Some(Self { process: Process { pid: u32::try_from(pid).ok()?, started }, stage })
     }
@@ -358,9 +373,9 @@ mod tests {
         let own = Process::own().unwrap();
         let dead = Process { started: own.started + 1, ..own };
         let at = |generation, process, stage| (generation, Instance { process, stage });
-        let (starting, ready, retired) = (Stage::Starting, Stage::Ready, Stage::Retired);
+        let (starting, ready, retired, leaving) = (Stage::Starting, Stage::Ready, Stage::Retired, Stage::Leaving);
         type Row<'a> = (&'a [(u64, Instance)], Option<u64>);
-        let table: [Row<'_>; 7] = [
+        let table: [Row<'_>; 9] = [
             (&[], None),
             (&[at(1, own, ready)], Some(1)),
             (&[at(2, own, starting), at(1, own, ready)], Some(2)),
@@ -368,6 +383,8 @@ mod tests {
             (&[at(2, own, retired), at(1, own, ready)], Some(1)),
             (&[at(1, own, retired), at(2, dead, ready)], None),
             (&[at(3, dead, ready), at(2, own, starting), at(1, own, retired)], Some(2)),
+            (&[at(2, dead, leaving), at(1, own, ready)], Some(2)),
+            (&[at(3, own, starting), at(2, dead, leaving), at(1, own, ready)], Some(3)),
         ];
         for (known, expected) in table {
             assert_eq!(owner(known).map(|(generation, _)| generation), expected, "{known:?}");
@@ -375,6 +392,6 @@ mod tests {
                 assert_eq!(Instance::from_words(instance.to_words()), Some(*instance));
             }
         }
-        assert_eq!(Instance::from_words([1, 1, 3]), None);
+        assert_eq!(Instance::from_words([1, 1, 4]), None);
     }
 }

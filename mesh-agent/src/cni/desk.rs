@@ -67,6 +67,13 @@ impl Desk {
         }
     }
 
+    /// Takes off the node what is there for answering on `socket`, where no other agent comes.
+    pub fn remove(socket: &Path) {
+        Notes::beside(socket).remove_all();
+        // It may be gone already.
+        let _ = std::fs::remove_file(socket);
+    }
+
     async fn attend(self, stream: tokio::net::UnixStream) -> io::Result<()> {
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;

@@ -9,19 +9,14 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::DaemonSet;
-use kube::Api;
 use serde_json::{Value, json};
 
 use super::TYPE;
 use super::chain::{self, Entry};
-use crate::apiserver::ApiServer;
 
 /// How often is looked whether another has rewritten the configuration. What starts meanwhile is enrolled without the
 /// plugin.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long the API server has to say whether the mesh is being uninstalled.
-pub(super) const UNINSTALL_ANSWER: Duration = Duration::from_secs(10);
 /// What the plugin asks the API server with. No runtime takes it for a configuration.
 const KUBECONFIG: &str = "nodemesh-kubeconfig";
 const AUTHORITY: &str = "nodemesh-ca.crt";
@@ -63,18 +58,6 @@ pub async fn keep(places: &Places, end: impl Future<Output = ()>) -> io::Result<
             () = &mut end => return Ok(()),
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-    }
-}
-
-/// Whether the mesh's agents were deleted: then the node is to be left clean. A restart or an upgrade has them still, and
-/// what cannot be told is none of it.
-pub async fn is_uninstalled(namespace: &str, daemon_set: &str) -> bool {
-    let Ok(client) = ApiServer::find(None).await.and_then(|server| server.client()) else { return false };
-    let daemon_sets: Api<DaemonSet> = Api::namespaced(client, namespace);
-    match tokio::time::timeout(UNINSTALL_ANSWER, daemon_sets.get_metadata_opt(daemon_set)).await {
-        Ok(Ok(None)) => true,
-        Ok(Ok(Some(found))) => found.metadata.deletion_timestamp.is_some(),
-        Ok(Err(_)) | Err(_) => false,
     }
 }
 

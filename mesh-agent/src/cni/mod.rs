@@ -8,13 +8,15 @@
 //! ```
 //!
 //! `plugin` is what the container runtime starts for each pod, with `spec` for its words; `desk` is where the agent answers
-//! it; `install` puts the plugin into the node's configuration, `chain` says what that changes. It does not enrol: it waits
+//! it; `install` puts the plugin into the node's configuration, `chain` says what that changes, `wanted` whether it
+//! is to stay there. It does not enrol: it waits
 //! for capture, which does.
 
 pub mod chain;
 pub mod desk;
 pub mod install;
 pub mod plugin;
+pub mod wanted;
 
 mod ask;
 mod notes;
@@ -39,7 +41,6 @@ pub fn limits() -> Vec<Limit> {
         plugin::API, "milliseconds", "that the plugin waits for the API server where no agent answers";
         plugin::FAREWELL, "milliseconds", "that the plugin takes to tell of a sandbox's end";
         spec::MAX_CONFIG, "bytes of a network's configuration", "some kilobytes are usual";
-        install::UNINSTALL_ANSWER, "milliseconds", "for the API server to say whether the mesh is being uninstalled";
         install::LOOK_EVERY, "milliseconds", "between two looks at whether another has rewritten the configuration";
     ]
 }

@@ -49,6 +49,12 @@ impl Notes {
         }
     }
 
+    /// Forgets all, and the directory.
+    pub fn remove_all(&self) {
+        // There may be none.
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+
     /// Hands over what earlier agents noted, as far as it is there still.
     pub fn recall(&self, sandboxes: &Sandboxes) {
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
@@ -123,5 +129,9 @@ mod tests {
         for container in ["", "../x", "a/b"] {
             assert!(notes.write(&question(container, "/x")).is_err(), "{container}");
         }
+        let socket = directory.path().join("cni.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        super::super::desk::Desk::remove(&socket);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "what is left where no other agent comes");
     }
 }

@@ -3,6 +3,7 @@
 //! What is looked at belongs to other rooms (the kernel to `capture`, YAML to `discovery`, the root to `identity`); here is
 //! only how it is told.
 
+mod ca;
 mod policy;
 
 use std::fmt::{self, Display};
@@ -16,14 +17,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::admin::{self, Address};
 use crate::capture::{self, Feature, Needed, State};
 use crate::cli::{
-    CaArgs, CaCommand, CaPhase, CaRotateArgs, CheckArgs, CniCommand, CniDirectories, CniInstallArgs, DetachArgs,
-    GetArgs, PolicyCommand, ValidateArgs,
+    CaCommand, CheckArgs, CniCommand, CniDirectories, CniInstallArgs, DetachArgs, GetArgs, PolicyCommand, ValidateArgs,
 };
 use crate::cni::install::{self, Places};
+use crate::cni::wanted;
 use crate::config::{self, Surroundings};
-use crate::identity::local_ca::Error;
-use crate::identity::{Phase, RootDirectory};
-use crate::{discovery, telemetry};
+use crate::departure::{Agents, OwnDaemonSet};
+use crate::{departure, discovery, telemetry};
 
 /// One feature of the kernel, ready to be told.
 #[derive(Clone, Debug, Serialize)]
@@ -42,9 +42,10 @@ pub struct FeatureLine {
 
 /// `mesh-agent check`
 pub fn check(args: CheckArgs, surroundings: &Surroundings<'_>) -> anyhow::Result<ExitCode> {
-    let CheckArgs { json, cgroup_root, kubelet_port } = args;
+    let CheckArgs { json, cgroup_root, kubelet_port, bpf_pins } = args;
     let cgroup_root = config::cgroup_root(cgroup_root, surroundings)?;
-    let features = capture::check(&cgroup_root, kubelet_port);
+    let bpf_pins = bpf_pins.unwrap_or_else(|| config::default::BPF_PINS.into());
+    let features = capture::check(&cgroup_root, kubelet_port, &bpf_pins);
     let status = capture::exit_status(&features);
     let features: Vec<FeatureLine> = features.into_iter().map(FeatureLine::from).collect();
     if json {
@@ -88,37 +89,8 @@ pub fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
 
 /// `mesh-agent ca`
 pub fn ca(command: CaCommand) -> anyhow::Result<ExitCode> {
-    match command {
-        CaCommand::Status(args) => print_lines(&root_directory(args)?.status()?)?,
-        CaCommand::Rotate(CaRotateArgs { directory, phase, force }) => {
-            let directory = root_directory(directory)?;
-            let phase = match phase {
-                CaPhase::Prepare => Phase::Prepare,
-                CaPhase::Switch => Phase::Switch,
-                CaPhase::Finish => Phase::Finish,
-                CaPhase::Cancel => Phase::Cancel,
-            };
-            let done = loop {
-                match directory.rotate(phase, force) {
-                    Err(Error::TooSoon(left)) => {
-                        eprintln!("waiting {} s for every agent to take the phase before", left.as_secs() + 1);
-                        std::thread::sleep(left);
-                    }
-                    done => break done?,
-                }
-            };
-            print_lines(&done)?;
-        }
-    }
+    print_lines(&ca::run(command)?)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn root_directory(args: CaArgs) -> anyhow::Result<RootDirectory> {
-    let CaArgs { ca, trust_domain } = args;
-    let path = ca.strip_prefix("dir:").filter(|path| !path.is_empty());
-    let path = path.with_context(|| format!("--ca {ca:?} is refused: expected dir: and the directory of the root"))?;
-    let trust_domain = trust_domain.as_deref().unwrap_or(config::default::TRUST_DOMAIN);
-    Ok(RootDirectory::new(path.as_ref(), trust_domain)?)
 }
 
 /// `mesh-agent policy`
@@ -146,16 +118,22 @@ pub fn cni(command: CniCommand) -> anyhow::Result<ExitCode> {
 
 async fn cni_install(args: CniInstallArgs) -> anyhow::Result<()> {
     let CniInstallArgs { directories: CniDirectories { conf_dir, bin_dir }, socket, daemonset } = args;
-    let (namespace, name) = daemonset.split_once('/').context("--daemonset: expected NAMESPACE/NAME")?;
+    let own: OwnDaemonSet =
+        daemonset.parse().map_err(|expected| anyhow::anyhow!("--daemonset {daemonset:?} is refused: {expected}"))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let places = Places { conf: conf_dir, bin: bin_dir, socket };
     let told = async {
         let _ = terminate.recv().await;
     };
     install::keep(&places, told).await.with_context(|| places.bin.display().to_string())?;
-    if install::is_uninstalled(namespace, name).await {
+    let is_over = match departure::agents(None, &own).await {
+        Agents::Gone => true,
+        Agents::There(agents) => !wanted::has_plugin(&agents),
+        Agents::Unknown => false,
+    };
+    if is_over {
         let changed = install::uninstall(&places.conf, &places.bin).map_err(anyhow::Error::msg)?;
-        tracing::info!(?changed, "the mesh was uninstalled: the plugin is off the node");
+        tracing::info!(?changed, "the mesh was uninstalled, or set up without the plugin: that is off the node");
     }
     Ok(())
 }

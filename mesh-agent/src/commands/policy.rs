@@ -181,7 +181,8 @@ fn verdict(
         Caller::Identity(id) => (Some(id.clone()), IpAddr::from([0, 0, 0, 0])),
         Caller::Outside(ip) => (None, *ip),
     };
-    let facts = Facts { source, source_ip, destination_ip, destination_port: port };
+    // On one node the kernel's word stands for a certificate, unless a certificate is asked for: then one is brought.
+    let facts = Facts { source, is_same_node: false, source_ip, destination_ip, destination_port: port };
     let admission = policy::admit(compiled, &facts);
     let requests_are_read = matches!(admission, Ok(Admission::Requests(_)));
     let mut asks = Vec::new();

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    Ca, Capture, Config, Discovery, Http, Identity, Logs, OwnDaemonSet, PodBudget, Proxy, Refusal, Refusals,
-    Surroundings, Tc, Traces, default,
+    Ca, Capture, Config, Discovery, Http, Identity, Logs, PodBudget, Proxy, Refusal, Refusals, Surroundings, Tc,
+    Traces, default,
 };
 use crate::admin::Address;
 use crate::cli::{Origin, RunArgs, Setting};
+use crate::departure::OwnDaemonSet;
 use crate::identity::{Remote, RemoteAddress};
 use crate::issuers;
 use crate::routing::OutboundMode;
@@ -300,12 +301,7 @@ const DAEMONSET: Row<OwnDaemonSet> = Row {
     default: None,
     expected: "a namespace, a slash and a name",
     example: "nodemesh-system/nodemesh-agent",
-    parse: |text| {
-        let (namespace, name) = text.to_str()?.split_once('/')?;
-        let is_name = |name: &str| !name.is_empty() && !name.contains('/');
-        let own = OwnDaemonSet { namespace: namespace.to_string(), name: name.to_string() };
-        (is_name(namespace) && is_name(name)).then_some(own)
-    },
+    parse: |text| text.to_str()?.parse().ok(),
 };
 
 const KUBECONFIG: Row<PathBuf> = Row {

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::admin::Address;
+use crate::departure::OwnDaemonSet;
 use crate::identity::Remote;
 use crate::issuers;
 use crate::routing::OutboundMode;
@@ -119,15 +120,6 @@ pub enum Discovery {
         /// By this kubeconfig; None: by the pod's service account, else as kubectl finds it.
         kubeconfig: Option<PathBuf>,
     },
-}
-
-/// The DaemonSet that this agent is of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnDaemonSet {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
 }
 
 /// The kernel side.

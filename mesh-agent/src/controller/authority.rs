@@ -149,7 +149,7 @@ fn is_fresh(serving: &Serving, signing: &Signing, now: SystemTime) -> bool {
 }
 
 /// The roots of the Secret, that which signs first.
-fn wanted(material: &Material, signer: RootId) -> Result<Vec<Root>, String> {
+pub(super) fn wanted(material: &Material, signer: RootId) -> Result<Vec<Root>, String> {
     let mut wanted = roots("ca.crt", &material.ca_crt).map_err(|error| error.to_string())?;
     if let Some(next) = &material.next {
         wanted.extend(roots("next.crt", &next.crt).map_err(|error| error.to_string())?);

@@ -20,6 +20,7 @@ pub mod lease;
 mod pods;
 mod review;
 mod roots;
+mod rotation;
 mod server;
 mod service;
 mod status;
@@ -43,6 +44,7 @@ pub use audit::Tally;
 pub use authorize::ServiceAccount;
 pub use review::AUDIENCE;
 pub use roots::{CONFIG_MAP, ROOTS_KEY, SECRET, SETTLE};
+pub use rotation::{Rotation, RotationError};
 
 use authority::Authority;
 use keeper::Keeper;
@@ -107,6 +109,7 @@ pub fn limits() -> Vec<Limit> {
         roots::SETTLE, "milliseconds", "until every agent has a root that was published";
         roots::MAX_PEM_BYTES, "bytes", "of one value of the Secret";
         authority::SERVING_LIFETIME, "milliseconds", "of the certificate of the port; made anew at two thirds";
+        rotation::TRIES, "tries", "of a write by hand that another was faster than";
         keeper::TICK, "milliseconds", "between two looks at what time alone changes";
         status_writer::LOOK, "milliseconds", "between two looks at what status is to say";
         status_writer::LOOK_AGAIN, "milliseconds", "until a kind is looked for again that the API server does not serve";

@@ -4,7 +4,7 @@
 //! Secret nodemesh-ca                              ConfigMap nodemesh-ca-roots
 //! tls.crt tls.key ca.crt   what signs             roots.pem                  whom every agent trusts
 //! next.crt next.key        what will, while a     nodemesh.dev/roots-since   since when each root is in there
-//!                          rotation is prepared
+//!                          rotation is prepared   nodemesh.dev/signs-since   since when it signs that signs
 //! ```
 //! A root is added as soon as the Secret has it, and signs only when it has been published for long enough that every
 //! agent has it. It leaves when somebody says so (`ca rotate --phase finish`) or when it has ended; never because the
@@ -27,6 +27,8 @@ pub const CONFIG_MAP: &str = "nodemesh-ca-roots";
 pub const ROOTS_KEY: &str = "roots.pem";
 /// Its annotation: JSON, seconds of Unix time by root; 0 is from the beginning.
 pub const SINCE: &str = "nodemesh.dev/roots-since";
+/// Its annotation: seconds of Unix time.
+pub const SIGNS_SINCE: &str = "nodemesh.dev/signs-since";
 
 /// Until every agent has a root that was published: kubelet brings a changed ConfigMap to its pods within its sync period
 /// (a minute) and the age of its cache; twice that.
@@ -65,6 +67,8 @@ pub struct Published {
     pub since: BTreeMap<String, u64>,
     /// At which root certificates end.
     pub signs: Option<RootId>,
+    /// Seconds of Unix time since when they do; None is from the beginning.
+    pub signs_since: Option<u64>,
 }
 
 impl Material {
@@ -105,6 +109,11 @@ impl Material {
     }
 }
 
+impl Material {
+    /// All keys of a Secret that are read here.
+    pub const KEYS: [&str; 5] = [TLS_CRT, TLS_KEY, CA_CRT, NEXT_CRT, NEXT_KEY];
+}
+
 const TLS_CRT: &str = "tls.crt";
 const TLS_KEY: &str = "tls.key";
 const CA_CRT: &str = "ca.crt";
@@ -119,9 +128,10 @@ impl Published {
         let roots = identity::roots(ROOTS_KEY, text).unwrap_or_default();
         let signs = text.lines().find_map(|line| line.strip_prefix(SIGNS)).map(str::trim);
         let signs = signs.and_then(|signs| roots.iter().map(|root| root.id).find(|id| id.to_string() == signs));
-        let since = config_map.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SINCE));
-        let since = since.and_then(|since| serde_json::from_str(since).ok()).unwrap_or_default();
-        Self { roots, since, signs }
+        let annotation = |name: &str| config_map.metadata.annotations.as_ref()?.get(name);
+        let since = annotation(SINCE).and_then(|since| serde_json::from_str(since).ok()).unwrap_or_default();
+        let signs_since = annotation(SIGNS_SINCE).and_then(|since| since.parse().ok());
+        Self { roots, since, signs, signs_since }
     }
 
     /// The text for agents.
@@ -135,7 +145,12 @@ impl Published {
         let since = serde_json::to_string(&self.since).unwrap_or_default();
         metadata.name = Some(CONFIG_MAP.to_string());
         metadata.managed_fields = None;
-        metadata.annotations.get_or_insert_default().insert(SINCE.to_string(), since);
+        let annotations = metadata.annotations.get_or_insert_default();
+        annotations.insert(SINCE.to_string(), since);
+        match self.signs_since {
+            Some(since) => annotations.insert(SIGNS_SINCE.to_string(), since.to_string()),
+            None => annotations.remove(SIGNS_SINCE),
+        };
         let data = BTreeMap::from([(ROOTS_KEY.to_string(), self.text())]);
         ConfigMap { metadata, data: Some(data), ..ConfigMap::default() }
     }
@@ -145,12 +160,20 @@ impl Published {
         if self.roots.iter().all(|published| published.id != root) {
             return Some(settle);
         }
-        let since = *self.since.get(&root.to_string())?;
-        let since = UNIX_EPOCH.checked_add(Duration::from_secs(since))?;
-        // A time in the future is one before a clock was put back.
-        let age = now.duration_since(since).unwrap_or_default();
-        settle.checked_sub(age).filter(|left| !left.is_zero())
+        left(*self.since.get(&root.to_string())?, settle, now)
     }
+
+    /// How long it is until no agent has a certificate of an earlier root, which takes `settle` from the change on.
+    pub fn rests(&self, settle: Duration, now: SystemTime) -> Option<Duration> {
+        left(self.signs_since?, settle, now)
+    }
+}
+
+fn left(since: u64, settle: Duration, now: SystemTime) -> Option<Duration> {
+    let since = UNIX_EPOCH.checked_add(Duration::from_secs(since))?;
+    // A time in the future is one before a clock was put back.
+    let age = now.duration_since(since).unwrap_or_default();
+    settle.checked_sub(age).filter(|left| !left.is_zero())
 }
 
 /// What is to be published, given what is. `wanted` are the roots of the Secret, that which signs first.
@@ -159,11 +182,12 @@ pub fn publish(wanted: &[Root], published: &Published, settle: Duration, now: Sy
     next.roots.retain(|root| root.not_after > now);
     // The first roots of a mesh: nobody trusts anything else, and nobody can be left behind.
     let is_first = published.roots.is_empty();
+    let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     for root in wanted.iter().filter(|root| root.not_after > now) {
         // Agents refuse a bundle with more.
         let has_room = next.roots.len() < identity::MAX_ROOTS;
         if has_room && next.roots.iter().all(|known| known.id != root.id) {
-            let since = if is_first { 0 } else { now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() };
+            let since = if is_first { 0 } else { seconds };
             next.since.insert(root.id.to_string(), since);
             next.roots.push(root.clone());
         }
@@ -171,8 +195,10 @@ pub fn publish(wanted: &[Root], published: &Published, settle: Duration, now: Sy
     next.since.retain(|id, _| next.roots.iter().any(|root| root.id.to_string() == *id));
     if let Some(signer) = wanted.first()
         && next.wait(signer.id, settle, now).is_none()
+        && next.signs != Some(signer.id)
     {
         next.signs = Some(signer.id);
+        next.signs_since = (!is_first).then_some(seconds);
     }
     next.signs = next.signs.filter(|signs| next.roots.iter().any(|root| root.id == *signs));
     next

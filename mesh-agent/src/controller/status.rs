@@ -1,10 +1,12 @@
 //! What is said of a route or a policy in its status. Pure: objects come as JSON, conditions from the state, and the time
 //! is handed in.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use crate::discovery::{Effect, Judgement};
-use crate::state::{ConditionType, ParentStatus, RouteStatus};
+use crate::state::{ConditionType, Kind, MeshState, ParentStatus, RouteStatus};
 
 /// Whose word it is.
 pub const CONTROLLER: &str = "nodemesh.dev/controller";
@@ -55,24 +57,58 @@ pub fn route(object: Object<'_>, judged: &Judgement, known: Option<&RouteStatus>
     replaced(object, "parents", "parentRef", entries.collect(), now)
 }
 
-/// A policy's `status.ancestors` as it should be; None where it is so already. `unanswered` is what its provider lacks.
-pub fn policy(object: Object<'_>, judged: &Judgement, unanswered: Option<&str>, now: &str) -> Option<Value> {
-    let said = of_policy(judged, unanswered);
-    let mut references: Vec<Value> = Vec::new();
-    for target in list(object.spec, "targetRefs") {
+/// What a policy that can be read lacks to be in force.
+#[derive(Debug, Default)]
+pub struct Lacks {
+    /// Who should be asked and is not there.
+    pub provider: Option<String>,
+    /// Why it is not in force at a target, by the target's place in `targetRefs`.
+    pub targets: BTreeMap<usize, Lost>,
+}
+
+/// Why a policy is not in force at a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The target is not there.
+    NotFound(String),
+    /// Another policy counts there.
+    Conflicted(String),
+}
+
+/// The targets of a policy that are not there, by their places. Those that select are never missing: what they select may
+/// come at any time.
+pub fn missing(namespace: &str, spec: &Value, state: &MeshState) -> BTreeMap<usize, Lost> {
+    let targets = list(spec, "targetRefs").iter().enumerate();
+    let missing = targets.filter_map(|(place, target)| {
+        let (kind, name) = (target["kind"].as_str()?, target["name"].as_str()?);
+        let (namespace, known) = (namespace.into(), name.into());
+        let is_there = match kind {
+            "Service" => state.service(&namespace, &known).is_some(),
+            "HTTPRoute" => state.has_route(Kind::HttpRoute, &namespace, &known),
+            "GRPCRoute" => state.has_route(Kind::GrpcRoute, &namespace, &known),
+            _ => true,
+        };
+        (!is_there).then(|| (place, Lost::NotFound(format!("there is no {kind} {namespace}/{name}"))))
+    });
+    missing.collect()
+}
+
+/// A policy's `status.ancestors` as it should be; None where it is so already.
+pub fn policy(object: Object<'_>, judged: &Judgement, lacks: &Lacks, now: &str) -> Option<Value> {
+    let mut entries: Vec<(Value, Vec<Said>)> = Vec::new();
+    for (place, target) in list(object.spec, "targetRefs").iter().enumerate() {
         let reference = ancestor(object.namespace, target);
-        if !references.contains(&reference) && references.len() < MOST_ANCESTORS {
-            references.push(reference);
+        if entries.iter().all(|(known, _)| *known != reference) && entries.len() < MOST_ANCESTORS {
+            entries.push((reference, of_policy(judged, lacks.provider.as_deref(), lacks.targets.get(&place))));
         }
     }
-    let entries = references.into_iter().map(|reference| (reference, said.clone())).collect();
     replaced(object, "ancestors", "ancestorRef", entries, now)
 }
 
 /// The `status.conditions` of an object that has no targets; None where it is so already.
 pub fn plain(object: Object<'_>, judged: &Judgement, now: &str) -> Option<Value> {
     let before = list(object.status, "conditions");
-    let conditions = written(&of_policy(judged, None), before, object.generation, now);
+    let conditions = written(&of_policy(judged, None, None), before, object.generation, now);
     (conditions != before).then(|| json!({ "conditions": conditions }))
 }
 
@@ -94,7 +130,7 @@ fn of_parent(parent: &ParentStatus) -> Vec<Said> {
     parent.conditions.iter().map(one).collect()
 }
 
-fn of_policy(judged: &Judgement, unanswered: Option<&str>) -> Vec<Said> {
+fn of_policy(judged: &Judgement, unanswered: Option<&str>, lost: Option<&Lost>) -> Vec<Said> {
     if let Some((field, reason)) = &judged.refused {
         let message = format!("{field}: {reason}");
         let follows = "the version before it stays in force; without one its targets refuse";
@@ -112,12 +148,24 @@ fn of_policy(judged: &Judgement, unanswered: Option<&str>) -> Vec<Said> {
         None => said("ResolvedRefs", true, "ResolvedRefs", String::new()),
         Some(why) => said("ResolvedRefs", false, "RefNotFound", why.to_string()),
     };
-    let programmed = "every agent makes it of the same object".to_string();
-    vec![
-        said("Accepted", true, "Accepted", notes.join("; ")),
-        resolved,
-        said("Programmed", true, "Programmed", programmed),
-    ]
+    let (accepted, programmed) = match lost {
+        None => {
+            let programmed = "every agent makes it of the same object".to_string();
+            let programmed = said("Programmed", true, "Programmed", programmed);
+            (said("Accepted", true, "Accepted", notes.join("; ")), programmed)
+        }
+        Some(Lost::NotFound(why)) => {
+            let follows = "it is in force once its target is there".to_string();
+            let programmed = said("Programmed", false, "TargetNotFound", follows);
+            (said("Accepted", false, "TargetNotFound", why.clone()), programmed)
+        }
+        Some(Lost::Conflicted(why)) => {
+            let follows = "of two policies on one target the older counts there".to_string();
+            let programmed = said("Programmed", false, "Conflicted", follows);
+            (said("Accepted", false, "Conflicted", why.clone()), programmed)
+        }
+    };
+    vec![accepted, resolved, programmed]
 }
 
 fn said(condition: &'static str, status: bool, reason: &'static str, message: String) -> Said {
@@ -189,7 +237,8 @@ fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{Condition, Kind};
+    use crate::discovery;
+    use crate::state::Condition;
 
     fn route_spec() -> Value {
         json!({ "parentRefs": [
@@ -273,7 +322,7 @@ mod tests {
             { "kind": "Service", "name": "web" },
         ] });
         let object = Object { namespace: "shop", generation: 1, spec: &spec, status: &Value::Null };
-        let status = policy(object, &Judgement::default(), None, "now").unwrap();
+        let status = policy(object, &Judgement::default(), &Lacks::default(), "now").unwrap();
         let names = |status: &Value| -> Vec<(String, String)> {
             let text = |value: &Value| value.as_str().unwrap().to_string();
             let one = |entry: &Value| (text(&entry["ancestorRef"]["kind"]), text(&entry["ancestorRef"]["name"]));
@@ -282,13 +331,69 @@ mod tests {
         let expected = [("Service", "web"), ("Namespace", "shop"), ("Pod", "")];
         assert_eq!(names(&status), expected.map(|(kind, name)| (kind.to_string(), name.to_string())));
         let object = Object { status: &status, ..object };
-        assert_eq!(policy(object, &Judgement::default(), None, "later"), None);
+        assert_eq!(policy(object, &Judgement::default(), &Lacks::default(), "later"), None);
         let refused = Judgement { refused: Some(("spec.action".into(), "no such".into())), problems: Vec::new() };
-        let status = policy(object, &refused, None, "later").unwrap();
+        let status = policy(object, &refused, &Lacks::default(), "later").unwrap();
         let conditions = status["ancestors"][0]["conditions"].as_array().unwrap();
         let words: Vec<_> = conditions.iter().map(|one| (one["type"].as_str(), one["status"].as_str())).collect();
         assert_eq!(words, [(Some("Accepted"), Some("False")), (Some("Programmed"), Some("False"))]);
-        let status = policy(object, &Judgement::default(), Some("there is no ExternalAuthorizer x"), "later").unwrap();
+        let unanswered = Lacks { provider: Some("there is no ExternalAuthorizer x".into()), targets: BTreeMap::new() };
+        let status = policy(object, &Judgement::default(), &unanswered, "later").unwrap();
         assert_eq!(status["ancestors"][0]["conditions"][1]["reason"], "RefNotFound");
+    }
+
+    /// By the reasons of Gateway API for policies (GEP-713): a target that is not there, one where another policy counts.
+    #[test]
+    fn a_policy_says_at_which_targets_it_is_not_in_force() {
+        let world = tempfile::tempdir().unwrap();
+        let objects = "
+{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: web},
+ spec: {clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7], ports: [{port: 80}]}}
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {namespace: shop, name: r},
+ spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{}]}}
+";
+        std::fs::write(world.path().join("world.yaml"), objects).unwrap();
+        let config = discovery::Config { node: "node".into(), trust_domain: "cluster.local".into() };
+        let (state, findings) = discovery::load(world.path(), &config).unwrap();
+        assert!(findings.is_empty(), "{findings:?}");
+        let named = |kind: &str, name: &str| json!({ "kind": kind, "name": name });
+        let conflict = Lost::Conflicted("is a target of shop/first too".into());
+        // (the target, in which namespace, what else is known of it, the reason, the beginning of the message)
+        let table = [
+            (named("Service", "web"), "shop", None, "Accepted", ""),
+            (named("Service", "none"), "shop", None, "TargetNotFound", "there is no Service shop/none"),
+            (named("Service", "web"), "bank", None, "TargetNotFound", "there is no Service bank/web"),
+            (named("HTTPRoute", "r"), "shop", None, "Accepted", ""),
+            (named("HTTPRoute", "q"), "shop", None, "TargetNotFound", "there is no HTTPRoute shop/q"),
+            (named("GRPCRoute", "r"), "shop", None, "TargetNotFound", "there is no GRPCRoute shop/r"),
+            (json!({ "kind": "Namespace" }), "bank", None, "Accepted", ""),
+            (json!({ "kind": "Pod", "selector": { "matchLabels": { "app": "none" } } }), "shop", None, "Accepted", ""),
+            (named("Service", "web"), "shop", Some(conflict), "Conflicted", "is a target of shop/first too"),
+        ];
+        for (target, namespace, known, reason, message) in table {
+            // Each target for itself.
+            let spec = json!({ "targetRefs": [{ "kind": "Namespace" }, target] });
+            let mut targets = missing(namespace, &spec, &state);
+            targets.extend(known.map(|lost| (1, lost)));
+            let object = Object { namespace, generation: 1, spec: &spec, status: &Value::Null };
+            let lacks = Lacks { provider: None, targets };
+            let status = policy(object, &Judgement::default(), &lacks, "now").unwrap();
+            let said = |place: usize, condition: usize| {
+                let said = &status["ancestors"][place]["conditions"][condition];
+                [&said["type"], &said["status"], &said["reason"]].map(|word| word.as_str().unwrap().to_string())
+            };
+            let is_good = reason == "Accepted";
+            let word = if is_good { "True" } else { "False" };
+            let programmed = if is_good { "Programmed" } else { reason };
+            if status["ancestors"].as_array().unwrap().len() == 2 {
+                assert_eq!(said(0, 0), ["Accepted", "True", "Accepted"], "{spec}");
+                assert_eq!(said(1, 0), ["Accepted", word, reason], "{spec}");
+                assert_eq!(said(1, 2), ["Programmed", word, programmed], "{spec}");
+                assert_eq!(status["ancestors"][1]["conditions"][0]["message"], message, "{spec}");
+            } else {
+                assert_eq!((said(0, 0), is_good), (["Accepted", "True", "Accepted"].map(String::from), true), "{spec}");
+            }
+        }
     }
 }

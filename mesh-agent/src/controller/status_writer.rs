@@ -20,9 +20,9 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::lease::{Leadership, WRITE_TIMEOUT};
-use super::status::{self, CONTROLLER, Object};
-use crate::discovery::{self, Effect, Health};
-use crate::state::{Kind, StateReader};
+use super::status::{self, CONTROLLER, Lacks, Lost, Object};
+use crate::discovery::{self, Effect, Health, Report};
+use crate::state::{Kind, MeshState, StateReader};
 
 /// Between two looks at what is to be said: several changes come in one.
 pub(super) const LOOK: Duration = Duration::from_millis(500);
@@ -138,6 +138,7 @@ impl StatusWriter {
             .map(|route| ((route.kind, route.namespace.to_string(), route.name.to_string()), route))
             .collect();
         let report = self.health.report();
+        let is_known = state.version > 0;
         for (key, followed) in objects {
             if followed.rests_until.is_some_and(|until| tokio::time::Instant::now() < until) {
                 continue;
@@ -146,7 +147,7 @@ impl StatusWriter {
             if !self.leadership.is_held() {
                 return;
             }
-            let (kind, namespace, name) = key;
+            let (kind, namespace, _) = key;
             let Some(judged) = self.judged(&followed.object, *kind) else { continue };
             let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%SZ");
             let (spec, status) = (&followed.object.data["spec"], &followed.object.data["status"]);
@@ -158,15 +159,9 @@ impl StatusWriter {
                     status::route(object, &judged, routes.get(key), &now)
                 }
                 Kind::ExternalAuthorizer => status::plain(object, &judged, &now),
-                _ => {
-                    let shown = format!("{namespace}/{name}");
-                    let lacks = report.findings.iter().find(|finding| {
-                        finding.effect == Effect::RefusesUnasked
-                            && finding.object == shown
-                            && finding.kind == kind.to_string()
-                    });
-                    status::policy(object, &judged, lacks.map(|finding| finding.reason.as_str()), &now)
-                }
+                // The world is on its way: what is not in it may be there.
+                _ if !is_known => None,
+                _ => status::policy(object, &judged, &lacks(&report, key, spec, &state), &now),
             };
             if let Some(wanted) = wanted {
                 self.write(key, followed, wanted).await;
@@ -240,6 +235,24 @@ impl StatusWriter {
             Err(_) => warn!("an event cannot be written: the API server does not answer"),
         }
     }
+}
+
+/// What a policy lacks, as the whole of the cluster has it.
+fn lacks(report: &Report, (kind, namespace, name): &Key, spec: &Value, state: &MeshState) -> Lacks {
+    let (kind, shown) = (kind.to_string(), format!("{namespace}/{name}"));
+    let about = report.findings.iter().filter(|finding| finding.object == shown && finding.kind == kind);
+    let mut lacks = Lacks { provider: None, targets: status::missing(namespace, spec, state) };
+    for finding in about {
+        let place = || finding.field.strip_prefix("spec.targetRefs[")?.strip_suffix(']')?.parse::<usize>().ok();
+        match (finding.effect, place()) {
+            (Effect::RefusesUnasked, _) => lacks.provider = Some(finding.reason.clone()),
+            (Effect::OlderCounts, Some(place)) => {
+                lacks.targets.entry(place).or_insert_with(|| Lost::Conflicted(finding.reason.clone()));
+            }
+            _ => {}
+        }
+    }
+    lacks
 }
 
 /// Longest note of an event, in characters: the API's own bound is 1024 bytes.

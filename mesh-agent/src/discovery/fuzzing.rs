@@ -233,6 +233,7 @@ fn callers() -> Vec<Facts> {
 fn caller(ip: u8) -> Facts {
     Facts {
         source: None,
+        is_same_node: false,
         source_ip: IpAddr::V4(Ipv4Addr::new(10, 244, 1, ip)),
         destination_ip: IpAddr::V4(Ipv4Addr::new(10, 244, 1, 5)),
         destination_port: 8080,

@@ -9,6 +9,7 @@ pub mod health;
 
 mod directory;
 mod document;
+mod few;
 mod file;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;

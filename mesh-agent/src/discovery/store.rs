@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::crd::GROUP;
 use super::document::{self, Document, SyntaxError};
+use super::few::Few;
 use super::file::SourceFile;
 use super::finding::{Effect, FieldPath, Finding, Origin, Problem};
 use super::object::{self, Key, Kind, Meaning};
@@ -30,8 +31,8 @@ pub struct Store {
     trust_domain: String,
     /// What each speaker says.
     said: BTreeMap<Speaker, Said>,
-    /// Who speaks of an object.
-    speakers: HashMap<Key, BTreeSet<Speaker>>,
+    /// Who speaks of an object, in their order: one, but for mistakes.
+    speakers: HashMap<Key, Vec<Speaker>>,
     /// None for objects that say nothing now, such as pods that ended.
     in_force: HashMap<Key, Option<Item>>,
     /// Routes of which nothing is in force, because they cannot be read: what stands for them until they can.
@@ -91,10 +92,10 @@ pub struct Delta {
 /// What a speaker says.
 #[derive(Clone, Debug, Default)]
 struct Said {
-    claims: HashMap<Key, Claim>,
+    claims: Few<Key, Claim>,
     notes: Vec<Note>,
     /// Documents in which nothing is wrong, by the hash of their text, with the objects in them and their hashes.
-    sound: HashMap<u64, Vec<(Key, u64)>>,
+    sound: Few<u64, Vec<(Key, u64)>>,
     /// Whether it could be opened at least once.
     opened: bool,
     /// metadata.uid of a watched object: another under the same name is not its next version.
@@ -149,7 +150,7 @@ impl Store {
         let mut touched = BTreeSet::new();
         for path in gone {
             let before = self.withdraw(&Speaker::File(path.as_path().into()));
-            touched.extend(before.claims.into_keys());
+            touched.extend(before.claims.keys().cloned());
         }
         let mut readings: Vec<Reading<'_>> = Vec::new();
         for file in changed {
@@ -304,7 +305,14 @@ impl Store {
 
     fn speak(&mut self, reading: &Reading<'_>) {
         for key in reading.said.claims.keys() {
-            self.speakers.entry(key.clone()).or_default().insert(reading.speaker.clone());
+            match self.speakers.get_mut(key) {
+                Some(speakers) => {
+                    if let Err(place) = speakers.binary_search(&reading.speaker) {
+                        speakers.insert(place, reading.speaker.clone());
+                    }
+                }
+                None => drop(self.speakers.insert(key.clone(), vec![reading.speaker.clone()])),
+            }
         }
     }
 
@@ -321,7 +329,7 @@ impl Store {
         self.noted.remove(speaker);
         for key in said.claims.keys() {
             let Some(speakers) = self.speakers.get_mut(key) else { continue };
-            speakers.remove(speaker);
+            speakers.retain(|one| one != speaker);
             if speakers.is_empty() {
                 self.speakers.remove(key);
             }
@@ -544,7 +552,7 @@ impl<'a> Reading<'a> {
                 let stand_in = translate::stand_in(&key, value, &problem);
                 let effect = if stand_in.is_some() { Effect::RouteFails } else { Effect::Skipped };
                 self.note(line, &key.kind.to_string(), &key.object(), problem, effect);
-                self.said.claims.entry(key.clone()).or_insert(Claim::Unread { stand_in });
+                self.said.claims.or_insert(key.clone(), Claim::Unread { stand_in });
                 self.keep(Some(key), unreadable);
             }
         }
@@ -660,7 +668,7 @@ impl<'a> Reading<'a> {
     /// What the last note is about: its last version stays, or, for a policy without one, its target refuses.
     fn keep(&mut self, key: Option<Key>, unreadable: Option<Unreadable>) {
         if let Some(key) = &key {
-            self.said.claims.entry(key.clone()).or_insert(Claim::Unread { stand_in: None });
+            self.said.claims.or_insert(key.clone(), Claim::Unread { stand_in: None });
         }
         if let Some(note) = self.said.notes.last_mut() {
             (note.key, note.unreadable) = (key, unreadable);

@@ -48,8 +48,13 @@ fn the_samples_are_sound_and_mean_what_they_say() {
     let judged = |workload: &Workload, source: Option<&str>, ip: &str, port| {
         let policy = state.inbound_policy(&workload.uid).unwrap();
         let source = source.map(|id| SpiffeId::parse(id).unwrap());
-        let facts =
-            Facts { source, source_ip: ip.parse().unwrap(), destination_ip: workload.ips[0], destination_port: port };
+        let facts = Facts {
+            source,
+            is_same_node: false,
+            source_ip: ip.parse().unwrap(),
+            destination_ip: workload.ips[0],
+            destination_port: port,
+        };
         authorize(policy, &facts).map(|permit| permit.rule().map(ToString::to_string)).map_err(|denial| denial.reason)
     };
     let id = |name: &str| format!("spiffe://cluster.local/{name}");
@@ -678,6 +683,14 @@ spec:
     assert_eq!(upstreams(&state, &web, "10.0.0.2:80"), [("10.0.0.2:80".into(), true)]);
     let unknown = resolve(&state, &web, dialled("192.0.2.1:80"), OutboundMode::RegistryOnly, 1);
     assert_eq!(unknown, Route::Refused(Refusal::NotInRegistry));
+    // TLS on one node too, by an object that says nothing else.
+    assert!(!state.is_encrypted_on_its_node(&api));
+    let encrypt = disable.replace("portOverrides: [{port: 9090, mode: DISABLE}]", "sameNode: Encrypt");
+    std::fs::write(directory.path().join("p.yaml"), encrypt).unwrap();
+    let (state, findings) = load(directory.path(), &config("node-9")).unwrap();
+    assert_eq!(findings, []);
+    assert!(state.is_encrypted_on_its_node(&api) && !state.is_encrypted_on_its_node(&web));
+    assert_eq!(state.peer_mode(&api, 80), Mode::Permissive);
 }
 
 // — helpers —
@@ -750,6 +763,7 @@ pub(super) fn denies_web(state: &MeshState) -> bool {
 fn facts(account: Option<&str>) -> Facts {
     Facts {
         source: account.map(|name| SpiffeId::new("cluster.local", "shop", name).unwrap()),
+        is_same_node: false,
         source_ip: "10.0.0.1".parse().unwrap(),
         destination_ip: "10.0.0.2".parse().unwrap(),
         destination_port: 80,
@@ -809,7 +823,7 @@ fn upstreams(state: &MeshState, source: &Workload, address: &str) -> Vec<(String
         },
         other => panic!("{other:?}"),
     };
-    let tunnel = |transport: &Transport| matches!(transport, Transport::Tunnel(_));
+    let tunnel = |transport: &Transport| matches!(transport, Transport::Tunnel(_) | Transport::SameNode(_));
     upstreams.iter().map(|upstream| (upstream.address.to_string(), tunnel(&upstream.transport))).collect()
 }
 

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, request};
 
+use crate::fields;
 use crate::routes::filters::is_changeable;
 use crate::spiffe::SpiffeId;
 
@@ -149,8 +150,15 @@ impl Change {
         HeaderName::try_from(name).ok().filter(|name| is_changeable(name) && name != EXPECT)
     }
 
-    /// Makes the change.
+    /// Makes the change. What the authorizer says of a field holds for all of its spellings: the caller's own do not stay
+    /// beside it.
     pub fn apply(&self, headers: &mut HeaderMap) {
+        let (Change::Set(name, _)
+        | Change::Append(name, _)
+        | Change::SetIfAbsent(name, _)
+        | Change::SetIfPresent(name, _)
+        | Change::Remove(name)) = self;
+        fields::remove_other_spellings(headers, name);
         match self {
             Change::Set(name, value) => drop(headers.insert(name.clone(), value.clone())),
             Change::Append(name, value) => drop(headers.append(name.clone(), value.clone())),

@@ -6,17 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::Reason;
 use h2::client::{Builder, Connection, SendRequest};
+use h2::{PingPong, Reason};
 use http::StatusCode;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::gather::Gather;
 use super::limits::{self, Limits};
 use super::liveness;
 use super::pool::Occupied;
+use super::socket::Socket;
 use super::stream::Stream;
 use super::words::{self, ConnectRequest};
 use crate::identity::{Peer, Svid};
@@ -135,7 +138,32 @@ impl OpenError {
 }
 
 /// The HTTP/2 connection, which its owner must drive.
-pub(super) type Driver = Connection<TlsStream<TcpStream>, Bytes>;
+pub(super) struct Driver<T = TlsStream<Socket>> {
+    connection: Connection<Gather<T>, Bytes>,
+    wire: Gather<T>,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
+    /// Sends pings; once.
+    pub(super) fn ping_pong(&mut self) -> Option<PingPong> {
+        self.connection.ping_pong()
+    }
+
+    /// Drives it to its end.
+    pub(super) async fn run(self) -> Result<(), h2::Error> {
+        self.wire.drive(self.connection).await
+    }
+}
+
+/// HTTP/2 with a peer who has proved who it is.
+pub(super) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
+    io: T,
+    limits: &Limits,
+) -> Result<(SendRequest<Bytes>, Driver<T>), h2::Error> {
+    let wire = Gather::new(io);
+    let (send, connection) = wire.drive(builder(limits).handshake(wire.clone())).await?;
+    Ok((send, Driver { connection, wire }))
+}
 
 /// Makes a tunnel on a connected socket; returns only if the peer is `expected`.
 pub(super) async fn establish(
@@ -145,12 +173,12 @@ pub(super) async fn establish(
     expected: &SpiffeId,
     limits: &Limits,
 ) -> Result<(SendRequest<Bytes>, Driver, Peer), OpenError> {
-    let handshake = async {
+    let established = async {
         let _ = tcp.set_nodelay(true);
         liveness::watch(&tcp, limits);
         let connector = TlsConnector::from(svid.client.clone());
         // The name is neither sent nor checked: the identity is.
-        let tls = connector.connect(ServerName::IpAddress(address.into()), tcp).await;
+        let tls = connector.connect(ServerName::IpAddress(address.into()), Socket::new(tcp)).await;
         let tls = tls.map_err(|error| OpenError::Tls(error.to_string()))?;
         let (_, session) = tls.get_ref();
         let peer = svid.peer(session.peer_certificates()).map_err(|error| OpenError::Tls(error.to_string()))?;
@@ -160,17 +188,16 @@ pub(super) async fn establish(
         if session.alpn_protocol() != Some(b"h2") {
             return Err(OpenError::Tls("the peer does not speak HTTP/2".to_string()));
         }
-        let (send, driver) =
-            builder(limits).handshake(tls).await.map_err(|error| OpenError::Lost(error.to_string()))?;
+        let (send, driver) = handshake(tls, limits).await.map_err(|error| OpenError::Lost(error.to_string()))?;
         Ok((send, driver, peer))
     };
-    match tokio::time::timeout(limits.handshake_timeout, handshake).await {
+    match tokio::time::timeout(limits.handshake_timeout, established).await {
         Ok(established) => established,
         Err(_) => Err(OpenError::TimedOut(Timeout::Handshake)),
     }
 }
 
-pub(super) fn builder(limits: &Limits) -> Builder {
+fn builder(limits: &Limits) -> Builder {
     let mut builder = bound!(Builder::new());
     builder.initial_max_send_streams(limits.max_streams as usize).max_concurrent_streams(0).enable_push(false);
     builder

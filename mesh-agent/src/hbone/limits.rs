@@ -92,7 +92,17 @@ limits! {
     COPY_JOIN_BYTES = 16 << 10, "bytes",
         "Received blocks below this are joined while the application does not keep up, so that small ones do not each hold on to a large read. What waits for one application is bounded by STREAM_WINDOW.";
     COPY_ROUND_BYTES = 512 << 10, "bytes per wake-up and direction",
-        "A bulk connection lets the others of its worker go ahead after this much.";
+        "A bulk connection, or a tunnel, lets the others of its worker go ahead after this much.";
+    READ_BLOCK_BYTES = 256 << 10, "bytes per worker",
+        "The shared block that reads are cut from: four of COPY_CHUNK_BYTES.";
+    READ_SMALL_BYTES = 4 << 10, "bytes",
+        "Up to this a read is copied into a block of its own size rather than holding on to the shared one.";
+    GATHER_FIRST_BYTES = 2 << 10, "bytes per tunnel, and per client's connection of HTTP/2",
+        "Taken for the first frame of a wake-up, and kept for the next: what a few requests need.";
+    GATHER_BYTES = 64 << 10, "bytes per tunnel, and per client's connection of HTTP/2",
+        "What a wake-up may say before the first of it goes out: four full records, in one write.";
+    GATHER_LARGE_BYTES = 16 << 10, "bytes",
+        "A full record: a frame of this size is not copied to be sent with others.";
 }
 
 /// The bounds in force for one pool or server. The defaults are the constants above; tests shorten the times.

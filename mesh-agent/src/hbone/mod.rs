@@ -8,9 +8,11 @@
 pub mod limits;
 
 pub use client::{OpenError, Timeout};
+pub use gather::Gather;
 pub use limits::{Limits, PORT};
 pub use pool::{Carrier, Pool, TunnelKey, TunnelStatus};
 pub use server::{Incoming, ServeError, Status, Tunnel, accept};
+pub use socket::poll_read;
 pub use stream::{Stream, StreamError, Waiting};
 pub use tally::Tally;
 pub use words::{Baggage, ConnectRequest, Forwarded, TraceParent, parse_authority};
@@ -39,9 +41,11 @@ mod backoff;
 mod client;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod gather;
 mod liveness;
 mod pool;
 mod server;
+mod socket;
 mod stream;
 mod tally;
 mod words;

@@ -431,7 +431,7 @@ async fn drive(mut driver: client::Driver, tunnel: Rc<Tunnel>, pool: Weak<Inner>
     };
     let address = tunnel.key.address;
     tokio::select! {
-        ended = driver => match ended {
+        ended = driver.run() => match ended {
             Ok(()) => debug!(%address, "tunnel closed"),
             Err(error) => debug!(%address, %error, "tunnel lost"),
         },

@@ -17,8 +17,10 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::gather::Gather;
 use super::limits::{self, Limits};
 use super::liveness;
+use super::socket::Socket;
 use super::stream::{Stream, StreamError};
 use super::words::{self, Headers, TraceParent};
 use crate::drain;
@@ -66,7 +68,8 @@ pub enum Status {
 }
 
 impl Status {
-    fn code(self) -> StatusCode {
+    /// As HTTP says it.
+    pub fn code(self) -> StatusCode {
         match self {
             Status::BadRequest => StatusCode::BAD_REQUEST,
             Status::Denied => StatusCode::UNAUTHORIZED,
@@ -144,7 +147,7 @@ pub async fn accept(tcp: TcpStream, svid: &Svid, limits: &Limits) -> Result<Tunn
 async fn handshake(tcp: TcpStream, svid: &Svid, limits: &Limits) -> Result<Tunnel, ServeError> {
     let _ = tcp.set_nodelay(true);
     liveness::watch(&tcp, limits);
-    let tls = TlsAcceptor::from(svid.server.clone()).accept(tcp).await.map_err(ServeError::Tls)?;
+    let tls = TlsAcceptor::from(svid.server.clone()).accept(Socket::new(tcp)).await.map_err(ServeError::Tls)?;
     let (_, session) = tls.get_ref();
     let peer = svid.peer(session.peer_certificates())?;
     if session.alpn_protocol() != Some(b"h2") {
@@ -160,17 +163,19 @@ fn builder(limits: &Limits) -> Builder {
 }
 
 /// A tunnel that a peer has opened to one of our pods.
-pub struct Tunnel<T = TlsStream<TcpStream>> {
+pub struct Tunnel<T = TlsStream<Socket>> {
     peer: Peer,
-    connection: Connection<T, Bytes>,
+    connection: Connection<Gather<T>, Bytes>,
+    wire: Gather<T>,
     handlers: Handlers,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
     /// HTTP/2 with a peer who has proved who it is.
     pub(super) async fn with(peer: Peer, io: T, limits: &Limits) -> Result<Self, ServeError> {
-        let connection = builder(limits).handshake(io).await?;
-        Ok(Self { peer, connection, handlers: Handlers::new() })
+        let wire = Gather::new(io);
+        let connection = wire.drive(builder(limits).handshake(wire.clone())).await?;
+        Ok(Self { peer, connection, wire, handlers: Handlers::new() })
     }
 
     /// Serves it to its end. `on_connect` runs as a local task per CONNECT.
@@ -181,6 +186,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
     pub async fn serve<H, F>(
         self,
         limits: &Limits,
+        leaving: drain::Token,
+        drain: drain::Token,
+        on_connect: H,
+    ) -> Result<(), ServeError>
+    where
+        H: Fn(Incoming) -> F,
+        F: Future<Output = ()> + 'static,
+    {
+        let wire = self.wire.clone();
+        wire.drive(self.run(limits, leaving, drain, on_connect)).await
+    }
+
+    async fn run<H, F>(
+        self,
+        limits: &Limits,
         mut leaving: drain::Token,
         mut drain: drain::Token,
         on_connect: H,
@@ -189,14 +209,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
         H: Fn(Incoming) -> F,
         F: Future<Output = ()> + 'static,
     {
-        let Self { peer, mut connection, handlers } = self;
+        let Self { peer, mut connection, handlers, .. } = self;
         let ping_pong = connection.ping_pong();
         let is_in_use = || handlers.count.get() > 0;
         let mut lost = std::pin::pin!(liveness::keep_alive(ping_pong, limits, is_in_use));
         let mut distrusted = std::pin::pin!(peer.distrusted());
         let mut idle = std::pin::pin!(handlers.until_idle(limits.idle_server_tunnel));
         let (mut has_served, mut said_goodbye) = (false, false);
-        let mut cut_at = None;
+        let (mut cut_at, mut drains) = (None, false);
         loop {
             tokio::select! {
                 request = connection.accept() => match request {
@@ -210,10 +230,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
                     Some(Err(error)) => return Err(error.into()),
                     None => return Ok(()),
                 },
-                () = drain.started(), if cut_at.is_none() => {
+                () = drain.started(), if !drains => {
                     connection.graceful_shutdown();
-                    said_goodbye = true;
-                    cut_at = Some(Instant::now() + limits.drain_window);
+                    (drains, said_goodbye) = (true, true);
+                    cut_at = earlier(cut_at, limits.drain_window);
                 }
                 () = at(cut_at) => return farewell(connection, ServeError::Drained).await,
                 () = leaving.started(), if has_served && !said_goodbye => {
@@ -223,6 +243,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
                 () = &mut idle, if !said_goodbye => {
                     connection.graceful_shutdown();
                     said_goodbye = true;
+                    // A peer that does not listen would hold it for ever.
+                    cut_at = earlier(cut_at, limits.drain_window);
                 }
                 () = &mut distrusted => return farewell(connection, ServeError::Distrusted).await,
                 () = &mut lost => return farewell(connection, ServeError::PingTimeout).await,
@@ -274,6 +296,12 @@ fn authority(request: &Request<RecvStream>) -> Option<SocketAddr> {
     words::parse_authority(request.uri().authority()?.as_str())
 }
 
+/// So long from now, if it was not to be sooner.
+fn earlier(before: Option<Instant>, window: Duration) -> Option<Instant> {
+    let end = Instant::now() + window;
+    Some(before.map_or(end, |before| before.min(end)))
+}
+
 /// At that time; never, if there is none.
 async fn at(time: Option<Instant>) {
     match time {
@@ -284,7 +312,7 @@ async fn at(time: Option<Instant>) {
 
 /// Says goodbye and closes, whatever streams there are.
 async fn farewell<T: AsyncRead + AsyncWrite + Unpin>(
-    mut connection: Connection<T, Bytes>,
+    mut connection: Connection<Gather<T>, Bytes>,
     why: ServeError,
 ) -> Result<(), ServeError> {
     connection.abrupt_shutdown(Reason::NO_ERROR);

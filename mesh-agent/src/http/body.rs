@@ -33,13 +33,118 @@ pub enum BodyError {
     Elsewhere,
 }
 
+/// A client's body, and what becomes of it: whoever drops it before its end leaves the rest to its exchange.
+pub struct ClientBody {
+    /// None: it has ended.
+    incoming: Option<Incoming>,
+    exchange: Rc<Exchange>,
+}
+
+impl ClientBody {
+    /// Of which nothing was read yet.
+    pub fn new(incoming: Incoming, exchange: Rc<Exchange>) -> Self {
+        let mut body = Self { incoming: Some(incoming), exchange };
+        body.exchange.body_comes();
+        body.look();
+        body
+    }
+
+    /// Whether nothing more comes.
+    pub fn is_end_stream(&self) -> bool {
+        self.incoming.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(incoming).poll_frame(cx));
+        if frame.is_none() {
+            self.end();
+        }
+        self.look();
+        match frame {
+            Some(Ok(frame)) => Poll::Ready(Some(Ok(clean(frame, |bytes| self.exchange.sent(bytes))))),
+            Some(Err(error)) => {
+                self.exchange.end(End::ClientBroke);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn look(&mut self) {
+        if self.incoming.as_ref().is_some_and(Body::is_end_stream) {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        self.incoming = None;
+        self.exchange.body_ended();
+    }
+}
+
+impl Drop for ClientBody {
+    fn drop(&mut self) {
+        if let Some(incoming) = self.incoming.take() {
+            self.exchange.leaves(incoming);
+        }
+    }
+}
+
+/// Where a body comes from.
+pub enum Origin {
+    /// A client.
+    Client(ClientBody),
+    /// A client, read by who asked on its behalf, who has counted it.
+    Read(Box<UpBody>),
+}
+
+impl From<ClientBody> for Origin {
+    fn from(body: ClientBody) -> Self {
+        Self::Client(body)
+    }
+}
+
+impl From<UpBody> for Origin {
+    fn from(body: UpBody) -> Self {
+        Self::Read(Box::new(body))
+    }
+}
+
+impl Origin {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
+        match self {
+            Origin::Client(body) => body.poll(cx),
+            Origin::Read(body) => Pin::new(&mut **body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Origin::Client(body) => body.is_end_stream(),
+            Origin::Read(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Origin::Client(body) => body.size_hint(),
+            Origin::Read(body) => body.size_hint(),
+        }
+    }
+}
+
 /// What a client sends to an application.
 pub struct UpBody(Upward);
 
 enum Upward {
     Nothing,
     /// As it comes, once.
-    Passing(Incoming, Rc<Exchange>),
+    Passing(Origin),
     /// For one of several tries.
     Kept(KeptReader),
     /// One of our own.
@@ -117,8 +222,12 @@ impl UpBody {
     }
 
     /// A client's body.
-    pub fn new(incoming: Incoming, exchange: Rc<Exchange>) -> Self {
-        Self(if incoming.is_end_stream() { Upward::Nothing } else { Upward::Passing(incoming, exchange) })
+    pub fn new(origin: Origin) -> Self {
+        match origin {
+            Origin::Read(body) => *body,
+            origin if origin.is_end_stream() => Self(Upward::Nothing),
+            origin => Self(Upward::Passing(origin)),
+        }
     }
 
     /// A body that came whole, once more.
@@ -141,7 +250,7 @@ impl Body for UpBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.get_mut().0 {
             Upward::Nothing => Poll::Ready(None),
-            Upward::Passing(incoming, exchange) => poll_client(incoming, exchange, cx),
+            Upward::Passing(origin) => origin.poll(cx),
             Upward::Kept(reader) => reader.poll(cx),
             Upward::Whole(bytes) => match std::mem::take(bytes) {
                 bytes if bytes.is_empty() => Poll::Ready(None),
@@ -154,7 +263,7 @@ impl Body for UpBody {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Upward::Nothing => true,
-            Upward::Passing(incoming, _) => incoming.is_end_stream(),
+            Upward::Passing(origin) => origin.is_end_stream(),
             Upward::Kept(reader) => reader.is_at_end(),
             Upward::Whole(bytes) => bytes.is_empty(),
             Upward::Copy(reader) => reader.is_at_end(),
@@ -164,7 +273,7 @@ impl Body for UpBody {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Upward::Nothing => SizeHint::with_exact(0),
-            Upward::Passing(incoming, _) => incoming.size_hint(),
+            Upward::Passing(origin) => origin.size_hint(),
             Upward::Kept(reader) => reader.size_hint(),
             Upward::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Upward::Copy(reader) => SizeHint::with_exact(reader.stock.bytes_from(reader.next)),
@@ -173,17 +282,6 @@ impl Body for UpBody {
 }
 
 type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
-
-fn poll_client(incoming: &mut Incoming, exchange: &Exchange, cx: &mut Context<'_>) -> Polled {
-    match ready!(Pin::new(incoming).poll_frame(cx)) {
-        Some(Ok(frame)) => Poll::Ready(Some(Ok(clean(frame, |bytes| exchange.sent(bytes))))),
-        Some(Err(error)) => {
-            exchange.end(End::ClientBroke);
-            Poll::Ready(Some(Err(error.into())))
-        }
-        None => Poll::Ready(None),
-    }
-}
 
 /// What is kept of a body, in the pod's budget for as long as somebody has it.
 pub struct Stock {
@@ -226,7 +324,7 @@ type OnEnd = Box<dyn FnOnce(Option<Rc<Stock>>)>;
 /// A client's body of which the beginning is kept, so that it can be sent again. One try reads it at a time, and reads on
 /// from the client where earlier tries had stopped.
 pub struct Kept {
-    incoming: RefCell<Incoming>,
+    origin: RefCell<Origin>,
     exchange: Rc<Exchange>,
     /// The reader of which try has it.
     turn: Cell<u32>,
@@ -247,7 +345,7 @@ impl Kept {
     /// Of which so many bytes are kept at most for other tries, and up to [`MAX_MIRROR_BODY`] where there is something to
     /// do at its end.
     pub fn new(
-        incoming: Incoming,
+        origin: Origin,
         most: u64,
         on_end: Option<OnEnd>,
         room: Box<dyn Room>,
@@ -260,7 +358,7 @@ impl Kept {
             room: RefCell::new(room),
         };
         Rc::new(Self {
-            incoming: RefCell::new(incoming),
+            origin: RefCell::new(origin),
             exchange,
             turn: Cell::new(0),
             stock: Rc::new(stock),
@@ -277,7 +375,7 @@ impl Kept {
     /// all; None: there was no room for it, and it is lost.
     pub async fn first(&self, most: usize) -> Result<Option<(Vec<Bytes>, bool)>, BodyError> {
         while self.bytes.get() <= most as u64 && !self.is_at_end() {
-            let frame = std::future::poll_fn(|cx| poll_client(&mut self.incoming.borrow_mut(), &self.exchange, cx));
+            let frame = std::future::poll_fn(|cx| self.origin.borrow_mut().poll(cx));
             match frame.await {
                 Some(Ok(frame)) => {
                     self.keep(&frame);
@@ -294,7 +392,7 @@ impl Kept {
     }
 
     fn is_at_end(&self) -> bool {
-        self.has_ended.get() || self.incoming.borrow().is_end_stream()
+        self.has_ended.get() || self.origin.borrow().is_end_stream()
     }
 
     /// There will be no other try.
@@ -363,6 +461,7 @@ impl KeptReader {
         }
         if let Some(data) = kept.stock.data.borrow().get(self.next) {
             self.next = self.next.saturating_add(1);
+            kept.exchange.sent_again(data.len());
             return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
         }
         if kept.has_ended.get() {
@@ -371,9 +470,9 @@ impl KeptReader {
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let (frame, is_at_end) = {
-            let mut incoming = kept.incoming.borrow_mut();
-            let frame = ready!(poll_client(&mut incoming, &kept.exchange, cx));
-            (frame, incoming.is_end_stream())
+            let mut origin = kept.origin.borrow_mut();
+            let frame = ready!(origin.poll(cx));
+            (frame, origin.is_end_stream())
         };
         match &frame {
             Some(Ok(frame)) => {
@@ -397,13 +496,13 @@ impl KeptReader {
         let kept = &self.kept;
         let has_read_all = self.next >= kept.stock.data.borrow().len();
         let waits_for_trailers = self.has_trailers && kept.stock.trailers.borrow().is_some();
-        has_read_all && !waits_for_trailers && (kept.has_ended.get() || kept.incoming.borrow().is_end_stream())
+        has_read_all && !waits_for_trailers && (kept.has_ended.get() || kept.origin.borrow().is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
         let kept = &self.kept;
         let again = kept.stock.bytes_from(self.next);
-        let coming = kept.incoming.borrow().size_hint();
+        let coming = kept.origin.borrow().size_hint();
         let mut hint = SizeHint::new();
         if let Some(upper) = coming.upper() {
             hint.set_upper(upper.saturating_add(again));
@@ -438,16 +537,55 @@ impl CopyReader {
     }
 }
 
+/// What comes back on a connection to an application.
+pub enum AppBody {
+    /// The application's answer.
+    Application(Incoming),
+    /// That of who judges its requests, who let this one not through.
+    Own(Bytes),
+}
+
+impl Body for AppBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            AppBody::Application(incoming) => Pin::new(incoming).poll_frame(cx),
+            AppBody::Own(bytes) => match std::mem::take(bytes) {
+                bytes if bytes.is_empty() => Poll::Ready(None),
+                bytes => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            AppBody::Application(incoming) => incoming.is_end_stream(),
+            AppBody::Own(bytes) => bytes.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            AppBody::Application(incoming) => incoming.size_hint(),
+            AppBody::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+        }
+    }
+}
+
 /// What a client is answered.
 pub struct DownBody {
     source: Source,
     exchange: Option<Rc<Exchange>>,
+    /// Nobody hears it: what was asked for is its head alone.
+    is_unsaid: bool,
 }
 
 enum Source {
     Text(Bytes),
     Application {
-        incoming: Incoming,
+        incoming: AppBody,
         /// The connection that it comes by, given back at its end.
         lease: Option<Lease>,
         /// The end of its time, and when it will have been idle for too long.
@@ -465,7 +603,23 @@ impl DownBody {
 
     /// Bytes that are there already.
     pub fn bytes(bytes: Bytes) -> Self {
-        Self { source: Source::Text(bytes), exchange: None }
+        Self { source: Source::Text(bytes), exchange: None, is_unsaid: false }
+    }
+
+    /// The text itself; nothing of an application's.
+    pub fn into_text(mut self) -> Bytes {
+        match &mut self.source {
+            Source::Text(text) => std::mem::take(text),
+            Source::Application { .. } => Bytes::new(),
+        }
+    }
+
+    /// The body of an answer to HEAD, of which the head alone is sent (RFC 9110 9.3.2), whatever there is of it. To begin
+    /// a body and break it off would take the head back as well, where HTTP/2 has not written it yet.
+    pub fn unsaid(mut self) -> Self {
+        self.is_unsaid = true;
+        self.end(End::Complete);
+        self
     }
 
     /// Of an exchange, which ends with it.
@@ -475,7 +629,7 @@ impl DownBody {
     }
 
     /// An application's body. The connection is given back when it has come to its end.
-    pub fn application(incoming: Incoming, lease: Lease, deadline: Option<Instant>, exchange: Rc<Exchange>) -> Self {
+    pub fn application(incoming: AppBody, lease: Lease, deadline: Option<Instant>, exchange: Rc<Exchange>) -> Self {
         let mut lease = Some(lease);
         if incoming.is_end_stream()
             && let Some(lease) = lease.take()
@@ -485,7 +639,11 @@ impl DownBody {
         }
         let first = [deadline, exchange.idle_until()].into_iter().flatten().min();
         let ends = first.filter(|_| lease.is_some()).map(|ends| Box::pin(tokio::time::sleep_until(ends)));
-        Self { source: Source::Application { incoming, lease, ends, deadline }, exchange: Some(exchange) }
+        Self {
+            source: Source::Application { incoming, lease, ends, deadline },
+            exchange: Some(exchange),
+            is_unsaid: false,
+        }
     }
 
     fn end(&mut self, end: End) {
@@ -551,10 +709,11 @@ impl Body for DownBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Text(text) => text.is_empty(),
-            Source::Application { incoming, .. } => incoming.is_end_stream(),
-        }
+        self.is_unsaid
+            || match &self.source {
+                Source::Text(text) => text.is_empty(),
+                Source::Application { incoming, .. } => incoming.is_end_stream(),
+            }
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -14,6 +14,8 @@ use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use crate::fields;
+
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
@@ -111,12 +113,7 @@ pub fn remove_all(headers: &mut HeaderMap) {
 }
 
 fn remove(headers: &mut HeaderMap, goes: impl Fn(Claim) -> bool) {
-    let claims = headers.keys().filter(|name| claim(name.as_str()).is_some_and(&goes));
-    // Mostly there are none, and nothing is allocated.
-    let claims: Vec<HeaderName> = claims.cloned().collect();
-    for name in claims {
-        headers.remove(name);
-    }
+    fields::remove(headers, |name| claim(name.as_str()).is_some_and(&goes));
 }
 
 /// What kind of claim a field is. Applications that take fields as CGI does read `_` and `-` alike, and so do we.

@@ -3,13 +3,15 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use http::{HeaderMap, Request, Response, StatusCode, request};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode, request};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::answer::Local;
-use super::body::DownBody;
+use super::body::{ClientBody, DownBody};
 use super::exchange::Exchange;
 use super::screen::Gate;
 use super::upgrade::Change;
@@ -30,7 +32,7 @@ pub struct Begun {
     /// Its head.
     pub parts: request::Parts,
     /// Its body.
-    pub body: Incoming,
+    pub body: ClientBody,
     /// Whether it is a call of gRPC.
     pub is_grpc: bool,
     /// What will be told of it.
@@ -107,7 +109,7 @@ impl Conversation {
         // What the parser put in there is for the parser.
         parts.extensions.clear();
         let exchange = self.begin(&mut parts);
-        Begun { parts, body, is_grpc, exchange }
+        Begun { parts, body: ClientBody::new(body, exchange.clone()), is_grpc, exchange }
     }
 
     /// A request begins.
@@ -125,11 +127,13 @@ impl Conversation {
             span: self.teller.trace(&mut parts.headers),
             ..self.template.clone()
         };
-        Exchange::new(record, self.clone())
+        let exchange = Exchange::new(record, self.clone());
+        exchange.asked(&parts.headers);
+        exchange
     }
 
     /// The answer as it goes out: the application's, or our own with what is noted of it. The next request may come.
-    pub fn settle(
+    pub async fn settle(
         &self,
         answered: Result<Response<DownBody>, Local>,
         is_grpc: bool,
@@ -140,15 +144,31 @@ impl Conversation {
         {
             gate.release();
         }
-        answered.unwrap_or_else(|local| {
-            let response = local.response(is_grpc);
-            exchange.grpc_status(response.headers());
-            exchange.note(|record| {
-                record.status = Some(response.status());
-                record.result = RequestResult::Local { reason: local.label() };
-            });
-            response.map(|body| body.within(exchange))
-        })
+        let is_own = answered.is_err();
+        let own = |local| self.own(&local, is_grpc, &exchange).map(|body| body.within(exchange.clone()));
+        let mut response = answered.unwrap_or_else(own);
+        if exchange.must_close(is_own).await {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if !exchange.is_for_the_head() {
+            return response;
+        }
+        // Of our own answers: an application has said how long its answer would be, or has not.
+        if let (false, Some(length)) = (response.body().is_end_stream(), response.body().size_hint().exact()) {
+            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+        }
+        response.map(DownBody::unsaid)
+    }
+
+    /// Our own answer, with what is noted of it.
+    pub fn own(&self, local: &Local, is_grpc: bool, exchange: &Exchange) -> Response<DownBody> {
+        let response = local.response(is_grpc);
+        exchange.grpc_status(response.headers());
+        exchange.note(|record| {
+            record.status = Some(response.status());
+            record.result = RequestResult::Local { reason: local.label() };
+        });
+        response
     }
 
     /// A request is over, and told.

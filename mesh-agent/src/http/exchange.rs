@@ -4,10 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, Method, Version, header};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::conversation::Conversation;
+use super::limits::{UNREAD_BYTES, UNREAD_PATIENCE};
 use super::traffic::Try;
 use crate::resilience::pool::Permit;
 use crate::telemetry::{RequestRecord, RequestResult};
@@ -27,6 +31,16 @@ pub enum End {
     TimedOut,
 }
 
+/// What becomes of the client's body.
+enum Question {
+    /// There is none, or it was read to its end.
+    Read,
+    /// Somebody reads it, or may yet.
+    Comes,
+    /// Nobody will.
+    Left(Incoming),
+}
+
 /// What is known of a request so far. Shared by its two bodies; the last to go tells it.
 pub struct Exchange {
     record: RefCell<RequestRecord>,
@@ -34,12 +48,21 @@ pub struct Exchange {
     sent: Cell<u64>,
     received: Cell<u64>,
     is_ended: Cell<bool>,
+    question: RefCell<Question>,
+    /// The client sends its body when it is told to.
+    waits_to_send: Cell<bool>,
+    /// The application closes its connection after its answer.
+    application_closes: Cell<bool>,
+    /// The head of its answer is on its way.
+    is_answered: Cell<bool>,
     /// How long no byte may come in either direction; None: as long as it likes.
     idle: Cell<Option<Duration>>,
     /// When the last one came, if that matters.
     moved: Cell<Instant>,
     /// What counts as under way until the answer's end.
     held: RefCell<(Option<Try>, Option<Permit>)>,
+    /// The same request as the application's side tells of it, where that is in this agent too.
+    beyond: RefCell<Option<Rc<Exchange>>>,
     conversation: Rc<Conversation>,
 }
 
@@ -53,9 +76,14 @@ impl Exchange {
             idle: Cell::new(None),
             moved: Cell::new(now),
             held: RefCell::default(),
+            beyond: RefCell::default(),
             sent: Cell::new(0),
             received: Cell::new(0),
             is_ended: Cell::new(false),
+            question: RefCell::new(Question::Read),
+            waits_to_send: Cell::new(false),
+            application_closes: Cell::new(false),
+            is_answered: Cell::new(false),
             conversation,
         })
     }
@@ -65,16 +93,89 @@ impl Exchange {
         note(&mut self.record.borrow_mut());
     }
 
+    /// The application's side tells of this try as well, from now on. What it told of the last one is over.
+    pub fn goes_beyond(&self, beyond: Rc<Exchange>) {
+        if let Some(last) = self.beyond.replace(Some(beyond)) {
+            let was_answered = last.record.borrow().status.is_some();
+            last.end(if was_answered { End::Complete } else { End::ClientGone });
+        }
+    }
+
+    /// What the head says that matters beyond it.
+    pub fn asked(&self, headers: &HeaderMap) {
+        self.waits_to_send.set(headers.contains_key(header::EXPECT));
+    }
+
+    /// Whether the head of the answer is all that was asked for.
+    pub fn is_for_the_head(&self) -> bool {
+        self.record.borrow().method == Some(Method::HEAD)
+    }
+
+    /// The request has a body.
+    pub fn body_comes(&self) {
+        self.question.replace(Question::Comes);
+    }
+
+    /// The body was read to its end.
+    pub fn body_ended(&self) {
+        self.question.replace(Question::Read);
+    }
+
+    /// The application has said that its connection closes after this answer.
+    pub fn application_closes(&self) {
+        self.application_closes.set(true);
+    }
+
+    /// Nobody will read the rest of the body.
+    pub fn leaves(&self, rest: Incoming) {
+        // Streams of HTTP/2 end one by one.
+        if !self.is_answered.get() && self.record.borrow().version < Version::HTTP_2 {
+            self.question.replace(Question::Left(rest));
+        }
+    }
+
+    /// Whether the client's connection must close when the request is answered, by the application or as our own answer:
+    /// its body may be in the way of the next request. To be asked before the answer's head is sent.
+    ///
+    /// The library reads on once, when the answer has been written, and closes where that did not bring the body's end:
+    /// too late to say so in the head. Whoever has kept the connection finds it closed by its next request, which is
+    /// lost where it may not be sent twice. So what is there of a small body is read before; with more of it the client
+    /// is told.
+    pub async fn must_close(&self, is_own: bool) -> bool {
+        self.is_answered.set(true);
+        if self.record.borrow().version >= Version::HTTP_2 {
+            return false;
+        }
+        match self.question.replace(Question::Read) {
+            Question::Read => false,
+            Question::Comes => is_own || self.application_closes.get(),
+            // To read it would be to ask for it.
+            Question::Left(_) if self.waits_to_send.get() => true,
+            Question::Left(rest) => !is_soon_read(rest).await,
+        }
+    }
+
     /// Counts bytes of the client's body.
     pub fn sent(&self, bytes: usize) {
         self.sent.set(self.sent.get().saturating_add(bytes as u64));
         self.moves();
+        self.sent_again(bytes);
+    }
+
+    /// Counts bytes of the client's body that the client sent once, for an earlier try.
+    pub fn sent_again(&self, bytes: usize) {
+        if let Some(beyond) = &*self.beyond.borrow() {
+            beyond.sent(bytes);
+        }
     }
 
     /// Counts bytes of the application's body.
     pub fn received(&self, bytes: usize) {
         self.received.set(self.received.get().saturating_add(bytes as u64));
         self.moves();
+        if let Some(beyond) = &*self.beyond.borrow() {
+            beyond.received(bytes);
+        }
     }
 
     /// Limits the time in which no byte comes in either direction.
@@ -110,6 +211,9 @@ impl Exchange {
         if let Some(status) = fields.get("grpc-status").and_then(|status| status.to_str().ok()) {
             self.record.borrow_mut().grpc_status = status.parse().ok();
         }
+        if let Some(beyond) = &*self.beyond.borrow() {
+            beyond.grpc_status(fields);
+        }
     }
 
     /// Whether it was the client that broke off.
@@ -123,6 +227,9 @@ impl Exchange {
             return;
         }
         self.held.take();
+        if let Some(beyond) = &*self.beyond.borrow() {
+            beyond.end(end);
+        }
         let mut record = self.record.borrow_mut();
         if record.result == RequestResult::Answered {
             record.result = match end {
@@ -134,6 +241,25 @@ impl Exchange {
             };
         }
     }
+}
+
+/// Reads what is left of a body, if that is little and there, or right behind its head.
+async fn is_soon_read(mut rest: Incoming) -> bool {
+    if rest.size_hint().lower() > UNREAD_BYTES {
+        return false;
+    }
+    let mut read = 0u64;
+    let reading = async {
+        while let Some(frame) = rest.frame().await {
+            let Ok(frame) = frame else { return false };
+            read = read.saturating_add(frame.data_ref().map_or(0, |data| data.len() as u64));
+            if read > UNREAD_BYTES {
+                return false;
+            }
+        }
+        true
+    };
+    tokio::time::timeout(UNREAD_PATIENCE, reading).await.unwrap_or(false)
 }
 
 impl Drop for Exchange {

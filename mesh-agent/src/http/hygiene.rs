@@ -289,6 +289,11 @@ pub fn for_http2(parts: &mut request::Parts, asked: &Asked) -> Result<(), Fault>
     Ok(())
 }
 
+/// Whether whoever answers closes the connection then (RFC 9112 9.3).
+pub fn closes(parts: &response::Parts) -> bool {
+    parts.version == Version::HTTP_10 || lists(&parts.headers, &header::CONNECTION, "close")
+}
+
 /// Puts an application's response into a form that any client can be given. With 101 the Upgrade field stays.
 pub fn response(parts: &mut response::Parts) -> Result<(), Fault> {
     let headers = &mut parts.headers;

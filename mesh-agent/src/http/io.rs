@@ -1,10 +1,9 @@
-//! Byte streams as the HTTP library wants them: an application's socket, a tunnelled connection, or a way within the agent.
+//! Byte streams as the HTTP library wants them: an application's socket, or a tunnelled connection.
 //!
 //! ```text
 //!            read                                       write                     shutdown   drop before both ended
 //! tunnel     DATA, credit goes back as it is taken      DATA within the credit    END_STREAM RST_STREAM(CONNECT_ERROR)
 //! socket     as the kernel has it                       as the kernel has it      FIN        close
-//! within     up to 64 KiB wait                          until 64 KiB wait         end        end
 //! ```
 //! Nothing is buffered here but the one frame that is being read: who does not read holds back the far side.
 
@@ -18,10 +17,10 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::limits::{LINGER, LINGER_BYTES, MAX_TUNNEL_WRITE, PREFACE_PAUSE, WITHIN_BYTES};
+use super::limits::{LINGER, LINGER_BYTES, MAX_TUNNEL_WRITE, PREFACE_PAUSE};
 use super::server::PREFACE;
 use crate::hbone::{Stream, StreamError};
 
@@ -40,14 +39,6 @@ pub struct Io {
 enum Way {
     Socket(TcpStream),
     Tunnel(Tunnelled),
-    Within(Within),
-}
-
-/// One end of a way within the agent.
-struct Within {
-    pipe: DuplexStream,
-    /// Received, not yet taken.
-    first: BytesMut,
 }
 
 /// A tunnelled connection as a byte stream.
@@ -66,14 +57,6 @@ impl Io {
     /// A socket.
     pub fn socket(tcp: TcpStream, meter: Rc<dyn Meter>) -> Self {
         Self { way: Way::Socket(tcp), meter }
-    }
-
-    /// Both ends of a way within the agent: what is written into one is read from the other.
-    pub fn within(meters: [Rc<dyn Meter>; 2]) -> [Self; 2] {
-        let (a, b) = tokio::io::duplex(WITHIN_BYTES);
-        let [of_a, of_b] = meters;
-        let end = |pipe, meter| Self { way: Way::Within(Within { pipe, first: BytesMut::new() }), meter };
-        [end(a, of_a), end(b, of_b)]
     }
 
     /// The first bytes, left where they are, as soon as there are more than `seen` of them; as many as before when there
@@ -101,12 +84,6 @@ impl Io {
                 }
                 Ok(Cow::Borrowed(&tunnelled.frame))
             }
-            Way::Within(within) => {
-                if within.first.len() <= seen {
-                    within.pipe.read_buf(&mut within.first).await?;
-                }
-                Ok(Cow::Borrowed(&within.first))
-            }
         }
     }
 
@@ -116,8 +93,6 @@ impl Io {
             // It fails only on a socket that is gone already.
             Way::Socket(tcp) => drop(SockRef::from(&tcp).set_linger(Some(Duration::ZERO))),
             Way::Tunnel(mut tunnelled) => tunnelled.stream.reset(),
-            // Its other end is ours too, and finds an end where none should be.
-            Way::Within(_) => {}
         }
     }
 
@@ -185,17 +160,6 @@ impl Tunnelled {
     }
 }
 
-impl Within {
-    fn poll_read(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.first.is_empty() {
-            return Pin::new(&mut self.pipe).poll_read(cx, out);
-        }
-        let taken = self.first.len().min(out.remaining());
-        out.put_slice(&self.first.split_to(taken));
-        Poll::Ready(Ok(()))
-    }
-}
-
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { way, meter } = self.get_mut();
@@ -203,7 +167,6 @@ impl AsyncRead for Io {
         let polled = match way {
             Way::Socket(tcp) => Pin::new(tcp).poll_read(cx, out),
             Way::Tunnel(tunnelled) => tunnelled.poll_read(cx, out),
-            Way::Within(within) => within.poll_read(cx, out),
         };
         if polled.is_ready() {
             meter.carried(out.filled().len().saturating_sub(before), 0);
@@ -226,7 +189,6 @@ impl AsyncWrite for Io {
         let polled = match way {
             Way::Socket(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
             Way::Tunnel(tunnelled) => tunnelled.poll_write(cx, slices),
-            Way::Within(within) => Pin::new(&mut within.pipe).poll_write_vectored(cx, slices),
         };
         if let Poll::Ready(Ok(written)) = &polled {
             meter.carried(0, *written);
@@ -243,7 +205,6 @@ impl AsyncWrite for Io {
             Way::Socket(tcp) => Pin::new(tcp).poll_flush(cx),
             // What was sent is the tunnel's to bring.
             Way::Tunnel(_) => Poll::Ready(Ok(())),
-            Way::Within(within) => Pin::new(&mut within.pipe).poll_flush(cx),
         }
     }
 
@@ -255,7 +216,6 @@ impl AsyncWrite for Io {
                 let _ = tunnelled.stream.finish();
                 Poll::Ready(Ok(()))
             }
-            Way::Within(within) => Pin::new(&mut within.pipe).poll_shutdown(cx),
         }
     }
 }

@@ -71,9 +71,6 @@ pub const BUFFER_BYTES: usize = MAX_HEAD_BYTES + (8 << 10);
 /// One write into a tunnel, in bytes: as much as one frame of it takes.
 pub const MAX_TUNNEL_WRITE: usize = 64 << 10;
 
-/// What waits on a way within the agent in each direction, in bytes: a write into a tunnel.
-pub const WITHIN_BYTES: usize = 64 << 10;
-
 /// How long a connection to an application is used for new requests: what it was made with, such as a certificate, is
 /// not kept in use for ever.
 pub const MAX_UPSTREAM_AGE: Duration = Duration::from_secs(600);
@@ -84,6 +81,13 @@ pub const LINGER: Duration = Duration::from_secs(1);
 
 /// What is read and thrown away meanwhile, in bytes.
 pub const LINGER_BYTES: usize = 256 << 10;
+
+/// What is read and thrown away of a body that nobody wants, so that its connection serves further requests, in bytes:
+/// as much as the parser holds of one anyway.
+pub const UNREAD_BYTES: u64 = 64 << 10;
+
+/// How long that may take: a small body comes with its head or right behind it, and the answer waits meanwhile.
+pub const UNREAD_PATIENCE: Duration = Duration::from_millis(50);
 
 /// How often one request is sent anew because the connection that it went out on had been closed by the application.
 pub const MAX_RESENDS: usize = 2;
@@ -152,10 +156,11 @@ pub fn all() -> Vec<Limit> {
         MAX_LOCAL_RESETS, "streams", "that a client made us reset";
         BUFFER_BYTES, "bytes", "that the HTTP/1.1 parser holds of one connection and direction";
         MAX_TUNNEL_WRITE, "bytes", "in one write into a tunnel";
-        WITHIN_BYTES, "bytes", "that wait on a way within the agent";
         MAX_UPSTREAM_AGE, "milliseconds", "a connection to an application takes new requests";
         LINGER, "milliseconds", "a connection that we end is read on";
         LINGER_BYTES, "bytes", "read and thrown away meanwhile";
+        UNREAD_BYTES, "bytes", "of a body that nobody wants, read so that its connection serves on";
+        UNREAD_PATIENCE, "milliseconds", "for them to come";
         MAX_RESENDS, "times", "that a request goes out anew because its connection had been closed";
         MIRROR_TIMEOUT, "milliseconds", "for a mirrored request and its answer";
         MAX_MIRROR_BODY, "bytes", "of a body that is mirrored; a longer one is not";

@@ -56,7 +56,7 @@ pub use call::Called;
 pub use claims::{Caller, Claims};
 pub use conversation::Teller;
 pub use io::{Io, Meter};
-pub use judged::{Ahead, Guard, Judged, Noted, host};
+pub use judged::{Ahead, Bench, Guard, Judge, Judged, Noted, host};
 pub use load::MemoryGauge;
 pub use server::{Ended, Serves, serve};
 pub use session::{Client, Session};

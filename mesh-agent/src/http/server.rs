@@ -26,6 +26,7 @@ use super::limits::{
 use super::screen::Screen;
 use super::upgrade;
 use crate::drain;
+use crate::hbone::Gather;
 
 /// What HTTP/2 begins with (RFC 9113 3.4).
 pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -211,9 +212,10 @@ async fn http2<S: Serves>(
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(MAX_LOCAL_RESETS)
         .auto_date_header(false);
-    let mut connection = builder.serve_connection(TokioIo::new(client), service);
+    let client = Gather::new(client);
+    let mut connection = builder.serve_connection(TokioIo::new(client.clone()), service);
     let goodbye = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
-    match drive(&mut connection, goodbye, &*session, leaving, cut).await {
+    match client.drive(drive(&mut connection, goodbye, &*session, leaving, cut)).await {
         Driven::Ended(Ok(())) | Driven::Rested => Ended::Finished,
         Driven::Ended(Err(error)) => Ended::Broken(kind(&error)),
         Driven::Cut => Ended::Cut,

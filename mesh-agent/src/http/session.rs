@@ -10,14 +10,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{Request, Response, StatusCode, Version, header, request};
-use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::answer::Local;
-use super::body::{DownBody, Kept, Load, Stock, UpBody};
+use super::body::{AppBody, ClientBody, DownBody, Kept, Load, Stock, UpBody};
 use super::claims::Caller;
 use super::conversation::{Begun, Conversation};
 use super::exchange::Exchange;
@@ -83,7 +82,7 @@ impl<M: Mesh> Session<M> {
     async fn ask(
         self: &Rc<Self>,
         mut parts: request::Parts,
-        body: Incoming,
+        body: ClientBody,
         is_grpc: bool,
         exchange: &Rc<Exchange>,
         ruled: &mut Option<Ruled>,
@@ -131,11 +130,11 @@ impl<M: Mesh> Session<M> {
         let journey = Journey { place, treatment, admitted, wire, asked, deadline, exchange, may_retry: true };
         let load = match (has_body, on_end, treatment.retry()) {
             (false, ..) => Load::Nothing,
-            (true, None, None) => Load::Once(UpBody::new(body, exchange.clone())),
+            (true, None, None) => Load::Once(UpBody::new(body.into())),
             (true, mirror, retry) => {
                 let most = retry.map_or(0, |retry| retry.body);
                 let on_end = mirror.map(Mirror::with_body);
-                Load::Kept(Kept::new(body, most, on_end, self.mesh.room(), exchange.clone()))
+                Load::Kept(Kept::new(body.into(), most, on_end, self.mesh.room(), exchange.clone()))
             }
         };
         self.send(&journey, parts, load).await
@@ -292,7 +291,7 @@ impl<M: Mesh> Serves for Session<M> {
         let Begun { parts, body, is_grpc, exchange } = self.conversation.take(request);
         let mut ruled = None;
         let answered = self.ask(parts, body, is_grpc, &exchange, &mut ruled).await;
-        let (mut head, body) = self.conversation.settle(answered, is_grpc, exchange).into_parts();
+        let (mut head, body) = self.conversation.settle(answered, is_grpc, exchange).await.into_parts();
         if let Some(ruled) = ruled {
             ruled.response(&mut head);
         }
@@ -329,8 +328,8 @@ pub(super) fn copy_of(request: &Request<UpBody>) -> Request<UpBody> {
 
 /// The application's answer, for the client: cleaned, noted, its body counted. One that changes the protocol, as was asked
 /// for, leaves the change to be taken.
-pub(super) fn answered(
-    response: Response<Incoming>,
+pub(super) fn passed_on(
+    response: Response<AppBody>,
     lease: Lease,
     asked: &Asked,
     upgraded: Option<oneshot::Receiver<Upgraded>>,
@@ -340,6 +339,10 @@ pub(super) fn answered(
 ) -> Result<Response<DownBody>, Local> {
     let (mut parts, body) = response.into_parts();
     parts.extensions.clear();
+    // A stream of HTTP/2 may end behind its answer, and the question with it.
+    if hygiene::closes(&parts) || parts.version == Version::HTTP_2 {
+        exchange.application_closes();
+    }
     hygiene::response(&mut parts).map_err(|_| Local::BadAnswer)?;
     parts.version = Version::HTTP_11;
     exchange.note(|record| record.status = Some(parts.status));

@@ -14,16 +14,15 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Request, Response, request};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::answer::Local;
-use super::body::{DownBody, Load, UpBody};
+use super::body::{AppBody, DownBody, Load, UpBody};
 use super::exchange::Exchange;
 use super::hygiene::Asked;
 use super::limits::{LINGER, LINGER_BYTES, MAX_RESENDS, RETRY_PAUSE};
-use super::session::{Session, aim, answered, copy_of};
+use super::session::{Session, aim, copy_of, passed_on};
 use super::traffic::{Admitted, Treatment, Try, unix_now};
 use super::upstream::{Lease, Reached, TOO_MANY_CONNECTIONS, Unreached, Unsent, Upgraded, Wire};
 use super::{Mesh, Place};
@@ -54,7 +53,7 @@ pub(super) struct Journey<'a> {
 
 /// A try that was answered.
 struct Answer {
-    response: Response<Incoming>,
+    response: Response<AppBody>,
     connection: Lease,
     upgraded: Option<oneshot::Receiver<Upgraded>>,
     of: Try,
@@ -150,7 +149,7 @@ impl<M: Mesh> Session<M> {
         let (address, exchange) = (of.address(), journey.exchange);
         exchange.hold_try(of);
         let mut response =
-            answered(response, connection, &journey.asked, upgraded, deadline, exchange, &self.conversation)?;
+            passed_on(response, connection, &journey.asked, upgraded, deadline, exchange, &self.conversation)?;
         if let Some(field) = journey.treatment.session_field(journey.admitted, &address, unix_now())
             && let (Ok(name), Ok(value)) = (HeaderName::try_from(&*field.name), HeaderValue::try_from(field.value))
         {
@@ -210,7 +209,7 @@ impl<M: Mesh> Session<M> {
         mut request: Request<UpBody>,
         tried: &mut Vec<SocketAddr>,
         current: &mut Option<Try>,
-    ) -> Result<(Response<Incoming>, Lease, Option<oneshot::Receiver<Upgraded>>), Failed> {
+    ) -> Result<(Response<AppBody>, Lease, Option<oneshot::Receiver<Upgraded>>), Failed> {
         let Journey { asked, exchange, .. } = journey;
         let is_idempotent = request.method().is_idempotent();
         let (mut resends, mut since) = (0, None);
@@ -222,7 +221,7 @@ impl<M: Mesh> Session<M> {
             let can_repeat = has_no_body && has_more_tries && (is_idempotent || journey.wire == Wire::Http2);
             let copy = can_repeat.then(|| copy_of(&request));
             let upgraded = asked.upgrade.is_some().then(|| lease.expect_upgrade());
-            let failed = match lease.send(request).await {
+            let failed = match lease.send(request, exchange).await {
                 Ok(response) => return Ok((response, lease, upgraded)),
                 Err(failed) => failed,
             };
@@ -331,19 +330,19 @@ impl<M: Mesh> Session<M> {
             if !permits.0.is_held() && !permits.1.is_held() {
                 return Ok(reached);
             }
-            let Reached { io, cut, is_current, pod } = reached;
+            let Reached { cut, .. } = reached;
             let cut = Box::pin(async move {
                 let _held_while_open = permits;
                 cut.await;
             });
-            Ok(Reached { io, cut, is_current, pod })
+            Ok(Reached { cut, ..reached })
         };
         self.upstreams.lease(&key, since, connect).await
     }
 }
 
 /// Reads the rest of an answer that nobody wants, so that its connection serves again; not for long, and not much.
-fn discard(response: Response<Incoming>, connection: Lease) {
+fn discard(response: Response<AppBody>, connection: Lease) {
     let mut body = response.into_body();
     if body.is_end_stream() {
         return connection.give_back();
@@ -376,7 +375,7 @@ fn unreached(last: Unreached) -> Failed {
     }
 }
 
-fn outcome_of(response: &Response<Incoming>) -> Outcome {
+fn outcome_of(response: &Response<AppBody>) -> Outcome {
     let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
     Outcome::Answered {
         status: response.status(),

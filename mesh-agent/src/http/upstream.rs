@@ -22,16 +22,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::{Request, Response, request};
-use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::LocalExecutor;
-use super::body::UpBody;
+use super::body::{AppBody, UpBody};
+use super::exchange::Exchange;
 use super::hygiene::{self, Asked, Fault};
 use super::io::Io;
+use super::judged::{Judge, Ruling};
 use super::limits::{
     BUFFER_BYTES, CONNECTION_WINDOW, IDLE_UPSTREAM, MAX_CONNECTIONS_PER_ENDPOINT, MAX_FRAME_BYTES, MAX_HEAD_BYTES,
     MAX_IDLE, MAX_IDLE_PER_ENDPOINT, MAX_STREAMS, MAX_UPSTREAM_AGE, SEND_BUFFER_BYTES, STREAM_WINDOW, SWEEP_INTERVAL,
@@ -93,6 +94,8 @@ pub struct Reached {
     pub is_current: Box<dyn Fn() -> bool>,
     /// The pod at its end, as `<namespace>/<name>`, where known.
     pub pod: Option<Arc<str>>,
+    /// Who is asked about each request before it is sent, where that is for this agent to do.
+    pub judge: Option<Rc<dyn Judge>>,
 }
 
 /// Why no connection was made. Nothing was sent.
@@ -179,6 +182,7 @@ struct Shared {
 /// What is known of a connection while it lives.
 struct Connection {
     pod: Option<Arc<str>>,
+    judge: Option<Rc<dyn Judge>>,
     made: Instant,
     has_ended: Cell<bool>,
     is_current: Box<dyn Fn() -> bool>,
@@ -383,7 +387,7 @@ impl Upstreams {
         builder.max_buf_size(BUFFER_BYTES).max_header_size(MAX_HEAD_BYTES);
         let handshake = builder.handshake(TokioIo::new(reached.io)).await;
         let (sender, driver) = handshake.map_err(|_| Unreached::own("upstream-handshake"))?;
-        let connection = self.inner.made(reached.pod, reached.is_current);
+        let connection = self.inner.made(reached.pod, reached.judge, reached.is_current);
         tokio::task::spawn_local(drive_http1(driver, connection.clone(), reached.cut));
         Ok(self.lent(slot, Sender::Http1(sender), connection))
     }
@@ -398,7 +402,7 @@ impl Upstreams {
             .max_send_buf_size(SEND_BUFFER_BYTES);
         let handshake = builder.handshake(TokioIo::new(reached.io)).await;
         let (sender, driver) = handshake.map_err(|_| Unreached::own("upstream-handshake"))?;
-        let connection = self.inner.made(reached.pod, reached.is_current);
+        let connection = self.inner.made(reached.pod, reached.judge, reached.is_current);
         let (driven, cut) = (connection.clone(), reached.cut);
         tokio::task::spawn_local(async move {
             tokio::select! {
@@ -433,11 +437,17 @@ fn take_last(resting: &mut Vec<Resting>, is_wanted: impl Fn(&Connection) -> bool
 }
 
 impl Inner {
-    fn made(&self, pod: Option<Arc<str>>, is_current: Box<dyn Fn() -> bool>) -> Rc<Connection> {
+    fn made(
+        &self,
+        pod: Option<Arc<str>>,
+        judge: Option<Rc<dyn Judge>>,
+        is_current: Box<dyn Fn() -> bool>,
+    ) -> Rc<Connection> {
         self.tally.made.fetch_add(1, Ordering::Relaxed);
         self.tally.open.fetch_add(1, Ordering::Relaxed);
         Rc::new(Connection {
             pod,
+            judge,
             made: Instant::now(),
             has_ended: Cell::new(false),
             is_current,
@@ -544,16 +554,34 @@ impl Lease {
         self.held.0.pod.as_ref()
     }
 
-    /// Sends a request and waits for the head of its answer.
-    pub async fn send(&mut self, request: Request<UpBody>) -> Result<Response<Incoming>, Unsent> {
+    /// Sends a request and waits for the head of its answer. Where somebody has to be asked about it, it is not sent
+    /// before that; whoever refuses it answers it.
+    pub async fn send(&mut self, request: Request<UpBody>, exchange: &Exchange) -> Result<Response<AppBody>, Unsent> {
+        let Some(judge) = self.held.0.judge.clone() else { return self.hand_over(request).await };
+        let wire = match &self.sender {
+            Sender::Http1(_) => Wire::Http1,
+            Sender::Http2(_) => Wire::Http2,
+        };
+        match judge.judge(request, wire, exchange).await {
+            Ruling::Passes(request, settle) => {
+                let mut came = self.hand_over(request).await;
+                settle(&mut came);
+                came
+            }
+            Ruling::Refused(response) => Ok(response),
+        }
+    }
+
+    async fn hand_over(&mut self, request: Request<UpBody>) -> Result<Response<AppBody>, Unsent> {
         let unsent = |mut failed: TrySendError<Request<UpBody>>| Unsent {
             request: failed.take_message(),
             error: failed.into_error(),
         };
-        match &mut self.sender {
-            Sender::Http1(sender) => sender.try_send_request(request).await.map_err(unsent),
-            Sender::Http2(sender) => sender.try_send_request(request).await.map_err(unsent),
-        }
+        let answered = match &mut self.sender {
+            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender) => sender.try_send_request(request).await,
+        };
+        answered.map(|response| response.map(AppBody::Application)).map_err(unsent)
     }
 
     /// The answer has come to its end: the next request may have the connection.

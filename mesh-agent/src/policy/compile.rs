@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use super::object::{
-    Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, RequestAuthentication, Target, Unreadable,
-    Weight,
+    Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, RequestAuthentication, SameNode, Target,
+    Unreadable, Weight,
 };
 use super::{Believed, PortScope, Statement, Unread, WorkloadPolicy};
 
@@ -30,6 +30,9 @@ pub struct PeerModes {
     rest: Chosen,
     /// Ports with one.
     ports: BTreeMap<u16, Chosen>,
+    /// The object that wants TLS from callers of the same node too, if one does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encrypted_by: Option<Arc<str>>,
 }
 
 /// A mode and the object that chose it.
@@ -42,7 +45,7 @@ struct Chosen {
 
 impl Default for PeerModes {
     fn default() -> Self {
-        Self { rest: Chosen { mode: Mode::Permissive, rule: None }, ports: BTreeMap::new() }
+        Self { rest: Chosen { mode: Mode::Permissive, rule: None }, ports: BTreeMap::new(), encrypted_by: None }
     }
 }
 
@@ -51,6 +54,11 @@ impl PeerModes {
     pub fn at(&self, port: u16) -> (Mode, Option<&Arc<str>>) {
         let chosen = self.ports.get(&port).unwrap_or(&self.rest);
         (chosen.mode, chosen.rule.as_ref())
+    }
+
+    /// The object that wants TLS from callers of the same node too; None: that the kernel knows them will do.
+    pub fn encrypted_by(&self) -> Option<&Arc<str>> {
+        self.encrypted_by.as_ref()
     }
 }
 
@@ -130,11 +138,11 @@ impl PolicySet {
     /// The modes of a workload's ports.
     ///
     /// A port's override beats every plain mode; then the object that selects the workload's pods beats that of its
-    /// namespace, which beats the mesh's. The oldest wins among equals. An unreadable PeerAuthentication counts as
-    /// STRICT and beats all.
+    /// namespace, which beats the mesh's. The oldest wins among equals; so it is with `sameNode`. An unreadable
+    /// PeerAuthentication counts as STRICT with TLS on one node too, and beats all.
     pub fn peer_modes(&self, subject: &Subject<'_>) -> PeerModes {
         let mut modes = PeerModes::default();
-        let mut plain: Option<Width> = None;
+        let (mut plain, mut same_node): (Option<Width>, Option<Width>) = (None, None);
         for object in self.peers.of(subject.namespace) {
             let Some(width) = width(&object.targets, subject) else { continue };
             let choose = |mode| Chosen { mode, rule: Some(object.meta.id.clone()) };
@@ -144,16 +152,24 @@ impl PolicySet {
                 plain = Some(width);
                 modes.rest = choose(mode);
             }
+            if let Some(wanted) = object.same_node
+                && same_node.is_none_or(|chosen| width < chosen)
+            {
+                same_node = Some(width);
+                modes.encrypted_by = (wanted == SameNode::Encrypt).then(|| object.meta.id.clone());
+            }
             for (port, mode) in &object.ports {
                 modes.ports.entry(*port).or_insert_with(|| choose(*mode));
             }
         }
         for object in self.unreadable.of(subject.namespace).filter(|object| object.weight == Weight::Strict) {
             let strict = Chosen { mode: Mode::Strict, rule: Some(object.meta.id.clone()) };
+            let encrypted_by = strict.rule.clone();
             match port_scope(&object.targets, subject) {
                 None => {}
-                Some(PortScope::All) => return PeerModes { rest: strict, ports: BTreeMap::new() },
+                Some(PortScope::All) => return PeerModes { rest: strict, ports: BTreeMap::new(), encrypted_by },
                 Some(PortScope::Only(ports)) => {
+                    modes.encrypted_by = encrypted_by;
                     modes.ports.extend(ports.into_iter().map(|port| (port, strict.clone())))
                 }
             }

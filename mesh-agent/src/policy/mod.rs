@@ -38,8 +38,8 @@ use serde::Serialize;
 pub use authorizer::{Authorizer, BodyInCheck, CheckProtocol, HttpCheck, Provider};
 pub use compile::{PeerModes, PolicySet, Subject};
 pub use object::{
-    Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, RequestAuthentication, Rule, Target, Unreadable,
-    Weight,
+    Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyMeta, RequestAuthentication, Rule, SameNode, Target,
+    Unreadable, Weight,
 };
 pub use pattern::{PathPattern, Pattern, PatternError, Segment};
 pub use request::{Attribute, Condition, Operation, Request, normal_host};
@@ -55,6 +55,8 @@ use index::{ITSELF, Index, Number};
 pub struct Facts {
     /// The authenticated caller; None for plaintext.
     pub source: Option<SpiffeId>,
+    /// It is a pod of the same node, known by the kernel and not by TLS.
+    pub is_same_node: bool,
     /// The TCP peer's IP (of the tunnel's TCP connection for tunnelled traffic).
     pub source_ip: IpAddr,
     /// The pod IP that is dialled.
@@ -224,6 +226,8 @@ impl Denial {
 pub enum DenyReason {
     /// PeerAuthentication STRICT, and the caller came in plaintext.
     StrictPlaintext,
+    /// PeerAuthentication asks for TLS on one node too, and the caller came without.
+    SameNodePlaintext,
     /// A DENY rule matched.
     DenyRule,
     /// There are ALLOW policies and none matched.
@@ -243,6 +247,7 @@ impl DenyReason {
     pub fn label(self) -> &'static str {
         match self {
             DenyReason::StrictPlaintext => "strict-plaintext",
+            DenyReason::SameNodePlaintext => "same-node-plaintext",
             DenyReason::DenyRule => "deny-rule",
             DenyReason::NoAllowRule => "no-allow-rule",
             DenyReason::UnreadablePolicy => "unreadable-policy",
@@ -312,6 +317,9 @@ fn refused_outright(policy: &WorkloadPolicy, facts: &Facts) -> Option<Denial> {
     let port = facts.destination_port;
     if let Some(unread) = policy.unreadable.iter().find(|unread| unread.ports.covers(port)) {
         return Some(Denial::of(DenyReason::UnreadablePolicy, Some(unread.id.clone())));
+    }
+    if let Some(rule) = policy.modes.encrypted_by().filter(|_| facts.is_same_node) {
+        return Some(Denial::of(DenyReason::SameNodePlaintext, Some(rule.clone())));
     }
     let (mode, rule) = policy.modes.at(port);
     let is_refused = facts.source.is_none() && mode == Mode::Strict;

@@ -80,6 +80,16 @@ pub enum Mode {
     Disable,
 }
 
+/// What satisfies STRICT between two pods of one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SameNode {
+    /// The kernel knows both pods, and their bytes do not leave the node.
+    KernelIdentity,
+    /// TLS there too.
+    Encrypt,
+}
+
 /// Says whether plaintext is acceptable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -93,6 +103,9 @@ pub struct PeerAuthentication {
     pub mode: Option<Mode>,
     /// Modes of single ports. Only objects that select pods have them.
     pub ports: BTreeMap<u16, Mode>,
+    /// What callers of the same node owe; None leaves it to the wider object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub same_node: Option<SameNode>,
 }
 
 /// What happens to a connection that a policy's rules match.

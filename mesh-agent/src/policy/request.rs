@@ -9,8 +9,8 @@
 //! | `values` | there is one, and all of them are meant | one of them is meant |
 //! | `notValues` | none of them is meant | there is none, or one of them is not meant |
 //!
-//! DENY also looks into the elements of a header's list, at a header whose name has `_` for `-`, and takes methods
-//! without case; ALLOW takes nothing but the plain word.
+//! DENY also looks into the elements of a header's list, and takes methods without case; ALLOW takes nothing but the plain
+//! word. A header's name has `_` for `-` or not, as it likes.
 
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
@@ -21,6 +21,7 @@ use serde::{Serialize, Serializer};
 
 use super::object::Action;
 use super::pattern::{PathPattern, Pattern};
+use crate::fields;
 use crate::path::NormalPath;
 use crate::tokens::Token;
 
@@ -192,9 +193,10 @@ fn paths(patterns: &[PathPattern], reading: Reading, request: &Request<'_>) -> b
 }
 
 fn methods(patterns: &[Pattern], reading: Reading, request: &Request<'_>) -> bool {
-    let overrides = OVERRIDES.iter().flat_map(|name| request.headers.get_all(name).iter());
+    let overrides = request.headers.iter();
+    let overrides = overrides.filter(|(have, _)| OVERRIDES.iter().any(|name| fields::are_alike(have, name)));
     // What is no text is no method, and nothing that a rule could mean.
-    let overrides = overrides.map(|value| value.to_str().unwrap_or_default().trim());
+    let overrides = overrides.map(|(_, value)| value.to_str().unwrap_or_default().trim());
     let methods = std::iter::once(request.method.as_str()).chain(overrides);
     reading.holds(methods, |method| {
         patterns.iter().any(|pattern| match reading {
@@ -229,13 +231,7 @@ fn header(name: &HeaderName, reading: Reading, request: &Request<'_>, is_meant: 
     if *name == HOST {
         return is_meant(request.host);
     }
-    let same = |have: &HeaderName| {
-        have == name
-            || have.as_str().len() == name.as_str().len()
-                && have.as_str().contains('_')
-                && have.as_str().replace('_', "-") == name.as_str().replace('_', "-")
-    };
-    let lines = request.headers.iter().filter(|(have, _)| same(have));
+    let lines = request.headers.iter().filter(|(have, _)| fields::are_alike(have, name));
     // What is no text is a value that nobody means.
     let lines = lines.map(|(_, value)| value.to_str().unwrap_or_default());
     match reading {

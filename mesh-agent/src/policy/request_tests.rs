@@ -39,6 +39,7 @@ impl Ask {
     fn facts(&self) -> Facts {
         Facts {
             source: SpiffeId::new("cluster.local", "shop", self.account).ok(),
+            is_same_node: false,
             source_ip: IpAddr::from([10, 0, 0, 1]),
             destination_ip: IpAddr::from([10, 0, 0, 9]),
             destination_port: 80,
@@ -144,6 +145,8 @@ fn a_rule_means_a_request_however_it_is_written() {
         ("any method but", not_methods(&["GET"]), method("POST"), true, true),
         ("any method but this", not_methods(&["GET"]), get("/"), false, false),
         ("D14", methods(&["GET"]), with(get("/"), &[("x-http-method-override", "DELETE")]), false, true),
+        ("D14, as CGI has it", methods(&["GET"]), with(get("/"), &[("x_http_method_override", "DELETE")]), false, true),
+        ("D14, DENY, so", methods(&["DELETE"]), with(get("/"), &[("x_method-override", "delete")]), false, true),
         ("D14, DENY", methods(&["DELETE"]), with(get("/"), &[("x-method-override", "delete")]), false, true),
         ("D14, any but", not_methods(&["DELETE"]), with(get("/"), &[("x-http-method", "DELETE")]), false, true),
         ("the host", hosts(&["web.shop"]), get("/"), true, true),

@@ -78,6 +78,7 @@ fn what_is_in_force_can_be_read() {
         targets: vec![Target::Namespace("shop".into())],
         mode: Some(Mode::Strict),
         ports: BTreeMap::from([(9090, Mode::Permissive)]),
+        same_node: Some(SameNode::Encrypt),
     };
     let set = PolicySet::new(vec![peer], vec![deny], vec![]);
     let guard = serde_json::json!({
@@ -127,6 +128,7 @@ fn the_narrowest_mode_wins_and_the_oldest_among_equals() {
         targets: vec![target],
         mode,
         ports: ports.iter().copied().collect(),
+        same_node: None,
     };
     use Mode::{Disable, Permissive, Strict};
     let mesh = peer("mesh", Some(1), Target::Mesh, Some(Strict), &[]);
@@ -162,6 +164,64 @@ fn the_narrowest_mode_wins_and_the_oldest_among_equals() {
             assert_eq!((modes.at(80).0, modes.at(81).0), (at_80, at_81), "{peers:#?}");
         }
     }
+}
+
+/// Who owes TLS on one node: the narrowest object that says something, the oldest among equals; and an unreadable one
+/// says the most that it could.
+#[test]
+fn tls_is_owed_on_one_node_where_it_is_asked_for() {
+    let pods = || Target::Pods { namespace: Some("shop".into()), selector: equal("app", "api") };
+    let namespace = || Target::Namespace("shop".into());
+    let peer = |name: &str, created, target, mode, same_node| PeerAuthentication {
+        meta: PolicyMeta { id: format!("shop/{name}").into(), created },
+        targets: vec![target],
+        mode,
+        ports: BTreeMap::new(),
+        same_node,
+    };
+    let (encrypt, kernel) = (Some(SameNode::Encrypt), Some(SameNode::KernelIdentity));
+    let mesh = peer("mesh", Some(1), Target::Mesh, None, encrypt);
+    let ns = peer("ns", Some(2), namespace(), None, kernel);
+    let ns_older = peer("ns-older", Some(1), namespace(), None, encrypt);
+    let strict = peer("strict", Some(0), namespace(), Some(Mode::Strict), None);
+    let pod = peer("pod", Some(9), pods(), Some(Mode::Disable), kernel);
+    // (objects, the one that wants it)
+    let table: Vec<(Vec<&PeerAuthentication>, Option<&str>)> = vec![
+        (vec![], None),
+        (vec![&strict], None),
+        (vec![&mesh], Some("shop/mesh")),
+        (vec![&mesh, &strict], Some("shop/mesh")),
+        (vec![&mesh, &ns], None),
+        (vec![&mesh, &ns, &ns_older], Some("shop/ns-older")),
+        (vec![&mesh, &ns_older, &pod], None),
+    ];
+    let labels = BTreeMap::from([("app".to_string(), "api".to_string())]);
+    let services = BTreeMap::new();
+    let subject = subject(&labels, &services);
+    for (peers, expected) in table {
+        for reversed in [false, true] {
+            let mut objects: Vec<PeerAuthentication> = peers.iter().copied().cloned().collect();
+            if reversed {
+                objects.reverse();
+            }
+            let compiled = PolicySet::new(objects, vec![], vec![]).compile(&subject);
+            for account in [Some("web"), None] {
+                let call = facts((account, "10.0.0.1", 80));
+                let near = authorize(&compiled, &Facts { is_same_node: true, ..call.clone() });
+                let denied = near.err().filter(|denial| denial.reason == DenyReason::SameNodePlaintext);
+                assert_eq!(denied.and_then(|denial| denial.rule).as_deref(), expected, "{peers:#?}");
+                assert_eq!(authorize(&compiled, &call).is_ok(), account.is_some() || !peers.contains(&&strict));
+            }
+        }
+    }
+    let unread = Unreadable {
+        meta: PolicyMeta { id: "shop/unread".into(), created: None },
+        targets: vec![namespace()],
+        weight: Weight::Strict,
+    };
+    let compiled = PolicySet::new(vec![pod], vec![], vec![unread]).compile(&subject);
+    let near = authorize(&compiled, &Facts { is_same_node: true, ..facts((Some("web"), "10.0.0.1", 80)) });
+    assert_eq!(near.map_err(|denial| denial.reason), Err(DenyReason::SameNodePlaintext));
 }
 
 #[test]
@@ -299,7 +359,21 @@ fn naive(
         Some(peer) => peer.ports[&call.destination_port],
         None => plain.min_by_key(|(width, age, _)| (*width, age.clone())).map_or(Mode::Permissive, |(.., mode)| mode),
     };
+    let said = peers.iter().filter(|peer| peer.same_node.is_some()).filter_map(|peer| {
+        let width = peer.targets.iter().filter_map(reach).max()?;
+        Some((std::cmp::Reverse(width), age(&peer.meta), peer.same_node?))
+    });
+    let said = said.min_by_key(|(width, age, _)| (*width, age.clone())).map(|(.., said)| said);
     let forced = unreadable.iter().any(|object| object.weight == Weight::Strict && covers(&object.targets));
+    // It is a word about the pod, not about its ports.
+    let is_own = |target: &Target| {
+        reach(target).is_some()
+            || matches!(target, Target::Service { name, namespace } if &**name == "api" && &**namespace == "shop")
+    };
+    let owed = unreadable.iter().any(|object| object.weight == Weight::Strict && object.targets.iter().any(is_own));
+    if call.is_same_node && (owed || said == Some(SameNode::Encrypt)) {
+        return Err(DenyReason::SameNodePlaintext);
+    }
     if call.source.is_none() && (forced || mode == Mode::Strict) {
         return Err(DenyReason::StrictPlaintext);
     }
@@ -376,12 +450,14 @@ fn a_mode() -> impl Strategy<Value = Mode> {
 
 fn a_peer() -> impl Strategy<Value = PeerAuthentication> {
     let ports = prop::collection::btree_map(80..83u16, a_mode(), 0..2);
-    (a_meta(), a_wide_target(), prop::option::of(a_mode()), ports).prop_map(|(meta, target, mode, mut ports)| {
+    let same_node = prop::option::of(prop_oneof![Just(SameNode::KernelIdentity), Just(SameNode::Encrypt)]);
+    let all = (a_meta(), a_wide_target(), prop::option::of(a_mode()), ports, same_node);
+    all.prop_map(|(meta, target, mode, mut ports, same_node)| {
         // Only objects that select pods have overrides.
         if !matches!(target, Target::Pods { .. }) {
             ports.clear();
         }
-        PeerAuthentication { meta, targets: vec![target], mode, ports }
+        PeerAuthentication { meta, targets: vec![target], mode, ports, same_node }
     })
 }
 
@@ -421,6 +497,7 @@ fn a_call() -> impl Strategy<Value = Facts> {
 fn facts((account, ip, port): Call) -> Facts {
     Facts {
         source: account.map(|name| SpiffeId::new("cluster.local", "shop", name).unwrap()),
+        is_same_node: false,
         source_ip: ip.parse().unwrap(),
         destination_ip: IpAddr::from([10, 0, 0, 9]),
         destination_port: port,

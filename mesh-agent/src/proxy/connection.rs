@@ -409,7 +409,8 @@ mod tests {
 
     fn judged() -> Judged {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let facts = Facts { source: None, source_ip: ip, destination_ip: ip, destination_port: 80 };
+        let facts =
+            Facts { source: None, is_same_node: false, source_ip: ip, destination_ip: ip, destination_port: 80 };
         Judged { destination_uid: "pod".into(), facts, layer: Layer::Bytes }
     }
 

@@ -8,7 +8,6 @@
 //! An idle connection holds no buffer and no timer: a buffer is taken only once the socket has something to read. Credit
 //! goes back to the far side as bytes reach the application, so a slow reader holds back its own sender and nobody else.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -18,31 +17,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use h2::Reason;
 use socket2::SockRef;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::budget::{Held, Over, PodBudget};
 use crate::hbone::limits::{COPY_CHUNK_BYTES, COPY_JOIN_BYTES, COPY_ROUND_BYTES};
-use crate::hbone::{Stream, StreamError};
+use crate::hbone::{Stream, StreamError, poll_read};
 use crate::http;
 
 const CHUNK: usize = COPY_CHUNK_BYTES as usize;
 const JOIN: usize = COPY_JOIN_BYTES as usize;
 const ROUND: usize = COPY_ROUND_BYTES as usize;
-/// Up to this many bytes are copied into a block of their own size rather than holding on to a shared one.
-pub(super) const SMALL: usize = 4 << 10;
-/// The shared block that reads are cut from.
-pub(super) const BLOCK: usize = 4 * CHUNK;
 /// Blocks of the queue that one write takes.
 pub(super) const SLICES: usize = 16;
-
-thread_local! {
-    /// Where reads land; one per worker, whatever the number of connections.
-    static READ_BLOCK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
-}
 
 /// Bytes so far, readable while the pump runs, and the budget that bounds what waits.
 #[derive(Default)]
@@ -60,8 +49,12 @@ impl Counters {
 
     /// Counts bytes that something else than a pump carried.
     pub(super) fn add(&self, forward: usize, backward: usize) {
-        self.forward.fetch_add(forward as u64, Ordering::Relaxed);
-        self.backward.fetch_add(backward as u64, Ordering::Relaxed);
+        if forward > 0 {
+            self.forward.fetch_add(forward as u64, Ordering::Relaxed);
+        }
+        if backward > 0 {
+            self.backward.fetch_add(backward as u64, Ordering::Relaxed);
+        }
     }
 
     /// From the first argument of the pump to the second: application to tunnel, or `a` to `b`.
@@ -133,41 +126,73 @@ impl From<StreamError> for End {
 
 /// Copies between an application's socket and a tunnelled stream until both have ended, one breaks, or `cancel` is
 /// ready.
-pub async fn tunnel(tcp: TcpStream, stream: Stream, counters: &Counters, cancel: impl Future<Output = ()>) -> End {
+pub fn tunnel(
+    tcp: TcpStream,
+    stream: Stream,
+    counters: &Counters,
+    cancel: impl Future<Output = ()>,
+) -> impl Future<Output = End> {
     let (queue, held) = (Queue::default(), Held::of(counters.budget.clone()));
+    // Made here: a future that moves its arguments holds them twice.
     let mut pump = TunnelPump { tcp, stream, counters, queue, held, reserved: false, up: Half::Open, down: Half::Open };
-    let mut cancel = pin!(cancel);
-    let end = std::future::poll_fn(|cx| {
-        if cancel.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(End::Cut);
+    async move {
+        let mut cancel = pin!(cancel);
+        let end = std::future::poll_fn(|cx| {
+            if cancel.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(End::Cut);
+            }
+            pump.poll(cx)
+        })
+        .await;
+        if end != End::Finished {
+            pump.stream.reset();
+            reset_on_close(&pump.tcp);
         }
-        pump.poll(cx)
-    })
-    .await;
-    if end != End::Finished {
-        pump.stream.reset();
-        reset_on_close(&pump.tcp);
+        end
     }
-    end
 }
 
 /// Copies between two sockets until both have ended, one breaks, or `cancel` is ready.
-pub async fn plain(mut a: TcpStream, mut b: TcpStream, counters: &Counters, cancel: impl Future<Output = ()>) -> End {
+pub async fn plain(a: TcpStream, b: TcpStream, counters: &Counters, cancel: impl Future<Output = ()>) -> End {
+    let held = [Held::of(counters.budget.clone()), Held::of(counters.budget.clone())];
+    sockets(a, b, &[counters], held, cancel).await
+}
+
+/// The same between applications of two pods, each of which has counters of its own: what waits counts against the budget
+/// of the pod whose application does not read it.
+pub async fn between_pods(
+    a: TcpStream,
+    b: TcpStream,
+    of_a: &Counters,
+    of_b: &Counters,
+    cancel: impl Future<Output = ()>,
+) -> End {
+    let held = [Held::of(of_b.budget.clone()), Held::of(of_a.budget.clone())];
+    sockets(a, b, &[of_a, of_b], held, cancel).await
+}
+
+/// `held` is what waits for `b`, and for `a`.
+async fn sockets(
+    mut a: TcpStream,
+    mut b: TcpStream,
+    counters: &[&Counters],
+    [mut for_b, mut for_a]: [Held; 2],
+    cancel: impl Future<Output = ()>,
+) -> End {
     let mut forward = PlainPump::default();
     let mut backward = PlainPump::default();
-    let mut held = Held::of(counters.budget.clone());
     let mut cancel = pin!(cancel);
     let end = std::future::poll_fn(|cx| {
         if cancel.as_mut().poll(cx).is_ready() {
             return Poll::Ready(End::Cut);
         }
-        let forth = match forward.poll(cx, &mut a, &b, &counters.forward) {
+        let forth = match forward.poll(cx, &mut a, &b, |sent| counters.iter().for_each(|all| all.add(sent, 0))) {
             Poll::Ready(Err(Broken::Reader(kind))) => return Poll::Ready(End::FirstReset(kind)),
             Poll::Ready(Err(Broken::Writer(kind))) => return Poll::Ready(End::SecondReset(kind)),
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
-        let back = match backward.poll(cx, &mut b, &a, &counters.backward) {
+        let back = match backward.poll(cx, &mut b, &a, |sent| counters.iter().for_each(|all| all.add(0, sent))) {
             Poll::Ready(Err(Broken::Reader(kind))) => return Poll::Ready(End::SecondReset(kind)),
             Poll::Ready(Err(Broken::Writer(kind))) => return Poll::Ready(End::FirstReset(kind)),
             Poll::Ready(Ok(())) => true,
@@ -176,7 +201,7 @@ pub async fn plain(mut a: TcpStream, mut b: TcpStream, counters: &Counters, canc
         if forth && back {
             return Poll::Ready(End::Finished);
         }
-        match held.set(forward.pending.len() + backward.pending.len()) {
+        match for_b.set(forward.pending.len()).and_then(|()| for_a.set(backward.pending.len())) {
             Ok(()) => Poll::Pending,
             Err(over) => Poll::Ready(End::OverBudget(over)),
         }
@@ -424,14 +449,14 @@ impl PlainPump {
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &TcpStream,
-        count: &AtomicU64,
+        count: impl Fn(usize),
     ) -> Poll<Result<(), Broken>> {
         let mut round = ROUND;
         while !self.done {
             if !self.pending.is_empty() {
                 let written = ready!(poll_write(cx, to, &self.pending)).map_err(Broken::Writer)?;
                 self.pending.advance(written);
-                count.fetch_add(written as u64, Ordering::Relaxed);
+                count(written);
                 round = round.saturating_sub(written);
                 continue;
             }
@@ -460,24 +485,6 @@ fn poll_write(cx: &mut Context<'_>, to: &TcpStream, bytes: &[u8]) -> Poll<Result
             Err(error) => return Poll::Ready(Err(error.kind())),
         }
     }
-}
-
-/// Reads what there is, up to `most`; empty at the end.
-fn poll_read(cx: &mut Context<'_>, tcp: &mut TcpStream, most: usize) -> Poll<io::Result<Bytes>> {
-    READ_BLOCK.with_borrow_mut(|block| {
-        if block.capacity() < CHUNK {
-            // Takes the old block again if nobody holds a part of it, else a new one.
-            block.reserve(BLOCK);
-        }
-        let mut room = block.limit(most.min(CHUNK));
-        let read = ready!(pin!(tcp.read_buf(&mut room)).poll(cx))?;
-        if read > SMALL {
-            return Poll::Ready(Ok(block.split_to(read).freeze()));
-        }
-        let bytes = Bytes::copy_from_slice(block);
-        block.clear();
-        Poll::Ready(Ok(bytes))
-    })
 }
 
 fn first_reset(error: io::Error) -> End {

@@ -35,6 +35,15 @@ pub enum Failure {
         /// What it said.
         error: OpenError,
     },
+    /// The other pod's side, which this agent is as well, did not take the connection in, and told why. The caller hears
+    /// as much as by a tunnel.
+    #[error("not taken in by {address}: {status:?}")]
+    NotTakenIn {
+        /// The endpoint that was tried last.
+        address: std::net::SocketAddr,
+        /// What a tunnel would have answered.
+        status: Status,
+    },
     /// The TCP connection to an endpoint or to the application could not be made.
     #[error("connect to {address}: {error}")]
     Connect {
@@ -64,6 +73,15 @@ impl From<Over> for Failure {
 }
 
 impl Failure {
+    /// Whether policy said no, here or at the far end.
+    pub fn is_denied(&self) -> bool {
+        match self {
+            Failure::Denied(_) | Failure::NotTakenIn { status: Status::Denied, .. } => true,
+            Failure::Tunnel { error, .. } => error.is_denied(),
+            _ => false,
+        }
+    }
+
     /// A dial that failed.
     pub fn dial(address: std::net::SocketAddr, error: io::Error) -> Self {
         if dial::is_out_of_descriptors(&error) {
@@ -83,6 +101,7 @@ impl Failure {
             Failure::Record(RecordError::OtherPod) => "record-other-pod",
             Failure::NoCertificate(_) => "no-certificate",
             Failure::Tunnel { error, .. } => tunnel_reason(error),
+            Failure::NotTakenIn { status, .. } => refused_reason(status.code().as_u16()),
             Failure::Connect { .. } => "connect-failed",
             Failure::OverBudget(over) => over.label(),
             Failure::Socket(_) => "socket-failed",
@@ -102,6 +121,7 @@ impl Failure {
             | Failure::Record(_)
             | Failure::NoCertificate(_)
             | Failure::Tunnel { .. }
+            | Failure::NotTakenIn { .. }
             | Failure::Connect { .. }
             | Failure::OverBudget(_)
             | Failure::Socket(_)

@@ -1,8 +1,10 @@
 //! The journey of a connection that arrives by tunnel: CONNECT → authorise → dial the application → carry.
 //!
-//! One TCP connection to :15008 carries many of them; all stay on the worker that accepted it.
+//! One TCP connection to :15008 carries many of them; all stay on the worker that accepted it. What comes from a pod of
+//! the same node without a tunnel is taken in the same way ([`take_in`]).
 
-use std::net::SocketAddr;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,17 +15,21 @@ use super::connection::{Judged, Layer, Live, Registration};
 use super::error::Failure;
 use super::judged::{self, Ends};
 use super::worker::{Pod, Shared, Worker};
-use super::{copy, dial, record};
+use super::{Boxed, copy, dial, make_then_carry, record};
 use crate::addr::{ClientAddr, ServerAddr};
-use crate::hbone::{self, Incoming};
+use crate::hbone::{self, Incoming, Stream};
 use crate::http::Io;
 use crate::podnet::Role;
 use crate::policy::{Admission, Facts, Permit};
 use crate::spiffe::SpiffeId;
+use crate::telemetry::{ConnectionRecord, Transport};
 
 /// Serves one TCP connection accepted on the pod's tunnel listener.
 pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, _taken: Taken, tcp: TcpStream) {
     let Some((client, reached)) = worker.ends(&pod, Role::Tunnel, &tcp) else { return };
+    if worker.pods.witnesses.hear(&tcp).await {
+        return;
+    }
     let stranger = match pod.budget.take(Kind::Handshake) {
         Ok(stranger) => stranger,
         Err(over) => {
@@ -58,70 +64,185 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, _taken: Taken, tcp:
 }
 
 /// Serves one CONNECT. `reached` is the pod address that the tunnel's TCP connection was made to.
-async fn serve_connect(
+pub fn serve_connect(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    reached: ServerAddr,
+    tunnel: ClientAddr,
+    incoming: Incoming,
+) -> impl Future<Output = ()> {
+    make_then_carry(Box::pin(make(worker, pod, reached, tunnel, incoming)))
+}
+
+/// Answers the CONNECT; none if it was refused.
+async fn make(
     worker: Rc<Worker>,
     pod: Arc<Pod>,
     reached: ServerAddr,
     tunnel: ClientAddr,
     mut incoming: Incoming,
-) {
+) -> Option<Boxed<()>> {
     let server = ServerAddr::new(incoming.authority);
     let client = real_client(tunnel, incoming.forwarded);
     let trace_id = incoming.traceparent.map(|trace| trace.trace_id().into());
-    let record = record::inbound(&pod, client, Some(&incoming.peer), server, trace_id);
+    let coming = Coming {
+        record: record::inbound(&pod, client, Some(&incoming.peer), server, trace_id),
+        peer: incoming.peer.clone(),
+        ip: tunnel.ip(),
+        client,
+        server,
+        reached,
+    };
+    let arrived = match take_in(&worker, &pod, coming, incoming.abandoned()).await {
+        Ok(arrived) => arrived,
+        Err(failure) => {
+            incoming.refuse(failure.status());
+            return None;
+        }
+    };
+    let Ok(stream) = incoming.accept(&pod.baggage) else {
+        copy::reset(arrived.app.tcp);
+        worker.finish_failed(arrived.live, &Failure::Abandoned);
+        return None;
+    };
+    worker.opened(&arrived.live);
+    Some(carry(worker, pod, stream, arrived))
+}
+
+fn carry(worker: Rc<Worker>, pod: Arc<Pod>, mut stream: Stream, arrived: Arrived) -> Boxed<()> {
+    let ends = arrived.is_judged().then(|| arrived.ends(&worker));
+    let Arrived { live, app, .. } = arrived;
+    if let Some(ends) = ends {
+        let meter = Rc::new(judged::OfTunnel(live.live()));
+        live.weigh_from_now(stream.waiting(), pod.budget.clone());
+        return Box::pin(judged::serve(worker, pod, Io::tunnel(stream, meter), live, ends, app));
+    }
+    Box::pin(async move {
+        let cancelled = async { drop(live.cancel.cancelled().await) };
+        let end = copy::tunnel(app.tcp, stream, &live.counters, cancelled).await;
+        drop(app.record);
+        worker.finish(live, end);
+    })
+}
+
+/// A connection that comes for an application of a pod, from a caller whose identity is proven.
+pub struct Coming {
+    /// What is known of it so far; how it comes is in there.
+    pub record: ConnectionRecord,
+    /// Who calls.
+    pub peer: SpiffeId,
+    /// The address that the caller was seen to come from.
+    pub ip: IpAddr,
+    /// Who the application is told is calling.
+    pub client: ClientAddr,
+    /// The application that is asked for.
+    pub server: ServerAddr,
+    /// The address of the pod that was reached.
+    pub reached: ServerAddr,
+}
+
+/// A connection that was taken in: its application is there.
+pub struct Arrived {
+    /// The application's pod.
+    pub pod: Arc<Pod>,
+    /// Its place among the pod's connections.
+    pub live: Registration,
+    /// The application.
+    pub app: dial::AppConnection,
+    /// What policy was asked.
+    pub facts: Facts,
+    /// Who the application is told is calling.
+    pub client: ClientAddr,
+    /// Where the application is.
+    pub server: ServerAddr,
+    /// What may become of it.
+    pub admission: Admission,
+}
+
+impl Arrived {
+    /// Whether each of its requests is judged.
+    pub fn is_judged(&self) -> bool {
+        matches!(self.admission, Admission::Requests(_))
+    }
+
+    /// For who judges its requests.
+    pub fn ends(&self, worker: &Worker) -> Ends {
+        let Self { facts, client, server, .. } = self;
+        let claims = judged::claims_of(&worker.shared.state.current(), facts.source.as_ref(), facts.source_ip);
+        Ends { facts: facts.clone(), client: *client, server: *server, claims }
+    }
+}
+
+/// Takes in a connection for an application of `pod`: room for it, policy, the application. What refuses it is counted
+/// and told here.
+pub async fn take_in(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    coming: Coming,
+    abandoned: impl Future<Output = ()>,
+) -> Result<Arrived, Failure> {
+    let Coming { record, peer, ip, client, server, reached } = coming;
+    let is_same_node = record.transport == Transport::SameNode;
     let taken = match pod.budget.admit(Kind::Connection) {
         Ok(taken) => taken,
         Err(over) => {
             let failure = Failure::OverBudget(over);
-            incoming.refuse(failure.status());
-            return worker.report_failed(record, &failure);
+            worker.report_failed(record, &failure);
+            return Err(failure);
         }
     };
-    let live = worker.register(&pod, taken, record);
-    let judged = judged(&pod, Some(incoming.peer.clone()), tunnel.ip(), server);
+    let live = worker.register(pod, taken, record);
+    let mut judged = judged(pod, Some(peer), ip, server);
+    judged.facts.is_same_node = is_same_node;
     let facts = judged.facts.clone();
-    let admission = match check_authority(reached, server).and_then(|()| admit(&worker, &live, judged)) {
+    let admission = match check_authority(reached, server).and_then(|()| admit(worker, &live, judged)) {
         Ok(admission) => admission,
         Err(failure) => {
-            incoming.refuse(failure.status());
-            return worker.finish_failed(live, &failure);
+            worker.finish_failed(live, &failure);
+            return Err(failure);
         }
     };
+    let connection = live.live();
+    let held = Untold { worker, live: Some(live) };
     let reached = tokio::select! {
         biased;
-        () = incoming.abandoned() => Err(Failure::Abandoned),
-        reached = reach_admitted(&pod, &admission, &live, client, server) => reached,
+        () = abandoned => Err(Failure::Abandoned),
+        reached = reach_admitted(pod, &admission, &connection, client, server) => reached,
     };
-    let app = match reached {
-        Ok(app) => app,
+    let live = held.take().ok_or(Failure::Abandoned)?;
+    match reached {
+        Ok(app) => Ok(Arrived { pod: pod.clone(), live, app, facts, client, server, admission }),
         Err(failure) => {
-            incoming.refuse(failure.status());
-            return worker.finish_failed(live, &failure);
+            worker.finish_failed(live, &failure);
+            Err(failure)
         }
-    };
-    let incoming_peer = incoming.peer.clone();
-    let Ok(mut stream) = incoming.accept(&pod.baggage) else {
-        copy::reset(app.tcp);
-        return worker.finish_failed(live, &Failure::Abandoned);
-    };
-    worker.opened(&live);
-    if let Admission::Requests(_) = admission {
-        let meter = Rc::new(judged::OfTunnel(live.live()));
-        live.weigh_from_now(stream.waiting(), pod.budget.clone());
-        // In a box, as every connection of bytes would take the room of this one's state.
-        let claims = judged::claims_of_peer(&worker.shared.state.current(), &incoming_peer, tunnel.ip());
-        let ends = Ends { facts, client, server, claims };
-        return Box::pin(judged::serve(worker, pod, Io::tunnel(stream, meter), live, ends, app)).await;
     }
-    let cancelled = async { drop(live.cancel.cancelled().await) };
-    let end = copy::tunnel(app.tcp, stream, &live.counters, cancelled).await;
-    drop(app.record);
-    worker.finish(live, end);
+}
+
+/// A connection that nobody has told of yet. It is, as one that was given up, if whoever waits for it does so no more.
+struct Untold<'a> {
+    worker: &'a Worker,
+    live: Option<Registration>,
+}
+
+impl Untold<'_> {
+    fn take(mut self) -> Option<Registration> {
+        self.live.take()
+    }
+}
+
+impl Drop for Untold<'_> {
+    fn drop(&mut self) {
+        if let Some(live) = self.live.take() {
+            self.worker.finish_failed(live, &Failure::Abandoned);
+        }
+    }
 }
 
 /// What policy is asked about a connection to an application of `pod`.
-pub fn judged(pod: &Pod, source: Option<SpiffeId>, source_ip: std::net::IpAddr, server: ServerAddr) -> Judged {
-    let facts = Facts { source, source_ip, destination_ip: server.ip(), destination_port: server.port() };
+pub fn judged(pod: &Pod, source: Option<SpiffeId>, source_ip: IpAddr, server: ServerAddr) -> Judged {
+    let (destination_ip, destination_port) = (server.ip(), server.port());
+    let facts = Facts { source, is_same_node: false, source_ip, destination_ip, destination_port };
     Judged { destination_uid: pod.uid().clone(), facts, layer: Layer::Bytes }
 }
 

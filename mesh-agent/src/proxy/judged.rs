@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use super::authorizer;
 use super::budget::Held;
 use super::connection::{Live, Registration, Standing};
+use super::copy::End;
 use super::dial::AppConnection;
 use super::inbound;
 use super::outbound;
@@ -21,7 +23,9 @@ use super::worker::{Pod, Worker};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::extauth::limits::{BODY_TIMEOUT, MAX_CHECKS};
 use crate::extauth::{AUTHORIZER_UNKNOWN, Allowed, Denied, Failed, Question, Shown, Verdict};
-use crate::http::{self, Ahead, Claims, Guard, Io, Judged, Local, Meter, Noted, Reached, Said, Teller, Unreached};
+use crate::http::{
+    self, Ahead, Bench, Claims, Guard, Io, Judged, Local, Meter, Noted, Reached, Said, Teller, Unreached,
+};
 use crate::path::NormalPath;
 use crate::podnet::ClientRecord;
 use crate::policy::{self, Authorizer, BodyInCheck, Denial, DenyReason, Facts, Permit, WorkloadPolicy};
@@ -46,44 +50,70 @@ impl Ends {
     /// Of a pod that reaches itself.
     pub fn of_itself(pod: &Pod, client: ClientAddr, server: ServerAddr) -> Self {
         let facts = outbound::judged_itself(pod, server).facts;
-        Self { facts, client, server, claims: claims_of(&pod.workload) }
+        Self { facts, client, server, claims: claims_of_pod(&pod.workload) }
     }
 }
 
 /// What becomes of the claims of a pod of the mesh at the application's node.
-fn claims_of(caller: &Workload) -> Claims {
+fn claims_of_pod(caller: &Workload) -> Claims {
     if caller.forwards { Claims::PassedOn } else { Claims::OfOthersDropped }
 }
 
 /// The same of whoever has this address and identity. Its owner's word counts for it alone, so both must be its own.
-pub fn claims_of_peer(state: &MeshState, peer: &SpiffeId, ip: IpAddr) -> Claims {
-    let caller = state.workload_by_ip(ip).filter(|caller| caller.identity == *peer);
-    caller.map_or(Claims::OfOthersDropped, |caller| claims_of(caller))
+pub fn claims_of(state: &MeshState, peer: Option<&SpiffeId>, ip: IpAddr) -> Claims {
+    let caller = state.workload_by_ip(ip).filter(|caller| peer == Some(&caller.identity));
+    caller.map_or(Claims::OfOthersDropped, |caller| claims_of_pod(caller))
 }
 
 /// Serves a connection whose requests are judged one by one. `app` is there already: what cannot be reached was said
 /// before.
 pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: Io, live: Registration, ends: Ends, app: AppConnection) {
+    let cut = async { drop(live.cancel.cancelled().await) };
+    let end = carry(&worker, pod, client, live.live(), ends, app, cut).await;
+    worker.finish(live, end);
+}
+
+/// The same, until `cut` is ready, with the last word left to others.
+pub async fn carry(
+    worker: &Rc<Worker>,
+    pod: Arc<Pod>,
+    client: Io,
+    live: Rc<Live>,
+    ends: Ends,
+    app: AppConnection,
+    cut: impl Future<Output = ()>,
+) -> End {
+    let server = ends.server;
+    let bench = bench(worker, pod, live, ends, Some(app));
+    let session = Judged::new(bench, worker.shared.requests.clone(), server);
+    http::serve(client, session, worker.shared.leaving.clone(), cut).await.into()
+}
+
+/// Who judges the requests of a connection to an application of `pod`.
+pub fn bench(
+    worker: &Rc<Worker>,
+    pod: Arc<Pod>,
+    live: Rc<Live>,
+    ends: Ends,
+    ready: Option<AppConnection>,
+) -> Bench<Gatekeeper> {
     let template = record::judged(&pod, ends.client, ends.facts.source.as_ref(), ends.server);
     let (server, claims) = (ends.server, ends.claims);
     let guard = Rc::new(Gatekeeper {
         worker: worker.clone(),
         pod,
-        live: live.live(),
+        live,
         ends,
-        ready: RefCell::new(Some(app)),
+        ready: RefCell::new(ready),
         token: RefCell::default(),
         answered: RefCell::default(),
         memo: RequestMemo::default(),
     });
-    let session = Judged::new(guard, worker.shared.requests.clone(), server, template, claims);
-    let cut = async { drop(live.cancel.cancelled().await) };
-    let ended = http::serve(client, session, worker.shared.leaving.clone(), cut).await;
-    worker.finish(live, ended.into());
+    Bench::new(guard, server, template, claims)
 }
 
 /// Asks policy about the requests of one connection.
-struct Gatekeeper {
+pub struct Gatekeeper {
     worker: Rc<Worker>,
     pod: Arc<Pod>,
     live: Rc<Live>,
@@ -154,7 +184,9 @@ impl Guard for Gatekeeper {
         };
         let AppConnection { tcp, record } = app;
         let cut = Box::pin(until_cut(self.live.clone(), record));
-        Ok(Reached { io: Io::socket(tcp, Rc::new(Uncounted)), cut, is_current: Box::new(|| true), pod: None })
+        let io = Io::socket(tcp, Rc::new(Uncounted));
+        // Asked already: this connection's requests come from whoever asks.
+        Ok(Reached { io, cut, is_current: Box::new(|| true), pod: None, judge: None })
     }
 
     fn upgraded(&self, head: request::Parts) {
@@ -326,6 +358,15 @@ pub struct OfSocket(pub Rc<Live>);
 impl Meter for OfSocket {
     fn carried(&self, read: usize, written: usize) {
         self.0.counters.add(read, written);
+    }
+}
+
+/// Counts the bytes of a client's socket on both sides: of the client's pod, and of the application's.
+pub struct OfSockets(pub [Rc<Live>; 2]);
+
+impl Meter for OfSockets {
+    fn carried(&self, read: usize, written: usize) {
+        self.0.iter().for_each(|live| live.counters.add(read, written));
     }
 }
 

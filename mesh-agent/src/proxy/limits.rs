@@ -12,6 +12,16 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// is back in a moment. Longer than an enrolment, and little against the patience of a client.
 pub const TUNNEL_RETRY_PAUSE: Duration = Duration::from_millis(250);
 
+/// How long a connection that asks whether the network lets one pod of this node through to another may be silent. It
+/// stays on the node and begins with its word.
+pub const WITNESS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the network's leave holds: a tunnel is not asked for again as long as it lives.
+pub const WAY_OPEN: Duration = Duration::from_secs(60);
+
+/// How long its refusal holds. Meanwhile the tunnel is tried, which spaces its own tries.
+pub const WAY_CLOSED: Duration = Duration::from_secs(2);
+
 /// How long a connection waits for its pod's first certificate. Longer than a CA round trip, shorter than the
 /// patience of common clients (10 s).
 pub const SVID_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,6 +67,9 @@ pub fn all() -> Vec<Limit> {
         CONNECT_TIMEOUT, "milliseconds", "three SYNs, then the next endpoint";
         SERVER_NAME_TIMEOUT, "milliseconds", "for a TLS client's first message, where its server name leads";
         TUNNEL_RETRY_PAUSE, "milliseconds", "an enrolment, before closed tunnel ports are tried once more";
+        WITNESS_TIMEOUT, "milliseconds", "for one word between two pods of this node";
+        WAY_OPEN, "milliseconds", "then the network is asked anew whether one pod of this node reaches another";
+        WAY_CLOSED, "milliseconds", "the same, where it said no";
         SVID_TIMEOUT, "milliseconds", "longer than a CA round trip, shorter than a client's patience";
         SPILL, "connections", "before a connection leaves its pod's home worker";
         ACCEPT_BACKOFF, "milliseconds", "no spinning when descriptors run out";
@@ -67,8 +80,6 @@ pub fn all() -> Vec<Limit> {
         KEEPALIVE_IDLE, "milliseconds", "then a silent end of a plaintext connection is asked whether it lives";
         KEEPALIVE_INTERVAL, "milliseconds", "between two such questions";
         KEEPALIVE_PROBES, "questions", "before the connection is given up";
-        copy::SMALL, "bytes", "up to this a read is copied rather than holding on to a shared block";
-        copy::BLOCK, "bytes per worker", "the shared block that reads are cut from";
         copy::SLICES, "blocks", "of a queue, in one write";
     ]
 }

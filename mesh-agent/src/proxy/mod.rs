@@ -1,5 +1,5 @@
 //! The two journeys of a connection, each readable from top to bottom: [`outbound`] and [`inbound`] (with
-//! [`plaintext`] for what arrives outside the tunnel).
+//! [`plaintext`] for what arrives outside the tunnel, and [`same_node`] for what needs none).
 //!
 //! The proxy takes listeners that `capture` bound inside the pods, and knows nothing of eBPF, cgroups or YAML.
 
@@ -16,22 +16,37 @@ mod outbound;
 mod plaintext;
 mod record;
 mod requests;
+mod same_node;
 mod server_name;
+mod witness;
 mod worker;
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
 pub use budget::Budgets;
-use worker::{Job, Pod, WorkerHandle};
+use worker::{Job, Pod, Pods, WorkerHandle};
 pub use worker::{LiveConnection, Shared};
 
 use crate::hbone::TunnelStatus;
 use crate::podnet::{EnrolledPod, PodEvent};
 use crate::telemetry::WorkloadUsage;
+
+/// A step of a connection's life, in as much room as it needs and no more.
+type Boxed<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// Makes a connection, which may refuse it, and then carries it. Making takes many times the room that carrying does, and
+/// gives it back: thousands are carried, most of them idle.
+async fn make_then_carry(making: Boxed<Option<Boxed<()>>>) {
+    if let Some(carried) = making.await {
+        carried.await;
+    }
+}
 
 /// The data plane of one agent. Cheap to clone.
 #[derive(Clone)]
@@ -39,6 +54,8 @@ pub struct Proxy {
     shared: Arc<Shared>,
     workers: Arc<[WorkerHandle]>,
     pods: Arc<Mutex<HashMap<Arc<str>, Home>>>,
+    /// The same pods, as the workers see them.
+    held: Pods,
 }
 
 /// A pod and the worker that accepts for it.
@@ -51,8 +68,9 @@ impl Proxy {
     /// Starts the worker threads. `workers` is at least 1.
     pub fn start(shared: Shared, workers: usize) -> io::Result<Self> {
         let shared = Arc::new(shared);
-        let workers = worker::start(shared.clone(), workers.max(1))?;
-        Ok(Self { shared, workers, pods: Arc::default() })
+        let held = Pods::default();
+        let workers = worker::start(shared.clone(), &held, workers.max(1))?;
+        Ok(Self { shared, workers, pods: Arc::default(), held })
     }
 
     /// Takes pods as capture enrols them, until the sender is dropped.
@@ -82,21 +100,22 @@ impl Proxy {
         let pods_of = |worker: &usize| pods.values().filter(|home| home.worker == *worker).count();
         let worker = (0..self.workers.len()).min_by_key(pods_of).unwrap_or(0);
         pods.insert(pod.uid().clone(), Home { pod: pod.clone(), worker });
-        self.want_identities(&pods);
+        self.tell(&pods);
         worker
     }
 
     fn left(&self, uid: &str) {
         let mut pods = self.pods();
         let Some(home) = pods.remove(uid) else { return };
-        self.want_identities(&pods);
+        self.tell(&pods);
         drop(pods);
         tracing::info!(pod = %home.pod.name(), "left the mesh");
         home.pod.leave();
         self.workers.iter().for_each(|worker| worker.send(Job::Leave(home.pod.uid().clone())));
     }
 
-    fn want_identities(&self, pods: &HashMap<Arc<str>, Home>) {
+    fn tell(&self, pods: &HashMap<Arc<str>, Home>) {
+        self.held.set(pods.iter().map(|(uid, home)| (uid.clone(), home.pod.clone())).collect());
         self.shared.identities.want(&pods.values().map(|home| home.pod.workload.identity.clone()).collect());
     }
 
@@ -147,5 +166,28 @@ impl Proxy {
     /// The number of live connections.
     pub fn live(&self) -> usize {
         self.loads().into_iter().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_four<A, B, C, D, F: Future>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn of_five<A, B, C, D, E, F: Future>(_: fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn the_task_of_a_connection_is_small() {
+        let sizes = [
+            ("outbound", of_four(outbound::serve)),
+            ("by tunnel", of_five(inbound::serve_connect)),
+            ("plaintext", of_four(plaintext::serve)),
+        ];
+        assert!(sizes.iter().all(|(_, bytes)| *bytes <= 128), "{sizes:?}");
     }
 }

@@ -3,6 +3,7 @@
 //! The application's connect() has already succeeded (the agent accepted it), so every refusal from here on is a reset
 //! at its first read or write.
 
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,12 +13,12 @@ use super::budget::Taken;
 use super::connection::{Judged, Registration};
 use super::copy;
 use super::error::Failure;
+use super::inbound::{self, Arrived};
 use super::judged::{self, Ends};
 use super::limits::TUNNEL_RETRY_PAUSE;
 use super::record;
 use super::worker::{Pod, Worker};
-use super::{dial, inbound};
-use super::{requests, server_name};
+use super::{Boxed, dial, make_then_carry, requests, same_node, server_name};
 use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
 use crate::hbone::{self, ConnectRequest, TraceParent, TunnelKey};
 use crate::http::Io;
@@ -25,7 +26,9 @@ use crate::podnet::{DialRecord, Role};
 use crate::policy::Admission;
 use crate::routes::Connections;
 use crate::routing::{self, Refusal, Route, Transport, Upstream};
+use crate::spiffe::SpiffeId;
 use crate::state::Service;
+use crate::telemetry;
 
 /// Everything that is decided before anything is dialled.
 struct Decision {
@@ -41,6 +44,8 @@ pub enum Reached {
     Tunnel(hbone::Stream),
     /// To what is not of the mesh.
     Direct(TcpStream),
+    /// To another pod of this node, within this agent.
+    SameNode(Box<Arrived>),
     /// To the pod itself.
     Application(dial::AppConnection),
     /// To the pod itself, where each request is judged.
@@ -53,43 +58,53 @@ pub enum Reached {
 }
 
 /// Serves one connection accepted on the pod's outbound listener.
-pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStream) {
+pub fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStream) -> impl Future<Output = ()> {
+    make_then_carry(Box::pin(make(worker, pod, taken, tcp)))
+}
+
+/// Makes a connection; none if it was refused, or is over.
+async fn make(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStream) -> Option<Boxed<()>> {
     let decision = match decide(&worker, &pod, &tcp) {
         Ok(decision) => decision,
         Err(failure) => {
             worker.report_failed(record::nameless(&pod, Role::Outbound), &failure);
-            return copy::reset(tcp);
+            copy::reset(tcp);
+            return None;
         }
     };
     let Decision { dial, client, route } = decision;
     let live = worker.register(&pod, taken, record::outbound(&pod, client, dial.dialled(), &route));
-    match &route {
-        Route::Refused(refusal) => {
-            worker.finish_failed(live, &Failure::Refused(*refusal));
-            copy::reset(tcp);
-        }
+    let reached = match &route {
+        Route::Refused(refusal) => Err(Failure::Refused(*refusal)),
         Route::PassThrough(address) => {
             let upstream = Upstream { address: *address, workload: None, transport: Transport::Plaintext };
-            try_upstreams(&worker, &pod, tcp, live, client, None, std::slice::from_ref(&upstream)).await;
+            try_upstreams(&worker, &pod, &live, client, None, std::slice::from_ref(&upstream)).await
         }
-        // In boxes, as every connection of bytes would take the room of their state.
         Route::Requests { service } => {
-            Box::pin(requests::serve(worker, pod, tcp, live, client, dial.dialled(), service)).await;
+            let service = service.clone();
+            return Some(Box::pin(async move {
+                requests::serve(worker, pod, tcp, live, client, dial.dialled(), &service).await;
+            }));
         }
         Route::ByServerName { routes, .. } => {
-            match Box::pin(by_server_name(&worker, &pod, &tcp, &live, dial.dialled(), routes)).await {
+            match by_server_name(&worker, &pod, &tcp, &live, dial.dialled(), routes).await {
                 Ok((service, upstreams)) => {
                     live.record.borrow_mut().service = Some(record::service_name(&service));
-                    try_upstreams(&worker, &pod, tcp, live, client, Some(&service), &upstreams).await;
+                    try_upstreams(&worker, &pod, &live, client, Some(&service), &upstreams).await
                 }
-                Err(failure) => {
-                    worker.finish_failed(live, &failure);
-                    copy::reset(tcp);
-                }
+                Err(failure) => Err(failure),
             }
         }
         Route::Upstreams { service, upstreams } => {
-            try_upstreams(&worker, &pod, tcp, live, client, service.as_ref(), upstreams).await;
+            try_upstreams(&worker, &pod, &live, client, service.as_ref(), upstreams).await
+        }
+    };
+    match reached {
+        Ok(reached) => Some(carry(worker, pod, tcp, live, client, dial, reached)),
+        Err(failure) => {
+            worker.finish_failed(live, &failure);
+            copy::reset(tcp);
+            None
         }
     }
 }
@@ -130,26 +145,19 @@ pub fn judged_itself(pod: &Pod, address: ServerAddr) -> Judged {
 async fn try_upstreams(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
-    tcp: TcpStream,
-    live: Registration,
+    live: &Registration,
     client: ClientAddr,
     service: Option<&Arc<Service>>,
     upstreams: &[Upstream],
-) {
-    let mut reached = reach_first(worker, pod, &live, client, service, upstreams).await;
+) -> Result<Reached, Failure> {
+    let reached = reach_first(worker, pod, live, client, service, upstreams).await;
     if let Err(Failure::Tunnel { error, .. }) = &reached
         && error.is_passing()
     {
         tokio::time::sleep(TUNNEL_RETRY_PAUSE).await;
-        reached = reach_first(worker, pod, &live, client, service, upstreams).await;
+        return reach_first(worker, pod, live, client, service, upstreams).await;
     }
-    match reached {
-        Ok(reached) => carry(worker, pod, tcp, live, client, reached).await,
-        Err(failure) => {
-            worker.finish_failed(live, &failure);
-            copy::reset(tcp);
-        }
-    }
+    reached
 }
 
 /// Tries the endpoints in order. No byte of the application has been taken yet, so each may be tried.
@@ -184,9 +192,9 @@ async fn reach_first(
 /// Whether another endpoint would answer the same.
 pub fn is_final(failure: &Failure) -> bool {
     match failure {
-        Failure::Cut(_) | Failure::Denied(_) | Failure::NoCertificate(_) => true,
+        Failure::Cut(_) | Failure::NoCertificate(_) => true,
         // Policy stands before the Service as a whole: asking every endpoint in turn would only be more refusals.
-        Failure::Tunnel { error, .. } => error.is_denied(),
+        Failure::Denied(_) | Failure::Tunnel { .. } | Failure::NotTakenIn { .. } => failure.is_denied(),
         Failure::Refused(_)
         | Failure::NotThisPod(_)
         | Failure::Record(_)
@@ -220,20 +228,49 @@ pub async fn reach(
                 Admission::Requests(_) => Reached::Judged { app, server: upstream.address },
             })
         }
-        Transport::Tunnel(identity) => {
-            let svid = worker.svid(&pod.workload.identity).await?;
-            let key = TunnelKey {
-                source_uid: pod.uid().clone(),
-                destination: identity.clone(),
-                address: upstream.address.ip(),
-            };
-            let request = connect_request(pod, live, client, service, upstream);
-            let tunnel_address = std::net::SocketAddr::new(upstream.address.ip(), hbone::PORT);
-            let connect = async || dial::from_pod(pod, tunnel_address).await;
-            let opened = worker.pool.open(&key, &svid, connect, &request).await;
-            opened.map(Reached::Tunnel).map_err(|error| Failure::Tunnel { address, error })
+        Transport::SameNode(identity) => within_the_node(worker, pod, live, client, service, upstream, identity).await,
+        Transport::Tunnel(identity) => tunnel(worker, pod, live, client, service, upstream, identity).await,
+    }
+}
+
+async fn within_the_node(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    live: &Registration,
+    client: ClientAddr,
+    service: Option<&Arc<Service>>,
+    upstream: &Upstream,
+    identity: &SpiffeId,
+) -> Result<Reached, Failure> {
+    match same_node::way(worker, pod, upstream, identity).await {
+        Some(to) => {
+            trace(live);
+            same_node::reach(worker, pod, &to, live, client, upstream).await.map(Reached::SameNode)
+        }
+        None => {
+            live.record.borrow_mut().transport = telemetry::Transport::Tunnel;
+            tunnel(worker, pod, live, client, service, upstream, identity).await
         }
     }
+}
+
+async fn tunnel(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    live: &Registration,
+    client: ClientAddr,
+    service: Option<&Arc<Service>>,
+    upstream: &Upstream,
+    identity: &SpiffeId,
+) -> Result<Reached, Failure> {
+    let svid = worker.svid(&pod.workload.identity).await?;
+    let key =
+        TunnelKey { source_uid: pod.uid().clone(), destination: identity.clone(), address: upstream.address.ip() };
+    let request = connect_request(pod, live, client, service, upstream);
+    let tunnel_address = std::net::SocketAddr::new(upstream.address.ip(), hbone::PORT);
+    let connect = async || dial::from_pod(pod, tunnel_address).await;
+    let opened = worker.pool.open(&key, &svid, connect, &request).await;
+    opened.map(Reached::Tunnel).map_err(|error| Failure::Tunnel { address: upstream.address.socket(), error })
 }
 
 fn connect_request(
@@ -259,31 +296,46 @@ fn trace(live: &Registration) -> TraceParent {
     trace
 }
 
-async fn carry(
-    worker: &Rc<Worker>,
-    pod: &Arc<Pod>,
+/// Carries a connection that was made, each kind in the room that it needs. The kernel's record of it stays until it ends.
+fn carry(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
     tcp: TcpStream,
     live: Registration,
     client: ClientAddr,
+    dial: DialRecord,
     reached: Reached,
-) {
+) -> Boxed<()> {
     worker.opened(&live);
-    let end = match reached {
-        Reached::Tunnel(stream) => copy::tunnel(tcp, stream, &live.counters, cut(&live)).await,
-        Reached::Direct(upstream) => copy::plain(tcp, upstream, &live.counters, cut(&live)).await,
-        Reached::Application(app) => {
+    match reached {
+        Reached::Tunnel(stream) => Box::pin(async move {
+            let end = copy::tunnel(tcp, stream, &live.counters, cut(&live)).await;
+            drop(dial);
+            worker.finish(live, end);
+        }),
+        Reached::Direct(upstream) => Box::pin(async move {
+            let end = copy::plain(tcp, upstream, &live.counters, cut(&live)).await;
+            drop(dial);
+            worker.finish(live, end);
+        }),
+        Reached::SameNode(arrived) => Box::pin(async move {
+            same_node::carry(worker, tcp, live, *arrived).await;
+            drop(dial);
+        }),
+        Reached::Application(app) => Box::pin(async move {
             let end = copy::plain(tcp, app.tcp, &live.counters, cut(&live)).await;
-            drop(app.record);
-            end
-        }
+            drop((app.record, dial));
+            worker.finish(live, end);
+        }),
         Reached::Judged { app, server } => {
             let meter = Rc::new(judged::OfSocket(live.live()));
-            let ends = Ends::of_itself(pod, client, server);
-            // In a box, as every connection of bytes would take the room of this one's state.
-            return Box::pin(judged::serve(worker.clone(), pod.clone(), Io::socket(tcp, meter), live, ends, app)).await;
+            let ends = Ends::of_itself(&pod, client, server);
+            Box::pin(async move {
+                judged::serve(worker, pod, Io::socket(tcp, meter), live, ends, app).await;
+                drop(dial);
+            })
         }
-    };
-    worker.finish(live, end);
+    }
 }
 
 async fn cut(live: &Registration) {

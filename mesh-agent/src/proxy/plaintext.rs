@@ -1,5 +1,6 @@
 //! The journey of a connection that arrives outside the tunnel: authorise with no identity → dial the application.
 
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -8,14 +9,22 @@ use tokio::net::TcpStream;
 use super::budget::Taken;
 use super::judged::{self, Ends};
 use super::worker::{Pod, Worker};
-use super::{copy, inbound, record};
+use super::{Boxed, copy, inbound, make_then_carry, record};
 use crate::http::{Claims, Io};
 use crate::podnet::Role;
 use crate::policy::Admission;
 
 /// Serves one connection accepted on the pod's plaintext listener.
-pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStream) {
-    let Some((client, server)) = worker.ends(&pod, Role::Plaintext, &tcp) else { return copy::reset(tcp) };
+pub fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStream) -> impl Future<Output = ()> {
+    make_then_carry(Box::pin(make(worker, pod, taken, tcp)))
+}
+
+/// Reaches the application; none if it was refused.
+async fn make(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStream) -> Option<Boxed<()>> {
+    let Some((client, server)) = worker.ends(&pod, Role::Plaintext, &tcp) else {
+        copy::reset(tcp);
+        return None;
+    };
     let live = worker.register(&pod, taken, record::inbound(&pod, client, None, server, None));
     let judged = inbound::judged(&pod, None, client.ip(), server);
     let facts = judged.facts.clone();
@@ -31,19 +40,21 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStre
             worker.opened(&live);
             let meter = Rc::new(judged::OfSocket(live.live()));
             let ends = Ends { facts, client, server, claims: Claims::Dropped };
-            // In a box, as every connection of bytes would take the room of this one's state.
-            Box::pin(judged::serve(worker, pod, Io::socket(tcp, meter), live, ends, app)).await;
+            Some(Box::pin(judged::serve(worker, pod, Io::socket(tcp, meter), live, ends, app)))
         }
         Ok((Admission::Bytes(_), app)) => {
             worker.opened(&live);
-            let cancelled = async { drop(live.cancel.cancelled().await) };
-            let end = copy::plain(tcp, app.tcp, &live.counters, cancelled).await;
-            drop(app.record);
-            worker.finish(live, end);
+            Some(Box::pin(async move {
+                let cancelled = async { drop(live.cancel.cancelled().await) };
+                let end = copy::plain(tcp, app.tcp, &live.counters, cancelled).await;
+                drop(app.record);
+                worker.finish(live, end);
+            }))
         }
         Err(failure) => {
             worker.finish_failed(live, &failure);
             copy::reset(tcp);
+            None
         }
     }
 }

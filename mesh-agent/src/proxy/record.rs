@@ -91,6 +91,7 @@ pub fn aim(record: &mut ConnectionRecord, upstream: &Upstream) {
     if record.transport != Transport::PassThrough {
         record.transport = match upstream.transport {
             routing::Transport::Tunnel(_) => Transport::Tunnel,
+            routing::Transport::SameNode(_) => Transport::SameNode,
             routing::Transport::Itself => Transport::Itself,
             routing::Transport::Plaintext => Transport::Plaintext,
         };
@@ -116,6 +117,26 @@ pub fn inbound(
         trace_id,
         ..to_pod(pod, client)
     }
+}
+
+/// A connection to an application of `pod` from another pod of this node, which capture knows.
+pub fn from_this_node(
+    pod: &Pod,
+    source: &Pod,
+    client: ClientAddr,
+    server: ServerAddr,
+    trace_id: Option<Arc<str>>,
+) -> ConnectionRecord {
+    ConnectionRecord {
+        transport: Transport::SameNode,
+        source_pod: Some(name(&source.workload)),
+        ..inbound(pod, client, Some(&source.workload.identity), server, trace_id)
+    }
+}
+
+/// A connection of `pod` to its own application, whose requests are judged.
+pub fn from_itself(pod: &Pod, client: ClientAddr, server: ServerAddr) -> ConnectionRecord {
+    ConnectionRecord { transport: Transport::Itself, ..from_this_node(pod, pod, client, server, None) }
 }
 
 /// A tunnel that failed as a whole, before any CONNECT.
@@ -180,6 +201,7 @@ pub fn result_of_failure(failure: &Failure) -> ConnectionResult {
         Failure::Record(_)
         | Failure::NoCertificate(_)
         | Failure::Tunnel { .. }
+        | Failure::NotTakenIn { .. }
         | Failure::Connect { .. }
         | Failure::Socket(_)
         | Failure::Abandoned => ConnectionResult::Failed { reason },

@@ -12,15 +12,16 @@ use super::connection::{Live, Registration};
 use super::copy::End;
 use super::dial::AppConnection;
 use super::error::Failure;
-use super::judged::{self, Ends};
+use super::inbound::{self, Arrived};
+use super::judged;
 use super::outbound::{self, Reached};
 use super::worker::{Pod, Worker};
-use super::{inbound, record};
+use super::{record, same_node};
 use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
 use crate::hbone;
 use crate::http::{
-    self, Caller, Claims, Client, Io, Local, Mesh, Meter, Place, Room, Services, Session, Teller, Treatment, Unreached,
-    Wire,
+    self, Caller, Claims, Client, Io, Judge, Local, Mesh, Meter, Place, Room, Services, Session, Teller, Treatment,
+    Unreached, Wire,
 };
 use crate::podnet::ClientRecord;
 use crate::routes::{BackendRef, CompiledRule, Table};
@@ -218,27 +219,33 @@ enum Way {
     Direct(TcpStream),
     /// To the pod itself.
     Application(AppConnection),
-    /// To the pod itself, with somebody in between who judges the requests: the registration of that part, and what it
-    /// is served with.
-    Within(Box<(Registration, Ends, AppConnection)>),
+    /// To another pod of this node, or to the pod itself where its policy needs what requests ask. Among the connections
+    /// of the pod that is reached it is one that came for it.
+    Within(Box<Arrived>),
 }
 
-/// A pod that reaches itself where requests are judged meets its own policy as any other's: what it would meet at another
-/// node stands between the two, in the table of connections as one that came for the pod.
+/// A pod that reaches itself where requests are judged meets its own policy as any other's.
 fn within(worker: &Rc<Worker>, pod: &Arc<Pod>, client: ClientAddr, reached: Reached) -> Result<Way, Failure> {
     let (app, server) = match reached {
         Reached::Tunnel(stream) => return Ok(Way::Tunnel(stream)),
         Reached::Direct(tcp) => return Ok(Way::Direct(tcp)),
+        Reached::SameNode(arrived) => return Ok(Way::Within(arrived)),
         Reached::Application(app) => return Ok(Way::Application(app)),
         Reached::Judged { app, server } => (app, server),
     };
     let taken = pod.budget.take(Kind::Connection).map_err(Failure::OverBudget)?;
-    let live = worker.register(pod, taken, record::inbound(pod, client, Some(&pod.workload.identity), server, None));
-    if let Err(failure) = inbound::admit(worker, &live, outbound::judged_itself(pod, server)) {
-        worker.finish_failed(live, &failure);
-        return Err(failure);
+    let live = worker.register(pod, taken, record::from_itself(pod, client, server));
+    let judged = outbound::judged_itself(pod, server);
+    let facts = judged.facts.clone();
+    match inbound::admit(worker, &live, judged) {
+        Ok(admission) => {
+            Ok(Way::Within(Box::new(Arrived { pod: pod.clone(), live, app, facts, client, server, admission })))
+        }
+        Err(failure) => {
+            worker.finish_failed(live, &failure);
+            Err(failure)
+        }
     }
-    Ok(Way::Within(Box::new((live, Ends::of_itself(pod, client, server), app))))
 }
 
 fn opened(worker: &Rc<Worker>, pod: &Arc<Pod>, live: Registration, way: Way) -> http::Reached {
@@ -246,30 +253,44 @@ fn opened(worker: &Rc<Worker>, pod: &Arc<Pod>, live: Registration, way: Way) -> 
     let meter = Rc::new(OfServer(live.live()));
     let is_current = is_current(worker, pod, &way);
     let destination = live.record.borrow().destination_pod.clone();
-    let (io, record) = match way {
+    let mut shared = Shared { worker: worker.clone(), live: Some(live), inner: None, _record: None };
+    let (io, judge) = match way {
         Way::Tunnel(mut stream) => {
-            live.weigh_from_now(stream.waiting(), pod.budget.clone());
+            if let Some(live) = &shared.live {
+                live.weigh_from_now(stream.waiting(), pod.budget.clone());
+            }
             (Io::tunnel(stream, meter), None)
         }
         Way::Direct(tcp) => (Io::socket(tcp, meter), None),
-        Way::Application(app) => (Io::socket(app.tcp, meter), Some(app.record)),
-        Way::Within(inner) => {
-            let (inner, ends, app) = *inner;
-            worker.opened(&inner);
-            let [near, far] = Io::within([meter, Rc::new(judged::OfTunnel(inner.live()))]);
-            tokio::task::spawn_local(judged::serve(worker.clone(), pod.clone(), far, inner, ends, app));
-            (near, None)
+        Way::Application(AppConnection { tcp, record }) => {
+            shared._record = Some(record);
+            (Io::socket(tcp, meter), None)
+        }
+        Way::Within(arrived) => {
+            worker.opened(&arrived.live);
+            let ends = arrived.is_judged().then(|| arrived.ends(worker));
+            let Arrived { pod: to, live: inner, app: AppConnection { tcp, record }, .. } = *arrived;
+            let judge = ends.map(|ends| Rc::new(judged::bench(worker, to, inner.live(), ends, None)) as Rc<dyn Judge>);
+            let meters = OfServers([meter, Rc::new(OfServer(inner.live()))]);
+            (shared.inner, shared._record) = (Some(inner), Some(record));
+            (Io::socket(tcp, Rc::new(meters)), judge)
         }
     };
-    let pod = destination;
-    let shared = Shared { worker: worker.clone(), live: Some(live), _record: record };
-    http::Reached { io, cut: Box::pin(shared.cut()), is_current, pod }
+    http::Reached { io, cut: Box::pin(shared.cut()), is_current, pod: destination, judge }
 }
 
 /// Whether a connection may serve further requests. One that goes through a tunnel may while the tunnel would take it
-/// anew, with the pod's certificate of that time; without a certificate nothing may.
+/// anew, with the pod's certificate of that time; without a certificate nothing may. One to another pod of this node may
+/// while this agent holds that pod.
 fn is_current(worker: &Rc<Worker>, pod: &Arc<Pod>, way: &Way) -> Box<dyn Fn() -> bool> {
-    let Way::Tunnel(stream) = way else { return Box::new(|| true) };
+    let stream = match way {
+        Way::Tunnel(stream) => stream,
+        Way::Within(arrived) => {
+            let (worker, to) = (worker.clone(), arrived.pod.clone());
+            return Box::new(move || worker.pod(to.uid()).is_some_and(|held| Arc::ptr_eq(&held, &to)));
+        }
+        Way::Direct(_) | Way::Application(_) => return Box::new(|| true),
+    };
     let (worker, pod, carrier) = (worker.clone(), pod.clone(), stream.carrier());
     Box::new(move || {
         let svid = worker.shared.identities.svid(&pod.workload.identity);
@@ -282,11 +303,7 @@ fn unreached(failure: &Failure) -> Unreached {
         reason: failure.reason(),
         is_final: outbound::is_final(failure),
         is_passing: matches!(failure, Failure::Tunnel { error, .. } if error.is_passing()),
-        is_denied: match failure {
-            Failure::Denied(_) => true,
-            Failure::Tunnel { error, .. } => error.is_denied(),
-            _ => false,
-        },
+        is_denied: failure.is_denied(),
     }
 }
 
@@ -294,21 +311,25 @@ fn unreached(failure: &Failure) -> Unreached {
 struct Shared {
     worker: Rc<Worker>,
     live: Option<Registration>,
+    /// Among those of the pod that is reached, if that is of this node and reached within the agent.
+    inner: Option<Registration>,
     _record: Option<ClientRecord>,
 }
 
 impl Shared {
     /// Ready when it is to be cut.
     async fn cut(self) {
-        if let Some(live) = &self.live {
-            live.cancel.cancelled().await;
+        match (&self.live, &self.inner) {
+            (Some(live), Some(inner)) => same_node::either_cut(live.live(), inner.live()).await,
+            (Some(live), None) => drop(live.cancel.cancelled().await),
+            (None, _) => {}
         }
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        if let Some(live) = self.live.take() {
+        for live in [self.live.take(), self.inner.take()].into_iter().flatten() {
             self.worker.finish(live, End::Finished);
         }
     }
@@ -329,5 +350,14 @@ struct OfServer(Rc<Live>);
 impl Meter for OfServer {
     fn carried(&self, read: usize, written: usize) {
         self.0.counters.add(written, read);
+    }
+}
+
+/// Counts them on both sides: of the client's pod, and of the server's.
+struct OfServers([Rc<OfServer>; 2]);
+
+impl Meter for OfServers {
+    fn carried(&self, read: usize, written: usize) {
+        self.0.iter().for_each(|one| one.carried(read, written));
     }
 }

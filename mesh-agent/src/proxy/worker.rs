@@ -2,7 +2,7 @@
 //! file descriptor, when the home worker carries clearly more), and then never leaves its thread: tunnels, pools and
 //! the table of live connections are the worker's own, without locks.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{io, thread};
 
 use ::http::HeaderMap;
+use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
@@ -19,6 +20,7 @@ use super::budget::{Budgets, Kind, Over, PodBudget, Taken};
 use super::connection::{Cut, LiveTable, Registration};
 use super::error::{Failure, serve_reason};
 use super::limits::{ACCEPT_BACKOFF, COUNT_INTERVAL, SPILL, SVID_TIMEOUT, WEIGH_INTERVAL};
+use super::witness::{Ways, Witnesses};
 use super::{copy, dial, inbound, outbound, plaintext, record};
 use crate::addr::{ClientAddr, ServerAddr};
 use crate::drain;
@@ -126,6 +128,25 @@ impl Pod {
     }
 }
 
+/// The pods that this agent holds, by uid, for all workers to look into without a lock. Clones are the same.
+#[derive(Clone, Default)]
+pub struct Pods {
+    inner: Arc<ArcSwap<HashMap<Arc<str>, Arc<Pod>>>>,
+    /// Connections between them that ask the network.
+    pub witnesses: Witnesses,
+}
+
+impl Pods {
+    /// These, and no others.
+    pub fn set(&self, pods: HashMap<Arc<str>, Arc<Pod>>) {
+        self.inner.store(Arc::new(pods));
+    }
+
+    fn get(&self, uid: &str) -> Option<Arc<Pod>> {
+        self.inner.load().get(uid).cloned()
+    }
+}
+
 /// What other threads may ask of a worker.
 pub enum Job {
     /// Accept on these listeners from now on.
@@ -186,13 +207,19 @@ pub struct Worker {
     pub verified: Verified,
     /// The connections that are served here.
     pub live: Rc<LiveTable>,
+    /// The pods that this agent holds.
+    pub pods: Pods,
+    /// What the network lets through between them.
+    pub ways: Ways,
+    /// It accepts nothing more.
+    is_closed: Cell<bool>,
     index: usize,
     peers: Arc<[WorkerHandle]>,
     random: RefCell<fastrand::Rng>,
 }
 
 /// Starts `count` workers. They end with the process.
-pub fn start(shared: Arc<Shared>, count: usize) -> io::Result<Arc<[WorkerHandle]>> {
+pub fn start(shared: Arc<Shared>, pods: &Pods, count: usize) -> io::Result<Arc<[WorkerHandle]>> {
     let (handles, inboxes): (Vec<_>, Vec<_>) = (0..count)
         .map(|_| {
             let (jobs, inbox) = mpsc::unbounded_channel();
@@ -202,16 +229,16 @@ pub fn start(shared: Arc<Shared>, count: usize) -> io::Result<Arc<[WorkerHandle]
     let handles: Arc<[WorkerHandle]> = handles.into();
     for (index, inbox) in inboxes.into_iter().enumerate() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (shared, peers) = (shared.clone(), handles.clone());
+        let (shared, pods, peers) = (shared.clone(), pods.clone(), handles.clone());
         thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-            LocalSet::new().block_on(&runtime, Worker::new(shared, index, peers).run(inbox));
+            LocalSet::new().block_on(&runtime, Worker::new(shared, pods, index, peers).run(inbox));
         })?;
     }
     Ok(handles)
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>, index: usize, peers: Arc<[WorkerHandle]>) -> Self {
+    fn new(shared: Arc<Shared>, pods: Pods, index: usize, peers: Arc<[WorkerHandle]>) -> Self {
         let live = peers.get(index).map(|own| LiveTable::with_load(own.load.clone())).unwrap_or_default();
         let pool = Pool::counted(shared.limits.clone(), shared.tunnels.clone());
         let upstreams = http::Upstreams::new(shared.requests.clone());
@@ -223,6 +250,9 @@ impl Worker {
             services,
             verified: Verified::default(),
             live: Rc::new(live),
+            pods,
+            ways: Ways::default(),
+            is_closed: Cell::new(false),
             index,
             peers,
             random: RefCell::new(fastrand::Rng::new()),
@@ -238,11 +268,10 @@ impl Worker {
         tokio::task::spawn_local(worker.services.clone().sweep(worker.shared.state.clone()));
         tokio::task::spawn_local(worker.clone().keep_nothing_when_leaving());
         let mut acceptors: HashMap<Arc<str>, Vec<JoinHandle<()>>> = HashMap::new();
-        let mut is_draining = false;
         while let Some(job) = inbox.recv().await {
             match job {
                 // Enrolled when the drain had begun: its listeners close here, as those of all others did.
-                Job::Listen(..) if is_draining => {}
+                Job::Listen(..) if worker.is_closed.get() => {}
                 Job::Listen(pod, listeners) => {
                     let tasks = listeners.into_iter().filter_map(|listener| worker.clone().listen(&pod, listener));
                     acceptors.entry(pod.uid().clone()).or_default().extend(tasks);
@@ -251,13 +280,14 @@ impl Worker {
                     acceptors.remove(&uid).into_iter().flatten().for_each(|task| task.abort());
                     worker.pool.drop_source(&uid);
                     worker.upstreams.drop_source(&uid);
+                    worker.ways.forget(&uid);
                     worker.live.cut_pod(&uid);
                 }
                 Job::Serve(pod, role, taken, tcp) => worker.clone().adopt(pod, role, taken, tcp),
                 Job::Connections(answer) => drop(tokio::task::spawn_local(worker.clone().connections(answer))),
                 Job::Tunnels(answer) => drop(answer.send(worker.pool.status())),
                 Job::StopListening => {
-                    is_draining = true;
+                    worker.is_closed.set(true);
                     acceptors.drain().flat_map(|(_, tasks)| tasks).for_each(|task| task.abort());
                 }
                 Job::CutAll => worker.live.cut_all(),
@@ -384,6 +414,15 @@ impl Worker {
                 None
             }
         }
+    }
+
+    /// A pod of this node whose connections come to this agent and to no other: one that it holds, while no newer agent
+    /// takes over.
+    pub fn pod(&self, uid: &str) -> Option<Arc<Pod>> {
+        if self.is_closed.get() || self.shared.drain.has_started() {
+            return None;
+        }
+        self.pods.get(uid).filter(|pod| !pod.has_left())
     }
 
     /// The pod's certificate; waits a bounded time for its first issue.

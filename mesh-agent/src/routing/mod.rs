@@ -76,6 +76,9 @@ pub struct Upstream {
 pub enum Transport {
     /// HBONE to the pod's :15008, whose certificate must carry this identity.
     Tunnel(SpiffeId),
+    /// A pod of the source's own node that has this identity: reached within the agent where the agent holds both pods,
+    /// by tunnel where it does not.
+    SameNode(SpiffeId),
     /// The endpoint is the source pod itself: served inside the agent, with policy.
     Itself,
     /// The endpoint is not in the mesh, or takes plaintext only.
@@ -235,7 +238,12 @@ pub fn favourites<'a>(endpoints: impl Iterator<Item = &'a Endpoint>, client: IpA
 
 /// The address that the source dials from.
 pub fn client_ip(source: &Workload, dialled: OrigDstAddr) -> IpAddr {
-    let of_family = source.ips.iter().find(|ip| ip.is_ipv4() == dialled.ip().is_ipv4());
+    own_ip(source, dialled.ip())
+}
+
+/// The address of a pod from which it reaches another.
+pub fn own_ip(source: &Workload, other: IpAddr) -> IpAddr {
+    let of_family = source.ips.iter().find(|ip| ip.is_ipv4() == other.is_ipv4());
     of_family.or(source.ips.first()).copied().unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED))
 }
 
@@ -265,7 +273,11 @@ pub fn upstream(
 ) -> Upstream {
     let transport = match workload {
         Some(workload) if workload.uid == source.uid => Transport::Itself,
-        Some(workload) if state.tunnels_to(workload, address.port()) => Transport::Tunnel(workload.identity.clone()),
+        Some(workload) if state.tunnels_to(workload, address.port()) => {
+            let identity = workload.identity.clone();
+            let is_near = workload.node == source.node && !state.is_encrypted_on_its_node(workload);
+            if is_near { Transport::SameNode(identity) } else { Transport::Tunnel(identity) }
+        }
         Some(_) | None => Transport::Plaintext,
     };
     Upstream { address, workload: workload.cloned(), transport }

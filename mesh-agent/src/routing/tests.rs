@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{Mode, PeerAuthentication, PolicyMeta, PolicySet, Target};
+use crate::policy::{Mode, PeerAuthentication, PolicyMeta, PolicySet, SameNode, Target};
 use crate::state::{
     AppProtocol, Backend, Backends, Exclusions, ExternalAddresses, HostPort, InternalTraffic, Node, PortSpec,
     ServiceSpec, TargetPort, Traffic, World,
@@ -39,6 +39,49 @@ fn where_requests_are_spoken_each_is_decided_by_itself() {
     ] {
         let dialled = OrigDstAddr::new(dialled.parse().unwrap());
         assert_eq!(words(&resolve(&state, client, dialled, OutboundMode::AllowAny, 3)), expected, "{dialled}");
+    }
+}
+
+/// Where TLS is not asked for there too.
+#[test]
+fn on_its_own_node_a_pod_is_reached_without_a_tunnel() {
+    let peer = |port: u16, mode, same_node| {
+        let mut peer = disable("shop/meshed", port);
+        (peer.mode, peer.same_node) = (mode, same_node);
+        peer.ports.clear();
+        peer
+    };
+    let id = || SpiffeId::new("cluster.local", "shop", "meshed").unwrap();
+    let (near, tunnel) = (Transport::SameNode(id()), Transport::Tunnel(id()));
+    let encrypt = Some(SameNode::Encrypt);
+    let kernel = Some(SameNode::KernelIdentity);
+    // (the pod's node, whether it is in the mesh, what its PeerAuthentication says, the way)
+    for (node, enrolled, peers, expected) in [
+        ("node", true, vec![], near.clone()),
+        ("far", true, vec![], tunnel.clone()),
+        ("node", false, vec![], Transport::Plaintext),
+        ("node", true, vec![peer(80, Some(Mode::Strict), None)], near.clone()),
+        ("node", true, vec![peer(80, Some(Mode::Strict), kernel)], near.clone()),
+        ("node", true, vec![peer(80, Some(Mode::Strict), encrypt)], tunnel.clone()),
+        ("node", true, vec![peer(80, None, encrypt)], tunnel.clone()),
+        ("far", true, vec![peer(80, None, encrypt)], tunnel),
+        // Plaintext is what it asks for, wherever its callers are.
+        ("node", true, vec![peer(80, Some(Mode::Disable), encrypt)], Transport::Plaintext),
+        ("node", true, vec![disable("shop/meshed", 9090)], near),
+    ] {
+        let meshed = Workload { node: node.into(), ..pod("meshed", &["10.0.0.2"], enrolled) };
+        let world = World {
+            workloads: vec![pod("client", &["10.0.0.1"], true), meshed],
+            policies: PolicySet::new(peers.clone(), vec![], vec![]),
+            ..World::default()
+        };
+        let state = MeshState::build(1, "node", &world);
+        let workload = |ip: &str| state.workload_by_ip(ip.parse().unwrap()).unwrap();
+        let address = ServerAddr::new("10.0.0.2:8080".parse().unwrap());
+        let seen = upstream(&state, workload("10.0.0.1"), address, Some(workload("10.0.0.2"))).transport;
+        assert_eq!(seen, expected, "{node} {enrolled} {peers:?}");
+        let own = upstream(&state, workload("10.0.0.2"), address, Some(workload("10.0.0.2"))).transport;
+        assert_eq!(own, Transport::Itself, "{peers:?}");
     }
 }
 
@@ -271,7 +314,7 @@ proptest! {
                     let last = v4.octets()[3];
                     prop_assert!(mine.contains(&last));
                     let expected = if enrolled.contains(&last) {
-                        Transport::Tunnel(SpiffeId::new("cluster.local", "shop", &format!("pod-{last}")).unwrap())
+                        Transport::SameNode(SpiffeId::new("cluster.local", "shop", &format!("pod-{last}")).unwrap())
                     } else {
                         Transport::Plaintext
                     };
@@ -328,7 +371,8 @@ fn words(route: &Route) -> String {
     match route {
         Route::Upstreams { upstreams, .. } => {
             let how = |transport: &Transport| match transport {
-                Transport::Tunnel(id) => {
+                // Which of the two is told by `on_its_own_node_a_pod_is_reached_without_a_tunnel`.
+                Transport::Tunnel(id) | Transport::SameNode(id) => {
                     assert_eq!(id.service_account(), "meshed");
                     "T"
                 }
@@ -398,6 +442,7 @@ fn disable(id: &str, port: u16) -> PeerAuthentication {
         }],
         mode: None,
         ports: BTreeMap::from([(port, Mode::Disable)]),
+        same_node: None,
     }
 }
 

@@ -1,11 +1,12 @@
 //! Who claims what: every key with those who claim it, and everyone with what it claims.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::hash::Hash;
 
 /// Keys that several owners may claim at once, each with a value of its own.
 pub(super) struct Claims<K, O, V> {
-    by_key: HashMap<K, BTreeMap<O, V>>,
+    /// In the order of owners. There is mostly one, for whom a tree would make room for eleven.
+    by_key: HashMap<K, Vec<(O, V)>>,
     by_owner: HashMap<O, Vec<K>>,
 }
 
@@ -34,10 +35,23 @@ impl<K: Hash + Eq + Clone, O: Hash + Ord + Clone, V: PartialEq> Claims<K, O, V> 
             self.by_owner.insert(owner.clone(), wanted.keys().cloned().collect());
         }
         for (key, value) in wanted {
-            let claimants = self.by_key.entry(key.clone()).or_default();
-            if claimants.get(owner) != Some(&value) {
-                claimants.insert(owner.clone(), value);
+            let Some(claimants) = self.by_key.get_mut(&key) else {
+                self.by_key.insert(key.clone(), vec![(owner.clone(), value)]);
                 changed.push(key);
+                continue;
+            };
+            match claimants.binary_search_by(|(other, _)| other.cmp(owner)) {
+                Ok(place) => match claimants.get_mut(place) {
+                    Some((_, known)) if *known != value => {
+                        *known = value;
+                        changed.push(key);
+                    }
+                    Some(_) | None => {}
+                },
+                Err(place) => {
+                    claimants.insert(place, (owner.clone(), value));
+                    changed.push(key);
+                }
             }
         }
         changed
@@ -45,7 +59,7 @@ impl<K: Hash + Eq + Clone, O: Hash + Ord + Clone, V: PartialEq> Claims<K, O, V> 
 
     fn release(&mut self, key: &K, owner: &O) {
         let Some(claimants) = self.by_key.get_mut(key) else { return };
-        claimants.remove(owner);
+        claimants.retain(|(other, _)| other != owner);
         if claimants.is_empty() {
             self.by_key.remove(key);
         }
@@ -53,12 +67,12 @@ impl<K: Hash + Eq + Clone, O: Hash + Ord + Clone, V: PartialEq> Claims<K, O, V> 
 
     /// Who claims a key, in their order.
     pub(super) fn claimants(&self, key: &K) -> impl Iterator<Item = (&O, &V)> {
-        self.by_key.get(key).into_iter().flatten()
+        self.by_key.get(key).into_iter().flatten().map(|(owner, value)| (owner, value))
     }
 
     /// The first of them.
     pub(super) fn first(&self, key: &K) -> Option<(&O, &V)> {
-        self.by_key.get(key)?.first_key_value()
+        self.by_key.get(key)?.first().map(|(owner, value)| (owner, value))
     }
 
     pub(super) fn is_claimed(&self, key: &K) -> bool {

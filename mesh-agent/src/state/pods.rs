@@ -22,7 +22,8 @@ pub(super) struct Pods {
     all: BTreeMap<Name, Arc<Workload>>,
     by_label: HashMap<LabelHash, BTreeSet<Name>>,
     by_node: HashMap<Arc<str>, BTreeSet<Name>>,
-    by_uid: HashMap<Arc<str>, BTreeSet<Name>>,
+    /// In the order of names; one, if Kubernetes is right.
+    by_uid: HashMap<Arc<str>, Vec<Name>>,
     claims: Claims<IpAddr, Name, ()>,
     /// Who of those that claim an IP holds it.
     by_ip: CowMap<IpAddr, Arc<Workload>>,
@@ -141,7 +142,14 @@ impl Pods {
             self.by_label.entry(label).or_default().insert(name.clone());
         }
         self.by_node.entry(workload.node.clone()).or_default().insert(name.clone());
-        self.by_uid.entry(workload.uid.clone()).or_default().insert(name.clone());
+        match self.by_uid.get_mut(&workload.uid) {
+            Some(names) => {
+                if let Err(place) = names.binary_search(name) {
+                    names.insert(place, name.clone());
+                }
+            }
+            None => drop(self.by_uid.insert(workload.uid.clone(), vec![name.clone()])),
+        }
     }
 
     fn unindex(&mut self, name: &Name, workload: &Workload) {
@@ -149,7 +157,11 @@ impl Pods {
             remove(&mut self.by_label, &label, name);
         }
         remove(&mut self.by_node, &workload.node, name);
-        remove(&mut self.by_uid, &workload.uid, name);
+        let Some(names) = self.by_uid.get_mut(&workload.uid) else { return };
+        names.retain(|other| other != name);
+        if names.is_empty() {
+            self.by_uid.remove(&workload.uid);
+        }
     }
 
     /// Finds out who holds an IP. True when that is another pod than before, or the same one changed.

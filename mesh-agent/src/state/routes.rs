@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::attachments::Attached;
-use super::object::Name;
-use super::{AppProtocol, BadBackend, MeshState, ReferenceGrant, RouteSpec, Service, ServicePort};
+use super::object::{Name, RouteId};
+use super::{AppProtocol, BadBackend, Kind, MeshState, ReferenceGrant, RouteSpec, Service, ServicePort};
 use crate::routes::{BackendRef, Connections, RouteKind, Table};
 
 impl MeshState {
@@ -53,6 +53,12 @@ impl MeshState {
         let service = self.services.get(&Name::new(namespace, name)).ok_or(BadBackend::BackendNotFound)?;
         let port = service.port(*port).ok_or(BadBackend::BackendNotFound)?;
         Ok((service, port))
+    }
+
+    /// Whether there is such a route, in whatever state.
+    pub fn has_route(&self, kind: Kind, namespace: &Arc<str>, name: &Arc<str>) -> bool {
+        let id = kind.route().map(|kind| RouteId { kind, name: Name::new(namespace, name) });
+        id.is_some_and(|id| self.routes.contains(&id))
     }
 
     /// The ReferenceGrants, with namespace and name: for people.

@@ -10,8 +10,8 @@ use proptest::sample::{select, subsequence};
 
 use super::*;
 use crate::policy::{
-    Action, AuthorizationPolicy, Mode, Operator, PeerAuthentication, PolicyMeta, Requirement, Rule, Selector, Source,
-    Target, Unreadable, Weight,
+    Action, AuthorizationPolicy, Mode, Operator, PeerAuthentication, PolicyMeta, Requirement, Rule, SameNode, Selector,
+    Source, Target, Unreadable, Weight,
 };
 use crate::routes::{self, BackendRef, Parent, Route, RouteKind, Rules, TlsRule};
 use crate::spiffe::SpiffeId;
@@ -516,10 +516,12 @@ fn a_peer_authentication() -> impl Strategy<Value = (Key, Item)> {
     let mode = || select(vec![Mode::Strict, Mode::Permissive, Mode::Disable]);
     let ports = prop::collection::btree_map(8080..8082u16, mode(), 0..2);
     let names = (a_word(&["a", "b"]), a_word(&["pa1", "pa2"]), any::<bool>());
-    (names, some_targets(false), mode(), ports).prop_map(|((namespace, name, old), targets, mode, ports)| {
+    let same_node = select(vec![None, Some(SameNode::KernelIdentity), Some(SameNode::Encrypt)]);
+    let all = (names, some_targets(false), mode(), ports, same_node);
+    all.prop_map(|((namespace, name, old), targets, mode, ports, same_node)| {
         let key = named(Kind::PeerAuthentication, namespace, name);
         let meta = PolicyMeta { id: key.object().into(), created: old.then_some(1) };
-        (key, Item::PeerAuthentication(PeerAuthentication { meta, targets, mode: Some(mode), ports }.into()))
+        (key, Item::PeerAuthentication(PeerAuthentication { meta, targets, mode: Some(mode), ports, same_node }.into()))
     })
 }
 

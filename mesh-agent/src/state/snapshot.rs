@@ -161,6 +161,11 @@ impl MeshState {
     pub fn tunnels_to(&self, workload: &Workload, port: u16) -> bool {
         workload.enrolled && self.peer_mode(workload, port) != Mode::Disable
     }
+
+    /// Whether callers of its own node owe this pod TLS too.
+    pub fn is_encrypted_on_its_node(&self, workload: &Workload) -> bool {
+        self.peer_modes.get(&workload.uid).is_some_and(|modes| modes.encrypted_by().is_some())
+    }
 }
 
 /// Publishes snapshots. There is one.

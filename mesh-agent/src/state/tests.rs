@@ -253,6 +253,7 @@ fn a_policy_on_a_service_holds_at_its_pods() {
         let policy = state.inbound_policy(uid).unwrap();
         let facts = |port| Facts {
             source: None,
+            is_same_node: false,
             source_ip: ip("10.0.0.9"),
             destination_ip: ip("10.0.0.1"),
             destination_port: port,

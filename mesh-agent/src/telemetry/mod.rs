@@ -73,6 +73,8 @@ pub enum Transport {
     Tunnel,
     /// A peer outside the mesh, or one that takes plaintext only.
     Plaintext,
+    /// Between two pods of this node within the agent: identity by the kernel, no TLS.
+    SameNode,
     /// A pod that reached itself through a Service, served inside the agent.
     Itself,
     /// A destination that the mesh does not know, passed as it is.
@@ -89,6 +91,7 @@ impl Transport {
         match self {
             Transport::Tunnel => "tunnel",
             Transport::Plaintext => "plaintext",
+            Transport::SameNode => "same-node",
             Transport::Itself => "itself",
             Transport::PassThrough => "pass-through",
             Transport::Requests => "requests",

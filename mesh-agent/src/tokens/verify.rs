@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use http::header::{COOKIE, HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{HeaderName, Uri, request};
+use http::{Uri, request};
 use jsonwebtoken::{Validation, decode, decode_header};
 use serde_json::{Map, Value};
 
 use super::limits::{MAX_TOKEN_BYTES, MAX_TOKENS};
 use super::{Invalid, Issuer, KeySource, Keys, KeysUri, Output, Place, Token, Verified};
+use crate::fields;
 
 /// What a request's tokens are held against.
 pub struct Asked<'a> {
@@ -82,7 +83,7 @@ pub fn find(asked: &Asked<'_>, head: &request::Parts) -> Result<Option<Found>, R
 /// Takes headers from the head that only the mesh may set, and sets them.
 pub fn tell(issuers: &[&Issuer], head: &mut request::Parts, found: Option<&Found>) {
     for output in issuers.iter().flat_map(|issuer| &issuer.outputs) {
-        remove_alike(&mut head.headers, &output.header);
+        fields::remove_alike(&mut head.headers, &output.header);
     }
     if let Some(found) = found
         && let Some(issuer) = issuers.get(found.issuer)
@@ -289,13 +290,6 @@ fn strip_one(place: &Place, head: &mut request::Parts) {
             }
         }
     }
-}
-
-/// Removes a header, and what applications take for it.
-fn remove_alike(headers: &mut HeaderMap, name: &HeaderName) {
-    let plain = |name: &HeaderName| name.as_str().replace('_', "-");
-    let alike: Vec<HeaderName> = headers.keys().filter(|have| plain(have) == plain(name)).cloned().collect();
-    alike.into_iter().for_each(|have| drop(headers.remove(have)));
 }
 
 fn tell_one(output: &Output, token: &Token, headers: &mut HeaderMap) {

@@ -15,25 +15,27 @@ use kube::api::{
 };
 use kube::{Api, Client};
 use mesh_agent::controller::lease::{Leadership, Pace};
-use mesh_agent::controller::{AUDIENCE, CONFIG_MAP, Config, Controller, ROOTS_KEY, SECRET, Tally, World};
+use mesh_agent::controller::{
+    AUDIENCE, CONFIG_MAP, Config, Controller, ROOTS_KEY, Rotation, RotationError, SECRET, Tally, World,
+};
 use mesh_agent::discovery::{self, Health, Source};
 use mesh_agent::drain::Drain;
-use mesh_agent::identity::{self, CaError, CertificateAuthority, Identities, Remote, RemoteCa};
+use mesh_agent::identity::{self, CaError, CertificateAuthority, Identities, Phase, Remote, RemoteCa};
 use mesh_agent::readiness::Readiness;
 use mesh_agent::spiffe::SpiffeId;
 use mesh_agent::state::StateWriter;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::apiserver_rig::{Rig, rig};
+use crate::apiserver_rig::Plane;
 use crate::support::{TRUST_DOMAIN, loopback, uri};
 
 /// Runs a test with the API server on threads of its own. Five minutes are forever.
 fn cluster(test: &str, body: impl AsyncFnOnce(Bed)) {
-    let Some(rig) = rig(test) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let bed = Bed::new(rig, test).await;
+        let Some(plane) = Plane::shared(test).await else { return };
+        let bed = Bed::new(plane, test).await;
         tokio::time::timeout(Duration::from_secs(300), body(bed)).await.expect("the test hangs");
     });
 }
@@ -75,8 +77,8 @@ async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> 
 }
 
 impl Bed {
-    async fn new(rig: &Rig, test: &str) -> Self {
-        let client = rig.client().await;
+    async fn new(plane: &Plane, test: &str) -> Self {
+        let client = plane.admin().await;
         let name = test.replace('_', "-");
         let (namespace, users) = (format!("{name}-mesh"), format!("{name}-users"));
         for name in [&namespace, &users] {
@@ -88,7 +90,7 @@ impl Bed {
             // Another test may have been faster.
             let _ = Api::<Node>::all(client.clone()).create(&PostParams::default(), &node).await;
         }
-        let kubeconfig = rig.kubeconfig("admin");
+        let kubeconfig = plane.kubeconfig("admin");
         let bed = Self { client, namespace, users, home: tempfile::tempdir().unwrap(), kubeconfig };
         bed.account(&bed.namespace, "nodemesh-agent").await;
         bed
@@ -413,6 +415,7 @@ fn routes_and_policies_are_told_how_they_stand() {
     cluster("status", async |bed| {
         let routes = define(&bed, "gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes").await;
         let policies = define(&bed, "nodemesh.dev", "v1alpha1", "PeerAuthentication", "peerauthentications").await;
+        let callers = define(&bed, "nodemesh.dev", "v1alpha1", "AuthorizationPolicy", "authorizationpolicies").await;
         let (one, two) = (bed.controller("one").await, bed.controller("two").await);
         let service: Service = serde_json::from_value(json!({
             "metadata": { "name": "web" },
@@ -483,6 +486,18 @@ fn routes_and_policies_are_told_how_they_stand() {
         let message = policy.data["status"]["ancestors"][0]["conditions"][0]["message"].as_str().unwrap();
         assert!(message.starts_with("spec.mode"), "{message}");
 
+        // A target that is not there, until it is.
+        let allow = json!({ "targetRefs": [{ "kind": "Service", "name": "late" }], "action": "ALLOW", "rules": [] });
+        let allow = object("nodemesh.dev/v1alpha1", "AuthorizationPolicy", "a", allow);
+        callers.create(&PostParams::default(), &allow).await.unwrap();
+        let lost =
+            ["Accepted=False/TargetNotFound", "ResolvedRefs=True/ResolvedRefs", "Programmed=False/TargetNotFound"];
+        told(&callers, "a", "ancestors", &lost).await;
+        let mut late = service.clone();
+        late.metadata.name = Some("late".to_string());
+        bed.api::<Service>(&bed.users).create(&PostParams::default(), &late).await.unwrap();
+        told(&callers, "a", "ancestors", &fine).await;
+
         // The leader goes, and the other one speaks.
         let (leader, other) = if one.leadership.is_held() { (one, two) } else { (two, one) };
         leader.end().await;
@@ -542,6 +557,85 @@ fn a_root_is_replaced_and_no_peer_refuses_another() {
         let roots = bed.mount().await;
         let earlier = first.split_once('\n').unwrap().1;
         assert!(roots.contains(earlier) && roots.contains(&next.certificate), "{roots}");
+
+        // The earlier one is dropped as people do it, and then one of ours replaces theirs.
+        let rotation = Rotation::new(bed.client.clone(), &bed.namespace, TRUST_DOMAIN).settling(Duration::from_secs(2));
+        let done = async |phase| {
+            eventually("the phase", async || match rotation.rotate(phase, false).await {
+                Ok(told) => Some(told),
+                Err(RotationError::TooSoon(_)) => None,
+                Err(RotationError::Phase(why)) if why.contains("does not sign yet") => None,
+                Err(error) => panic!("{phase:?}: {error}"),
+            })
+            .await;
+        };
+        done(Phase::Finish).await;
+        assert!(!bed.mount().await.contains(earlier));
+        done(Phase::Prepare).await;
+        let refusal = rotation.rotate(Phase::Finish, false).await.unwrap_err().to_string();
+        assert!(refusal.contains("switch first"), "{refusal}");
+        done(Phase::Switch).await;
+        done(Phase::Finish).await;
+        let told = rotation.status().await.unwrap();
+        assert!(told.len() == 2 && told[0].starts_with("signs") && told[1].contains("no rotation"), "{told:?}");
+        let roots = bed.mount().await;
+        assert!(!roots.contains(&next.certificate), "{roots}");
+        let theirs = root_of(&agents[0]);
+        eventually("certificates of the last root", async || {
+            agents.iter().for_each(Identities::force_rotate);
+            agents.iter().all(|agent| root_of(agent) != theirs).then_some(())
+        })
+        .await;
+        for (client, server) in [(&agents[0], &agents[1]), (&agents[1], &agents[0])] {
+            shake(&client.svid(&bed.id("web")).unwrap(), &server.svid(&bed.id("web")).unwrap()).await.unwrap();
+        }
+        drain.start();
+        controller.end().await;
+    });
+}
+
+/// A certificate below a company's root, as cert-manager brings it.
+#[test]
+fn an_intermediate_that_was_brought_signs_and_is_shown() {
+    cluster("intermediate", async |bed| {
+        let key = || rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let authority = |name: &str| {
+            let mut params = rcgen::CertificateParams::default();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params
+        };
+        let root = rcgen::CertifiedIssuer::self_signed(authority("a company"), key()).unwrap();
+        let below = key();
+        let intermediate = authority("a cluster of it").signed_by(&below, &root).unwrap();
+        let secret: Secret = serde_json::from_value(json!({
+            "metadata": { "name": SECRET }, "type": "kubernetes.io/tls",
+            "stringData": {
+                "tls.crt": intermediate.pem(), "tls.key": below.serialize_pem(), "ca.crt": root.pem(),
+            },
+        }))
+        .unwrap();
+        bed.api::<Secret>(&bed.namespace).create(&PostParams::default(), &secret).await.unwrap();
+
+        let controller = bed.controller("one").await;
+        controller.ready().await;
+        let roots = bed.mount().await;
+        assert!(roots.contains(&root.pem()) && !roots.contains(&intermediate.pem()), "{roots}");
+        let agent = bed.agent("node-1").await;
+        bed.pod(&bed.users, "web-1", "web", "node-1").await;
+        let ca = Arc::new(bed.remote(&controller, &agent));
+        let settings = identity::Config { trust_domain: TRUST_DOMAIN.to_string(), lifetime: Duration::from_secs(600) };
+        let (identities, drain) = (Identities::new(ca, settings), Drain::new());
+        identities.want(&[bed.id("web")].into());
+        tokio::spawn(identities.clone().run(drain.token()));
+        identities.ready(&bed.id("web")).await;
+        // Each end is shown the intermediate by the other, and knows the root alone.
+        let svid = identities.svid(&bed.id("web")).unwrap();
+        shake(&svid, &svid).await.unwrap();
+        let rotation = Rotation::new(bed.client.clone(), &bed.namespace, TRUST_DOMAIN);
+        let refusal = rotation.rotate(Phase::Prepare, true).await.unwrap_err().to_string();
+        assert!(refusal.contains("not the mesh's own"), "{refusal}");
         drain.start();
         controller.end().await;
     });

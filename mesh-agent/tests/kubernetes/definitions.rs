@@ -5,8 +5,8 @@ use std::fs;
 use mesh_agent::discovery::validate;
 use serde_json::{Value, json};
 
-use super::plane::{Hand, Plane};
 use super::world::{deny_web, namespace, samples};
+use crate::apiserver_rig::{Hand, Plane, eventually};
 
 fn object(kind: &str, spec: Value) -> Value {
     json!({"apiVersion": "nodemesh.dev/v1alpha1", "kind": kind,
@@ -212,8 +212,12 @@ async fn kubectl_explains_and_shows_them() {
         ("traffic.spec.rateLimits.scope", "Absent: Node"),
         ("traffic.status.ancestors.conditions", "Accepted"),
     ] {
-        let (ok, told) = plane.kubectl(&["explain", what], "");
-        assert!(ok && told.contains(expected), "{what}: {told}");
+        // The API server tells of a definition a moment after it serves it.
+        eventually(&format!("{what} to be explained by {expected:?}"), || async {
+            let (ok, told) = plane.kubectl(&["explain", what], "");
+            ok && told.contains(expected)
+        })
+        .await;
     }
     hand.create(&deny_web()).await;
     let condition = json!({"type": "Accepted", "status": "True", "reason": "Accepted", "message": "",

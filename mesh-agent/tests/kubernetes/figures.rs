@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::plane::{Hand, Plane};
 use super::world::{Agent, NODE, namespace, node, pod, service, slice};
+use crate::apiserver_rig::{Hand, Plane};
 
 const PODS: usize = 10_000;
 const SERVICES: usize = 1_000;

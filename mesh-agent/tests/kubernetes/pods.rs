@@ -11,8 +11,8 @@ use mesh_agent::drain::Drain;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::plane::{Hand, Plane, eventually};
 use super::world::{Agent, NODE, namespace, pod};
+use crate::apiserver_rig::{Hand, Plane, eventually};
 
 /// What the plugin says to ADD for a pod, with no agent on the node.
 async fn add(plane: &Plane, user: &str, namespace: &str, name: &str) -> (bool, Value) {
@@ -109,8 +109,32 @@ async fn a_pods_status_says_whether_it_is_captured() {
     hand.patch(&shop, json!({"metadata": {"labels": {"nodemesh.dev/mesh": null}}})).await;
     becomes("False", "NotInMesh").await;
     assert_eq!(says("far").await, None, "another node's pod");
-    let conditions = pods.get("web").await.unwrap().status.unwrap().conditions.unwrap();
-    assert!(conditions.iter().any(|condition| condition.type_ == "Ready"), "kubelet's own stay: {conditions:?}");
+    // What is taken back once is let be.
+    let labelled = json!({"metadata": {"labels": {"nodemesh.dev/mesh": "enabled"}}});
+    hand.patch(&shop, labelled).await;
+    becomes("True", "Captured").await;
+    // A label goes while no agent speaks; the next one takes back what the last one told.
     drain.start();
     told.await.unwrap();
+    hand.patch(&shop, json!({"metadata": {"labels": {"nodemesh.dev/mesh": null}}})).await;
+    let version = || async { pods.get("web").await.unwrap().metadata.resource_version };
+    eventually("the agent to know", || async {
+        agent.state.current().local_workloads().all(|workload| !workload.enrolled)
+    })
+    .await;
+    assert_eq!(says("web").await.unwrap().0, "True");
+    for round in 0..2 {
+        let (drain, before) = (Drain::new(), version().await);
+        let (_standing, is_owner) = watch::channel(Standing::Owner);
+        let next =
+            conditions::tell(hand.client.clone(), agent.state.clone(), readiness.clone(), is_owner, drain.token());
+        let next = tokio::spawn(next);
+        becomes("False", "NotInMesh").await;
+        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+        drain.start();
+        next.await.unwrap();
+        assert_eq!(version().await == before, round == 1, "it is taken back once");
+    }
+    let conditions = pods.get("web").await.unwrap().status.unwrap().conditions.unwrap();
+    assert!(conditions.iter().any(|condition| condition.type_ == "Ready"), "kubelet's own stay: {conditions:?}");
 }

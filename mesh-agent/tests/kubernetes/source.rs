@@ -1,12 +1,20 @@
 //! What discovery does while the API server is there, slow to come, in the way, or gone.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_agent::discovery::{self, Config, WatchState};
 use serde_json::json;
+use tokio::net::TcpListener;
 
-use super::plane::{Hand, Plane};
 use super::world::{Agent, NODE, deny_web, namespace, pod, role, shop};
+use crate::apiserver_rig::{Hand, Plane, free_port};
 
 const PODS_HERE: &str = "pods (this node)";
 const PODS_ELSEWHERE: &str = "pods (elsewhere)";
@@ -150,12 +158,16 @@ async fn an_api_server_that_comes_back_with_another_world() {
     assert_eq!((agent.pods(), agent.web_may(), agent.readiness.missing()), (3, false, Vec::new()));
     assert!(agent.note().contains("the last good state is in force"), "{}", agent.note());
 
-    // Another world, and no record of how it came to be: a watch cannot be taken up where it was.
+    // Another world, which comes to be where the agent does not look, and no record of how: a watch cannot be taken up
+    // where it was.
+    let place = plane.move_to(free_port());
     plane.start_apiserver();
     plane.ready().await;
+    let hand = Hand { client: plane.admin().await };
     hand.delete(&going).await;
     hand.create(&pod("shop", "coming", "node-2", "10.1.2.8")).await;
     plane.kill_apiserver();
+    plane.move_to(place);
     plane.forget_history();
     plane.start_apiserver();
     plane.ready().await;
@@ -176,6 +188,7 @@ async fn an_api_server_that_comes_back_with_another_world() {
     assert!(agent.lists(PODS_ELSEWHERE) >= 2, "{:#?}", agent.health.report().watches);
     let again = agent.state.current().workload_by_ip("10.1.1.1".parse().unwrap()).unwrap().clone();
     assert_eq!(again, api, "what did not change is as it was");
+    let hand = Hand { client: plane.admin().await };
     let since = Instant::now();
     hand.delete(&deny_web()).await;
     agent.eventually("changes come", Agent::web_may).await;
@@ -210,4 +223,51 @@ async fn files_and_the_api_server_mean_the_same() {
         format!("{pods:#?}\n{policies:#?}\n{services:#?}")
     };
     assert_eq!(told(&agent.state.current()), told(&state));
+}
+
+/// Something between an agent and the API server that ends every watch as soon as it has begun.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_that_is_closed_at_once_is_not_asked_for_without_pause() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let kubeconfig = place.path().join("kubeconfig");
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "x",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://{}", listener.local_addr().unwrap())}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+    });
+    std::fs::write(&kubeconfig, config.to_string()).unwrap();
+    let watches = Arc::new(Mutex::new(BTreeMap::<String, usize>::new()));
+    tokio::spawn(impatient(listener, watches.clone()));
+    let _agent = Agent::by(kubeconfig, NODE);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let watches = watches.lock().unwrap();
+    let most = watches.values().max().copied().unwrap_or_default();
+    assert!((20..=60).contains(&most), "{watches:?}");
+}
+
+/// Every list is empty, every watch is over at once. Counts them by path and selector.
+async fn impatient(listener: TcpListener, watches: Arc<Mutex<BTreeMap<String, usize>>>) {
+    let answer = move |request: http::Request<Incoming>| {
+        let query = request.uri().query().unwrap_or_default();
+        let body = if query.contains("watch=true") {
+            let selector = query.split('&').find(|part| part.starts_with("fieldSelector")).unwrap_or_default();
+            *watches.lock().unwrap().entry(format!("{} {selector}", request.uri().path())).or_default() += 1;
+            Bytes::new()
+        } else {
+            json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []})
+                .to_string()
+                .into()
+        };
+        let answer = http::Response::builder().header("content-type", "application/json").body(Full::new(body));
+        async move { Ok::<_, Infallible>(answer.unwrap()) }
+    };
+    while let Ok((connection, _)) = listener.accept().await {
+        let answer = answer.clone();
+        tokio::spawn(async move {
+            let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+            let _ = server.serve_connection(TokioIo::new(connection), service_fn(answer)).await;
+        });
+    }
 }

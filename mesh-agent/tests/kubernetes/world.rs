@@ -12,7 +12,7 @@ use mesh_agent::spiffe::SpiffeId;
 use mesh_agent::state::{StateReader, StateWriter};
 use serde_json::{Value, json};
 
-use super::plane::{Hand, PATIENCE, Plane, eventually};
+use crate::apiserver_rig::{Hand, PATIENCE, Plane, eventually};
 
 pub const NODE: &str = "node-1";
 
@@ -175,10 +175,14 @@ impl Agent {
     }
 
     pub fn of(plane: &Plane, user: &str, node: &str) -> Self {
+        Self::by(plane.kubeconfig(user), node)
+    }
+
+    pub fn by(kubeconfig: PathBuf, node: &str) -> Self {
         let (writer, state) = StateWriter::new(node);
         let (health, readiness, drain) = (Health::default(), Readiness::default(), Drain::new());
         let config = Config { node: node.into(), trust_domain: "cluster.local".into() };
-        let source = Source::Kubernetes { kubeconfig: Some(plane.kubeconfig(user)), pace: PACE };
+        let source = Source::Kubernetes { kubeconfig: Some(kubeconfig), pace: PACE };
         tokio::spawn(discovery::run(
             source,
             config,
@@ -228,6 +232,7 @@ impl Agent {
         let Some(policy) = state.inbound_policy(&api.uid) else { return false };
         let facts = Facts {
             source: Some(SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/web").unwrap()),
+            is_same_node: false,
             source_ip: "10.1.2.1".parse().unwrap(),
             destination_ip: api.ips[0],
             destination_port: 8080,

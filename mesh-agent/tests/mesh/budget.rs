@@ -42,6 +42,9 @@ fn over(node: &Node, pod: &str, budget: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_too_many_is_reset_where_it_is_dialled() {
+    if needs_two_nodes() {
+        return;
+    }
     let pair = pair_within([Budgets { connections: 2, ..ample() }, ample()]).await;
     let [near, _] = &pair.mesh.nodes;
     let _clients = echo_app((pair.server.ip, 8080));
@@ -63,6 +66,9 @@ async fn a_connection_too_many_is_reset_where_it_is_dialled() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_too_many_is_refused_where_it_arrives() {
+    if needs_two_nodes() {
+        return;
+    }
     let pair = pair_within([ample(), Budgets { connections: 1, ..ample() }]).await;
     let [near, far] = &pair.mesh.nodes;
     let _clients = echo_app((pair.server.ip, 8080));
@@ -75,6 +81,9 @@ async fn a_connection_too_many_is_refused_where_it_arrives() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_come_too_fast_are_reset() {
+    if needs_two_nodes() {
+        return;
+    }
     let pair = pair_within([Budgets { accept_rate: 1, accept_burst: 3, ..ample() }, ample()]).await;
     let [near, _] = &pair.mesh.nodes;
     let _clients = echo_app((pair.server.ip, 8080));
@@ -102,6 +111,9 @@ async fn a_process_short_of_descriptors_refuses_and_says_so() {
 /// read, and another pod, go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_applications_that_do_not_read_has_an_end() {
+    if needs_two_nodes() {
+        return;
+    }
     let pair = pair_within([Budgets { buffered_bytes: 1 << 20, ..ample() }, ample()]).await;
     let [near, _] = &pair.mesh.nodes;
     let _clients = echo_app((pair.server.ip, 8080));
@@ -131,6 +143,9 @@ async fn what_waits_for_applications_that_do_not_read_has_an_end() {
 /// counts as well.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_wait_for_clients_that_do_not_read_have_an_end() {
+    if needs_two_nodes() {
+        return;
+    }
     use super::requests::{Client, Sent, app, mirror, speaks, until};
     use http_body_util::BodyExt as _;
 

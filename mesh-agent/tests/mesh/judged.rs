@@ -283,6 +283,88 @@ async fn judged_bodies_arrive_whole() {
     pair.server.until_no_records().await;
 }
 
+/// A body that nobody wants is never in the way of the next request: a small one is read, with more of it the client is
+/// told that its connection closes, and closed is what no later request meets. Whoever reads at the client's node does
+/// the same with what it keeps.
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_bodies_spoil_no_later_request() {
+    for app_protocol in [None, Some("http")] {
+        let (pair, seen) = judged(app_protocol, Version::HTTP_11).await;
+        for (length, closes) in [(0, false), (2 << 10, false), (200 << 10, true)] {
+            let body = || text(vec![b'a'; length]);
+            let mut client = Client::connect(&pair, Version::HTTP_11).await;
+            for round in 0..20 {
+                let response = client.ask(Request::post("/admin"), body()).await;
+                let said = response.headers().get("connection").cloned();
+                let (status, reason) = read(response).await;
+                let what = format!("{app_protocol:?}, {length} bytes, round {round}");
+                assert_eq!((status, reason.as_str()), (StatusCode::FORBIDDEN, "no-allow-rule"), "{what}");
+                let is_told = said.is_some_and(|said| said == "close");
+                // At the client's node it may have gone out whole before the answer came.
+                assert!(is_told == closes || app_protocol.is_some() && closes, "{what}");
+                if is_told {
+                    client = Client::connect(&pair, Version::HTTP_11).await;
+                }
+            }
+            assert_eq!(client.get("/public/a").await.0, StatusCode::OK, "{app_protocol:?} {length}");
+        }
+        // A client that waits to be told is not asked for a body that nobody wants, unless another node knows that.
+        let waits = "POST /admin HTTP/1.1\r\nHost: w\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
+        let heard = say(&pair, waits.as_bytes()).await;
+        assert!(heard.contains("HTTP/1.1 403 "), "{app_protocol:?}: {heard}");
+        assert_eq!(heard.starts_with("HTTP/1.1 100 "), app_protocol.is_some() && !IS_NEAR, "{app_protocol:?}: {heard}");
+        assert!(heard.to_ascii_lowercase().contains("connection: close"), "{app_protocol:?}: {heard}");
+        assert_eq!(seen.counts().1, 3, "{app_protocol:?}: the application heard of what was allowed alone");
+        let metrics = pair.mesh.nodes[0].metrics.encode();
+        assert!(!metrics.contains("upstream-closed"), "{metrics}");
+    }
+}
+
+/// An answer to HEAD is its head, also where the application sends a body with it and our own would have one.
+#[tokio::test(flavor = "multi_thread")]
+async fn head_is_answered_by_a_head() {
+    let honest = |request: Request<hyper::body::Incoming>| -> super::requests::Answer {
+        Box::pin(async move {
+            assert_eq!(request.method(), http::Method::HEAD);
+            Response::builder().header("content-length", "77").body(nothing()).unwrap()
+        })
+    };
+    let rule = PUBLIC.replace("[GET]", "[GET, HEAD]");
+    for (app_protocol, spoken) in [("http", Version::HTTP_11), ("kubernetes.io/h2c", Version::HTTP_2)] {
+        for (is_judged, is_honest) in [(false, true), (false, false), (true, true), (true, false)] {
+            let what = format!("{app_protocol}, judged: {is_judged}, honest: {is_honest}");
+            let pair = super::requests::pair(app_protocol).await;
+            if is_judged {
+                rules(&pair, "ALLOW", &rule);
+            }
+            match is_honest {
+                true => drop(app((pair.server.ip, 8080), spoken, honest)),
+                false => drop(app((pair.server.ip, 8080), spoken, mirror)),
+            }
+            for version in [Version::HTTP_11, Version::HTTP_2] {
+                let mut client = Client::connect(&pair, version).await;
+                for round in 0..10 {
+                    let response = client.ask(Request::head(client.uri("/public/a")), nothing()).await;
+                    let length = response.headers().get("content-length").cloned();
+                    let (status, body) = read(response).await;
+                    assert_eq!((status, body.as_str()), (StatusCode::OK, ""), "{what}, {version:?}, round {round}");
+                    assert!(length.is_some_and(|length| !is_honest || length == "77"), "{what}, {version:?}");
+                    if is_judged {
+                        let response = client.ask(Request::head(client.uri("/admin")), nothing()).await;
+                        let length = response.headers().get("content-length").cloned();
+                        let told = (read(response).await, length.unwrap());
+                        let told = (told.0.0, told.0.1.as_str(), told.1.to_str().unwrap().to_string());
+                        assert_eq!(told, (StatusCode::FORBIDDEN, "", "13".to_string()), "{what}, {version:?}");
+                    }
+                }
+            }
+            let metrics = pair.mesh.nodes[0].metrics.encode();
+            let broken = metrics.lines().find(|line| line.contains("HEAD") && line.contains("error_type=\"client"));
+            assert_eq!(broken, None, "{what}");
+        }
+    }
+}
+
 /// An application that cannot be reached is told before anything is asked of it, so that another endpoint may serve.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_that_is_away_is_no_refusal() {
@@ -305,13 +387,13 @@ async fn hear_one(pair: &Pair) -> String {
 }
 
 /// Signs tokens of `https://issuer`, by a key whose public half it also gives as a JWK Set.
-struct Signer {
+pub struct Signer {
     key: jsonwebtoken::EncodingKey,
-    jwks: String,
+    pub jwks: String,
 }
 
 impl Signer {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
         let key = jsonwebtoken::EncodingKey::from_ec_der(&pair.serialize_der());
         let jwk = jsonwebtoken::jwk::Jwk::from_encoding_key(&key, jsonwebtoken::Algorithm::ES256).unwrap();
@@ -319,7 +401,7 @@ impl Signer {
     }
 
     /// A token of a group, that ends in so many seconds.
-    fn sign(&self, group: &str, seconds: i64) -> String {
+    pub fn sign(&self, group: &str, seconds: i64) -> String {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
         let claims =
             serde_json::json!({ "iss": "https://issuer", "sub": "alice", "groups": [group], "exp": now + seconds });

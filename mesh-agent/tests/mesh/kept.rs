@@ -19,6 +19,9 @@ use super::support::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_that_is_renewed_ends_the_reuse_of_connections() {
+    if needs_two_nodes() {
+        return;
+    }
     for (app_protocol, spoken) in [("http", Version::HTTP_11), ("kubernetes.io/h2c", Version::HTTP_2)] {
         let pair = pair(app_protocol).await;
         let seen = app((pair.server.ip, 8080), spoken, mirror);
@@ -37,6 +40,9 @@ async fn a_certificate_that_is_renewed_ends_the_reuse_of_connections() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_drains_does_not_wait_for_connections_that_rest() {
+    if needs_two_nodes() {
+        return;
+    }
     for (app_protocol, spoken) in [("http", Version::HTTP_11), ("kubernetes.io/h2c", Version::HTTP_2)] {
         let pair = pair(app_protocol).await;
         app((pair.server.ip, 8080), spoken, mirror);
@@ -51,6 +57,9 @@ async fn an_agent_that_drains_does_not_wait_for_connections_that_rest() {
 /// On either node: what rests goes, who comes is served, and nothing stays behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_is_leaving_serves_and_keeps_nothing() {
+    if needs_two_nodes() {
+        return;
+    }
     for (app_protocol, spoken) in [("http", Version::HTTP_11), ("kubernetes.io/h2c", Version::HTTP_2)] {
         for leaving in [0, 1] {
             let pair = pair(app_protocol).await;
@@ -121,6 +130,9 @@ impl CertificateAuthority for TwoRoots {
 /// first, no tunnel rests on that root any more, and no request fails at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_root_is_withdrawn_under_requests_and_none_fails() {
+    if needs_two_nodes() {
+        return;
+    }
     for (order, app_protocol, spoken) in [
         ([1, 0], "http", Version::HTTP_11),
         ([0, 1], "http", Version::HTTP_11),

@@ -726,6 +726,9 @@ async fn who_cannot_be_reached_is_told_in_the_clients_own_words() {
 /// What policy no longer allows ends within the answer; resting connections do not outlive it either.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_changes_ends_what_is_open() {
+    if needs_two_nodes() {
+        return;
+    }
     let pair = pair("http").await;
     let seen = app((pair.server.ip, 8080), Version::HTTP_11, mirror);
     let mut client = Client::connect(&pair, Version::HTTP_11).await;

@@ -63,9 +63,19 @@ pub struct Node {
     pub told: Mutex<mpsc::Receiver<SpanData>>,
 }
 
-/// Two nodes that trust one CA, and the YAML that both read.
+/// Whether all pods are on one node and one agent carries what is between them: these tests are there twice, as the
+/// binaries `mesh` and `near`.
+pub const IS_NEAR: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"near");
+
+/// Whether this test is about what lies between two nodes (the tunnel, certificates, who has which budget, who is near),
+/// and there is one.
+pub fn needs_two_nodes() -> bool {
+    IS_NEAR
+}
+
+/// Two nodes that trust one CA, and the YAML that both read. In `near` they are the same node.
 pub struct Mesh {
-    pub nodes: [Node; 2],
+    pub nodes: [Arc<Node>; 2],
     world: tempfile::TempDir,
 }
 
@@ -90,7 +100,9 @@ impl Mesh {
     }
 
     fn start_by(ca: Arc<dyn CertificateAuthority>, mode: OutboundMode, [first, second]: [Budgets; 2]) -> Self {
-        let nodes = [Node::start("node1", ca.clone(), mode, first), Node::start("node2", ca, mode, second)];
+        let one = Arc::new(Node::start("node1", ca.clone(), mode, first));
+        let other = if IS_NEAR { one.clone() } else { Arc::new(Node::start("node2", ca, mode, second)) };
+        let nodes = [one, other];
         Self { nodes, world: tempfile::tempdir().unwrap() }
     }
 
@@ -103,21 +115,35 @@ impl Mesh {
     /// The same; something in it may be wrong.
     pub fn apply_whatever(&self, file: &str, yaml: &str) -> Vec<discovery::Finding> {
         std::fs::write(self.world.path().join(file), yaml).unwrap();
-        let publish = |node: &Node| {
+        let publish = |node: &Arc<Node>| {
             let config = discovery::Config { node: node.name.into(), trust_domain: TRUST_DOMAIN.into() };
             let (state, findings) = discovery::load(self.world.path(), &config).unwrap();
             node.writer.publish(state);
             findings
         };
-        self.nodes.iter().flat_map(publish).collect()
+        self.distinct().iter().flat_map(publish).collect()
+    }
+
+    fn distinct(&self) -> &[Arc<Node>] {
+        if IS_NEAR { &self.nodes[..1] } else { &self.nodes }
     }
 
     /// Enrols the pod that holds `ip` on its node, once the world knows it.
     pub async fn enrol(&self, ip: Ipv4Addr) -> Pod {
+        self.enrol_with(ip, |_| true).await
+    }
+
+    /// The same, without its listeners of one role.
+    pub async fn enrol_without(&self, ip: Ipv4Addr, role: Role) -> Pod {
+        self.enrol_with(ip, |listener| listener.role != role).await
+    }
+
+    async fn enrol_with(&self, ip: Ipv4Addr, is_there: impl Fn(&PodListener) -> bool) -> Pod {
         let state = self.nodes[0].state.current();
         let workload = state.workload_by_ip(ip.into()).expect("a pod of the world").clone();
         let node = self.nodes.iter().find(|node| *node.name == *workload.node).expect("a node of this mesh");
-        let (net, listeners, outbound_port) = LoopbackNet::open(ip);
+        let (net, mut listeners, outbound_port) = LoopbackNet::open(ip);
+        listeners.retain(is_there);
         let pod = EnrolledPod { workload: workload.clone(), net: net.clone(), listeners };
         node.pods.send(PodEvent::Enrolled(pod)).await.unwrap();
         // `want` happens when the proxy takes the event.
@@ -129,7 +155,7 @@ impl Mesh {
 
     /// Takes a pod out of the mesh.
     pub async fn unenrol(&self, pod: &Pod) {
-        for node in &self.nodes {
+        for node in self.distinct() {
             node.pods.send(PodEvent::Left(pod.uid.clone())).await.unwrap();
         }
     }
@@ -400,6 +426,7 @@ pub fn flooding_app(address: impl Into<SocketAddr>) {
 
 /// The YAML of an enrolled pod.
 pub fn pod_yaml(name: &str, node: &str, ip: Ipv4Addr) -> String {
+    let node = if IS_NEAR { "node1" } else { node };
     format!(
         "---
 apiVersion: v1

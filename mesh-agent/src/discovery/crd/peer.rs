@@ -38,8 +38,8 @@ pub struct PeerAuthenticationSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub port_overrides: Vec<PortOverride>,
-    /// What STRICT asks for between two pods of one node. Until connections can stay in the kernel there, every
-    /// connection is encrypted, whatever this says.
+    /// What callers of the mesh owe on the workload's own node. Absent: what the wider object says, and in the end
+    /// KernelIdentity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same_node: Option<SameNode>,
 }
@@ -70,8 +70,8 @@ pub struct PortOverride {
 /// What satisfies STRICT on one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SameNode {
-    /// The kernel knows both pods; their bytes do not leave the node.
+    /// That the kernel knows both pods will do, for STRICT too: their bytes do not leave the node, and no TLS is spent.
     KernelIdentity,
-    /// TLS there too.
+    /// TLS, as between nodes.
     Encrypt,
 }

@@ -90,8 +90,8 @@ pub const PEER: &[Rule] = &[
     ),
     (
         "mode",
-        "has(self.mode) || (has(self.portOverrides) && size(self.portOverrides) > 0)",
-        "neither mode nor portOverrides is set",
+        "has(self.mode) || has(self.sameNode) || (has(self.portOverrides) && size(self.portOverrides) > 0)",
+        "none of mode, portOverrides and sameNode is set",
     ),
 ];
 

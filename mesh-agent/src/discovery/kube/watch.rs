@@ -94,7 +94,7 @@ pub type Teller = mpsc::Sender<(usize, Heard)>;
 pub async fn follow(number: usize, watch: Watch, server: ApiServer, tell: Teller, look_again: Duration) {
     let answers = Arc::<Answers>::default();
     let noted = answers.clone();
-    let client = server.client_with(move |status| noted.note(status.is_success()));
+    let client = server.watching(move |status| noted.note(status.is_success()));
     let client = match client {
         Ok(client) => client,
         Err(error) => {

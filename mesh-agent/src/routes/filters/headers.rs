@@ -4,6 +4,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCOD
 use http::{HeaderMap, HeaderName};
 
 use super::super::object::{HeaderChange, NameValue};
+use crate::fields;
 
 /// Whether a filter may touch a header. It may not touch what says where a message ends or belongs to one connection
 /// (RFC 9110, section 7.6.1; RFC 9112, section 6): the agent makes these for each side, and a wrong one lets a request
@@ -13,10 +14,12 @@ pub fn is_changeable(name: &HeaderName) -> bool {
     !FRAMING.contains(name) && !["keep-alive", "proxy-connection"].contains(&name.as_str())
 }
 
-/// Set, then add, then remove. Changes of headers that are not changeable do not happen.
+/// Set, then add, then remove; what is set or removed has no other spelling beside it. Changes of headers that are not
+/// changeable do not happen.
 pub(super) fn change(change: &HeaderChange, headers: &mut HeaderMap) {
     let HeaderChange { set, add, remove } = change;
     for NameValue { name, value } in set.iter().filter(|pair| is_changeable(&pair.name)) {
+        fields::remove_other_spellings(headers, name);
         headers.insert(name, value.clone());
     }
     // As a line of its own, which means the same as a comma (RFC 9110, section 5.3) and is right for Set-Cookie too.
@@ -24,7 +27,7 @@ pub(super) fn change(change: &HeaderChange, headers: &mut HeaderMap) {
         headers.append(name, value.clone());
     }
     for name in remove.iter().filter(|name| is_changeable(name)) {
-        headers.remove(name);
+        fields::remove_alike(headers, name);
     }
 }
 
@@ -53,6 +56,11 @@ mod tests {
             (changed(&[], &[("X", "1")], &[]), vec![("x", "0")], vec!["x: 0", "x: 1"]),
             (changed(&[], &[("X", "1")], &[]), vec![], vec!["x: 1"]),
             (changed(&[], &[], &["X"]), vec![("x", "0"), ("x", "1"), ("y", "0")], vec!["y: 0"]),
+            (
+                changed(&[("X-A", "1")], &[], &["X-B"]),
+                vec![("x_a", "0"), ("x_b", "0"), ("y_b", "0")],
+                vec!["x-a: 1", "y_b: 0"],
+            ),
             (
                 changed(&[("A", "1")], &[("b", "1")], &["C"]),
                 vec![("a", "0"), ("b", "0"), ("c", "0")],

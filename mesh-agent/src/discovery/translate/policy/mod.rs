@@ -16,7 +16,7 @@ use crate::discovery::crd;
 use crate::discovery::object::{self, Key, Kind};
 use crate::policy::{
     Action, AuthorizationPolicy, IpBlock, Mode, Operator, PeerAuthentication, PolicyMeta, Principal, Provider,
-    Requirement, Rule, Selector, Source, Target, Unreadable, Weight,
+    Requirement, Rule, SameNode, Selector, Source, Target, Unreadable, Weight,
 };
 use crate::spiffe::SpiffeId;
 
@@ -25,7 +25,7 @@ pub use token::request_authentication;
 
 /// Checks what the type cannot say, and works the namespace in.
 pub fn peer_authentication(peer: &crd::PeerAuthentication, key: &Key) -> Result<Item, Problem> {
-    let crd::PeerAuthenticationSpec { target_refs, mode, port_overrides, same_node: _ } = &peer.spec;
+    let crd::PeerAuthenticationSpec { target_refs, mode, port_overrides, same_node } = &peer.spec;
     let targets = targets(target_refs, key)?;
     let mut ports = BTreeMap::new();
     for (index, port) in port_overrides.iter().enumerate() {
@@ -37,11 +37,16 @@ pub fn peer_authentication(peer: &crd::PeerAuthentication, key: &Key) -> Result<
             return Err(Problem::new(path, "this port has an override already"));
         }
     }
-    if mode.is_none() && ports.is_empty() {
-        return Err(Problem::new(FieldPath::of("spec.mode"), "missing: neither mode nor portOverrides is set"));
+    if mode.is_none() && ports.is_empty() && same_node.is_none() {
+        let missing = "missing: none of mode, portOverrides and sameNode is set";
+        return Err(Problem::new(FieldPath::of("spec.mode"), missing));
     }
-    let meta = meta(key, &peer.metadata);
-    Ok(Item::PeerAuthentication(PeerAuthentication { meta, targets, mode: mode.map(peer_mode), ports }.into()))
+    let (meta, mode) = (meta(key, &peer.metadata), mode.map(peer_mode));
+    let same_node = same_node.map(|wanted| match wanted {
+        crd::SameNode::KernelIdentity => SameNode::KernelIdentity,
+        crd::SameNode::Encrypt => SameNode::Encrypt,
+    });
+    Ok(Item::PeerAuthentication(PeerAuthentication { meta, targets, mode, ports, same_node }.into()))
 }
 
 fn peer_mode(mode: crd::PeerMode) -> Mode {

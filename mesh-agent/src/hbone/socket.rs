@@ -1,0 +1,118 @@
+//! A tunnel's socket, below TLS: what has come is taken in few large reads.
+//!
+//! rustls asks for 4 KiB at a time, which is five system calls for one full record. A socket that has nothing waiting holds
+//! no memory.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::limits::{COPY_CHUNK_BYTES, READ_BLOCK_BYTES, READ_SMALL_BYTES};
+
+const CHUNK: usize = COPY_CHUNK_BYTES as usize;
+const SMALL: usize = READ_SMALL_BYTES as usize;
+const BLOCK: usize = READ_BLOCK_BYTES as usize;
+
+thread_local! {
+    /// Where reads land; one per worker, whatever the number of connections.
+    static READ_BLOCK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// Reads what there is, up to `most`; empty at the end.
+pub fn poll_read(cx: &mut Context<'_>, tcp: &mut TcpStream, most: usize) -> Poll<io::Result<Bytes>> {
+    poll_block(cx, tcp, most, take)
+}
+
+/// The same, for whoever knows better than to make a part of its own of what was read. Nothing of it stays in the block.
+fn poll_block<T>(
+    cx: &mut Context<'_>,
+    tcp: &mut TcpStream,
+    most: usize,
+    keep: impl FnOnce(&mut BytesMut) -> T,
+) -> Poll<io::Result<T>> {
+    READ_BLOCK.with_borrow_mut(|block| {
+        if block.capacity() < CHUNK {
+            // Takes the old block again if nobody holds a part of it, else a new one.
+            block.reserve(BLOCK);
+        }
+        let mut room = block.limit(most.min(CHUNK));
+        ready!(pin!(tcp.read_buf(&mut room)).poll(cx))?;
+        let kept = keep(block);
+        block.clear();
+        Poll::Ready(Ok(kept))
+    })
+}
+
+/// What was read, as a part of the block; a small one as its own, since it would hold on to all of it.
+fn take(block: &mut BytesMut) -> Bytes {
+    if block.len() > SMALL { block.split().freeze() } else { Bytes::copy_from_slice(block) }
+}
+
+/// A TCP connection that reads ahead.
+pub struct Socket {
+    tcp: TcpStream,
+    /// Read, and not asked for yet.
+    ahead: Bytes,
+}
+
+impl Socket {
+    pub(super) fn new(tcp: TcpStream) -> Self {
+        Self { tcp, ahead: Bytes::new() }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { tcp, ahead } = &mut *self;
+        if ahead.is_empty() {
+            // The rest as a copy: a peer that then says no more must not have us keep the block.
+            *ahead = ready!(poll_block(cx, tcp, CHUNK, |block| {
+                let (asked, rest) = block.split_at(block.len().min(out.remaining()));
+                out.put_slice(asked);
+                Bytes::copy_from_slice(rest)
+            }))?;
+            return Poll::Ready(Ok(()));
+        }
+        let asked = ahead.len().min(out.remaining());
+        if let Some(bytes) = ahead.get(..asked) {
+            out.put_slice(bytes);
+        }
+        ahead.advance(asked);
+        if ahead.is_empty() {
+            // Its memory goes too.
+            *ahead = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
