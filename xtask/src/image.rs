@@ -71,3 +71,22 @@ fn strip(agent: &Path, stripped: &Path) -> Result<PathBuf> {
     ensure!(output.status.success(), "strip: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(stripped.to_path_buf())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_agent_gives_the_same_image() {
+        let place = tempfile::tempdir().unwrap();
+        // Any program with names to strip; the one that runs has them.
+        let agent = std::env::current_exe().unwrap();
+        let [first, second] = ["first.tar", "second.tar"].map(|name| {
+            let archive = place.path().join(name);
+            pack(&agent, &default_name(), &archive).unwrap();
+            fs::read(archive).unwrap()
+        });
+        assert!(first == second, "{} and {} bytes that differ", first.len(), second.len());
+        assert!(first.len() < fs::metadata(&agent).unwrap().len() as usize, "nothing was stripped");
+    }
+}

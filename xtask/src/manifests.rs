@@ -1,7 +1,8 @@
 //! `cargo xtask manifests`: the Helm chart, made from `manifests/base`.
 //!
-//! There is one source. The chart's templates are the base's files with the values that people change in their place;
-//! tests hold that the committed chart is what is made here, and that Helm renders from it what the base says.
+//! There is one source. The chart's templates are the base's files with the values that people change in their place, and
+//! with what `manifests/overlays` add where that is switched on; tests hold that the committed chart is what is made
+//! here, and that Helm renders from it what base and overlay say.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,13 +45,41 @@ const VALUES: [(&str, &str, &str); 6] = [
 ];
 
 /// The same in every file: image and namespace.
-const EVERYWHERE: [(&str, &str); 3] = [
+const EVERYWHERE: [(&str, &str); 7] = [
     (
         "image: localhost/nodemesh:0.1.0\n",
         "image: \"{{ .Values.image.name }}:{{ .Values.image.tag | default .Chart.AppVersion }}\"\n",
     ),
     ("imagePullPolicy: IfNotPresent\n", "imagePullPolicy: {{ .Values.image.pullPolicy }}\n"),
     ("namespace: nodemesh-system\n", "namespace: {{ .Release.Namespace }}\n"),
+    // Where it is part of a longer text.
+    ("nodemesh-controller.nodemesh-system.svc", "nodemesh-controller.{{ .Release.Namespace }}.svc"),
+    ("value: nodemesh-system/nodemesh-agent\n", "value: \"{{ .Release.Namespace }}/nodemesh-agent\"\n"),
+    ("--daemonset=nodemesh-system/", "--daemonset={{ .Release.Namespace }}/"),
+    ("    - nodemesh-system\n", "    - {{ .Release.Namespace }}\n"),
+];
+
+/// The parts of the overlay's agent.yaml: behind which line of it each begins and at which it ends, and the line of the
+/// base's agent.yaml that it comes after, or before. Kustomize puts them there.
+const PLUGIN: [(&str, &str, Side); 4] = [
+    ("        env:\n", "        volumeMounts:\n", Side::After("        env:\n")),
+    ("        volumeMounts:\n", "      # Apart from the agent", Side::After("        volumeMounts:\n")),
+    ("          mountPath: /run/nodemesh/cni\n", "      volumes:\n", Side::Before("      volumes:\n")),
+    ("      volumes:\n", "", Side::After("      volumes:\n")),
+];
+
+/// Where in the base.
+enum Side {
+    After(&'static str),
+    Before(&'static str),
+}
+
+/// What of the overlay is a value of the chart.
+const PLUGIN_VALUES: [(&str, &str); 4] = [
+    ("--conf-dir=/etc/cni/net.d\n", "--conf-dir={{ .Values.cni.confDir }}\n"),
+    ("--bin-dir=/opt/cni/bin\n", "--bin-dir={{ .Values.cni.binDir }}\n"),
+    ("ath: /etc/cni/net.d\n", "ath: {{ .Values.cni.confDir }}\n"),
+    ("ath: /opt/cni/bin\n", "ath: {{ .Values.cni.binDir }}\n"),
 ];
 
 impl Manifests {
@@ -77,6 +106,7 @@ pub fn chart() -> Result<Vec<(PathBuf, String)>> {
     for name in TEMPLATES {
         files.push((chart.join("templates").join(name), template(name)?));
     }
+    files.push((chart.join("templates/monitoring.yaml"), monitoring()?));
     let crds = Path::new("manifests/crds");
     for entry in fs::read_dir(root().join(crds)).context("reading manifests/crds")? {
         let name = entry?.file_name();
@@ -96,13 +126,47 @@ fn template(name: &str) -> Result<String> {
         ensure!(text.contains(is), "{} does not say {is:?}, which is a value of the chart", base.display());
         text = text.replace(is, becomes);
     }
+    if name == "agent.yaml" {
+        text = with_plugin(text)?;
+    }
+    Ok(of_chart(&format!("manifests/base/{name}"), text))
+}
+
+/// The overlay's objects, where they are switched on.
+fn monitoring() -> Result<String> {
+    let name = "manifests/overlays/monitoring/monitoring.yaml";
+    let text = fs::read_to_string(root().join(name)).with_context(|| format!("reading {name}"))?;
+    Ok(of_chart(name, format!("{{{{- if .Values.serviceMonitor.enabled }}}}\n{text}{{{{- end }}}}\n")))
+}
+
+/// With the image and the namespace that the chart is given.
+fn of_chart(source: &str, mut text: String) -> String {
     for (is, becomes) in EVERYWHERE {
         text = text.replace(is, becomes);
     }
-    // Where the namespace is part of a longer text.
-    text = text.replace("nodemesh-controller.nodemesh-system.svc", "nodemesh-controller.{{ .Release.Namespace }}.svc");
-    text = text.replace("value: nodemesh-system/nodemesh-agent", "value: \"{{ .Release.Namespace }}/nodemesh-agent\"");
-    Ok(format!("# Made from manifests/base/{name} by cargo xtask manifests; do not edit.\n{text}"))
+    format!("# Made from {source} by cargo xtask manifests; do not edit.\n{text}")
+}
+
+/// The agents' template with what the overlay adds, where that is switched on.
+fn with_plugin(mut template: String) -> Result<String> {
+    let file = root().join("manifests/overlays/cni/agent.yaml");
+    let mut overlay = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    for (is, becomes) in PLUGIN_VALUES {
+        ensure!(overlay.contains(is), "{} does not say {is:?}, which is a value of the chart", file.display());
+        overlay = overlay.replace(is, becomes);
+    }
+    for (begin, end, side) in PLUGIN {
+        let (_, rest) = overlay.split_once(begin).with_context(|| format!("{} has no {begin:?}", file.display()))?;
+        let part = if end.is_empty() { Some(rest) } else { rest.split_once(end).map(|(part, _)| part) };
+        let part = part.with_context(|| format!("{} has no {end:?}", file.display()))?;
+        let (Side::After(line) | Side::Before(line)) = side;
+        let indent = " ".repeat(line.len() - line.trim_start().len());
+        let part = format!("{indent}{{{{- if .Values.cni.enabled }}}}\n{part}{indent}{{{{- end }}}}\n");
+        ensure!(template.matches(line).count() == 1, "{line:?} is not once in the template of the agents");
+        let with = if matches!(side, Side::After(_)) { format!("{line}{part}") } else { format!("{part}{line}") };
+        template = template.replace(line, &with);
+    }
+    Ok(template)
 }
 
 #[cfg(test)]

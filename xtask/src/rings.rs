@@ -6,9 +6,10 @@
 //! | 2 | two agents in one process, real TLS and HTTP/2 | nothing |
 //! | 3 | real programs in simulated nodes: eBPF, namespaces, nginx, curl, … | root, Linux 5.15, cgroup2 |
 //! | 3, v6-only | the heart of it once more with no IPv4 address anywhere and with the guards on clsact | the same |
-//! | 4 | a real Kubernetes of two nodes: [`crate::cluster`] | the same, Go 1.21, half an hour |
+//! | 4 | a real Kubernetes of two nodes: [`crate::cluster`] | the same, and Go, which it fetches |
 //!
-//! A ring that cannot run says so in capitals; with MESH_REQUIRE_KERNEL set, as in CI, that is a failure.
+//! A ring that cannot run says so in capitals, and what it lacks; with MESH_REQUIRE_KERNEL set (for ring 3, as in CI) or
+//! MESH_REQUIRE_CLUSTER (for ring 4, whose parts cannot be had everywhere) that is a failure.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -17,11 +18,12 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result};
 
 use crate::cluster;
-use crate::cluster::parts::{self, Parts};
+use crate::cluster::go;
+use crate::cluster::parts::Parts;
 use crate::testbed::cgroup;
 use crate::{build, packages};
 
-/// Run the tests: rings 1 to 3, or those that are named
+/// Run the tests: all rings, or those that are named
 #[derive(clap::Args)]
 pub struct Test {
     /// 1: pure, 2: in one process, 3: on the kernel, 4: on Kubernetes
@@ -48,7 +50,7 @@ impl Test {
     /// Runs the rings one after another, all of them even if one fails.
     pub fn run(self) -> Result<ExitCode> {
         let Self { rings, name } = self;
-        let rings = if rings.is_empty() { vec![1, 2, 3] } else { rings };
+        let rings = if rings.is_empty() { vec![1, 2, KERNEL, CLUSTER] } else { rings };
         let mut output = Output::default();
         let mut outcomes = Vec::new();
         for part in rings.iter().flat_map(|ring| PARTS.iter().filter(move |part| part.ring == *ring)) {
@@ -68,24 +70,30 @@ pub fn of_cluster(name: String) -> Result<ExitCode> {
 /// For a test of ring 3: whether it can run. If not, says so past the capture of the test harness, or panics with
 /// MESH_REQUIRE_KERNEL.
 pub fn can_use_kernel(test: &str) -> bool {
-    is_possible(test, kernel_obstacle().or_else(|| build::agent_binary().err().map(|error| error.to_string())))
+    is_possible(test, KERNEL, kernel_obstacle().or_else(|| build::agent_binary().err().map(|error| error.to_string())))
 }
 
 /// The same for a test of ring 4.
 pub fn can_use_cluster(test: &str) -> bool {
-    is_possible(test, cluster_obstacle())
+    is_possible(test, CLUSTER, cluster_obstacle())
 }
 
-fn is_possible(test: &str, obstacle: Option<String>) -> bool {
+fn is_possible(test: &str, ring: u8, obstacle: Option<String>) -> bool {
     let Some(reason) = obstacle else { return true };
-    assert!(!kernel_is_required(), "{test} cannot run: {reason}");
+    assert!(required_by(ring).is_none(), "{test} cannot run: {reason}");
     // println! would be swallowed when the test passes.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
     false
 }
 
-fn kernel_is_required() -> bool {
-    std::env::var_os("MESH_REQUIRE_KERNEL").is_some_and(|value| !value.is_empty() && value != "0")
+/// What says that a ring has to run.
+fn required_by(ring: u8) -> Option<&'static str> {
+    let variable = match ring {
+        KERNEL => "MESH_REQUIRE_KERNEL",
+        CLUSTER => "MESH_REQUIRE_CLUSTER",
+        _ => return None,
+    };
+    std::env::var_os(variable).filter(|value| !value.is_empty() && value != "0").map(|_| variable)
 }
 
 /// Why real programs in simulated nodes cannot run here; None if they can.
@@ -102,7 +110,7 @@ pub fn kernel_obstacle() -> Option<String> {
 /// Why there can be no cluster here; None if there can.
 pub fn cluster_obstacle() -> Option<String> {
     let missing = packages::missing_for_cluster().into_iter().next().map(|missing| format!("missing: {missing}"));
-    kernel_obstacle().or(missing).or_else(|| parts::go().err().map(|error| error.to_string()))
+    kernel_obstacle().or(missing).or_else(go::obstacle)
 }
 
 /// A ring, or a part of one that is announced and counted by itself.
@@ -137,6 +145,8 @@ const PARTS: &[Part] = &[
             "journey",
             "--test",
             "mesh",
+            "--test",
+            "near",
         ]],
     },
     Part {
@@ -213,10 +223,12 @@ fn run_part(part: &Part, name: &str, output: &mut Output) -> Result<Outcome> {
 fn prepare_cluster(output: &mut Output) -> Result<Option<Outcome>> {
     if rustix::process::geteuid().is_root() {
         packages::for_build()?;
-        packages::for_cluster()?;
+        packages::for_testbed()?;
     }
-    match cluster_obstacle() {
-        Some(reason) => skip("RING 4", &reason, output).map(Some),
+    // What cannot be built or fetched is named by its own error.
+    let parts = || Parts::build().err().map(|error| format!("a part of the cluster cannot be had: {error:#}"));
+    match kernel_obstacle().or_else(parts).or_else(cluster_obstacle) {
+        Some(reason) => skip(CLUSTER, &reason, output).map(Some),
         None => {
             build::agent()?;
             Ok(None)
@@ -224,12 +236,12 @@ fn prepare_cluster(output: &mut Output) -> Result<Option<Outcome>> {
     }
 }
 
-fn skip(ring: &str, reason: &str, output: &mut Output) -> Result<Outcome> {
-    let required = kernel_is_required();
-    let verdict =
-        if required { "MESH_REQUIRE_KERNEL is set, so this is a failure" } else { "nothing was tested on it" };
-    output.announce(&format!("{ring} SKIPPED: {reason}; {verdict}"))?;
-    Ok(Outcome { skipped: !required, ..Outcome::default() })
+fn skip(ring: u8, reason: &str, output: &mut Output) -> Result<Outcome> {
+    let required = required_by(ring);
+    let verdict = required.map(|name| format!("{name} is set, so this is a failure"));
+    let verdict = verdict.unwrap_or_else(|| "nothing was tested on it".to_string());
+    output.announce(&format!("RING {ring} SKIPPED: {reason}; {verdict}"))?;
+    Ok(Outcome { skipped: required.is_none(), ..Outcome::default() })
 }
 
 /// Gets ring 3 ready; an outcome if it cannot be.
@@ -243,7 +255,7 @@ fn prepare_kernel(output: &mut Output) -> Result<Option<Outcome>> {
         None => what_the_kernel_lacks(&build::agent()?)?.map(|lacks| format!("this kernel lacks something:\n{lacks}")),
     };
     let Some(reason) = obstacle else { return Ok(None) };
-    skip("RING 3", &reason, output).map(Some)
+    skip(KERNEL, &reason, output).map(Some)
 }
 
 /// Asks `mesh-agent check`, about a cgroup that looks like a node's; None if all that is required is there.

@@ -8,6 +8,7 @@ mod load;
 mod meter;
 mod peer;
 mod report;
+mod scale;
 mod stage;
 
 use std::collections::BTreeMap;
@@ -27,7 +28,7 @@ use stage::{ECHO, FAR, LARGE, NEAR, POLICED, POLICIES, Stage, Way, last_path, ro
 /// Measure the mesh against no mesh on two nodes of this machine; leave it alone meanwhile
 #[derive(clap::Args)]
 pub struct Bench {
-    /// l4: connections as bytes; l7: requests
+    /// l4: connections as bytes; l7: requests; scale: 10 000 pods in the API server of a cluster of its own
     #[arg(value_enum)]
     what: What,
     /// Write every row to this file, as JSON
@@ -54,6 +55,7 @@ pub struct Bench {
 enum What {
     L4,
     L7,
+    Scale,
 }
 
 /// Services with so many routes each.
@@ -79,6 +81,9 @@ impl Bench {
     pub fn run(self) -> Result<ExitCode> {
         ensure!(self.samples > 0 && self.seconds > 0, "--samples and --seconds are at least 1");
         packages::for_build()?;
+        if self.what == What::Scale {
+            return self.scale();
+        }
         packages::for_bench()?;
         if self.peer {
             packages::for_peer()?;
@@ -88,11 +93,20 @@ impl Bench {
         eprintln!("setting up two nodes, their pods and servers");
         let stage = Stage::build(&agents, if self.what == What::L7 { &ROUTES } else { &[] }, self.peer)?;
         let measured = self.measure(&stage).map_err(|error| stage.bed.explain(error))?;
-        if let Some(file) = &self.json {
-            let text = report::json(&measured, self.seconds)?;
-            std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
-        }
+        self.write(&measured)?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn scale(&self) -> Result<ExitCode> {
+        ensure!(self.only.is_empty() && !self.peer && self.agent.is_empty(), "scale has --samples and --json alone");
+        eprintln!("building the agent as it is shipped; the first time takes ten minutes");
+        self.write(&scale::measure(self.samples, &build::shipped_agent()?)?)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn write(&self, rows: &[Row]) -> Result<()> {
+        let Some(file) = &self.json else { return Ok(()) };
+        std::fs::write(file, report::json(rows, self.seconds)?).with_context(|| format!("writing {}", file.display()))
     }
 
     fn measure(&self, stage: &Stage) -> Result<Vec<Row>> {
@@ -123,6 +137,8 @@ impl Bench {
                     cases.extend([1, 8].map(|streams| Case::new(server, Load::Bulk(streams))));
                 }
             }
+            // Measured by itself.
+            What::Scale => {}
             What::L7 => {
                 for protocol in [Protocol::H1, Protocol::H2, Protocol::Grpc] {
                     let loads = [Load::Rate1000(protocol), Load::Max32(protocol), Load::NewConn16(protocol)];

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::layout::{CONTROL, CONTROL_IP, PODS, SERVICES, netns, pki, run_dir, work};
+use super::layout::{self, CONTROL, CONTROL_IP, PODS, SERVICES, pki, run_dir, work};
 use super::parts::Parts;
-use crate::testbed::{Place, cgroup, eventually};
+use crate::testbed::{Place, eventually};
 
 /// How long an API server may take to be ready: a second or two, on a busy machine a minute.
 const READY: Duration = Duration::from_secs(120);
@@ -17,13 +17,7 @@ const ETCD: &str = "http://127.0.0.1:12379";
 
 /// Where the control plane's processes run.
 pub fn place() -> Result<Place> {
-    Ok(Place {
-        netns: netns(CONTROL),
-        cgroup: cgroup::mount_point()?.join("nodemesh-cluster").join(CONTROL),
-        hosts: None,
-        logs: run_dir().join("logs"),
-        owner: CONTROL.to_string(),
-    })
+    layout::place(CONTROL)
 }
 
 /// Starts etcd.

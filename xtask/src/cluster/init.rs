@@ -19,6 +19,7 @@ use rustix::system::sethostname;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::layout;
 use crate::testbed::{cgroup, eventually};
 
 /// Everything that a node has to know.
@@ -88,7 +89,7 @@ impl Init {
 impl NodeSpec {
     fn enter(&self, spec: &Path) -> Result<()> {
         for hierarchy in &self.v1_hierarchies {
-            cgroup::enter(&hierarchy.join("nodemesh-cluster").join(&self.name))?;
+            cgroup::enter(&layout::part_of(hierarchy).join(&self.name))?;
         }
         let own = std::env::current_exe()?;
         let mut unshare = Command::new("unshare");

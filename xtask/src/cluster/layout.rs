@@ -3,7 +3,10 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
+
 use crate::testbed::run::{PREFIX, RUNS};
+use crate::testbed::{Place, cgroup};
 
 /// The id of the cluster's run: one cluster at a time.
 pub const RUN: &str = "cluster";
@@ -24,7 +27,7 @@ pub const PODS: &str = "10.244.0.0/16";
 
 /// Files that need a real disk: etcd's store, what containerd unpacks.
 pub fn work() -> PathBuf {
-    PathBuf::from("/var/tmp/nodemesh-cluster")
+    Path::new("/var/tmp").join(run_name())
 }
 
 /// Keys and kubeconfigs.
@@ -42,6 +45,32 @@ pub fn run_dir() -> PathBuf {
     Path::new(RUNS).join(RUN)
 }
 
+/// What everything of the cluster is named by that the machine knows by a name.
+fn run_name() -> String {
+    format!("{PREFIX}{RUN}")
+}
+
+/// The cluster's part of a cgroup hierarchy; nodes and control plane have theirs in it.
+pub fn part_of(hierarchy: &Path) -> PathBuf {
+    hierarchy.join(run_name())
+}
+
+/// A node's cgroup, or the control plane's, in cgroup2.
+pub fn cgroup(of: &str) -> Result<PathBuf> {
+    Ok(part_of(&cgroup::mount_point()?).join(of))
+}
+
+/// Where processes of a node start, or the control plane's.
+pub fn place(of: &str) -> Result<Place> {
+    Ok(Place {
+        netns: netns(of),
+        cgroup: cgroup(of)?,
+        hosts: None,
+        logs: run_dir().join("logs"),
+        owner: of.to_string(),
+    })
+}
+
 /// A network namespace's file.
 pub fn netns(of: &str) -> PathBuf {
     Path::new("/run/netns").join(netns_name(of))
@@ -49,7 +78,7 @@ pub fn netns(of: &str) -> PathBuf {
 
 /// A network namespace's name.
 pub fn netns_name(of: &str) -> String {
-    format!("{PREFIX}{RUN}-{of}")
+    format!("{}-{of}", run_name())
 }
 
 /// A node's address: n1 has 172.30.0.11.

@@ -17,6 +17,7 @@
 
 pub mod conformance;
 pub mod control;
+pub mod go;
 pub mod init;
 pub mod layout;
 pub mod node;
@@ -32,6 +33,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Subcommand, ValueEnum};
 
 use crate::build::{self, root};
+use crate::testbed::eventually;
 use crate::testbed::run::{Kind, Run};
 use crate::{clean, image, rings};
 use layout::{NODES, RUN};
@@ -39,6 +41,8 @@ use parts::Parts;
 
 /// How long nodes and DNS may take to be ready; half a minute when nothing else runs.
 const READY: &str = "180s";
+/// The same for the agents.
+const AGENTS_READY: Duration = Duration::from_secs(180);
 
 /// A real Kubernetes cluster of two nodes on this machine
 #[derive(clap::Args)]
@@ -244,8 +248,13 @@ fn install(manifests: &str) -> Result<()> {
 
 /// Builds the agent and gives its image to every node.
 pub fn import_agent(parts: &Parts) -> Result<()> {
+    import_binary(parts, &build::agent()?)
+}
+
+/// Gives every node the image of an agent.
+pub fn import_binary(parts: &Parts, binary: &std::path::Path) -> Result<()> {
     let archive = layout::work().join("nodemesh.tar");
-    image::pack(&build::agent()?, &image::default_name(), &archive)?;
+    image::pack(binary, &image::default_name(), &archive)?;
     node::import_everywhere(&archive, parts)
 }
 
@@ -254,10 +263,30 @@ pub fn apply_mesh(parts: &Parts, manifests: &str) -> Result<()> {
     let folder = root().join("manifests").join(manifests);
     let folder = folder.to_str().context("a path that is text")?;
     kubectl(parts, &["apply", "--server-side", "-k", folder], None)?;
-    for what in ["deployment/nodemesh-controller", "daemonset/nodemesh-agent"] {
-        kubectl(parts, &["-n", "nodemesh-system", "rollout", "status", what, "--timeout", READY], None)?;
-    }
-    Ok(())
+    let controller = "deployment/nodemesh-controller";
+    kubectl(parts, &["-n", "nodemesh-system", "rollout", "status", controller, "--timeout", READY], None)?;
+    wait_agents(parts)
+}
+
+/// Waits until every node has a new agent that is ready. `rollout status` waits for the ends of the earlier ones as well,
+/// a minute in which they serve what they have.
+fn wait_agents(parts: &Parts) -> Result<()> {
+    let get = |arguments: &[&str]| {
+        let arguments: Vec<&str> = ["-n", "nodemesh-system", "get"].iter().chain(arguments).copied().collect();
+        kubectl(parts, &arguments, None)
+    };
+    let set = "jsonpath={.metadata.annotations.deprecated\\.daemonset\\.template\\.generation} \
+               {.metadata.generation} {.status.observedGeneration}";
+    let ready = "jsonpath={range .items[*]}{.spec.nodeName}={.status.conditions[?(@.type=='Ready')].status} {end}";
+    eventually(AGENTS_READY, "the agents to be ready", || {
+        let said = get(&["daemonset", "nodemesh-agent", "-o", set])?;
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let [template, generation, observed] = words[..] else { bail!("the DaemonSet says {said:?}") };
+        let label = format!("app.kubernetes.io/name=nodemesh-agent,pod-template-generation={template}");
+        let pods = get(&["pods", "-l", &label, "-o", ready])?;
+        let is_ready = NODES.iter().all(|node| pods.contains(&format!("{node}=True")));
+        Ok((generation == observed && is_ready).then_some(()))
+    })
 }
 
 fn status() -> Result<()> {

@@ -1,22 +1,24 @@
 //! A node from outside: its place in the machine's cgroups and networks, started, entered, cut off.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use super::init::NodeSpec;
 use super::layout::{
-    CONTROL, CONTROL_IP, DNS_SERVICE, NODES, PODS, netns, netns_name, node_dir, node_ip, pki, run_dir, tools_archive,
+    self, CONTROL, CONTROL_IP, DNS_SERVICE, NODES, PODS, netns, netns_name, node_dir, node_ip, pki, run_dir,
+    tools_archive,
 };
 use super::parts::Parts;
-use super::{Options, kubectl};
+use super::{Options, ProxyMode, kubectl};
 use crate::clean::delete_netns;
 use crate::testbed::run::{Kind, Run, xtask_binary};
-use crate::testbed::{Netns, Place, cgroup, eventually};
+use crate::testbed::{Netns, cgroup, eventually};
 
 /// The bridge that joins nodes and control plane.
 const BRIDGE: &str = "nodes";
@@ -42,15 +44,20 @@ pub fn make_network(run: &Run) -> Result<()> {
         "link add {BRIDGE} type bridge\naddr add {CONTROL_IP}/24 dev {BRIDGE}\nlink set {BRIDGE} up"
     ))?;
     for node in NODES {
-        let netns = Netns::create(run, node)?;
-        let (name, ip) = (netns_name(CONTROL), node_ip(node));
-        netns.batch(&format!(
-            "link add eth0 type veth peer name {node} netns {name}\naddr add {ip}/24 dev eth0\nlink set eth0 up\n\
-             route add default via {CONTROL_IP}"
-        ))?;
-        control.batch(&format!("link set {node} master {BRIDGE} up"))?;
+        plug_in(node, &Netns::create(run, node)?, &control)?;
     }
     Ok(())
+}
+
+/// Joins a node's network namespace to the bridge.
+fn plug_in(node: &str, netns: &Netns, control: &Netns) -> Result<()> {
+    netns.batch(&format!(
+        "link add eth0 type veth peer name {node} netns {}\naddr add {}/24 dev eth0\nlink set eth0 up\n\
+         route add default via {CONTROL_IP}",
+        control.name,
+        node_ip(node)
+    ))?;
+    control.batch(&format!("link set {node} master {BRIDGE} up"))
 }
 
 /// Makes the cgroups of a node in every hierarchy.
@@ -58,7 +65,7 @@ pub fn make_cgroups(run: &Run) -> Result<()> {
     let make = |path: &Path| fs::create_dir_all(path).with_context(|| format!("making {}", path.display()));
     make(&run.cgroup().join(CONTROL))?;
     for hierarchy in v1_hierarchies()? {
-        let top = hierarchy.join("nodemesh-cluster");
+        let top = layout::part_of(&hierarchy);
         run.note(Kind::Cgroup, &top.to_string_lossy())?;
         make(&top)?;
         inherit_cpuset(&hierarchy, &top)?;
@@ -100,14 +107,7 @@ pub fn start(node: &str, parts: &Parts, options: &Options) -> Result<()> {
     fs::write(&file, serde_json::to_string_pretty(&spec)?).with_context(|| format!("writing {}", file.display()))?;
     let (xtask, file) = (xtask_binary()?.display().to_string(), file.display().to_string());
     let argv = [xtask.as_str(), "__cluster-node", "--spec", &file];
-    let place = Place {
-        netns: netns(node),
-        cgroup: cgroup::mount_point()?.join("nodemesh-cluster").join(node),
-        hosts: None,
-        logs: run_dir().join("logs"),
-        owner: node.to_string(),
-    };
-    let mut process = place.spawn("init", &argv)?;
+    let mut process = layout::place(node)?.spawn("init", &argv)?;
     fs::write(pid_file(node), process.pid().to_string()).context("writing a pid down")?;
     process.keep();
     Ok(())
@@ -115,11 +115,11 @@ pub fn start(node: &str, parts: &Parts, options: &Options) -> Result<()> {
 
 /// Cuts a node's power: every process of it is killed at once. Its disk stays.
 pub fn cut_power(node: &str) -> Result<()> {
-    let of_cgroup2 = cgroup::mount_point()?.join("nodemesh-cluster").join(node);
+    let of_cgroup2 = layout::cgroup(node)?;
     cgroup::destroy(&of_cgroup2)?;
     fs::create_dir_all(of_cgroup2.join("system")).with_context(|| format!("making {}", of_cgroup2.display()))?;
     for hierarchy in v1_hierarchies()? {
-        let of_v1 = hierarchy.join("nodemesh-cluster").join(node);
+        let of_v1 = layout::part_of(&hierarchy).join(node);
         cgroup::destroy(&of_v1)?;
         fs::create_dir(&of_v1).with_context(|| format!("making {}", of_v1.display()))?;
         inherit_cpuset(&hierarchy, &of_v1)?;
@@ -129,7 +129,6 @@ pub fn cut_power(node: &str) -> Result<()> {
 
 /// A node whose power was cut comes up with a network that knows no pods.
 pub fn make_network_anew(node: &str) -> Result<()> {
-    let ip = node_ip(node);
     // The end in the control plane's namespace goes with the namespace, once nothing holds it any more.
     delete_netns(&netns_name(node))?;
     let control = Netns { name: netns_name(CONTROL) };
@@ -137,17 +136,8 @@ pub fn make_network_anew(node: &str) -> Result<()> {
         let links = control.within(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
         Ok((!links.contains(&format!("{node}:"))).then_some(()))
     })?;
-    let status = Command::new("ip").args(["netns", "add", &netns_name(node)]).status().context("starting ip")?;
-    if !status.success() {
-        bail!("ip netns add {}: {status}", netns_name(node));
-    }
-    let netns = Netns { name: netns_name(node) };
-    netns.batch(&format!(
-        "link set lo up\nlink add eth0 type veth peer name {node} netns {}\naddr add {ip}/24 dev eth0\n\
-         link set eth0 up\nroute add default via {CONTROL_IP}",
-        control.name
-    ))?;
-    control.batch(&format!("link set {node} master {BRIDGE} up"))
+    // The run that noted it goes on.
+    plug_in(node, &Netns::create_noted(netns_name(node))?, &control)
 }
 
 /// Gives a node its pods' network once the controller manager has said which addresses that has.
@@ -197,12 +187,15 @@ pub fn join_pods(node: &str, parts: &Parts, options: &Options) -> Result<()> {
 
 /// A command on a node, as by a root shell there.
 pub fn command(node: &str, parts: &Parts, argv: &[&str]) -> Result<Command> {
+    command_in(node, &layout::cgroup(node)?.join("system/shell"), parts, argv)
+}
+
+fn command_in(node: &str, cgroup: &Path, parts: &Parts, argv: &[&str]) -> Result<Command> {
     let pid = fs::read_to_string(pid_file(node)).with_context(|| format!("there is no node {node} that runs"))?;
     let pid = pid.trim();
-    let shell = cgroup::mount_point()?.join("nodemesh-cluster").join(node).join("system/shell");
-    fs::create_dir_all(&shell).with_context(|| format!("making {}", shell.display()))?;
+    fs::create_dir_all(cgroup).with_context(|| format!("making {}", cgroup.display()))?;
     let mut command = Command::new(xtask_binary()?);
-    command.arg("__exec").arg("--netns").arg(netns(node)).arg("--cgroup").arg(shell).arg("--");
+    command.arg("__exec").arg("--netns").arg(netns(node)).arg("--cgroup").arg(cgroup).arg("--");
     command.args(["nsenter", "--target", pid, "--mount", "--uts", "--cgroup", "--wd=/"]);
     command.arg(format!("--pid=/proc/{pid}/ns/pid_for_children"));
     command.arg("env").arg(format!(
@@ -213,8 +206,21 @@ pub fn command(node: &str, parts: &Parts, argv: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-fn pid_file(node: &str) -> PathBuf {
-    run_dir().join(format!("{node}.pid"))
+/// Starts kube-proxy of a node anew, in another mode.
+pub fn set_proxy_mode(node: &str, parts: &Parts, mode: ProxyMode) -> Result<()> {
+    let file = node_dir(node).join("kube-proxy.json");
+    let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    let mut config: Value = serde_json::from_str(&text)?;
+    config["mode"] = mode.as_str().into();
+    fs::write(&file, config.to_string()).with_context(|| format!("writing {}", file.display()))?;
+    let cgroup = layout::cgroup(node)?.join("system/kube-proxy");
+    cgroup::destroy(&cgroup)?;
+    let log = File::options().append(true).open(node_dir(node).join("kube-proxy.log"))?;
+    let config = format!("--config={}", file.display());
+    let mut proxy = command_in(node, &cgroup, parts, &["kube-proxy", &config, "--v=2"])?;
+    proxy.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+    // It ends with the node.
+    proxy.spawn().context("starting kube-proxy").map(drop)
 }
 
 /// Imports an image into every node.
@@ -226,4 +232,8 @@ pub fn import_everywhere(archive: &Path, parts: &Parts) -> Result<()> {
         ensure!(output.status.success(), "importing {archive} on {node}: {}", said.trim());
     }
     Ok(())
+}
+
+fn pid_file(node: &str) -> PathBuf {
+    run_dir().join(format!("{node}.pid"))
 }

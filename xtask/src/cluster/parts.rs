@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
+use super::go;
 use crate::build::root;
 use crate::oci::{self, Entry, Image};
 use crate::{ebpf, packages};
@@ -73,7 +74,7 @@ impl Parts {
         for part in ["bin", "images"] {
             fs::create_dir_all(self.home.join(part)).with_context(|| format!("making {}", self.home.display()))?;
         }
-        let go = go()?;
+        let go = go::program()?;
         let plain = "-s -w".to_string();
         let build = |output: &str, package: &str, flags: &str| self.go_build(&go, &["build"], output, package, flags);
         build("pause", "./pause", &plain)?;
@@ -224,25 +225,4 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Go, from PATH or where its own installer puts it. An older one than go.mod wants fetches that by itself, from 1.21 on.
-pub fn go() -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories =
-        std::env::split_paths(&path).chain([PathBuf::from("/usr/local/go/bin"), "/usr/lib/go/bin".into()]);
-    let found = directories.map(|directory| directory.join("go")).find(|go| go.is_file());
-    let Some(go) = found else {
-        bail!("Go is missing, which builds the cluster's parts: apt-get install golang-go, or https://go.dev/dl");
-    };
-    let output = Command::new(&go).arg("version").current_dir("/").output().context("asking Go for its version")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let minor = text.split_once("go1.").and_then(|(_, rest)| rest.split(['.', ' ']).next()?.parse::<u32>().ok());
-    ensure!(
-        minor.is_some_and(|minor| minor >= 21),
-        "{} is too old ({}); 1.21 or later fetches what it needs: https://go.dev/dl",
-        go.display(),
-        text.trim()
-    );
-    Ok(go)
 }

@@ -165,6 +165,16 @@ impl Agent {
         self.process.pid()
     }
 
+    /// Stops it where it is (SIGSTOP), until [`Agent::resume`].
+    pub fn pause(&self) -> Result<()> {
+        self.process.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result<()> {
+        self.process.signal(Signal::CONT)
+    }
+
     /// kill -9.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill()

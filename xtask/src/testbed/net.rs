@@ -49,10 +49,16 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes the namespace, with loopback up and no waiting for duplicate IPv6 addresses.
+    /// Makes a namespace of a run, which ends with the run.
     pub fn create(run: &Run, rest: &str) -> Result<Self> {
-        let netns = Self { name: run.name(rest) };
-        run.note(Kind::Netns, &netns.name)?;
+        let name = run.name(rest);
+        run.note(Kind::Netns, &name)?;
+        Self::create_noted(name)
+    }
+
+    /// Makes a namespace that its run has noted, with loopback up and no waiting for duplicate IPv6 addresses.
+    pub fn create_noted(name: String) -> Result<Self> {
+        let netns = Self { name };
         ip(&["netns", "add", &netns.name], "")?;
         netns.within(|| set_sysctls(&[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")]))??;
         netns.batch("link set lo up")?;

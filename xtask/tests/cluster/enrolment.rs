@@ -1,16 +1,15 @@
 //! Joining the mesh by a label, leaving it, being seen to be in it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use xtask::cluster::{control, layout};
 use xtask::testbed::{Packets, Recording};
 
-use crate::support::{Kube, Namespace, in_cluster};
+use crate::support::{Namespace, STRICT, in_cluster};
 
 /// What the wire between the nodes carries while a pod calls another.
-fn wire(kube: &Kube, namespace: &Namespace<'_>, name: &str) -> Result<(String, Packets)> {
-    let _ = kube;
+fn wire(namespace: &Namespace<'_>, name: &str) -> Result<(String, Packets)> {
     let file = layout::run_dir().join(format!("{name}.pcap"));
     let recording = Recording::start(&control::place()?, "n1", &file)?;
     let answer = namespace.curl("shop", "http://web/")?;
@@ -24,7 +23,9 @@ fn a_label_is_all_it_takes() {
         namespace.web("web", "n1")?;
         namespace.client("shop", "n2")?;
         namespace.wait_ready()?;
-        let (answer, packets) = wire(kube, &namespace, "plain")?;
+        // The cluster's own DNS and kube-proxy hear of a Service a moment after its pod is ready.
+        namespace.eventually_answers("shop", "http://web/", "web to ")?;
+        let (answer, packets) = wire(&namespace, "plain")?;
         ensure!(answer.starts_with("web to "), "{answer}");
         ensure!(packets.containing("web to ") > 0, "with no mesh the answer can be read on the wire");
 
@@ -34,11 +35,9 @@ fn a_label_is_all_it_takes() {
         // Nobody is restarted; both are captured when strictness no longer harms and a stranger is refused.
         namespace.apply(STRICT)?;
         namespace.eventually_answers("shop", "http://web/", "web to ")?;
-        let strangers = kube.namespace("strangers", "")?;
-        strangers.client("stranger", "n2")?;
-        strangers.wait_ready()?;
+        let strangers = kube.strangers("strangers")?;
         strangers.eventually_refuses("stranger", "http://web.joins/")?;
-        let (answer, packets) = wire(kube, &namespace, "meshed")?;
+        let (answer, packets) = wire(&namespace, "meshed")?;
         ensure!(answer.starts_with("web to 10.244."), "the application sees its client's address: {answer}");
         ensure!(packets.containing("web to ") == 0, "the answer can be read on the wire");
         ensure!(packets.tcp().iter().any(|packet| packet.has_port(15008)), "no tunnel was seen");
@@ -55,6 +54,29 @@ fn a_label_is_all_it_takes() {
     });
 }
 
-/// Nobody without an identity is let in.
-pub const STRICT: &str = "{apiVersion: nodemesh.dev/v1alpha1, kind: PeerAuthentication, metadata: {name: strict}, \
-                          spec: {targetRefs: [{kind: Namespace}], mode: STRICT}}";
+#[test]
+fn a_pod_that_is_labelled_is_meshed_at_once() {
+    in_cluster("a_pod_that_is_labelled_is_meshed_at_once", |kube| {
+        let _namespace = kube.shop("labelled", &[])?;
+        let strangers = kube.strangers("labelled-later")?;
+        strangers.eventually_refuses("stranger", "http://web.labelled/")?;
+        // Both are under way when the label is written: starting kubectl takes longer than joining.
+        let call = "timeout 90 sh -c 'until curl -fsS --max-time 2 -o /dev/null http://web.labelled/; do :; done' 2>&1";
+        let captured = ["wait", "--for=condition=nodemesh.dev/Captured", "pod/stranger", "--timeout=90s"];
+        let [called, said] = std::thread::scope(|scope| {
+            let called = scope.spawn(|| (strangers.run("stranger", &["sh", "-c", call]), Instant::now()));
+            let said = scope.spawn(|| (strangers.kubectl(&captured), Instant::now()));
+            std::thread::sleep(Duration::from_secs(2));
+            let begun = Instant::now();
+            strangers.kubectl(&["label", "pod", "stranger", "nodemesh.dev/mesh=enabled"])?;
+            let (call, called) = called.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let (wait, said) = said.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let (ok, answer) = call?;
+            ensure!(ok && called > begun, "the pod that was labelled is not let in: {answer}");
+            wait?;
+            Ok([called - begun, said - begun])
+        })?;
+        eprintln!("from the label to a connection with an identity {called:.2?}, to the pod's condition {said:.2?}");
+        Ok(())
+    });
+}

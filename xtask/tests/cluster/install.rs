@@ -32,25 +32,85 @@ fn objects(kube: &Kube, yaml: &str) -> Result<BTreeMap<String, Value>> {
 }
 
 #[test]
-fn helm_renders_what_the_base_says() {
-    in_cluster("helm_renders_what_the_base_says", |kube| {
-        let manifests = xtask::build::root().join("manifests");
-        let base = kube.kubectl(&["kustomize", &manifests.join("base").display().to_string()])?;
-        let output = Command::new(kube.parts.program("helm"))
-            .args(["template", "nodemesh"])
-            .arg(manifests.join("helm/nodemesh"))
-            .args(["--namespace", "nodemesh-system", "--kube-version", xtask::cluster::parts::KUBERNETES])
-            .env("HOME", xtask::cluster::layout::work())
-            .output()
-            .context("starting helm")?;
-        ensure!(output.status.success(), "helm: {}", String::from_utf8_lossy(&output.stderr));
-        let (base, chart) = (objects(kube, &base)?, objects(kube, &String::from_utf8_lossy(&output.stdout))?);
-        ensure!(base.len() > 10, "{} objects", base.len());
-        let (names, others): (Vec<_>, Vec<_>) = (base.keys().collect(), chart.keys().collect());
-        ensure!(names == others, "{names:?}\n{others:?}");
-        for (name, object) in &base {
-            ensure!(chart.get(name) == Some(object), "{name}: {object}\n{:?}", chart.get(name));
+fn helm_renders_what_the_manifests_say() {
+    in_cluster("helm_renders_what_the_manifests_say", |kube| {
+        same(kube, "base", &[])?;
+        same(kube, "overlays/cni", &["--set=cni.enabled=true"])?;
+        kube.apply(MONITORS)?;
+        same(kube, "overlays/monitoring", &["--set=serviceMonitor.enabled=true"])
+    });
+}
+
+/// Enough of the Prometheus operator for its kind to be known.
+const MONITORS: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: servicemonitors.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {kind: ServiceMonitor, plural: servicemonitors, singular: servicemonitor}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+";
+
+#[test]
+fn what_is_to_be_scraped_can_be() {
+    in_cluster("what_is_to_be_scraped_can_be", |kube| {
+        let prometheus = kube.strangers("prometheus")?;
+        let folder = xtask::build::root().join("manifests/overlays/monitoring/monitoring.yaml");
+        let text = std::fs::read_to_string(&folder)?;
+        let service = text.split("\n---\n").next().unwrap_or_default();
+        kube.apply(service)?;
+        for url in ["http://nodemesh-agent.nodemesh-system:15020", "http://nodemesh-controller.nodemesh-system:15014"] {
+            prometheus.eventually_answers("stranger", &format!("{url}/metrics"), "nodemesh_")?;
         }
+        kube.kubectl(&["-n", "nodemesh-system", "delete", "service", "nodemesh-agent"]).map(drop)
+    });
+}
+
+fn same(kube: &Kube, folder: &str, settings: &[&str]) -> Result<()> {
+    let manifests = xtask::build::root().join("manifests");
+    let base = kube.kubectl(&["kustomize", &manifests.join(folder).display().to_string()])?;
+    let output = Command::new(kube.parts.program("helm"))
+        .args(["template", "nodemesh"])
+        .arg(manifests.join("helm/nodemesh"))
+        .args(["--namespace", "nodemesh-system", "--kube-version", xtask::cluster::parts::KUBERNETES])
+        .args(settings)
+        .env("HOME", xtask::cluster::layout::work())
+        .output()
+        .context("starting helm")?;
+    ensure!(output.status.success(), "helm: {}", String::from_utf8_lossy(&output.stderr));
+    let (base, chart) = (objects(kube, &base)?, objects(kube, &String::from_utf8_lossy(&output.stdout))?);
+    ensure!(base.len() > 10, "{} objects", base.len());
+    let (names, others): (Vec<_>, Vec<_>) = (base.keys().collect(), chart.keys().collect());
+    ensure!(names == others, "{folder}: {names:?}\n{others:?}");
+    for (name, object) in &base {
+        ensure!(chart.get(name) == Some(object), "{folder}, {name}: {object}\n{:?}", chart.get(name));
+    }
+    Ok(())
+}
+
+#[test]
+fn check_says_what_a_node_offers() {
+    in_cluster("check_says_what_a_node_offers", |kube| {
+        let check = || -> Result<String> {
+            let agent = kube.agent("n1")?;
+            let arguments = ["-n", "nodemesh-system", "exec", &agent, "--", "/mesh-agent", "check"];
+            let output =
+                xtask::cluster::kubectl_command(&kube.parts, &arguments)?.output().context("starting kubectl")?;
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let said = check()?;
+        ensure!(!said.contains("MISSING"), "the mesh runs here:\n{said}");
+        ensure!(said.contains("(kubelet) in "), "kubelet is not named:\n{said}");
+        kube.on_node("n1", "mkdir -p /sys/fs/bpf/nodemesh/v0/links")?;
+        let said = check()?;
+        kube.on_node("n1", "cd /sys/fs/bpf/nodemesh && rmdir v0/links v0")?;
+        ensure!(said.contains("MISSING   no pins of another version: /sys/fs/bpf/nodemesh/v0 "), "{said}");
         Ok(())
     });
 }

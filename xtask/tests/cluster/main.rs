@@ -5,9 +5,13 @@
 
 mod enrolment;
 mod install;
+mod kinds;
 mod outage;
+mod plugin;
 mod policy;
 mod probes;
+mod services;
 mod support;
 mod uninstall;
 mod upgrade;
+mod webhook;

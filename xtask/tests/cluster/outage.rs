@@ -5,19 +5,12 @@ use std::time::Duration;
 use anyhow::ensure;
 use xtask::cluster::{self, control};
 
-use crate::enrolment::STRICT;
-use crate::support::{ENABLED, in_cluster};
+use crate::support::in_cluster;
 
 #[test]
 fn traffic_does_not_need_the_api_server() {
     in_cluster("traffic_does_not_need_the_api_server", |kube| {
-        let namespace = kube.namespace("islands", ENABLED)?;
-        namespace.web("web", "n1")?;
-        // On the same node: kubectl exec would not reach a pod without the API server, so the load runs from before.
-        namespace.client("shop", "n2")?;
-        namespace.wait_ready()?;
-        namespace.apply(STRICT)?;
-        namespace.eventually_answers("shop", "http://web/", "web to ")?;
+        let namespace = kube.shop("islands", &[("shop", "n2")])?;
         // A load that needs no one: kubectl's stream ends with the API server.
         let script = "(good=0; bad=0; end=$(($(date +%s)+75)); while [ $(date +%s) -lt $end ]; do \
                       if curl -sS --max-time 10 -o /dev/null http://web/ 2>>/tmp/said; then good=$((good+1)); \
@@ -45,15 +38,8 @@ fn traffic_does_not_need_the_api_server() {
 #[test]
 fn a_node_that_lost_its_power_comes_back_enrolled() {
     in_cluster("a_node_that_lost_its_power_comes_back_enrolled", |kube| {
-        let namespace = kube.namespace("reboots", ENABLED)?;
-        namespace.web("web", "n1")?;
-        namespace.client("shop", "n2")?;
-        namespace.wait_ready()?;
-        namespace.apply(STRICT)?;
-        namespace.eventually_answers("shop", "http://web/", "web to ")?;
-        let strangers = kube.namespace("reboots-strangers", "")?;
-        strangers.client("stranger", "n2")?;
-        strangers.wait_ready()?;
+        let namespace = kube.shop("reboots", &[("shop", "n2")])?;
+        let strangers = kube.strangers("reboots-strangers")?;
         strangers.eventually_refuses("stranger", "http://web.reboots/")?;
         cluster::reboot("n1", &kube.parts, &cluster::Options::default(), Duration::from_secs(2))?;
         // From the first moment that it answers anybody it refuses a stranger.

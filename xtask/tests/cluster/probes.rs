@@ -3,8 +3,7 @@
 use anyhow::ensure;
 use xtask::testbed::eventually;
 
-use crate::enrolment::STRICT;
-use crate::support::{ENABLED, PATIENCE, in_cluster};
+use crate::support::{ENABLED, PATIENCE, STRICT, in_cluster};
 
 /// The conformance suite's server speaks everything that kubelet asks.
 const PROBED: &str = r#"
@@ -21,7 +20,7 @@ spec:
     ports: [{name: web, containerPort: 8080}]
     startupProbe: {tcpSocket: {port: 9090}, periodSeconds: 1}
     readinessProbe: {httpGet: {port: web, path: /}, periodSeconds: 1, failureThreshold: 1}
-    livenessProbe: {tcpSocket: {port: 7070}, periodSeconds: 1, failureThreshold: 3}
+    livenessProbe: {grpc: {port: 7070}, periodSeconds: 1, failureThreshold: 3}
   - name: aside
     image: localhost/tools:1
     readinessProbe: {exec: {command: ["true"]}, periodSeconds: 1}
@@ -36,16 +35,11 @@ fn kubelet_probes_pods_that_are_strict() {
         namespace.wait_ready()?;
         // It stays so, and nobody restarts it.
         std::thread::sleep(std::time::Duration::from_secs(20));
-        let said = namespace.kubectl(&[
-            "get",
-            "pod",
-            "probed",
-            "-o",
-            "jsonpath={.status.conditions[?(@.type=='Ready')].status} {.status.containerStatuses[*].restartCount}",
-        ])?;
-        ensure!(said == "True 0 0", "ready, restarts: {said}");
+        let ready = namespace.field("pod/probed", ".status.conditions[?(@.type=='Ready')].status")?;
+        let restarts = namespace.field("pod/probed", ".status.containerStatuses[*].restartCount")?;
+        ensure!((ready.as_str(), restarts.as_str()) == ("True", "0 0"), "ready {ready}, restarts {restarts}");
         // Whoever is on the node and is not kubelet is a stranger to it.
-        let ip = namespace.kubectl(&["get", "pod", "probed", "-o", "jsonpath={.status.podIP}"])?;
+        let ip = namespace.field("pod/probed", ".status.podIP")?;
         eventually(PATIENCE, "a root shell on the node to be refused", || {
             let url = format!("http://{ip}:8080/");
             let argv = ["curl", "-sS", "--max-time", "5", &url];

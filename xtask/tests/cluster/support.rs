@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::cluster::parts::Parts;
-use xtask::cluster::{self, tools::TOOLS};
+use xtask::cluster::{self, node, tools::TOOLS};
 use xtask::rings::can_use_cluster;
 use xtask::testbed::eventually;
 
@@ -75,6 +75,36 @@ impl Kube {
         Ok(Namespace { kube: self, name: name.to_string() })
     }
 
+    /// A namespace of the mesh where no stranger is let in: `web` on n1 and those who call it, by name and node, each of
+    /// whom has had an answer.
+    pub fn shop(&self, name: &str, callers: &[(&str, &str)]) -> Result<Namespace<'_>> {
+        let namespace = self.namespace(name, ENABLED)?;
+        namespace.web("web", "n1")?;
+        for (caller, node) in callers {
+            namespace.client(caller, node)?;
+        }
+        namespace.wait_ready()?;
+        namespace.apply(STRICT)?;
+        for (caller, _) in callers {
+            namespace.eventually_answers(caller, "http://web/", "web to ")?;
+        }
+        Ok(namespace)
+    }
+
+    /// A namespace that is not of the mesh, with one pod in it, `stranger` on n2.
+    pub fn strangers(&self, name: &str) -> Result<Namespace<'_>> {
+        let namespace = self.namespace(name, "")?;
+        namespace.client("stranger", "n2")?;
+        namespace.wait_ready()?;
+        Ok(namespace)
+    }
+
+    /// What a shell on a node says, as root there.
+    pub fn on_node(&self, node: &str, script: &str) -> Result<String> {
+        let output = node::command(node, &self.parts, &["sh", "-c", script])?.output().context("entering a node")?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
+    }
+
     /// The agent's pod on a node.
     pub fn agent(&self, node: &str) -> Result<String> {
         let field = format!("spec.nodeName={node}");
@@ -114,6 +144,8 @@ impl Kube {
             let last = lines.len().saturating_sub(40);
             text.push_str(&format!("--- kubectl {}\n{}\n", view.join(" "), lines[last..].join("\n")));
         }
+        // Once more where whoever reads a log from its end finds it.
+        text.push_str(&format!("--- the failure\n{error:#}"));
         anyhow::anyhow!(text)
     }
 }
@@ -144,22 +176,40 @@ impl Namespace<'_> {
             .map(drop)
     }
 
-    /// nginx on port 8080 behind a Service of the same name on port 80, under a service account of the same name.
-    pub fn web(&self, name: &str, node: &str) -> Result<()> {
-        self.apply(&pod(
-            name,
-            node,
-            "command: [nginx], readinessProbe: {httpGet: {port: 8080, path: /}, periodSeconds: 1}",
-        ))?;
+    /// A pod of the tools' image on a node, with more about its container, under a service account of its name.
+    pub fn pod(&self, name: &str, node: &str, container: &str) -> Result<()> {
+        self.apply(&pod(name, node, container))
+    }
+
+    /// A pod that sleeps, to call others from.
+    pub fn client(&self, name: &str, node: &str) -> Result<()> {
+        self.pod(name, node, "")
+    }
+
+    /// A pod that listens on port 8080, behind a Service of its name on port 80.
+    pub fn served(&self, name: &str, node: &str, container: &str) -> Result<()> {
+        self.pod(name, node, container)?;
         self.apply(&format!(
             "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, \
               spec: {{selector: {{app: {name}}}, ports: [{{port: 80, targetPort: 8080}}]}}}}"
         ))
     }
 
-    /// A pod that sleeps, to call others from.
-    pub fn client(&self, name: &str, node: &str) -> Result<()> {
-        self.apply(&pod(name, node, ""))
+    /// nginx, which says its name and its caller's address.
+    pub fn web(&self, name: &str, node: &str) -> Result<()> {
+        self.served(name, node, "command: [nginx], readinessProbe: {httpGet: {port: 8080, path: /}, periodSeconds: 1}")
+    }
+
+    /// A field of an object, by its JSON path.
+    pub fn field(&self, object: &str, path: &str) -> Result<String> {
+        self.kubectl(&["get", object, "-o", &format!("jsonpath={{{path}}}")])
+    }
+
+    /// Waits until a field says something.
+    pub fn eventually_says(&self, object: &str, path: &str, expected: &str) -> Result<()> {
+        eventually(PATIENCE, &format!("{path} of {object} to be {expected}"), || {
+            Ok((self.field(object, path)? == expected).then_some(()))
+        })
     }
 
     /// Waits until all pods are ready.
@@ -260,7 +310,7 @@ impl Load {
 }
 
 /// A pod of the tools' image with a service account of its own.
-pub fn pod(name: &str, node: &str, container: &str) -> String {
+fn pod(name: &str, node: &str, container: &str) -> String {
     let comma = if container.is_empty() { "" } else { ", " };
     format!(
         "{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: {name}}}}}\n---\n\
@@ -272,3 +322,7 @@ pub fn pod(name: &str, node: &str, container: &str) -> String {
 
 /// Enrols what is labelled with it.
 pub const ENABLED: &str = "nodemesh.dev/mesh: enabled";
+
+/// Nobody without an identity is let in.
+pub const STRICT: &str = "{apiVersion: nodemesh.dev/v1alpha1, kind: PeerAuthentication, metadata: {name: strict}, \
+                          spec: {targetRefs: [{kind: Namespace}], mode: STRICT}}";

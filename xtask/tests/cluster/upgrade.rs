@@ -2,21 +2,12 @@
 
 use anyhow::ensure;
 
-use crate::enrolment::STRICT;
-use crate::support::{ENABLED, in_cluster};
+use crate::support::in_cluster;
 
 #[test]
 fn no_connection_fails_while_the_agents_are_replaced() {
     in_cluster("no_connection_fails_while_the_agents_are_replaced", |kube| {
-        let namespace = kube.namespace("upgrades", ENABLED)?;
-        namespace.web("web", "n1")?;
-        namespace.client("shop", "n2")?;
-        namespace.client("neighbour", "n1")?;
-        namespace.wait_ready()?;
-        namespace.apply(STRICT)?;
-        for client in ["shop", "neighbour"] {
-            namespace.eventually_answers(client, "http://web/", "web to ")?;
-        }
+        let namespace = kube.shop("upgrades", &[("shop", "n2"), ("neighbour", "n1")])?;
         let before = [kube.agent("n1")?, kube.agent("n2")?];
         let loads = [namespace.load("shop", "http://web/")?, namespace.load("neighbour", "http://web/")?];
         kube.kubectl(&["-n", "nodemesh-system", "rollout", "restart", "daemonset/nodemesh-agent"])?;
@@ -36,11 +27,7 @@ fn no_connection_fails_while_the_agents_are_replaced() {
 #[test]
 fn the_controller_may_go_and_come() {
     in_cluster("the_controller_may_go_and_come", |kube| {
-        let namespace = kube.namespace("orphans", ENABLED)?;
-        namespace.web("web", "n1")?;
-        namespace.client("shop", "n2")?;
-        namespace.wait_ready()?;
-        namespace.eventually_answers("shop", "http://web/", "web to ")?;
+        let namespace = kube.shop("orphans", &[("shop", "n2")])?;
         let load = namespace.load("shop", "http://web/")?;
         kube.kubectl(&["-n", "nodemesh-system", "delete", "pod", "-l", "app.kubernetes.io/name=nodemesh-controller"])?;
         kube.kubectl(&[
@@ -56,7 +43,6 @@ fn the_controller_may_go_and_come() {
         // A new identity is signed by the controllers that came.
         namespace.client("late", "n2")?;
         namespace.wait_ready()?;
-        namespace.apply(STRICT)?;
         namespace.eventually_answers("late", "http://web/", "web to ")
     });
 }

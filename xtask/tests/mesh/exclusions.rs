@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use xtask::rings::can_use_kernel;
 use xtask::testbed::{AgentOptions, Family, PodSpec, Process, Testbed, eventually};
 
-use crate::reach::{ask, ask_by_tunnel, ask_in_plaintext, failure, is_logged, outcome, say_names};
+use crate::reach::{ask, ask_by_mesh, ask_in_plaintext, failure, is_logged, outcome, say_names};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// In the mesh.
@@ -143,8 +143,8 @@ fn goes_and_comes(street: &Street, family: Family) -> Result<()> {
     ensure!(as_often, "{names:?} moved by {counted:?}");
 
     let server = |port| bed.pod("server").ips.socket(family, port);
-    ask_by_tunnel(bed, "caller", server(PORT)).context("another port")?;
-    ask_by_tunnel(bed, "plain", server(EXCLUDED)).context("a caller in the mesh, to the excluded port")?;
+    ask_by_mesh(bed, "caller", server(PORT)).context("another port")?;
+    ask_by_mesh(bed, "plain", server(EXCLUDED)).context("a caller in the mesh, to the excluded port")?;
     street.by_agent("plain", family, PORT).context("a pod that excludes nothing")?;
     street.by_agent("plain", family, EXCLUDED).context("a pod that excludes nothing")?;
     let refused = failure(bed, "outsider", server(PORT))?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use xtask::demo::stage::{MESH_LABEL, marker};
-use xtask::testbed::{AgentOptions, Family, Finished, Netns, Recording, Testbed, eventually, start_nginx};
+use xtask::testbed::{AgentOptions, Family, Finished, Netns, Recording, Testbed, eventually, map_entries, start_nginx};
 
 use crate::pair::{PORT, Pair, meshed};
 use crate::reach::outcome;
@@ -92,10 +92,7 @@ fn records_go_with_connections_that_outlive_their_agent() -> Result<()> {
         held.push(pair.bed.pod("client").spawn_probe(&format!("held-{family}"), &steps)?);
     }
     let records = |pair: &Pair, node: &str, map: &str| -> Result<usize> {
-        let pin = pair.bed.agent(node).pins().join("v1/maps").join(map);
-        let dump: serde_json::Value =
-            serde_json::from_str(&bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()])?)?;
-        dump.as_array().map(Vec::len).context("no list of records")
+        map_entries(&pair.bed.agent(node).pins().join("v1/maps").join(map))
     };
     eventually(PATIENCE, "both to be on record", || {
         let on_record = [records(&pair, "n1", "DIALS")?, records(&pair, "n2", "CLIENTS")?];
@@ -370,7 +367,8 @@ pub fn attached(bed: &Testbed) -> Result<BTreeSet<String>> {
     Ok(seen)
 }
 
-fn bpftool(arguments: &[&str]) -> Result<String> {
+/// What bpftool says, as JSON.
+pub fn bpftool(arguments: &[&str]) -> Result<String> {
     let output = Command::new("bpftool").arg("-j").args(arguments).output().context("starting bpftool")?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -11,7 +11,7 @@ use xtask::testbed::{
     AgentOptions, Dialler, Family, Pod, PodSpec, Process, Testbed, eventually, map_entries, start_grpc_echo, start_web,
 };
 
-use crate::reach::{ask_by_tunnel, outcome, say_names};
+use crate::reach::{ask_by_mesh, outcome, say_names};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Declared for HTTP, by name.
@@ -137,8 +137,7 @@ fn probes_pass(ward: &Ward) -> Result<()> {
         ward.passes("kubelet", family, "tcp", TCP)?;
         ward.passes("kubelet", family, "grpc", GRPC)?;
         ward.is_refused("kubelet", family, OTHER, 0).context("a port that is not declared")?;
-        let name =
-            ask_by_tunnel(&ward.bed, "caller", ward.server(family, TCP)).context("the mesh, to a probed port")?;
+        let name = ask_by_mesh(&ward.bed, "caller", ward.server(family, TCP)).context("the mesh, to a probed port")?;
         ensure!(name == "server", "{name}");
     }
     let passed = outcome(&ward.bed, "n1", "lookup_probe")? - before;

@@ -72,14 +72,16 @@ pub fn is_logged(bed: &Testbed, from: &str, answer: &Answer) -> bool {
     access_log(bed, from).iter().skip(answer.logged).any(|record| record["client"] == *answer.local)
 }
 
-/// Connects, and fails unless a tunnel led to the pod that answered. Its name.
-pub fn ask_by_tunnel(bed: &Testbed, from: &str, address: SocketAddr) -> Result<String> {
+/// Connects, and fails unless the mesh led to the pod that answered: by tunnel, or on one node within the agent. Its name.
+pub fn ask_by_mesh(bed: &Testbed, from: &str, address: SocketAddr) -> Result<String> {
     let answer = ask(bed, from, address)?;
     let record = record(bed, from, &answer)?;
     let pod = bed.pod(&answer.name);
     let expected = format!("{}/{}", pod.spec.namespace, pod.spec.name);
+    let is_near = pod.spec.node == bed.pod(from).spec.node;
+    let is_way = record["transport"] == "tunnel" || (is_near && record["transport"] == "same-node");
     ensure!(
-        record["transport"] == "tunnel" && record["destination_pod"] == *expected && record["result"] == "ok",
+        is_way && record["destination_pod"] == *expected && record["result"] == "ok",
         "{from} to {address} was answered by {} and logged as {record}",
         answer.name
     );

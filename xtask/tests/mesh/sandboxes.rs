@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use xtask::rings::can_use_kernel;
 use xtask::testbed::{AgentOptions, Family, PodSpec, Process, Testbed, eventually};
 
-use crate::reach::{ask, ask_by_tunnel, failure, say_names};
+use crate::reach::{ask, ask_by_mesh, failure, say_names};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const PORT: u16 = 7000;
@@ -91,7 +91,7 @@ fn first_connections(yard: &mut Yard) -> Result<()> {
         longest = longest.max(yard.passes("ADD", &name)?);
         // The first process of the pod, and its object tells no address.
         let family = if number % 2 == 0 { Family::V4 } else { Family::V6 };
-        ask_by_tunnel(&yard.bed, &name, server.socket(family, PORT)).context("the first connection")?;
+        ask_by_mesh(&yard.bed, &name, server.socket(family, PORT)).context("the first connection")?;
         yard.bed.finish_pod(&name)?;
     }
     println!("the plugin took {longest:?} at most");
@@ -100,7 +100,7 @@ fn first_connections(yard: &mut Yard) -> Result<()> {
     for number in 0..5 {
         let name = format!("fresh-{number}");
         yard.passes("CHECK", &name)?;
-        ask_by_tunnel(&yard.bed, &name, server.socket(Family::V4, PORT)).context("a later connection")?;
+        ask_by_mesh(&yard.bed, &name, server.socket(Family::V4, PORT)).context("a later connection")?;
         ensure!(yard.enrolled(&name) == 1, "{name} was enrolled {} times", yard.enrolled(&name));
     }
     Ok(())
@@ -140,7 +140,7 @@ fn waits(yard: &mut Yard) -> Result<()> {
     yard.start_agent()?;
     yard.passes("ADD", "fresh").context("with an agent")?;
     let server = yard.bed.pod("server").ips.socket(Family::V4, PORT);
-    ask_by_tunnel(&yard.bed, "fresh", server).context("the first connection")?;
+    ask_by_mesh(&yard.bed, "fresh", server).context("the first connection")?;
     // A pod of which nobody has heard: whether it is of the mesh cannot be told here.
     yard.bed.add_pod(PodSpec::new("shop", "unheard", "n1").pending())?;
     yard.bed.world.delete("pod-shop-unheard")?;
@@ -151,10 +151,10 @@ fn waits(yard: &mut Yard) -> Result<()> {
     let answer = ask(&yard.bed, "fresh", server);
     ensure!(answer.is_err(), "with no agent: {answer:?}");
     yard.start_agent()?;
-    ask_by_tunnel(&yard.bed, "fresh", server).context("with the next agent")?;
+    ask_by_mesh(&yard.bed, "fresh", server).context("with the next agent")?;
     yard.bed.finish_pod("fresh")?;
     std::thread::sleep(Duration::from_secs(7));
-    ask_by_tunnel(&yard.bed, "fresh", server).context("with its addresses told")?;
+    ask_by_mesh(&yard.bed, "fresh", server).context("with its addresses told")?;
     ensure!(yard.enrolled("fresh") == 1, "the next agent enrolled it {} times", yard.enrolled("fresh"));
     Ok(())
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use xtask::rings::can_use_kernel;
 use xtask::testbed::{AgentOptions, Family, PodSpec, ServiceSpec, Testbed};
 
-use crate::reach::{ask_by_tunnel, ask_in_plaintext, failure, say_names};
+use crate::reach::{ask_by_mesh, ask_in_plaintext, failure, say_names};
 
 /// The port of every server, and of every Service.
 const PORT: u16 = 7000;
@@ -74,7 +74,7 @@ fn endpoints_are_chosen_as_by_kube_proxy() -> Result<()> {
             ensure!(seen.len() == 1, "{caller} does not come to the same endpoint: {seen:?}");
         }
         for pod in ["near", "far", "beside"] {
-            let seen = ask_by_tunnel(&bed, "caller", bed.pod(pod).ips.socket(family, PORT))?;
+            let seen = ask_by_mesh(&bed, "caller", bed.pod(pod).ips.socket(family, PORT))?;
             ensure!(seen == pod, "an endpoint of a headless Service: {seen} for {pod}");
         }
         for service in ["elsewhere", "starting"] {
@@ -140,7 +140,7 @@ fn every_address_of_a_service_leads_to_its_pods() -> Result<()> {
             ("single-stack on both sides", single_stack, of_service("mixed"), mixed),
         ];
         for (what, caller, address, expected) in table {
-            let seen = ask_by_tunnel(&bed, caller, address).context(what)?;
+            let seen = ask_by_mesh(&bed, caller, address).context(what)?;
             ensure!(seen == expected, "{what}: {seen}");
         }
         for (what, address) in [("manual slice", "by-hand-outside"), ("ExternalName", "alias")] {
@@ -157,7 +157,7 @@ fn every_address_of_a_service_leads_to_its_pods() -> Result<()> {
 
 /// Who answers when a pod dials again and again.
 fn answers(bed: &Testbed, from: &str, address: SocketAddr) -> Result<BTreeSet<String>> {
-    (0..DIALS).map(|_| ask_by_tunnel(bed, from, address)).collect()
+    (0..DIALS).map(|_| ask_by_mesh(bed, from, address)).collect()
 }
 
 fn ips(v4: &str, v6: &str) -> [IpAddr; 2] {
