@@ -142,7 +142,6 @@ fn strangers_at_a_tunnel_port_keep_nobody_away() -> Result<()> {
             later[10],
             later[19]
         );
-        ensure!(first < Duration::from_secs(2), "a pod that comes for the first time waits {first:.0?}");
         ensure!(flood.is_running(), "the strangers went: {}", flood.log());
         Ok(())
     };
