@@ -220,7 +220,7 @@ impl Bench {
         };
         let (prefix, port, word): (_, _, &[&str]) = match self.what {
             What::L7 => ("l7.", HTTP, &["--http"]),
-            What::L4 | What::Scale => ("", ECHO, &[]),
+            What::L4 | What::Neighbour | What::Scale => ("", ECHO, &[]),
         };
         let address = stage.address(Way::Mesh, "cross", port).to_string();
         let [held, crowd] = [HELD, CROWD].map(|count| format!("--connections={count}"));
