@@ -53,7 +53,10 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Nothing is taken for so long: the agent has stopped reading.
-const STALLED: Duration = Duration::from_secs(2);
+const STALLED: Duration = Duration::from_secs(3);
+/// What the kernel may hold of what an attacker says, and of what it does not read, in bytes: what does not fit waits in
+/// the agent, or is not read by it.
+const IN_THE_KERNEL: usize = 64 << 10;
 /// The longest that somebody else may wait beside an attack, on two cores that a debug build fills.
 const BYSTANDER: Duration = Duration::from_secs(5);
 
@@ -135,12 +138,18 @@ impl Ground {
 
     /// A connection to the door, on which nothing has been said of HTTP/2.
     async fn knock(&self) -> Box<dyn Wire> {
+        let tcp = match self.door {
+            Door::Requests => self.attacker.connect(vip()).await.unwrap(),
+            Door::Tunnel => TcpStream::connect((self.server, hbone::PORT)).await.unwrap(),
+        };
+        let socket = socket2::SockRef::from(&tcp);
+        socket.set_send_buffer_size(IN_THE_KERNEL).unwrap();
+        socket.set_recv_buffer_size(IN_THE_KERNEL).unwrap();
         match self.door {
-            Door::Requests => Box::new(self.attacker.connect(vip()).await.unwrap()),
+            Door::Requests => Box::new(tcp),
             Door::Tunnel => {
                 let id = SpiffeId::new(TRUST_DOMAIN, "shop", "attacker").unwrap();
                 let svid = self.mesh.nodes[0].identities.svid(&id).unwrap();
-                let tcp = TcpStream::connect((self.server, hbone::PORT)).await.unwrap();
                 let name = std::net::IpAddr::from(self.server).into();
                 Box::new(TlsConnector::from(svid.client.clone()).connect(name, tcp).await.unwrap())
             }
@@ -184,13 +193,15 @@ impl Ground {
         frame(HEADERS, END_HEADERS | END_STREAM, stream, &[&self.good("5"), more].concat())
     }
 
-    /// One exchange of somebody else's, on a connection of its own.
+    /// An exchange of somebody else's, and one of the attacker's own pod, which the same worker serves.
     async fn stand_by(&self) {
-        let mut tcp = self.bystander.connect(vip()).await.unwrap();
-        tcp.write_all(b"GET /5 HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        tcp.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("aaaaa"), "{answer}");
+        for pod in [&self.bystander, &self.attacker] {
+            let mut tcp = pod.connect(vip()).await.unwrap();
+            tcp.write_all(b"GET /5 HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            tcp.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("aaaaa"), "{answer}");
+        }
     }
 }
 
