@@ -369,6 +369,39 @@ mod tests {
         });
     }
 
+    /// A peer that always has more to say does not keep others from hearing what has come for them.
+    #[test]
+    fn what_comes_for_others_is_heard_after_a_round() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let rounds = Rc::new(std::cell::Cell::new(0));
+            let counted = rounds.clone();
+            let wire = Gather::new(tokio::io::join(tokio::io::repeat(3), tokio::io::sink()));
+            tokio::task::spawn_local(async move {
+                let mut h2 = wire.clone();
+                let reading = async {
+                    let mut buffer = vec![0; ROUND / 4];
+                    while h2.read_exact(&mut buffer).await.is_ok() {}
+                };
+                let mut driven = pin!(wire.drive(reading));
+                std::future::poll_fn(|cx| {
+                    counted.set(counted.get() + 1);
+                    driven.as_mut().poll(cx)
+                })
+                .await;
+            });
+            let (mut far, mut near) = tokio::net::UnixStream::pair().unwrap();
+            for _ in 0..20 {
+                far.write_all(b"x").await.unwrap();
+                let before = rounds.get();
+                near.read_u8().await.unwrap();
+                let waited = rounds.get() - before;
+                assert!(waited <= 4, "{waited} rounds of the other's");
+            }
+            assert!(rounds.get() >= 10, "nobody was in the way");
+        });
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 

@@ -3,8 +3,10 @@
 use super::frames::*;
 use super::{Attack, Door, End, Expected, Ground};
 
-/// Where it ends sooner, or where five bytes kept of each would be more than may be.
-const MANY: u32 = 250_000;
+/// `http::limits::MAX_LOCAL_RESETS`, and `hbone::limits::MAX_LOCAL_ERROR_RESETS`.
+const RESETS: [u64; 2] = [1024, 16_384];
+/// Where it ends sooner, or where ten bytes kept of each would be more than may be.
+const MANY: u32 = 100_000;
 /// More answers than the kernel holds of what nobody reads.
 const ENOUGH: u32 = 2_000_000;
 
@@ -19,6 +21,16 @@ fn stream(number: u32) -> u32 {
 
 const fn ends(end: End, mib: i64) -> Expected {
     Expected { end, answers: None, mib }
+}
+
+/// The same, and so many frames of a kind come back: at least, at most.
+const fn answered(end: End, mib: i64, answers: (u8, u64, u64)) -> Expected {
+    Expected { end, answers: Some(answers), mib }
+}
+
+/// It ends when so many streams had to be reset.
+const fn resets(most: u64) -> Expected {
+    answered(CALM, 4, (RST_STREAM, 0, most))
 }
 
 const CALM: End = End::GoAway(ENHANCE_YOUR_CALM);
@@ -76,8 +88,8 @@ pub const ATTACKS: &[Attack] = &[
         again: |ground, i| [ground.open(stream(i)), window_update(stream(i), (1 << 31) - 1)].concat(),
         times: 20_000,
         reads: true,
-        requests: ends(CALM, 8),
-        tunnel: ends(CALM, 8),
+        requests: resets(RESETS[0]),
+        tunnel: resets(RESETS[1]),
     },
     Attack {
         name: "B5 DATA after the end of a stream",
@@ -106,8 +118,8 @@ pub const ATTACKS: &[Attack] = &[
         again: |_, i| frame(PRIORITY, 0, stream(i), &[&stream(i).to_be_bytes()[..], &[0]].concat()),
         times: 20_000,
         reads: true,
-        requests: ends(CALM, 8),
-        tunnel: ends(CALM, 8),
+        requests: resets(RESETS[0]),
+        tunnel: resets(RESETS[1]),
     },
     Attack {
         name: "B5 DATA on streams that never were",
@@ -115,8 +127,8 @@ pub const ATTACKS: &[Attack] = &[
         again: |_, i| frame(DATA, 0, stream(i), b""),
         times: 20_000,
         reads: true,
-        requests: ends(CALM, 8),
-        tunnel: ends(CALM, 8),
+        requests: resets(RESETS[0]),
+        tunnel: resets(RESETS[1]),
     },
     Attack {
         name: "B5 DATA on a stream that was reset",
@@ -133,8 +145,8 @@ pub const ATTACKS: &[Attack] = &[
         again: |ground, i| ground.with(stream(i), &field(b"connection", b"close")),
         times: 20_000,
         reads: false,
-        requests: ends(CALM, 8),
-        tunnel: ends(CALM, 8),
+        requests: resets(RESETS[0]),
+        tunnel: resets(RESETS[1]),
     },
     Attack {
         name: "B6 SETTINGS",
@@ -142,26 +154,17 @@ pub const ATTACKS: &[Attack] = &[
         again: |_, _| frame(SETTINGS, 0, 0, &[]),
         times: MANY,
         reads: true,
-        requests: ends(End::Taken, 1),
-        tunnel: ends(End::Taken, 1),
-    },
-    Attack {
-        name: "B6 SETTINGS, answers unread",
-        first: nothing,
-        again: |_, _| frame(SETTINGS, 0, 0, &[]),
-        times: ENOUGH,
-        reads: false,
-        requests: ends(End::Stopped, 1),
-        tunnel: ends(End::Stopped, 1),
+        requests: answered(End::Taken, 1, (SETTINGS, MANY as u64 + 2, MANY as u64 + 2)),
+        tunnel: answered(End::Taken, 1, (SETTINGS, MANY as u64 + 2, MANY as u64 + 2)),
     },
     Attack {
         name: "B6 SETTINGS that move the windows of 100 streams",
         first: |ground| (0..100).flat_map(|i| ground.open(stream(i))).collect(),
         again: |_, i| settings(INITIAL_WINDOW_SIZE, 65_535 - i % 2),
-        times: 20_000,
+        times: 2_000,
         reads: true,
-        requests: ends(End::Taken, 8),
-        tunnel: ends(End::Taken, 8),
+        requests: answered(End::Taken, 8, (SETTINGS, 2002, 2002)),
+        tunnel: answered(End::Taken, 8, (SETTINGS, 2002, 2002)),
     },
     Attack {
         name: "B6 PING",
@@ -169,8 +172,8 @@ pub const ATTACKS: &[Attack] = &[
         again: |_, i| frame(PING, 0, 0, &u64::from(i).to_be_bytes()),
         times: MANY,
         reads: true,
-        requests: ends(End::Taken, 1),
-        tunnel: ends(End::Taken, 1),
+        requests: answered(End::Taken, 1, (PING, MANY as u64, MANY as u64 + 1)),
+        tunnel: answered(End::Taken, 1, (PING, MANY as u64, MANY as u64 + 1)),
     },
     Attack {
         name: "B6 PING, answers unread",
@@ -194,10 +197,10 @@ pub const ATTACKS: &[Attack] = &[
         name: "B6 DATA of one byte",
         first: |ground| ground.open(1),
         again: |_, _| frame(DATA, 0, 1, b"x"),
-        times: MANY,
+        times: 300_000,
         reads: true,
-        requests: ends(CALM, 1),
-        tunnel: ends(CALM, 1),
+        requests: ends(End::Taken, 4),
+        tunnel: ends(End::Taken, 4),
     },
     Attack {
         name: "B6 PRIORITY",
@@ -234,10 +237,10 @@ pub const ATTACKS: &[Attack] = &[
             let times = if ground.door == Door::Requests { 60 } else { 14 };
             ground.with(stream(i + 1), &[NEWEST].repeat(times))
         },
-        times: 20_000,
-        reads: false,
-        requests: ends(CALM, 8),
-        tunnel: ends(CALM, 8),
+        times: 1000,
+        reads: true,
+        requests: ends(End::Taken, 2),
+        tunnel: ends(End::Taken, 2),
     },
     Attack {
         name: "B8 windows of 0, and 200 requests with long answers",
@@ -245,8 +248,8 @@ pub const ATTACKS: &[Attack] = &[
         again: |ground, i| ground.ask(stream(i), "67108864"),
         times: 200,
         reads: true,
-        requests: ends(End::Taken, 64),
-        tunnel: ends(End::Taken, 64),
+        requests: answered(End::Taken, 160, (HEADERS, 100, 100)),
+        tunnel: answered(End::Taken, 160, (HEADERS, 100, 100)),
     },
     Attack {
         name: "B8 windows without end, and 200 long answers that nobody reads",
@@ -254,8 +257,8 @@ pub const ATTACKS: &[Attack] = &[
         again: |ground, i| ground.ask(stream(i), "67108864"),
         times: 200,
         reads: false,
-        requests: ends(End::Taken, 64),
-        tunnel: ends(End::Taken, 64),
+        requests: ends(End::Taken, 160),
+        tunnel: ends(End::Taken, 160),
     },
     Attack {
         name: "B9 200 fields",
@@ -263,8 +266,8 @@ pub const ATTACKS: &[Attack] = &[
         again: |ground, _| ground.with(1, &field(b"x", b"y").repeat(200)),
         times: 1,
         reads: true,
-        requests: ends(End::Taken, 1),
-        tunnel: ends(End::Taken, 1),
+        requests: answered(End::Taken, 1, (HEADERS, 1, 1)),
+        tunnel: answered(End::Taken, 1, (HEADERS, 1, 1)),
     },
     Attack {
         name: "B9 1 900 fields in each of 100 heads",
@@ -272,8 +275,8 @@ pub const ATTACKS: &[Attack] = &[
         again: |ground, i| ground.with(stream(i), &field(b"x", b"").repeat(1900)),
         times: 100,
         reads: true,
-        requests: ends(End::Taken, 64),
-        tunnel: ends(End::Taken, 64),
+        requests: answered(End::Taken, 2, (HEADERS, 100, 100)),
+        tunnel: answered(End::Taken, 2, (HEADERS, 100, 100)),
     },
     Attack {
         name: "B9 a field of 100 KB",
@@ -281,7 +284,7 @@ pub const ATTACKS: &[Attack] = &[
         again: |_, i| frame(CONTINUATION, if i == 3 { END_HEADERS } else { 0 }, 1, &[b'y'; 25_000]),
         times: 4,
         reads: true,
-        requests: ends(End::Taken, 1),
+        requests: answered(End::Taken, 1, (HEADERS, 1, 1)),
         tunnel: ends(CALM, 1),
     },
 ];
