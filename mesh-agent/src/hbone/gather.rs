@@ -58,7 +58,8 @@ impl<T> Clone for Gather<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> Gather<T> {
     /// Around a connection.
     pub fn new(io: T) -> Self {
-        let inner = Inner { io, gathered: Vec::new(), given: 0, unflushed: false, round: ROUND, began: None, failure: None };
+        let inner =
+            Inner { io, gathered: Vec::new(), given: 0, unflushed: false, round: ROUND, began: None, failure: None };
         Self(Rc::new(RefCell::new(inner)))
     }
 

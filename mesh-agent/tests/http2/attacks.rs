@@ -94,7 +94,9 @@ pub const ATTACKS: &[Attack] = &[
     Attack {
         name: "B5 DATA after the end of a stream",
         first: nothing,
-        again: |ground, i| [ground.open(stream(i)), frame(DATA, END_STREAM, stream(i), b""), frame(DATA, 0, stream(i), b"x")].concat(),
+        again: |ground, i| {
+            [ground.open(stream(i)), frame(DATA, END_STREAM, stream(i), b""), frame(DATA, 0, stream(i), b"x")].concat()
+        },
         times: 20_000,
         reads: true,
         requests: ends(BROKEN, 1),

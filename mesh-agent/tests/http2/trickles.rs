@@ -71,7 +71,8 @@ async fn heads_of_http2_that_never_end_cost_no_more_than_their_frames() {
     ground.stand_by().await;
     let before = super::LIVE.load(std::sync::atomic::Ordering::SeqCst);
     // Nearly a whole frame, behind as much of a head as may come without its end.
-    let whole = frame(HEADERS, 0, 1, &[ground.good("5"), vec![0, 1, b'x'], length(60_000), vec![b'y'; 30_000]].concat());
+    let whole =
+        frame(HEADERS, 0, 1, &[ground.good("5"), vec![0, 1, b'x'], length(60_000), vec![b'y'; 30_000]].concat());
     let most = frame(CONTINUATION, 0, 1, &[b'y'; 29_000]);
     let words = [HELLO, &whole, &most[..most.len() - 1]].concat();
     let mut held = Vec::new();
