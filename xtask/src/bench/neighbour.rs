@@ -57,8 +57,9 @@ const TUNNEL: u16 = 15008;
 
 /// How long everything of a flood may take to be gone.
 const GONE: Duration = Duration::from_secs(60);
-/// Sockets that may stay of it: tunnels, and connections to applications that are kept for later.
-const STAY: usize = 32;
+/// Sockets that may stay of it: tunnels, of which a crowd needs some forty, and connections to applications that are kept
+/// for later.
+const STAY: usize = 100;
 /// Nothing happens for so long then, so that one does not pay for another: buffers are given back, counters moved.
 const PAUSE: Duration = Duration::from_secs(1);
 

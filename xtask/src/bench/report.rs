@@ -66,12 +66,13 @@ pub struct Alone {
 }
 
 impl Row {
-    /// This row, measured beside a flood, against the one that was measured without.
+    /// This row, measured beside a flood, against the one that was measured without. Both their samples may be noisy.
     pub fn against(self, alone: &Row) -> Self {
+        let noisy = self.noisy + alone.noisy;
         let rise = |beside: Option<f64>, alone: Option<f64>| beside.zip(alone).map(|(beside, alone)| beside / alone);
         let (direct_ratio, mesh_ratio) = (rise(self.direct, alone.direct), rise(self.mesh, alone.mesh));
         let alone = Alone { direct_alone: alone.direct, mesh_alone: alone.mesh, direct_ratio, mesh_ratio };
-        Self { ratio: mesh_ratio, alone: Some(alone), ..self }
+        Self { ratio: mesh_ratio, noisy, alone: Some(alone), ..self }
     }
 }
 
