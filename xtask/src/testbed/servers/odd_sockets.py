@@ -394,8 +394,11 @@ class Client:
             return talk(s) | {"device": device.rstrip(b"\0").decode()}
 
     def device_of_the_server(self):
-        with self.dial(DEVICE) as s:
-            return talk(s)
+        try:
+            with self.dial(DEVICE) as s:
+                return {"bytes": talk(s)["bytes"]}
+        except OSError as error:
+            return {"bytes": name(error)}
 
     def unspec(self):
         """Connected, told so, dissolved, connected to another."""
