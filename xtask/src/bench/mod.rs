@@ -23,7 +23,7 @@ use crate::{build, packages};
 use load::{Done, Load};
 use meter::{Meter, Used};
 use report::{Figure, Row};
-use stage::{ECHO, FAR, LARGE, NEAR, POLICED, POLICIES, Stage, Way, last_path, routed};
+use stage::{ECHO, FAR, HTTP, LARGE, NEAR, POLICED, POLICIES, Stage, Way, last_path, routed};
 
 /// Measure the mesh against no mesh on two nodes of this machine; leave it alone meanwhile
 #[derive(clap::Args)]
@@ -117,7 +117,7 @@ impl Bench {
         let meter = Meter::new(cgroups, peers, stage.bed.cgroup().to_path_buf())?;
         println!("{}", report::head());
         let mut rows = Vec::new();
-        if self.what == What::L4 && "mem".contains(&self.only) {
+        if self.only.is_empty() || self.only.contains("mem") {
             rows.extend(self.memory(stage)?);
         }
         for case in self.cases() {
@@ -206,10 +206,15 @@ impl Bench {
             let sizes = stage.bed.agents().map(|agent| agent.resident()).collect::<Result<Vec<_>>>()?;
             Ok(sizes.into_iter().max().unwrap_or_default() as f64)
         };
-        let address = stage.address(Way::Mesh, "cross", ECHO).to_string();
+        let (prefix, port, word): (_, _, &[&str]) = match self.what {
+            What::L7 => ("l7.", HTTP, &["--http"]),
+            What::L4 | What::Scale => ("", ECHO, &[]),
+        };
+        let address = stage.address(Way::Mesh, "cross", port).to_string();
+        let [held, crowd] = [HELD, CROWD].map(|count| format!("--connections={count}"));
+        let hold = |count| [&["hold", &address, count][..], word].concat();
         let idle = most()?;
-        let count = format!("--connections={HELD}");
-        let mut held = stage.caller(Way::Mesh).spawn_probe("hold", &["hold", &address, &count, "--idle=8"])?;
+        let mut held = stage.caller(Way::Mesh).spawn_probe("hold", &[&hold(&held)[..], &["--idle=8"]].concat())?;
         crate::testbed::eventually(std::time::Duration::from_secs(60), "the connections to be open", || {
             Ok(held.log().contains("opened").then_some(()))
         })?;
@@ -217,9 +222,7 @@ impl Bench {
         std::thread::sleep(std::time::Duration::from_secs(5));
         let each = (most()? - idle) / HELD as f64;
         ensure!(held.wait(std::time::Duration::from_secs(60))?.success(), "{}", held.log());
-        let count = format!("--connections={CROWD}");
-        let crowd =
-            stage.caller(Way::Mesh).probe_for(&["hold", &address, &count], std::time::Duration::from_secs(120))?;
+        let crowd = stage.caller(Way::Mesh).probe_for(&hold(&crowd), std::time::Duration::from_secs(120))?;
         crowd.expect_ok("a crowd of connections")?;
         std::thread::sleep(std::time::Duration::from_secs(5));
         let after = most()?;
@@ -231,7 +234,7 @@ impl Bench {
         let row = |(id, unit, value): (&str, &'static str, f64)| {
             let mut figure = Figure::default();
             figure.add(Way::Mesh, value, 0.0);
-            figure.row(id.to_string(), unit)
+            figure.row(format!("{prefix}{id}"), unit)
         };
         let rows: Vec<Row> = rows.into_iter().map(row).filter(|row| row.id.contains(&self.only)).collect();
         for row in &rows {
