@@ -1,5 +1,7 @@
 //! Ring 2: the life of tunnelled connections, from one application to the other and back.
 
+#[path = "support/frames.rs"]
+mod frames;
 mod support;
 
 use std::collections::HashMap;
@@ -332,6 +334,39 @@ fn streams_that_die_with_undelivered_data_give_their_credit_back() {
         let mut received = vec![0; 20 << 20];
         near.read_exact(&mut received).await.unwrap();
         assert_eq!(client.dials.get(), 1);
+    });
+}
+
+/// Half a head keeps no tunnel, however long the peer goes on with it: it is a tunnel that rests.
+#[test]
+fn a_head_that_trickles_does_not_keep_a_tunnel() {
+    use frames::{CONTINUATION, HEADERS, HELLO, field, frame};
+    local(async {
+        let second = Duration::from_secs(1);
+        let limits = Limits { idle_server_tunnel: second, drain_window: second, ..Limits::default() };
+        let (client, server) = pair_with(limits).await;
+        let fields = field(b"x", b"y").repeat(1000);
+        let head = frame(HEADERS, 0, 1, &fields);
+        for (what, at_once, then) in [
+            ("a head in one frame", &head[..9], &head[9..]),
+            ("nothing but a frame's length", &head[..3], &[][..]),
+            ("a head, and not its end", &head[..], &frame(CONTINUATION, 0, 1, &fields)[..]),
+        ] {
+            let mut tls = raw_tls(&client, &server).await;
+            let started = std::time::Instant::now();
+            tls.write_all(&[HELLO, at_once].concat()).await.unwrap();
+            let trickle = async {
+                for byte in then {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    let (Ok(()), Ok(())) = (tls.write_all(&[*byte]).await, tls.flush().await) else { break };
+                }
+                std::future::pending::<()>().await;
+            };
+            let ended = tokio::select! { ended = server.first_end() => ended, () = trickle => unreachable!() };
+            assert!(matches!(ended, Err(ServeError::Drained)), "{what}: {ended:?}");
+            // It rests, is told to go, and a goodbye takes a second at the most.
+            assert!((2 * second..6 * second).contains(&started.elapsed()), "{what}: {:?}", started.elapsed());
+        }
     });
 }
 
@@ -855,13 +890,16 @@ async fn refusing_server(identities: &mesh_agent::identity::Identities) -> std::
 }
 
 async fn raw_http2(client: &Client, server: &Server) -> h2::client::SendRequest<Bytes> {
+    let (send, connection) = h2::client::handshake(raw_tls(client, server).await).await.unwrap();
+    tokio::task::spawn_local(async { drop(connection.await) });
+    send
+}
+
+async fn raw_tls(client: &Client, server: &Server) -> tokio_rustls::client::TlsStream<TcpStream> {
     let config = client.identities.svid(&client.id).unwrap().client.clone();
     let tcp = TcpStream::connect(server.address).await.unwrap();
     let name = rustls::pki_types::ServerName::IpAddress(server.address.ip().into());
-    let tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.unwrap();
-    let (send, connection) = h2::client::handshake(tls).await.unwrap();
-    tokio::task::spawn_local(async { drop(connection.await) });
-    send
+    tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.unwrap()
 }
 
 /// Fletcher's sums: order matters, unlike in a plain sum.

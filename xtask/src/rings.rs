@@ -140,6 +140,8 @@ const PARTS: &[Part] = &[
             "--test",
             "discovery",
             "--test",
+            "http2",
+            "--test",
             "identity",
             "--test",
             "journey",

@@ -15,16 +15,19 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::unconstrained;
+use tokio::task::yield_now;
 
-use super::limits::{COPY_ROUND_BYTES, GATHER_BYTES, GATHER_FIRST_BYTES, GATHER_LARGE_BYTES};
+use super::limits::{COPY_ROUND_BYTES, GATHER_BYTES, GATHER_FIRST_BYTES, GATHER_LARGE_BYTES, READ_ROUND_MS};
 
 const GATHER: usize = GATHER_BYTES as usize;
 const LARGE: usize = GATHER_LARGE_BYTES as usize;
 const FIRST: usize = GATHER_FIRST_BYTES as usize;
 const ROUND: usize = COPY_ROUND_BYTES as usize;
+const ROUND_TIME: Duration = Duration::from_millis(READ_ROUND_MS);
 
 /// A connection of bytes that is written once per wake-up. Clones are the same connection: h2 owns one, and its driver
 /// another. Whatever polls the one that h2 owns must run within [`Gather::drive`], or nothing leaves; and it must be one
@@ -40,6 +43,8 @@ struct Inner<T> {
     unflushed: bool,
     /// What may still be read in this wake-up.
     round: usize,
+    /// When it was first read in this wake-up.
+    began: Option<Instant>,
     /// How the last flush failed, until h2 hears of it.
     failure: Option<io::Error>,
 }
@@ -53,7 +58,8 @@ impl<T> Clone for Gather<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> Gather<T> {
     /// Around a connection.
     pub fn new(io: T) -> Self {
-        let inner = Inner { io, gathered: Vec::new(), given: 0, unflushed: false, round: ROUND, failure: None };
+        let inner =
+            Inner { io, gathered: Vec::new(), given: 0, unflushed: false, round: ROUND, began: None, failure: None };
         Self(Rc::new(RefCell::new(inner)))
     }
 
@@ -61,7 +67,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gather<T> {
     pub async fn drive<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
         std::future::poll_fn(|cx| {
-            self.0.borrow_mut().round = ROUND;
+            self.0.borrow_mut().begin_round();
             let polled = future.as_mut().poll(cx);
             self.0.borrow_mut().end_round(cx);
             polled
@@ -71,6 +77,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gather<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Inner<T> {
+    fn begin_round(&mut self) {
+        (self.round, self.began) = (ROUND, None);
+    }
+
+    /// Whether the others of this worker go ahead: what was read has been much, or dear. A frame of a few bytes can ask
+    /// for work on every stream that there is.
+    fn is_round_over(&mut self) -> bool {
+        match self.began {
+            None => {
+                self.began = Some(Instant::now());
+                self.round == 0
+            }
+            Some(began) => self.round == 0 || began.elapsed() >= ROUND_TIME,
+        }
+    }
+
     /// Sends what is gathered, as far as the socket takes it; the rest goes when it is writable.
     fn end_round(&mut self, cx: &mut Context<'_>) {
         // What was read counts against the task's share of this worker; what answers it goes out all the same, and is
@@ -149,10 +171,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gather<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let inner = &mut *self.0.borrow_mut();
         inner.heard()?;
-        if inner.round == 0 {
-            // The others of this worker go ahead.
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+        if inner.is_round_over() {
+            // Woken at once, this task would be polled some dozens of times before anybody looks whether something has
+            // come for the others.
+            return pin!(yield_now()).poll(cx).map(Ok);
         }
         let before = out.filled().len();
         ready!(Pin::new(&mut inner.io).poll_read(cx, out))?;
@@ -318,6 +340,66 @@ mod tests {
             .await;
             let rounds = rounds.take();
             assert!(rounds.len() >= 3 && rounds.iter().all(|round| *round < ROUND + (32 << 10)), "{rounds:?}");
+        });
+    }
+
+    /// Little is read, and what comes of it takes long.
+    #[test]
+    fn a_round_ends_when_it_has_taken_long() {
+        local(async {
+            let (wire, mut far, _) = counted(1 << 10);
+            far.write_all(&[3; 4]).await.unwrap();
+            let mut h2 = wire.clone();
+            let rounds = RefCell::new(Vec::new());
+            let reading = async {
+                for _ in 0..4 {
+                    h2.read_u8().await.unwrap();
+                    std::thread::sleep(ROUND_TIME);
+                    if let Some(round) = rounds.borrow_mut().last_mut() {
+                        *round += 1;
+                    }
+                }
+            };
+            let mut driven = pin!(wire.drive(reading));
+            std::future::poll_fn(|cx| {
+                rounds.borrow_mut().push(0);
+                driven.as_mut().poll(cx)
+            })
+            .await;
+            assert_eq!(rounds.take(), [1; 4]);
+        });
+    }
+
+    /// A peer that always has more to say does not keep others from hearing what has come for them.
+    #[test]
+    fn what_comes_for_others_is_heard_after_a_round() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let rounds = Rc::new(std::cell::Cell::new(0));
+            let counted = rounds.clone();
+            let wire = Gather::new(tokio::io::join(tokio::io::repeat(3), tokio::io::sink()));
+            tokio::task::spawn_local(async move {
+                let mut h2 = wire.clone();
+                let reading = async {
+                    let mut buffer = vec![0; ROUND / 4];
+                    while h2.read_exact(&mut buffer).await.is_ok() {}
+                };
+                let mut driven = pin!(wire.drive(reading));
+                std::future::poll_fn(|cx| {
+                    counted.set(counted.get() + 1);
+                    driven.as_mut().poll(cx)
+                })
+                .await;
+            });
+            let (mut far, mut near) = tokio::net::UnixStream::pair().unwrap();
+            for _ in 0..20 {
+                far.write_all(b"x").await.unwrap();
+                let before = rounds.get();
+                near.read_u8().await.unwrap();
+                let waited = rounds.get() - before;
+                assert!(waited <= 4, "{waited} rounds of the other's");
+            }
+            assert!(rounds.get() >= 10, "nobody was in the way");
         });
     }
 

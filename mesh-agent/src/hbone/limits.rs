@@ -93,6 +93,8 @@ limits! {
         "Received blocks below this are joined while the application does not keep up, so that small ones do not each hold on to a large read. What waits for one application is bounded by STREAM_WINDOW.";
     COPY_ROUND_BYTES = 512 << 10, "bytes per wake-up and direction",
         "A bulk connection, or a tunnel, lets the others of its worker go ahead after this much.";
+    READ_ROUND_MS = 2, "milliseconds per wake-up",
+        "A connection of HTTP/2 lets the others of its worker go ahead after this long too: COPY_ROUND_BYTES of frames can be work for a tenth of a second, where each moves the windows of all streams.";
     READ_BLOCK_BYTES = 256 << 10, "bytes per worker",
         "The shared block that reads are cut from: four of COPY_CHUNK_BYTES.";
     READ_SMALL_BYTES = 4 << 10, "bytes",

@@ -11,7 +11,7 @@ use http::uri::{Authority, Parts as UriParts, PathAndQuery, Scheme, Uri};
 use http::{Method, StatusCode, Version, request, response};
 
 use super::claims::{self, Caller};
-use super::limits::MAX_CONNECTION_OPTIONS;
+use super::limits::{MAX_CONNECTION_OPTIONS, MAX_HEADERS};
 use crate::path::{self, Ambiguous, NormalPath};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -33,6 +33,8 @@ pub enum Fault {
     Connection,
     /// A TRACE with a body (RFC 9110 9.3.8).
     Trace,
+    /// More fields than HTTP/1.1 may have. Its parser sees to that; of HTTP/2 the size alone is bounded before.
+    TooMany,
 }
 
 impl Fault {
@@ -45,6 +47,7 @@ impl Fault {
             Fault::Expectation => "expectation",
             Fault::Connection => "connection-options",
             Fault::Trace => "trace-with-body",
+            Fault::TooMany => "too-many-fields",
         }
     }
 
@@ -54,6 +57,7 @@ impl Fault {
             Fault::Host | Fault::Target | Fault::Connection | Fault::Trace => StatusCode::BAD_REQUEST,
             Fault::Connect => StatusCode::NOT_IMPLEMENTED,
             Fault::Expectation => StatusCode::EXPECTATION_FAILED,
+            Fault::TooMany => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         }
     }
 }
@@ -73,6 +77,11 @@ pub fn request(parts: &mut request::Parts, has_body: bool, caller: &Caller, dial
         Method::CONNECT => return Err(Fault::Connect),
         Method::TRACE if has_body => return Err(Fault::Trace),
         _ => {}
+    }
+    // A cookie in crumbs is one field.
+    let crumbs = parts.headers.get_all(header::COOKIE).iter().count();
+    if parts.headers.len().saturating_sub(crumbs.saturating_sub(1)) > MAX_HEADERS {
+        return Err(Fault::TooMany);
     }
     settle_target(parts, dialled)?;
     let headers = &mut parts.headers;
@@ -430,6 +439,20 @@ mod tests {
             let seen = request(&mut parts, has_body, &caller(), "").err();
             assert_eq!(seen, expected, "{method} {fields:?}");
             assert!(seen.is_some() || !parts.headers.contains_key(header::EXPECT));
+        }
+    }
+
+    /// B9
+    #[test]
+    fn as_many_fields_by_http_2_as_by_http_1() {
+        for (name, count, expected) in [
+            ("x", MAX_HEADERS, None),
+            ("x", MAX_HEADERS + 1, Some(Fault::TooMany)),
+            // Browsers send each cookie by itself.
+            ("cookie", MAX_HEADERS + 1, None),
+        ] {
+            let mut many = parts(Version::HTTP_2, "GET", "http://web/a", &vec![(name, "y=z"); count]);
+            assert_eq!(request(&mut many, false, &caller(), "").err(), expected, "{count} of {name}");
         }
     }
 

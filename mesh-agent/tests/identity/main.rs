@@ -117,50 +117,143 @@ fn a_peer_that_does_not_negotiate_http2_is_refused() {
     });
 }
 
+const TLS_1_3: u16 = 0x0304;
+const AES_256_GCM: u16 = 0x1302;
+const X25519MLKEM768: u16 = 0x11ec;
+/// Records, and two of what an alert says (RFC 8446 6).
+const ALERT: u8 = 0x15;
+const HANDSHAKE: u8 = 0x16;
+const HANDSHAKE_FAILURE: u8 = 40;
+const PROTOCOL_VERSION: u8 = 70;
+
+/// A client's first words that offer just this. No key comes with a group: who takes the group asks for one.
+fn hello(versions: &[u16], suites: &[u16], groups: &[u16]) -> Vec<u8> {
+    fn counted(width: usize, bytes: &[u8]) -> Vec<u8> {
+        [&bytes.len().to_be_bytes()[size_of::<usize>() - width..], bytes].concat()
+    }
+    fn words(words: &[u16]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_be_bytes()).collect()
+    }
+    let extension = |number: u16, bytes: &[u8]| [&number.to_be_bytes()[..], &counted(2, bytes)].concat();
+    let mut extensions = vec![
+        extension(10, &counted(2, &words(groups))),
+        // ECDSA with P-256.
+        extension(13, &counted(2, &[4, 3])),
+        extension(16, &counted(2, &counted(1, b"h2"))),
+        extension(51, &counted(2, &[])),
+    ];
+    // A client that knows no TLS 1.3 has nothing to say there.
+    if !versions.is_empty() {
+        extensions.push(extension(43, &counted(1, &words(versions))));
+    }
+    let head = [&[3, 3][..], &[7; 32], &counted(1, &[]), &counted(2, &words(suites)), &counted(1, &[0])].concat();
+    let body = [head, counted(2, &extensions.concat())].concat();
+    let handshake = [vec![1], counted(3, &body)].concat();
+    [vec![HANDSHAKE, 3, 1], counted(2, &handshake)].concat()
+}
+
+/// As scanners ask: one version, one suite, one group at a time.
 #[test]
-fn tls_1_2_and_garbage_are_refused() {
-    // A ClientHello as TLS 1.2 has it: no supported_versions, ECDHE with AES-GCM.
-    let mut hello = vec![0x16, 3, 1, 0, 55, 1, 0, 0, 51, 3, 3];
-    hello.extend([7; 32]);
-    hello.extend([0, 0, 4, 0xc0, 0x2b, 0xc0, 0x2c, 1, 0, 0, 16, 0, 10, 0, 4, 0, 2, 0, 29, 0, 13, 0, 4, 0, 2, 4, 3]);
-    let length = u16::try_from(hello.len() - 5).unwrap().to_be_bytes();
-    hello[3..5].copy_from_slice(&length);
-    let handshake = u16::try_from(hello.len() - 9).unwrap().to_be_bytes();
-    hello[7..9].copy_from_slice(&handshake);
+fn a_client_that_offers_only_what_we_do_not_speak_is_refused() {
+    const OURS: (&[u16], &[u16], &[u16]) = (&[TLS_1_3], &[AES_256_GCM], &[X25519MLKEM768]);
+    // (what, versions, suites, groups, the alert; none where the handshake goes on)
+    let offers: &[(&str, &[u16], &[u16], &[u16], Option<u8>)] = &[
+        ("TLS 1.3 as we speak it", OURS.0, OURS.1, OURS.2, None),
+        ("AES-128-GCM", OURS.0, &[0x1301], OURS.2, None),
+        ("X25519", OURS.0, OURS.1, &[0x001d], None),
+        ("P-256", OURS.0, OURS.1, &[0x0017], None),
+        ("P-384", OURS.0, OURS.1, &[0x0018], None),
+        ("TLS 1.2, by a client that knows no other", &[], &[0xc02b, 0xc02c], &[0x001d, 0x0017], Some(PROTOCOL_VERSION)),
+        ("TLS 1.2, by a client that knows 1.3", &[0x0303], &[0xc02b, 0xc02c], &[0x001d], Some(PROTOCOL_VERSION)),
+        ("TLS 1.0 and 1.1", &[0x0301, 0x0302], &[0xc009], &[0x0017], Some(PROTOCOL_VERSION)),
+        ("ChaCha20-Poly1305", OURS.0, &[0x1303], OURS.2, Some(HANDSHAKE_FAILURE)),
+        ("AES-128-CCM", OURS.0, &[0x1304, 0x1305], OURS.2, Some(HANDSHAKE_FAILURE)),
+        ("integrity without secrecy", OURS.0, &[0xc0b4, 0xc0b5], OURS.2, Some(HANDSHAKE_FAILURE)),
+        ("P-521", OURS.0, OURS.1, &[0x0019], Some(HANDSHAKE_FAILURE)),
+        ("X448", OURS.0, OURS.1, &[0x001e], Some(HANDSHAKE_FAILURE)),
+        ("ffdhe2048", OURS.0, OURS.1, &[0x0100], Some(HANDSHAKE_FAILURE)),
+    ];
     local(async {
         let identities = identities(TestCa::new(), &["server"]).await;
         let server = Server::start(&identities, "server", Limits::default(), relay()).await;
-        let http = b"GET / HTTP/1.1\r\nHost: server\r\n\r\n".to_vec();
-        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-        for (what, bytes) in
-            [("TLS 1.2", hello), ("HTTP/1", http), ("HTTP/2 in plain", preface), ("noise", vec![0xff; 4096])]
-        {
+        for (what, versions, suites, groups, alert) in offers {
             let mut tcp = TcpStream::connect(server.address).await.unwrap();
-            tcp.write_all(&bytes).await.unwrap();
-            let mut answer = Vec::new();
-            let _ = tcp.read_to_end(&mut answer).await;
-            // At most an alert.
-            assert!(answer.is_empty() || answer[0] == 0x15, "{what} was answered with {answer:?}");
-            let ended = server.first_end().await;
-            assert!(matches!(ended, Err(ServeError::Tls(_))), "{what}: {ended:?}");
-            if what == "TLS 1.2" {
-                assert!(
-                    matches!(&ended, Err(ServeError::Tls(error)) if error.to_string().contains("SupportedVersions")),
-                    "{ended:?}"
-                );
+            tcp.write_all(&hello(versions, suites, groups)).await.unwrap();
+            let mut answer = [0; 7];
+            tcp.read_exact(&mut answer).await.unwrap();
+            match alert {
+                Some(alert) => {
+                    assert_eq!((answer[0], answer[6]), (ALERT, *alert), "{what} alone: {answer:?}");
+                    let ended = server.first_end().await;
+                    assert!(matches!(ended, Err(ServeError::Tls(_))), "{what} alone: {ended:?}");
+                }
+                None => {
+                    assert_eq!(answer[0], HANDSHAKE, "{what} alone: {answer:?}");
+                    drop(tcp);
+                    server.first_end().await.expect_err("nobody finished that handshake");
+                }
             }
         }
     });
 }
 
 #[test]
+fn garbage_is_refused() {
+    local(async {
+        let identities = identities(TestCa::new(), &["server"]).await;
+        let server = Server::start(&identities, "server", Limits::default(), relay()).await;
+        let http = b"GET / HTTP/1.1\r\nHost: server\r\n\r\n".to_vec();
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        for (what, bytes) in [("HTTP/1", http), ("HTTP/2 in plain", preface), ("noise", vec![0xff; 4096])] {
+            let mut tcp = TcpStream::connect(server.address).await.unwrap();
+            tcp.write_all(&bytes).await.unwrap();
+            let mut answer = Vec::new();
+            let _ = tcp.read_to_end(&mut answer).await;
+            // At most an alert.
+            assert!(answer.is_empty() || answer[0] == ALERT, "{what} was answered with {answer:?}");
+            let ended = server.first_end().await;
+            assert!(matches!(ended, Err(ServeError::Tls(_))), "{what}: {ended:?}");
+        }
+    });
+}
+
+/// However far it came, and however slowly it goes on.
+#[test]
 fn a_handshake_that_stalls_is_timed_out_at_either_end() {
     local(async {
-        let limits = Limits { handshake_timeout: Duration::from_millis(200), ..Limits::default() };
+        let limits = Limits { handshake_timeout: Duration::from_millis(300), ..Limits::default() };
         let identities = identities(TestCa::new(), &["client", "server"]).await;
         let server = Server::start(&identities, "server", limits.clone(), relay()).await;
-        let silent = TcpStream::connect(server.address).await.unwrap();
-        assert!(matches!(server.first_end().await, Err(ServeError::HandshakeTimeout)));
+        let hello = hello(&[TLS_1_3], &[AES_256_GCM], &[X25519MLKEM768]);
+        let half = hello[..hello.len() / 2].to_vec();
+        // (what, said at once, a byte of it at a time)
+        for (what, said, trickles) in [
+            ("silence", vec![], false),
+            ("half a ClientHello", half, false),
+            ("a ClientHello that trickles", hello.clone(), true),
+            ("a ClientHello, and no more", hello, false),
+        ] {
+            let mut tcp = TcpStream::connect(server.address).await.unwrap();
+            let saying = tokio::task::spawn_local(async move {
+                if trickles {
+                    for byte in said.iter().cycle() {
+                        let Ok(()) = tcp.write_all(&[*byte]).await else { break };
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                } else {
+                    tcp.write_all(&said).await.unwrap();
+                }
+                std::future::pending::<TcpStream>().await
+            });
+            let ended = tokio::time::timeout(Duration::from_secs(5), server.first_end()).await.expect(what);
+            assert!(matches!(ended, Err(ServeError::HandshakeTimeout)), "{what}: {ended:?}");
+            saying.abort();
+        }
+        let svid = identities.svid(&id("client")).unwrap();
+        let tcp = TcpStream::connect(server.address).await.unwrap();
+        let silent = TlsConnector::from(svid.client.clone()).connect(name(), tcp).await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(5), server.first_end()).await.expect("TLS without HTTP/2");
+        assert!(matches!(ended, Err(ServeError::HandshakeTimeout)), "TLS without HTTP/2: {ended:?}");
         drop(silent);
 
         let listener = TcpListener::bind(loopback()).await.unwrap();

@@ -5,6 +5,8 @@ mod certificates;
 mod claims;
 mod copies;
 mod external;
+#[path = "../support/frames.rs"]
+mod frames;
 mod issuers;
 mod judged;
 mod kept;

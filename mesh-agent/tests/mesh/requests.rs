@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::support::*;
-use super::{Pair, vip};
+use super::{Pair, frames, vip};
 
 pub type Body = BoxBody<Bytes, hyper::Error>;
 pub type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
@@ -629,21 +629,37 @@ async fn nothing_is_injected_from_http2_into_http1() {
     assert_eq!(http2_outcome(&mut tcp).await, "200", "the test knows how to ask");
 }
 
-/// Preface, settings, and one request without a body; fields as literals, without Huffman coding or the table.
-fn http2_request(fields: &[(&[u8], &[u8])]) -> Vec<u8> {
-    let mut block = Vec::new();
-    for (name, value) in fields {
-        block.push(0);
-        for text in [name, value] {
-            block.push(text.len() as u8);
-            block.extend_from_slice(text);
-        }
+/// B9: heads that HTTP/1.1 may not have, HTTP/2 may not have either.
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_of_http2_have_the_bounds_of_http1() {
+    let pair = pair("http").await;
+    let seen = app((pair.server.ip, 8080), Version::HTTP_11, mirror);
+    let (one, large, larger) = ("y", "y".repeat(50 << 10), "y".repeat(100 << 10));
+    let (ok, too_large) = (StatusCode::OK, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    for (what, name, value, count, expected) in [
+        // Some more come to what the application sees, and its own bound is 100.
+        ("90 fields", "x", one, 90, ok),
+        ("101 fields", "x", one, 101, too_large),
+        ("200 fields", "x", one, 200, too_large),
+        ("a cookie in 200 crumbs", "cookie", "a=b", 200, ok),
+        ("a field of 50 KB", "x", &large, 1, ok),
+        ("a field of 100 KB", "x", &larger, 1, too_large),
+        ("three of 25 KB", "x", &large[..25 << 10], 3, too_large),
+    ] {
+        let before = seen.counts().1;
+        let mut client = Client::connect(&pair, Version::HTTP_2).await;
+        let request = (0..count).fold(Request::get(client.uri("/")), |request, _| request.header(name, value));
+        assert_eq!(client.ask(request, nothing()).await.status(), expected, "{what}");
+        assert_eq!(seen.counts().1 - before, usize::from(expected == ok), "{what}");
+        // The connection serves on.
+        assert_eq!(client.get("/").await.0, ok, "{what}, and then another request");
     }
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0".to_vec();
-    bytes.push(block.len() as u8);
-    bytes.extend_from_slice(&[1, 0x05, 0, 0, 0, 1]);
-    bytes.extend_from_slice(&block);
-    bytes
+}
+
+/// Preface, settings, and one request without a body.
+fn http2_request(fields: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let head = frames::frame(frames::HEADERS, frames::END_HEADERS | frames::END_STREAM, 1, &frames::fields(fields));
+    [frames::HELLO, &head].concat()
 }
 
 /// What becomes of stream 1.

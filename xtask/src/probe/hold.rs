@@ -114,7 +114,8 @@ fn request(stream: &mut TcpStream, _: u64) -> io::Result<()> {
         heard.extend_from_slice(&piece[..length]);
         let text = String::from_utf8_lossy(&heard).to_ascii_lowercase();
         let head = text.split_once("\r\n\r\n").map(|(head, _)| head);
-        let body = head.and_then(|head| head.split("content-length: ").nth(1)?.split("\r\n").next()?.parse().ok());
+        let body =
+            head.and_then(|head| head.split("content-length: ").nth(1)?.split("\r\n").next()?.parse::<usize>().ok());
         match (head, body) {
             (Some(head), Some(body)) if heard.len() == head.len() + 4 + body => return Ok(()),
             _ if length == 0 => return Err(io::Error::other("the answer broke off")),

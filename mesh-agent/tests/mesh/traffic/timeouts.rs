@@ -173,6 +173,39 @@ async fn an_answer_that_rests_for_too_long_breaks_off() {
     farm.told("timed-out").await;
 }
 
+/// A body may come as slowly as it likes, until the request's time is over: F1.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_trickles_has_the_requests_time_and_no_more() {
+    let farm = Farm::start(1).await;
+    farm.serve(0, |request| {
+        Box::pin(async move {
+            let body = request.into_body().collect().await;
+            Response::new(text(format!("{} bytes", body.unwrap().to_bytes().len())))
+        })
+    });
+    for version in [http::Version::HTTP_11, http::Version::HTTP_2] {
+        for (says, pieces, expected) in [
+            ("timeouts: {request: 60s}", 10, (StatusCode::OK, "10 bytes")),
+            ("timeouts: {request: 1s}", 1000, (StatusCode::GATEWAY_TIMEOUT, "timed-out")),
+        ] {
+            farm.policy(says);
+            let mut client = Client::connect(&farm.pair, version).await;
+            let (frames, body) = mpsc::channel(1);
+            tokio::spawn(async move {
+                for _ in 0..pieces {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    let Ok(()) = frames.send(Frame::data(Bytes::from_static(b"x"))).await else { break };
+                }
+            });
+            let asked = Instant::now();
+            let uri = client.uri("/");
+            let answer = read(client.ask(http::Request::post(uri), Sent(body).boxed()).await).await;
+            assert_eq!((answer.0, answer.1.as_str()), expected, "{version:?}, {says}");
+            assert!(asked.elapsed() >= Duration::from_secs(1), "{version:?}, {says}: {:?}", asked.elapsed());
+        }
+    }
+}
+
 /// A WebSocket that says something now and then stays; one that says nothing for too long ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgraded_connection_that_rests_for_too_long_ends() {
