@@ -3,11 +3,13 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
+use super::address::Family;
+use super::eventually;
 use super::pod::Pod;
 use super::process::{Finished, Process};
 
@@ -208,6 +210,34 @@ pub fn hostile_client(pod: &Pod, server: SocketAddr, way: &str, count: usize) ->
     fs::write(&script, include_str!("servers/hostile_client.py"))?;
     let (host, port, count) = (server.ip().to_string(), server.port().to_string(), count.to_string());
     pod.spawn(&format!("hostile-{way}"), &[PYTHON, "-u", &script.to_string_lossy(), &host, &port, way, &count])
+}
+
+/// The far end of connections of every kind (`serve`), or who takes other pods' sockets by a unix socket (`hold PATH`).
+pub fn start_odd_sockets(pod: &Pod, part: &[&str]) -> Result<()> {
+    let script = odd_sockets(pod)?;
+    pod.start("odd-sockets", &[&[PYTHON, "-u", &script][..], part].concat())?;
+    eventually(Duration::from_secs(10), "odd sockets", || {
+        let log = fs::read_to_string(pod.log_path("odd-sockets"))?;
+        ensure!(!log.contains("Error"), "{log}");
+        Ok(log.contains("ready").then_some(()))
+    })
+}
+
+/// Makes connections of every kind to a pod that serves them, one after the other, in a form of addresses: v4, v6 or
+/// mapped. A line of JSON for each: its `kind`, its `clients`, what was `seen`.
+pub fn dial_odd_sockets(pod: &Pod, form: &str, server: &Pod, holder: &Path) -> Result<Vec<serde_json::Value>> {
+    let family = if form == "v6" { Family::V6 } else { Family::V4 };
+    let (server, own, holder) = (server.ips.ip(family), pod.ips.ip(family), holder.to_string_lossy());
+    let script = odd_sockets(pod)?;
+    let argv = [PYTHON, &script, "dial", form, &server.to_string(), &own.to_string(), &holder];
+    let said = pod.run(&argv, Duration::from_secs(120))?.expect_ok("odd sockets")?;
+    said.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_string())).collect()
+}
+
+fn odd_sockets(pod: &Pod) -> Result<String> {
+    let script = pod.dir.join("odd_sockets.py");
+    fs::write(&script, include_str!("servers/odd_sockets.py"))?;
+    Ok(script.to_string_lossy().into_owned())
 }
 
 /// Starts a stranger at a port that speaks TLS: so many connections on which it says nothing, and so many handshakes a

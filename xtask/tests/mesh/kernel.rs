@@ -7,10 +7,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use xtask::demo::stage::{MESH_LABEL, marker};
-use xtask::testbed::{AgentOptions, Family, Finished, Netns, Recording, Testbed, eventually, map_entries, start_nginx};
+use xtask::testbed::{
+    AgentOptions, Family, Finished, Netns, PodSpec, Recording, Testbed, eventually, map_entries, start_nginx,
+};
 
-use crate::pair::{PORT, Pair, meshed};
+use crate::pair::{PORT, Pair, lines, meshed};
 use crate::reach::outcome;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -124,28 +127,68 @@ fn raw_packets_do_not_leave_a_pod() -> Result<()> {
         names.iter().map(|name| outcome(&pair.bed, "n1", name)).sum()
     };
     let before = refused()?;
-    let (client, server) = (pair.bed.pod("client"), pair.bed.pod("server"));
-    let gateway = hardware_address(&node.netns, &client.host_end)?;
-    let own = hardware_address(&client.netns, "eth0")?;
-    let ips =
-        [client.ips.v4.to_string(), client.ips.v6.to_string(), server.ips.v4.to_string(), server.ips.v6.to_string()];
-    let [own4, own6, other4, other6] = &ips;
-    let sent = client.run(&[PYTHON, "-c", RAW, own4, own6, other4, other6, &gateway, &own, &marker], PATIENCE)?;
-    let sent: u64 = sent.expect_ok("sending raw packets")?.trim().parse()?;
+    let sent = send_raw(&pair, SYNS, &marker, &[])?;
     let packets = recording.stop()?;
     ensure!(packets.containing(&marker) == 0, "{} raw packets left the node", packets.containing(&marker));
     ensure!(refused()? == before + sent, "{} of {sent} were counted", refused()? - before);
     Ok(())
 }
 
-/// Past the pod's own stack and past any tc program inside it: SYNs, with options, behind extension headers, in
-/// fragments, cut short, from another's address, to the pod itself. Prints how many it sent.
+/// What needs no connection to be sent: no connection begins by it, and nothing answers as if one had.
+#[test]
+fn segments_without_a_syn_begin_no_connection() -> Result<()> {
+    let Some(mut pair) = built("segments without a SYN")? else { return Ok(()) };
+    pair.bed.add_pod(PodSpec::new("pair", "other", "n1"))?;
+    start(&mut pair, &[])?;
+    let listener = pair.listen(&["echo"])?;
+    let marker = marker("no-syn")?;
+    let node = pair.bed.node("n1");
+    let recording = Recording::start(&node.tool_place(), &node.link_to("n2"), &pair.bed.dir().join("no-syn.pcap"))?;
+    let before = outcome(&pair.bed, "n1", "guard_tcp")?;
+    let others = pair.bed.pod("other").ips;
+    let more = [others.v4.to_string(), others.v6.to_string(), PORT.to_string()];
+    let sent = send_raw(&pair, WITHOUT_SYN, &marker, &more.each_ref().map(String::as_str))?;
+    let packets = recording.stop()?;
+    // That they pass is a limit that security.md states.
+    ensure!(packets.containing(&marker) == sent as usize, "{} of {sent} passed", packets.containing(&marker));
+    ensure!(outcome(&pair.bed, "n1", "guard_tcp")? >= before + sent, "{sent} were not counted");
+    ensure!(heard_of(&pair, "client").is_none() && heard_of(&pair, "other").is_none(), "a connection is logged");
+    ensure!(lines(&listener.log()).is_empty(), "the application was reached: {}", listener.log());
+    // Had there been one, it would have been seen.
+    pair.connect(Family::V4, &["send:a", "read:1"])?.expect_ok("a connection with a SYN")?;
+    ensure!(!lines(&listener.log()).is_empty());
+    eventually(PATIENCE, "a connection to be logged", || Ok(heard_of(&pair, "client"))).map(drop)
+}
+
+/// What the server's agent told of connections from a pod.
+fn heard_of(pair: &Pair, pod: &str) -> Option<Value> {
+    let ips = Family::BOTH.map(|family| pair.bed.pod(pod).ips.ip(family).to_string());
+    let is_its =
+        |record: &Value| record["client"].as_str().is_some_and(|client| ips.iter().any(|ip| client.contains(ip)));
+    pair.bed.agent("n2").access_log().into_iter().find(is_its)
+}
+
+/// Runs a script after [`RAW`] in the client's pod, to the server's; how many packets it sent.
+fn send_raw(pair: &Pair, script: &str, marker: &str, more: &[&str]) -> Result<u64> {
+    let (client, server) = (pair.bed.pod("client"), pair.bed.pod("server"));
+    let gateway = hardware_address(&pair.bed.node("n1").netns, &client.host_end)?;
+    let own = hardware_address(&client.netns, "eth0")?;
+    let ips =
+        [client.ips.v4.to_string(), client.ips.v6.to_string(), server.ips.v4.to_string(), server.ips.v6.to_string()];
+    let [own4, own6, other4, other6] = &ips;
+    let script = format!("{RAW}{script}print(frame.sent)\n");
+    let argv = [PYTHON, "-c", &script, own4, own6, other4, other6, &gateway, &own, marker];
+    let sent = client.run(&[&argv[..], more].concat(), PATIENCE)?;
+    Ok(sent.expect_ok("sending raw packets")?.trim().parse()?)
+}
+
+/// Past the pod's own stack and past any tc program inside it.
 const RAW: &str = r"
 import socket, struct, sys
 own4, own6, dst4, dst6, gateway, own, marker = sys.argv[1:8]
 A, M = lambda a: socket.inet_pton(socket.AF_INET6 if ':' in a else socket.AF_INET, a), lambda m: bytes.fromhex(m.replace(':', ''))
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); wire.bind(('eth0', 0)); wire.setsockopt(263, 20, 1)
-def tcp(port, flags=2): return struct.pack('!HHIIBBHHH', port, 80, 1, 0, 5 << 4, flags, 65535, 0, 0)
+def tcp(port, flags=2, to=80): return struct.pack('!HHIIBBHHH', port, to, 1, 0, 5 << 4, flags, 65535, 0, 0)
 def frame(kind, packet): wire.send(M(gateway) + M(own) + struct.pack('!H', kind) + packet); frame.sent += 1
 frame.sent = 0
 def check(h):
@@ -155,14 +198,32 @@ def v4(payload, source=own4, to=dst4, fragment=0, options=b''):
     frame(0x0800, h[:10] + struct.pack('!H', check(h)) + h[12:] + payload)
 def v6(next, payload, source=own6, to=dst6): frame(0x86dd, struct.pack('!IHBB', 6 << 28, len(payload), next, 64) + A(source) + A(to) + payload)
 m = marker.encode()
+";
+
+/// SYNs, with options, with other flags, behind extension headers, in fragments, cut short, from another's address, to the
+/// pod itself.
+const SYNS: &str = r"
 pad = lambda next: bytes([next, 0, 1, 4, 0, 0, 0, 0])
 v4(tcp(1001) + m); v4(tcp(1002) + m, options=b'\x01' * 8); v4(tcp(1003, 0xc3) + m); v4(tcp(1004) + m, source='10.77.7.7')
 v4(tcp(1005)[:8] + m, fragment=0x2000); v4(tcp(1005)[8:] + m, fragment=1); v4(tcp(1006)[:12]); v4(tcp(1007) + m, to=own4)
+v4(tcp(1008, 0x06) + m); v4(tcp(1009, 0x2a) + m)
 v6(6, tcp(1011) + m); v6(0, pad(6) + tcp(1012) + m); v6(60, pad(60) * 2 + pad(6) + tcp(1013) + m)
 v6(60, pad(60) * 11 + pad(6) + tcp(1014) + m); v6(44, bytes([6, 0, 0, 0, 0, 0, 0, 9]) + tcp(1015) + m)
 v6(44, bytes([6, 0, 0, 1, 0, 0, 0, 8]) + tcp(1016) + m); v6(44, bytes([60, 0, 0, 8, 0, 0, 0, 7]) + tcp(1017) + m)
 v6(51, bytes([6, 4, 0, 0]) + bytes(20) + tcp(1018) + m); v6(6, tcp(1019) + m, source='fd6e:6f64:656d:6572::1', to=own6)
-print(frame.sent)
+";
+
+/// ACK, data, RST, SYN and ACK, FIN, nothing: to a port that is listened on, whole, of the pod's own address and of a
+/// neighbour's.
+const WITHOUT_SYN: &str = r"
+from4, from6, port = sys.argv[8:11]
+def whole(number, flags, source, to):
+    s = tcp(number, flags, int(port)) + m + bytes(len(m) % 2)
+    sum = check(A(source) + A(to) + struct.pack('!IHBB', len(s), 0, 0, 6) + s)
+    return s[:16] + struct.pack('!H', sum) + s[18:]
+for number, flags in enumerate([0x10, 0x18, 0x04, 0x14, 0x12, 0x52, 0x01, 0x11, 0x00], 1101):
+    for source in [own4, from4]: v4(whole(number, flags, source, dst4), source=source)
+    for source in [own6, from6]: v6(6, whole(number, flags, source, dst6), source=source)
 ";
 
 #[test]

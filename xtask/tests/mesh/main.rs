@@ -14,6 +14,7 @@ mod hostile;
 mod kernel;
 mod lifecycle;
 mod many;
+mod odd_sockets;
 mod pair;
 mod policy;
 mod probes;
