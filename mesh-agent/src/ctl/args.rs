@@ -9,6 +9,7 @@ use super::connections::ConnectionsArgs;
 use super::graph::GraphArgs;
 use super::identity::IdentityArgs;
 use super::status::StatusArgs;
+use super::top::TopArgs;
 use crate::admin::Address;
 use crate::cli::{PolicyTestArgs, ValidateArgs};
 
@@ -50,7 +51,7 @@ pub struct WhomArgs {
     #[arg(long, global = true, value_name = "NAME", help_heading = WHOM)]
     pub context: Option<String>,
     /// How long one agent may take to answer
-    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = duration, help_heading = WHOM)]
+    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = some_time, help_heading = WHOM)]
     pub timeout: Duration,
 }
 
@@ -95,6 +96,8 @@ pub enum Question {
     ///
     /// Counted by every agent since it started, by namespace and service account.
     Graph(GraphArgs),
+    /// Show what is carried now, in a second, between whom; the busiest first
+    Top(TopArgs),
 }
 
 /// `meshctl policy`
@@ -139,7 +142,8 @@ pub enum Output {
     Yaml,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// A time that is not nothing.
+pub fn some_time(text: &str) -> Result<Duration, String> {
     let parsed = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if parsed.is_zero() { Err("expected more than nothing, such as 10s".into()) } else { Ok(parsed) }
 }

@@ -62,19 +62,55 @@ struct Edge {
 /// Connections and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Counted {
-    opened: u64,
-    open: u64,
+pub struct Counted {
+    /// Since the agent started.
+    pub opened: u64,
+    /// Now.
+    pub open: u64,
     /// From client to server.
-    sent_bytes: u64,
-    received_bytes: u64,
+    pub sent_bytes: u64,
+    /// From server to client.
+    pub received_bytes: u64,
 }
 
-/// Both ends' agents count a connection; whoever can be believed to know all is the caller's.
+/// Both ends' agents count a connection.
 #[derive(Clone, Copy, Debug, Default)]
-struct BothEnds {
-    outbound: Counted,
-    inbound: Counted,
+pub struct BothEnds {
+    /// By agents of callers.
+    pub outbound: Counted,
+    /// By agents of those called.
+    pub inbound: Counted,
+}
+
+/// From whom, to whom, carried how.
+pub type Way = (String, String, String);
+
+/// What one agent has counted, or all of them.
+pub type Tallies = BTreeMap<Way, BothEnds>;
+
+/// What an agent's `/metrics` count.
+pub fn tallies(answer: &[u8]) -> Tallies {
+    let mut tallies = Tallies::new();
+    String::from_utf8_lossy(answer).lines().for_each(|line| count(line, &mut tallies));
+    tallies
+}
+
+impl Counted {
+    /// Adds what another agent has counted.
+    pub fn add(&mut self, other: Self) {
+        let Self { opened, open, sent_bytes, received_bytes } = other;
+        self.opened = self.opened.saturating_add(opened);
+        self.open = self.open.saturating_add(open);
+        self.sent_bytes = self.sent_bytes.saturating_add(sent_bytes);
+        self.received_bytes = self.received_bytes.saturating_add(received_bytes);
+    }
+}
+
+impl BothEnds {
+    /// The caller's word, where a caller is of the mesh: its agent knows whom it reached.
+    pub fn believed(self) -> Counted {
+        if self.outbound.opened > 0 { self.outbound } else { self.inbound }
+    }
 }
 
 /// Asks and draws.
@@ -90,26 +126,28 @@ pub async fn run(args: &GraphArgs, agents: &Agents, screen: &mut Screen<'_>) -> 
 
 impl Graph {
     fn new(told: Vec<Told>, namespace: Option<&str>) -> Self {
-        let mut counted = BTreeMap::<(String, String, String), BothEnds>::new();
+        let mut counted = Tallies::new();
         let mut unanswered = Vec::new();
         for Told { name, answer } in told {
             match answer {
-                Ok(answer) => String::from_utf8_lossy(&answer).lines().for_each(|line| count(line, &mut counted)),
+                Ok(answer) => {
+                    for (way, ends) in tallies(&answer) {
+                        let sum = counted.entry(way).or_default();
+                        sum.outbound.add(ends.outbound);
+                        sum.inbound.add(ends.inbound);
+                    }
+                }
                 Err(error) => unanswered.push(Unanswered::new(name, error)),
             }
         }
         let edges = counted.into_iter().map(|((from, to, transport), ends)| Edge {
             proved: matches!(transport.as_str(), "tunnel" | "same-node" | "itself"),
-            counted: if ends.outbound.opened > 0 { ends.outbound } else { ends.inbound },
+            counted: ends.believed(),
             from,
             to,
             transport,
         });
-        let is_of = |end: &str, wanted: &str| end.split_once('/').is_some_and(|(namespace, _)| namespace == wanted);
-        let is_wanted = |edge: &Edge| {
-            edge.counted.opened > 0
-                && namespace.is_none_or(|wanted| is_of(&edge.from, wanted) || is_of(&edge.to, wanted))
-        };
+        let is_wanted = |edge: &Edge| edge.counted.opened > 0 && touches([&edge.from, &edge.to], namespace);
         let edges: Vec<Edge> = edges.filter(is_wanted).collect();
         let nodes = edges.iter().flat_map(|edge| [edge.from.clone(), edge.to.clone()]).collect();
         Self { nodes, edges, unanswered }
@@ -158,6 +196,12 @@ impl Graph {
     }
 }
 
+/// Whether one of two ends is of a namespace, where one is asked for.
+pub fn touches(ends: [&String; 2], namespace: Option<&str>) -> bool {
+    let is_of = |end: &String, wanted: &str| end.split_once('/').is_some_and(|(namespace, _)| namespace == wanted);
+    namespace.is_none_or(|wanted| ends.into_iter().any(|end| is_of(end, wanted)))
+}
+
 /// A comment ends with its line.
 fn commented(text: &str) -> String {
     text.replace(char::is_control, " ")
@@ -168,7 +212,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// Adds a line of OpenMetrics, if it counts connections.
-fn count(line: &str, counted: &mut BTreeMap<(String, String, String), BothEnds>) {
+fn count(line: &str, counted: &mut Tallies) {
     let Some((name, labels, value)) = sample(line) else { return };
     let field: fn(&mut Counted) -> &mut u64 = match name {
         "nodemesh_connections_opened_total" => |counted| &mut counted.opened,

@@ -13,6 +13,7 @@ mod identity;
 mod reach;
 mod status;
 mod table;
+mod top;
 mod words;
 
 #[cfg(test)]
@@ -111,6 +112,7 @@ async fn ask(whom: &WhomArgs, question: &Question, screen: &mut Screen<'_>) -> R
         Question::Connections(args) => connections::run(args, &agents, screen).await,
         Question::Identity(args) => identity::run(args, &agents, screen).await,
         Question::Graph(args) => graph::run(args, &agents, screen).await,
+        Question::Top(args) => top::run(args, &agents, screen).await,
     }
 }
 
@@ -148,7 +150,7 @@ fn right_command(refusal: &clap::Error) -> Option<&'static str> {
 /// What is typed for what is meant.
 const RIGHT: [(&[&str], &str); 5] = [
     (&["agents", "nodes", "check", "get", "proxy-status", "ps", "health"], "status"),
-    (&["conn", "conntrack", "tap", "observe", "monitor", "top"], "connections --watch"),
+    (&["conn", "conntrack", "tap", "observe", "monitor"], "connections --watch"),
     (&["cert", "certs", "certificate", "certificates", "svid", "identities", "secret"], "identity"),
     (&["validate", "lint", "analyze", "vet"], "config validate PATH"),
     (&["test", "auth", "authz", "can-i"], "policy test PATH --from WHO --to WHOM"),

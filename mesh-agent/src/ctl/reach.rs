@@ -130,7 +130,8 @@ async fn of_cluster(whom: &WhomArgs) -> Result<Vec<Agent>> {
     };
     ensure!(
         !listed.items.is_empty(),
-        "no agents in namespace {mesh_namespace}: is the mesh elsewhere? kubectl get pods -A -l {AGENTS}, then -n NAMESPACE"
+        "no agents in namespace {mesh_namespace}: is the mesh elsewhere? kubectl get pods -A -l {AGENTS}, then -n NAMESPACE \
+         (it is that of the mesh itself; pods are chosen by --namespace)"
     );
     Ok(listed.items.iter().map(|pod| of_pod(pod, &pods)).collect())
 }

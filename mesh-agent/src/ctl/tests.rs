@@ -346,6 +346,37 @@ unknown    --plaintext-->       shop/api    1        1      2.0Ki/10
 }
 
 #[tokio::test]
+async fn what_is_carried_now() {
+    let metrics = Metrics::new();
+    let id = |account: &str| SpiffeId::new("cluster.local", "shop", account).unwrap();
+    let (direction, transport) = (Direction::Outbound, Transport::Tunnel);
+    let open =
+        metrics.opened(&ConnectionKey { direction, transport, source: Some(id("web")), destination: Some(id("api")) });
+    let mut rig = Rig::new();
+    rig.agent("one", json_of(DUMP), json!([]), metrics).await;
+    let carrying = tokio::spawn(async move {
+        for sent in 1u64.. {
+            open.progress(sent << 20, 0);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let (verdict, text) = rig.ask(&["one", "away"], &["top", "-o", "json", "--interval", "200ms"]).await;
+    let shown = json_of(&text);
+    let rate = &shown["rates"][0];
+    assert_eq!(
+        (&rate["from"], &rate["to"], &rate["open"]),
+        (&json!("shop/web"), &json!("shop/api"), &json!(1)),
+        "{text}"
+    );
+    assert!(rate["sentBytesPerSecond"].as_f64().unwrap() > 1e6, "{text}");
+    assert_eq!((verdict, &shown["unanswered"][0]["node"]), (Verdict::Wrong, &json!("away")));
+    let (verdict, text) = rig.ask(&["one"], &["top", "--once", "--interval", "100ms"]).await;
+    carrying.abort();
+    assert!(text.starts_with("FROM       TO         TRANSPORT   OPEN   OPENED/S   SENT/S"), "{text}");
+    assert_eq!((verdict, text.lines().count()), (Verdict::Well, 2), "{text}");
+}
+
+#[tokio::test]
 async fn who_is_silent_is_not_waited_for() {
     let rig = Rig::new();
     // Takes connections, and says nothing.
