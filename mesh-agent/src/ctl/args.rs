@@ -14,12 +14,12 @@ use crate::admin::Address;
 use crate::cli::{PolicyTestArgs, ValidateArgs};
 
 const AFTER_HELP: &str = "\
-The agents are those of the cluster that kubectl talks to, asked with your own rights: you may list and exec pods in the
-mesh's namespace. With --admin they are those at these addresses, and no cluster is asked.
+The agents are those of the cluster that kubectl talks to, asked with your own rights: you may list
+and exec pods in the mesh's namespace. With --admin they are those at these addresses.
 
 Installed in your PATH as kubectl-mesh it is `kubectl mesh`.
 
-Exit status: 0 all is well, 1 something is wrong or somebody did not answer, 2 the question cannot be asked.";
+Exit status: 0 all is well, 1 something is wrong or somebody did not answer, 2 nobody can be asked.";
 
 /// Look at a mesh: its agents, who talks to whom, and by which certificates
 #[derive(Debug, Parser)]
@@ -83,14 +83,14 @@ pub enum Command {
 pub enum Question {
     /// Say how every agent is: version, pods, certificates, age of its configuration
     ///
-    /// Exit status: 0 all are well, 1 something is wrong (it is said what), 2 no agent can be asked.
+    /// Exit status: 0 all are well, 1 something is wrong (it is said what), 2 nobody answers.
     Status(StatusArgs),
     /// Show the live connections of the mesh
     #[command(visible_alias = "flows")]
     Connections(ConnectionsArgs),
     /// Show the identities of the mesh and their certificates, or those of one pod
     ///
-    /// Exit status: 0 each has a certificate in force, 1 one has not, or no agent knows the pod; 2 no agent can be asked.
+    /// Exit status: 0 each has a certificate in force, 1 one has not, or no agent knows the pod; 2 nobody answers.
     Identity(IdentityArgs),
     /// Draw who talks to whom, and how that is protected
     ///

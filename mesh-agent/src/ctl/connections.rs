@@ -108,7 +108,7 @@ pub async fn run(args: &ConnectionsArgs, agents: &Agents, screen: &mut Screen<'_
             Output::Yaml => screen.yaml(&connections)?,
         }
         if !args.watch {
-            return Ok(Verdict::of(connections.unanswered.is_empty()));
+            return Ok(Verdict::of(true, connections.unanswered.len(), agents));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -121,7 +121,7 @@ pub async fn run(args: &GraphArgs, agents: &Agents, screen: &mut Screen<'_>) -> 
         GraphOutput::Dot => screen.print(&graph.dot())?,
         GraphOutput::Json => screen.json(&graph)?,
     }
-    Ok(Verdict::of(graph.unanswered.is_empty()))
+    Ok(Verdict::of(true, graph.unanswered.len(), agents))
 }
 
 impl Graph {

@@ -80,8 +80,8 @@ pub async fn run(args: &IdentityArgs, agents: &Agents, screen: &mut Screen<'_>) 
     }
     let Identities { identities, unanswered } = &identities;
     let is_found = pod.is_none() || !identities.is_empty();
-    let is_well = unanswered.is_empty() && identities.iter().all(|identity| identity.in_force);
-    Ok(Verdict::of(is_found && is_well))
+    let is_well = is_found && identities.iter().all(|identity| identity.in_force);
+    Ok(Verdict::of(is_well, unanswered.len(), agents))
 }
 
 impl Identities {

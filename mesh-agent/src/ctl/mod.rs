@@ -60,13 +60,18 @@ enum Verdict {
     Well,
     /// Something is wrong, or somebody did not answer.
     Wrong,
-    /// The question cannot be asked; as clap's own refusals.
+    /// The question cannot be asked, or nobody answers; as clap's own refusals.
     Unasked,
 }
 
 impl Verdict {
-    fn of(is_well: bool) -> Self {
-        if is_well { Self::Well } else { Self::Wrong }
+    /// Of what those said that answered; so many did not.
+    fn of(is_well: bool, silent: usize, agents: &Agents) -> Self {
+        match (silent, is_well) {
+            (0, true) => Self::Well,
+            (silent, _) if silent == agents.count() => Self::Unasked,
+            _ => Self::Wrong,
+        }
     }
 }
 

@@ -81,6 +81,11 @@ impl Agents {
         Ok(Self { agents, timeout: whom.timeout })
     }
 
+    /// How many they are; one at least.
+    pub fn count(&self) -> usize {
+        self.agents.len()
+    }
+
     /// Asks every agent for a path, several at once. The answers are in the order of the agents' names.
     pub async fn ask(&self, path: &str) -> Vec<Told> {
         let permits = Arc::new(Semaphore::new(AT_ONCE));

@@ -46,6 +46,8 @@ pub struct AgentStatus {
     pub node: String,
     /// Its pod.
     pub pod: Option<String>,
+    /// Whether it did.
+    pub answered: bool,
     /// Its version.
     pub version: Option<String>,
     /// Since when it runs, in seconds of Unix time.
@@ -113,7 +115,8 @@ pub async fn run(args: &StatusArgs, agents: &Agents, screen: &mut Screen<'_>) ->
         Output::Json => screen.json(&mesh)?,
         Output::Yaml => screen.yaml(&mesh)?,
     }
-    Ok(Verdict::of(mesh.healthy))
+    let silent = mesh.agents.iter().filter(|agent| !agent.answered).count();
+    Ok(Verdict::of(mesh.healthy, silent, agents))
 }
 
 impl Mesh {
@@ -168,7 +171,7 @@ impl AgentStatus {
         let Told { name, answer } = told;
         let blank = Self { node: name.node, pod: name.pod, ..Self::default() };
         match answer.and_then(|answer| Dump::read(&answer)) {
-            Ok(dump) => blank.filled(dump),
+            Ok(dump) => Self { answered: true, ..blank }.filled(dump),
             Err(error) => Self { trouble: vec![format!("does not answer: {error}")], ..blank },
         }
     }

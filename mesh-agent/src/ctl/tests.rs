@@ -128,6 +128,8 @@ worker-1   0.1.0     yes     3      2/2        2/2 2h11m      0s           4
 #[tokio::test]
 async fn status_says_what_is_wrong_and_goes_on_without_who_is_away() {
     let rig = rig().await;
+    let (verdict, _) = rig.ask(&["away"], &["status"]).await;
+    assert_eq!(verdict, Verdict::Unasked);
     let (verdict, text) = rig.ask(&["two", "away", "one"], &["status", "-o", "wide"]).await;
     let expected = "\
 NODE       VERSION   READY   PODS   CAPTURED   CERTIFICATES   CONFIG AGE   CONNECTIONS   OBJECTS   FINDINGS   STATE   POD
@@ -158,6 +160,7 @@ async fn status_for_machines() {
     let expected = json!({
         "node": "worker-1",
         "pod": null,
+        "answered": true,
         "version": "0.1.0",
         "started": 1790000000.25,
         "ready": true,
@@ -341,8 +344,9 @@ unknown    --plaintext-->       shop/api    1        1      2.0Ki/10
     let (_, text) = rig.ask(&agents, &["graph", "-o", "dot", "--namespace", "shop"]).await;
     assert!(text.contains("\"shop/web\" -> \"shop/api\" [label=\"tunnel (2)\", color=darkgreen];"), "{text}");
     assert!(text.contains("\"unknown\" -> \"shop/api\" [label=\"plaintext (1)\", color=red, style=dashed];"), "{text}");
-    let (_, text) = rig.ask(&["away", "callers"], &["graph", "-o", "dot", "--namespace", "none"]).await;
+    let (verdict, text) = rig.ask(&["away", "callers"], &["graph", "-o", "dot", "--namespace", "none"]).await;
     assert!(text.contains("// away does not answer") && !text.contains("->"), "{text}");
+    assert_eq!(verdict, Verdict::Wrong);
 }
 
 #[tokio::test]
@@ -383,7 +387,7 @@ async fn who_is_silent_is_not_waited_for() {
     let _silent = tokio::net::UnixListener::bind(rig.place.path().join("silent")).unwrap();
     let begun = std::time::Instant::now();
     let (verdict, text) = rig.ask(&["silent"], &["connections", "--timeout", "200ms"]).await;
-    assert_eq!(verdict, Verdict::Wrong);
+    assert_eq!(verdict, Verdict::Unasked, "there is nobody else");
     assert!(text.contains("silent: does not answer: no answer within 200ms"), "{text}");
     assert!(begun.elapsed() < Duration::from_secs(10));
 }

@@ -84,7 +84,7 @@ pub async fn run(args: &TopArgs, agents: &Agents, screen: &mut Screen<'_>) -> Re
                 }
             }
         }
-        return Ok(Verdict::of(rates.unanswered.is_empty()));
+        return Ok(Verdict::of(true, rates.unanswered.len(), agents));
     }
 }
 
