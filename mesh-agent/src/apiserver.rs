@@ -89,24 +89,38 @@ impl ApiServer {
     /// By a kubeconfig that was named; else by the service account of the pod that this is; else by KUBECONFIG or
     /// ~/.kube/config.
     pub async fn find(kubeconfig: Option<PathBuf>) -> Result<Self, Error> {
-        let config = match kubeconfig {
-            Some(path) => {
-                let read = Kubeconfig::read_from(&path);
-                let unusable = |reason: String| Error::Kubeconfig { path: path.clone(), reason };
-                let read = read.map_err(|error| unusable(chain(&error)))?;
-                let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
-                config.map_err(|error| unusable(chain(&error)))?
-            }
+        match kubeconfig {
+            Some(path) => Self::of_file(path, &KubeConfigOptions::default()).await,
             None => match Config::incluster() {
-                Ok(config) => config,
-                Err(in_cluster) => {
-                    let config = Config::from_kubeconfig(&KubeConfigOptions::default()).await;
-                    config
-                        .map_err(|error| Error::Unknown { in_cluster: chain(&in_cluster), kubeconfig: chain(&error) })?
-                }
+                Ok(config) => Ok(Self { config }),
+                Err(in_cluster) => Self::of_environment(&KubeConfigOptions::default(), || chain(&in_cluster)).await,
             },
-        };
-        Ok(Self { config })
+        }
+    }
+
+    /// As [`ApiServer::find`], by a context of the kubeconfig that was named, where one was.
+    pub async fn find_context(kubeconfig: Option<PathBuf>, context: Option<String>) -> Result<Self, Error> {
+        if context.is_none() {
+            return Self::find(kubeconfig).await;
+        }
+        let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
+        match kubeconfig {
+            Some(path) => Self::of_file(path, &options).await,
+            None => Self::of_environment(&options, || "a context was named".to_string()).await,
+        }
+    }
+
+    async fn of_file(path: PathBuf, options: &KubeConfigOptions) -> Result<Self, Error> {
+        let unusable = |reason: String| Error::Kubeconfig { path: path.clone(), reason };
+        let read = Kubeconfig::read_from(&path).map_err(|error| unusable(chain(&error)))?;
+        let config = Config::from_custom_kubeconfig(read, options).await;
+        Ok(Self { config: config.map_err(|error| unusable(chain(&error)))? })
+    }
+
+    async fn of_environment(options: &KubeConfigOptions, in_cluster: impl Fn() -> String) -> Result<Self, Error> {
+        let config = Config::from_kubeconfig(options).await;
+        let unknown = |error| Error::Unknown { in_cluster: in_cluster(), kubeconfig: chain(&error) };
+        Ok(Self { config: config.map_err(unknown)? })
     }
 
     /// Where it is, for people.

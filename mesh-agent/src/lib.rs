@@ -38,6 +38,7 @@ pub mod cni;
 pub mod commands;
 pub mod conditions;
 pub mod config;
+pub mod ctl;
 pub mod departure;
 pub mod drain;
 pub mod fields;

@@ -48,7 +48,18 @@ fn build(profile: &str) -> Result<PathBuf> {
     // For a named target the flags are the agent's alone, and not those of what is run while it is built.
     let target = host()?;
     let flags = format!("target.{target}.rustflags=[\"-Ctarget-feature=+crt-static\"]");
-    let arguments = ["build", "--profile", profile, "--package", "mesh-agent", "--target", &target, "--config", &flags];
+    // meshctl, the package's other program, runs elsewhere and is built by those who want it.
+    let arguments = [
+        "build",
+        "--package=mesh-agent",
+        "--bin=mesh-agent",
+        "--profile",
+        profile,
+        "--target",
+        &target,
+        "--config",
+        &flags,
+    ];
     let status = cargo().args(arguments).env("NODEMESH_BPF_OBJECT", &object).status().context("starting cargo")?;
     ensure!(status.success(), "cargo {}: {status}", arguments.join(" "));
     built(profile)

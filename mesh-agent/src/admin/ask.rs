@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::Address;
 
 /// The longest answer that is taken, in bytes: the dump of a world of 10 000 pods is some ten MB.
-pub(super) const MAX_ANSWER_BYTES: usize = 256 << 20;
+pub const MAX_ANSWER_BYTES: usize = 256 << 20;
 /// How long a whole answer may take; longer than the agent allows itself for one.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 

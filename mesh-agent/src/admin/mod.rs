@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `GET /readyz` | 200 `ready` or 503 `not ready`, with what is missing, a line each |
 //! | `GET /metrics` | OpenMetrics text |
-//! | `GET /config_dump` | JSON: every named section that `app` has registered |
+//! | `GET /config_dump` | JSON: every named section that `app` has registered; those alone of `?sections=agent,settings` |
 //! | `GET /connections` | JSON: live connections |
 //! | `POST /rotate` | renews every certificate now |
 //! | `POST /drain` | begins the drain, as SIGTERM does |
@@ -36,7 +36,7 @@ use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
 use crate::telemetry::{AccessLog, Metrics, access_log, logs};
 
-pub use ask::{Answer, ask};
+pub use ask::{Answer, MAX_ANSWER_BYTES, ask};
 pub use listener::{Address, AddressError, Listener, bind_private, bind_tcp};
 pub use serve::{REQUEST_TIMEOUT, serve};
 
@@ -103,7 +103,7 @@ pub enum Surface {
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
     limits![
-        ask::MAX_ANSWER_BYTES, "bytes", "of an answer that `mesh-agent get` takes";
+        ask::MAX_ANSWER_BYTES, "bytes", "of an answer that `mesh-agent get` and meshctl take";
         ask::ANSWER_TIMEOUT, "milliseconds", "for a whole answer to `mesh-agent get`";
         serve::MAX_CONNECTIONS, "connections per surface", "more wait in the kernel's queue";
         serve::HEADER_TIMEOUT, "milliseconds", "for a request's line and headers, and for an idle connection";

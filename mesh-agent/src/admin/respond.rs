@@ -115,7 +115,7 @@ async fn act(endpoint: Endpoint, request: Request<Incoming>, sources: &Sources) 
         Endpoint::Metrics => {
             typed(StatusCode::OK, HeaderValue::from_static(metrics::CONTENT_TYPE), sources.metrics.encode())
         }
-        Endpoint::ConfigDump => json_answer(StatusCode::OK, &config_dump(sources).await),
+        Endpoint::ConfigDump => json_answer(StatusCode::OK, &config_dump(request.uri().query(), sources).await),
         Endpoint::Connections => json_answer(StatusCode::OK, &connections(sources).await),
         Endpoint::Rotate => run_hook(&sources.rotate).await,
         Endpoint::Drain => run_hook(&sources.drain).await,
@@ -140,10 +140,13 @@ fn readiness(sources: &Sources) -> Answer {
     text(status, body)
 }
 
-async fn config_dump(sources: &Sources) -> Value {
+/// All sections, or those that the query names: the services of a large cluster are most of a dump.
+async fn config_dump(query: Option<&str>, sources: &Sources) -> Value {
     let deadline = Instant::now() + SECTION_TIMEOUT;
-    let sections: Vec<_> =
-        sources.config_dump.iter().map(|(name, provider)| (*name, Section::start(provider))).collect();
+    let wanted = query.and_then(|query| query.split('&').find_map(|part| part.strip_prefix("sections=")));
+    let is_wanted = |name: &str| wanted.is_none_or(|wanted| wanted.split(',').any(|one| one == name));
+    let shown = sources.config_dump.iter().filter(|(name, _)| is_wanted(name));
+    let sections: Vec<_> = shown.map(|(name, provider)| (*name, Section::start(provider))).collect();
     let mut dump = serde_json::Map::new();
     for (name, section) in sections {
         dump.insert(name.to_string(), section.finish(deadline).await);

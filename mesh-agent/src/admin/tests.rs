@@ -133,6 +133,21 @@ async fn a_section_that_fails_costs_itself_alone() {
 }
 
 #[tokio::test]
+async fn sections_that_nobody_asks_for_are_not_made() {
+    let server = server(Surface::Admin).await;
+    let begun = std::time::Instant::now();
+    for (path, expected) in [
+        ("/config_dump?sections=identity", json!({ "identity": { "svids": 2 } })),
+        ("/config_dump?verbose&sections=none,identity", json!({ "identity": { "svids": 2 } })),
+        ("/config_dump?sections=", json!({})),
+    ] {
+        let (status, _, body) = get(&server, path).await;
+        assert_eq!((status, serde_json::from_str::<Value>(&body).unwrap()), (200, expected), "{path}");
+    }
+    assert!(begun.elapsed() < super::respond::SECTION_TIMEOUT, "the section that hangs was waited for");
+}
+
+#[tokio::test]
 async fn hooks_run_by_post_and_say_how_it_went() {
     let server = server(Surface::Admin).await;
     assert_eq!(get(&server, "/rotate").await.0, 405);

@@ -11,8 +11,8 @@ use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
 use crate::telemetry::{CertificateFacts, RootFacts};
 use crate::{
-    admin, apiserver, capture, cni, conditions, discovery, extauth, hbone, http, identity, issuers, proxy, resilience,
-    routes, routing, sandboxes, telemetry, tokens,
+    admin, apiserver, capture, cni, conditions, ctl, discovery, extauth, hbone, http, identity, issuers, proxy,
+    resilience, routes, routing, sandboxes, telemetry, tokens,
 };
 
 /// Who this is, since when, and how it is.
@@ -114,37 +114,46 @@ fn settings_of(config: &Config) -> Value {
 
 /// Where the world comes from, how old it is, and what was refused.
 pub fn discovery(agent: &Agent) -> Value {
-    json!({ "stateVersion": agent.state.current().version, "health": &*agent.health.report() })
+    let health = agent.health.report();
+    // By this node's clock: who asks may have another.
+    let age = health.seen.and_then(|seen| seen.elapsed().ok());
+    json!({
+        "stateVersion": agent.state.current().version,
+        "ageSeconds": age.map(|age| age.as_secs_f64()),
+        "health": &*health,
+    })
 }
 
 /// The certificates; never a key.
 pub fn identities(agent: &Agent) -> Value {
-    let one = |status: identity::SvidStatus| {
-        json!({
-            "id": status.id.to_string(),
-            "notAfter": status.not_after.map(unix_seconds),
-            "secondsLeft": status.seconds_left,
-            "issued": status.issued.map(unix_seconds),
-            "root": status.root.map(|root| root.to_string()),
-            "serial": status.serial,
-            "generation": status.generation,
-            "lastError": status.last_error,
-            "failures": status.failures,
-        })
-    };
-    let root = |root: identity::RootStatus| {
-        json!({
-            "root": root.id.to_string(),
-            "notAfter": unix_seconds(root.not_after),
-            "signs": root.is_signer,
-            "peers": root.peers,
-        })
-    };
     json!({
         "authority": agent.identities.authority(),
         "trouble": agent.identities.trouble(),
         "roots": agent.identities.roots().into_iter().map(root).collect::<Vec<_>>(),
-        "svids": agent.identities.status().into_iter().map(one).collect::<Vec<_>>(),
+        "svids": agent.identities.status().into_iter().map(svid).collect::<Vec<_>>(),
+    })
+}
+
+fn svid(status: identity::SvidStatus) -> Value {
+    json!({
+        "id": status.id.to_string(),
+        "notAfter": status.not_after.map(unix_seconds),
+        "secondsLeft": status.seconds_left,
+        "issued": status.issued.map(unix_seconds),
+        "root": status.root.map(|root| root.to_string()),
+        "serial": status.serial,
+        "generation": status.generation,
+        "lastError": status.last_error,
+        "failures": status.failures,
+    })
+}
+
+fn root(root: identity::RootStatus) -> Value {
+    json!({
+        "root": root.id.to_string(),
+        "notAfter": unix_seconds(root.not_after),
+        "signs": root.is_signer,
+        "peers": root.peers,
     })
 }
 
@@ -191,6 +200,7 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("conditions", conditions::limits()),
         ("telemetry", telemetry::limits()),
         ("admin", admin::limits()),
+        ("ctl", ctl::limits()),
         ("app", super::limits()),
     ]
 }
@@ -261,6 +271,8 @@ pub fn workloads(agent: &Agent) -> Value {
     let usage = agent.proxy.usage();
     let one = |workload: &std::sync::Arc<crate::state::Workload>| {
         let taken = usage.iter().find(|usage| usage.pod == workload.name && usage.namespace == workload.namespace);
+        let gate = format!("{}{}/{}", capture::POD_GATE, workload.namespace, workload.name);
+        let captured = agent.readiness.trouble(&gate).filter(|_| workload.enrolled);
         json!({
             "uid": workload.uid,
             "namespace": workload.namespace,
@@ -269,6 +281,8 @@ pub fn workloads(agent: &Agent) -> Value {
             "ips": workload.ips,
             "enrolled": workload.enrolled,
             "refusal": workload.refusal,
+            "captured": captured.as_ref().map(Option::is_none),
+            "notCaptured": captured.flatten(),
             "excluded": {
                 "outboundPorts": workload.exclusions.outbound_ports,
                 "inboundPorts": workload.exclusions.inbound_ports,
@@ -313,29 +327,30 @@ pub async fn tunnels(proxy: Proxy) -> Value {
 
 /// The live connections, of all workers.
 pub async fn connections(proxy: Proxy) -> Value {
-    let one = |LiveConnection { worker, record }: LiveConnection| {
-        json!({
-            "worker": worker,
-            "direction": record.direction.name(),
-            "transport": record.transport.name(),
-            "source": { "pod": record.source_pod, "identity": record.source_identity.map(|id| id.to_string()) },
-            "client": record.client,
-            "dialled": record.dialled,
-            "service": record.service,
-            "destination": {
-                "pod": record.destination_pod,
-                "identity": record.destination_identity.map(|id| id.to_string()),
-            },
-            "server": record.server,
-            "traceId": record.trace_id,
-            "rule": record.rule,
-            "audited": record.audited,
-            "bytesSent": record.bytes_sent,
-            "bytesReceived": record.bytes_received,
-            "ageSeconds": record.duration.as_secs_f64(),
-        })
-    };
-    proxy.connections().await.into_iter().map(one).collect()
+    proxy.connections().await.into_iter().map(connection).collect()
+}
+
+fn connection(LiveConnection { worker, record }: LiveConnection) -> Value {
+    json!({
+        "worker": worker,
+        "direction": record.direction.name(),
+        "transport": record.transport.name(),
+        "source": { "pod": record.source_pod, "identity": record.source_identity.map(|id| id.to_string()) },
+        "client": record.client,
+        "dialled": record.dialled,
+        "service": record.service,
+        "destination": {
+            "pod": record.destination_pod,
+            "identity": record.destination_identity.map(|id| id.to_string()),
+        },
+        "server": record.server,
+        "traceId": record.trace_id,
+        "rule": record.rule,
+        "audited": record.audited,
+        "bytesSent": record.bytes_sent,
+        "bytesReceived": record.bytes_received,
+        "ageSeconds": record.duration.as_secs_f64(),
+    })
 }
 
 /// Certificates and roots, for the metrics.
@@ -446,6 +461,63 @@ mod tests {
             run.get_arguments().filter_map(|flag| flag.get_long()).filter(|name| *name != "config").collect();
         let shown: BTreeSet<&str> = shown.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(shown, flags);
+    }
+
+    /// The fixtures of `ctl` are what agents show: what is renamed here is renamed there.
+    #[test]
+    fn meshctl_reads_what_is_shown() {
+        let fixture = |name: &str| -> Value {
+            let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/ctl/fixtures")).join(name);
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+        };
+        let (dump, connections) = (fixture("config_dump.json"), fixture("connections.json"));
+        assert_eq!(keys(&dump["identities"]["svids"][0]), keys(&svid(svid_status())));
+        assert_eq!(keys(&dump["discovery"]["health"]), keys(&json!(discovery::Report::default())));
+        let shown = connection(LiveConnection { worker: 0, record: record() });
+        for part in ["/0", "/0/source", "/0/destination"] {
+            let own = part.trim_start_matches("/0");
+            assert_eq!(keys(connections.pointer(part).unwrap()), keys(shown.pointer(own).unwrap()), "{part}");
+        }
+    }
+
+    fn svid_status() -> identity::SvidStatus {
+        identity::SvidStatus {
+            id: crate::spiffe::SpiffeId::new("cluster.local", "shop", "web").unwrap(),
+            not_after: None,
+            seconds_left: None,
+            issued: None,
+            root: None,
+            serial: String::new(),
+            generation: 0,
+            last_error: None,
+            failures: 0,
+        }
+    }
+
+    fn record() -> telemetry::ConnectionRecord {
+        telemetry::ConnectionRecord {
+            direction: telemetry::Direction::Outbound,
+            transport: telemetry::Transport::Tunnel,
+            source_pod: None,
+            source_identity: None,
+            client: "10.0.0.1:1".parse().unwrap(),
+            dialled: None,
+            service: None,
+            destination_pod: None,
+            destination_identity: None,
+            server: None,
+            trace_id: None,
+            rule: None,
+            audited: Vec::new(),
+            result: telemetry::ConnectionResult::Ok,
+            bytes_sent: 0,
+            bytes_received: 0,
+            duration: std::time::Duration::ZERO,
+        }
+    }
+
+    fn keys(object: &Value) -> BTreeSet<&str> {
+        object.as_object().unwrap().keys().map(String::as_str).collect()
     }
 
     #[test]

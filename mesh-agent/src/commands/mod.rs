@@ -163,12 +163,12 @@ impl From<Feature> for FeatureLine {
     }
 }
 
-fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print_lines(&[serde_json::to_string_pretty(value)?])
 }
 
 /// Prints a line each. A reader that has seen enough (`| head`) is no error.
-fn print_lines(lines: &[impl Display]) -> anyhow::Result<()> {
+pub(crate) fn print_lines(lines: &[impl Display]) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     for line in lines {
         match writeln!(out, "{line}") {

@@ -1,0 +1,235 @@
+//! meshctl: one command line for a whole mesh. Each command asks the agents' own HTTP (`admin`), prints, and answers with an
+//! exit status for scripts.
+//!
+//! How agents are reached is `reach`'s business; a command is a file, and what it shows is made of the answers by pure
+//! functions. JSON and YAML are interfaces, tables are for people. An agent that does not answer is a line of the output,
+//! not its end. Nothing here changes an agent.
+
+mod args;
+mod connections;
+mod dump;
+mod graph;
+mod identity;
+mod reach;
+mod status;
+mod table;
+mod top;
+mod words;
+
+#[cfg(test)]
+mod cluster_tests;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal as _, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory as _, FromArgMatches as _};
+use serde::Serialize;
+
+use self::args::{Command, ConfigCommand, Ctl, PolicyCommand, Question, Shell, WhomArgs};
+use self::reach::Agents;
+use self::table::Paint;
+use crate::limit::{Limit, limits};
+use crate::{cli, commands};
+
+/// kubectl runs `kubectl-mesh` for `kubectl mesh`.
+const PLUGIN: &str = "kubectl-mesh";
+
+/// The bounds of this room.
+pub fn limits() -> Vec<Limit> {
+    limits![
+        reach::AT_ONCE, "agents", "that meshctl asks at once";
+        reach::CHUNK_BYTES, "bytes", "of an answer through the API server that wait to be read";
+        reach::MAX_COMPLAINT_BYTES, "bytes", "that are kept of what a failed command in a pod says";
+        status::LATE_PART, "parts of a life", "a certificate with less than one left is late: it is renewed at half";
+        connections::LOOK_EVERY, "milliseconds", "between two looks of `connections --watch`";
+        identity::SHOWN_OF_ROOT, "characters", "of a root in a table of identities: enough to tell it from others";
+        status::OLD_CONFIG, "milliseconds", "from which an agent's world is shown as old";
+    ]
+}
+
+/// What scripts are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// All is well.
+    Well,
+    /// Something is wrong, or somebody did not answer.
+    Wrong,
+    /// The question cannot be asked, or nobody answers; as clap's own refusals.
+    Unasked,
+}
+
+impl Verdict {
+    /// Of what those said that answered; so many did not.
+    fn of(is_well: bool, silent: usize, agents: &Agents) -> Self {
+        match (silent, is_well) {
+            (0, true) => Self::Well,
+            (silent, _) if silent == agents.count() => Self::Unasked,
+            _ => Self::Wrong,
+        }
+    }
+}
+
+impl From<Verdict> for ExitCode {
+    fn from(verdict: Verdict) -> Self {
+        ExitCode::from(match verdict {
+            Verdict::Well => 0,
+            Verdict::Wrong => 1,
+            Verdict::Unasked => 2,
+        })
+    }
+}
+
+/// Does what was typed, the program's name first.
+pub fn run(typed: impl Iterator<Item = OsString>) -> ExitCode {
+    let typed: Vec<OsString> = typed.collect();
+    let name = name(typed.first());
+    let (whom, question) = match parsed(name, typed) {
+        Err(refusal) => return refused(name, &refusal),
+        Ok(Ctl { whom, command: Command::Ask(question) }) => (whom, question),
+        Ok(Ctl { command: Command::Policy(PolicyCommand::Test(args)), .. }) => {
+            return told(commands::policy(cli::PolicyCommand::Test(args)));
+        }
+        Ok(Ctl { command: Command::Config(ConfigCommand::Validate(args)), .. }) => {
+            return told(commands::validate(args));
+        }
+        Ok(Ctl { command: Command::Completion { shell }, .. }) => return told(complete(shell, name)),
+        Ok(Ctl { command: Command::Version, .. }) => {
+            return told(commands::print_lines(&[version()]).map(|()| ExitCode::SUCCESS));
+        }
+    };
+    let mut out = io::stdout();
+    let mut screen = Screen { is_terminal: out.is_terminal(), paint: paint(), out: &mut out };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = runtime.map_err(anyhow::Error::from);
+    told(ended.and_then(|runtime| runtime.block_on(ask(&whom, &question, &mut screen)).map(ExitCode::from)))
+}
+
+async fn ask(whom: &WhomArgs, question: &Question, screen: &mut Screen<'_>) -> Result<Verdict> {
+    let agents = Agents::find(whom).await?;
+    match question {
+        Question::Status(args) => status::run(args, &agents, screen).await,
+        Question::Connections(args) => connections::run(args, &agents, screen).await,
+        Question::Identity(args) => identity::run(args, &agents, screen).await,
+        Question::Graph(args) => graph::run(args, &agents, screen).await,
+        Question::Top(args) => top::run(args, &agents, screen).await,
+    }
+}
+
+fn told(ended: Result<ExitCode>) -> ExitCode {
+    ended.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        Verdict::Unasked.into()
+    })
+}
+
+fn parsed(name: &str, typed: Vec<OsString>) -> Result<Ctl, clap::Error> {
+    let matches = command(name).try_get_matches_from(typed)?;
+    Ctl::from_arg_matches(&matches)
+}
+
+/// Wrong use, with the right one where it can be told; help and the like, which clap hands over in the same way.
+fn refused(name: &str, refusal: &clap::Error) -> ExitCode {
+    // There is nobody to tell that nobody reads.
+    let _ = refusal.print();
+    if let Some(right) = right_command(refusal) {
+        eprintln!("\n  tip: {} {right}", usage_name(name));
+    }
+    match refusal.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ => Verdict::Unasked.into(),
+    }
+}
+
+/// What somebody meant who typed what other programs have.
+fn right_command(refusal: &clap::Error) -> Option<&'static str> {
+    let Some(ContextValue::String(word)) = refusal.get(ContextKind::InvalidSubcommand) else { return None };
+    RIGHT.iter().find(|(words, _)| words.contains(&word.as_str())).map(|(_, right)| *right)
+}
+
+/// What is typed for what is meant.
+const RIGHT: [(&[&str], &str); 5] = [
+    (&["agents", "nodes", "check", "get", "proxy-status", "ps", "health"], "status"),
+    (&["conn", "conntrack", "tap", "observe", "monitor"], "connections --watch"),
+    (&["cert", "certs", "certificate", "certificates", "svid", "identities", "secret"], "identity"),
+    (&["validate", "lint", "analyze", "vet"], "config validate PATH"),
+    (&["test", "auth", "authz", "can-i"], "policy test PATH --from WHO --to WHOM"),
+];
+
+/// The command line. A plugin of kubectl tells its usage as it is typed.
+fn command(name: &str) -> clap::Command {
+    Ctl::command().bin_name(usage_name(name))
+}
+
+/// What is typed to start this program.
+fn usage_name(name: &str) -> &str {
+    if name == PLUGIN { "kubectl mesh" } else { name }
+}
+
+/// What this program was called as: the plugin's name or its own.
+fn name(program: Option<&OsString>) -> &'static str {
+    let file = program.and_then(|program| Path::new(program).file_name());
+    if file.is_some_and(|file| file == PLUGIN) { PLUGIN } else { "meshctl" }
+}
+
+fn complete(shell: Shell, name: &str) -> Result<ExitCode> {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Ctl::command(), name, &mut script);
+    commands::print_lines(&[String::from_utf8_lossy(&script)]).map(|()| ExitCode::SUCCESS)
+}
+
+fn version() -> String {
+    format!("meshctl {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Colours for a terminal, unless its owner wants none (no-color.org).
+fn paint() -> Paint {
+    let wants_none = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if io::stdout().is_terminal() && !wants_none { Paint::Coloured } else { Paint::Plain }
+}
+
+/// Where answers are shown.
+struct Screen<'a> {
+    out: &'a mut dyn Write,
+    is_terminal: bool,
+    paint: Paint,
+}
+
+impl Screen<'_> {
+    fn paint(&self) -> Paint {
+        self.paint
+    }
+
+    /// Shows a text. A reader that has seen enough (`| head`) ends the program, and is no error.
+    fn print(&mut self, text: &str) -> Result<()> {
+        match self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => Ok(written?),
+        }
+    }
+
+    /// Shows what follows in place of what is there: on a terminal alone, elsewhere below it.
+    fn again(&mut self) -> Result<()> {
+        self.print(if self.is_terminal { "\x1b[H\x1b[2J" } else { "\n" })
+    }
+
+    fn json(&mut self, value: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_string_pretty(value)?;
+        self.print(&format!("{text}\n"))
+    }
+
+    fn yaml(&mut self, value: &impl Serialize) -> Result<()> {
+        let text = serde_saphyr::to_string(value)?;
+        self.print(&format!("---\n{}\n", text.trim_end()))
+    }
+}

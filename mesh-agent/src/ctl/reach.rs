@@ -1,0 +1,277 @@
+//! How agents are asked: at their admin addresses, or through the API server by `exec` in their pods, as kubectl would and
+//! with the same rights.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use kube::Api;
+use kube::api::{AttachParams, ListParams};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::args::WhomArgs;
+use crate::admin::{self, Address, MAX_ANSWER_BYTES};
+use crate::apiserver::{ApiServer, chain};
+
+/// How many agents are asked at once: each through the API server is a connection to it, and to its node's kubelet.
+pub(super) const AT_ONCE: usize = 16;
+/// How much of an answer may wait in memory before it is read.
+pub(super) const CHUNK_BYTES: usize = 64 * 1024;
+/// How much of what a failed command says is kept.
+pub(super) const MAX_COMPLAINT_BYTES: u64 = 4096;
+
+/// The label of the agents' pods.
+const AGENTS: &str = "app.kubernetes.io/name=nodemesh-agent";
+/// The container of the agent in its pod.
+const CONTAINER: &str = "agent";
+/// The agent in its image.
+const PROGRAM: &str = "/mesh-agent";
+
+/// The agents that are asked.
+pub struct Agents {
+    agents: Vec<Agent>,
+    timeout: Duration,
+}
+
+/// One agent and the way to it.
+#[derive(Clone)]
+struct Agent {
+    name: Name,
+    way: Way,
+}
+
+/// What an agent is called.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name {
+    /// Its node; where that is not known, its address.
+    pub node: String,
+    /// Its pod in the mesh's namespace, where it is asked there.
+    pub pod: Option<String>,
+}
+
+#[derive(Clone)]
+enum Way {
+    Admin(Address),
+    Exec(Box<Api<Pod>>),
+    /// There is none: why.
+    None(String),
+}
+
+/// What one agent said to a question: its answer, or why there is none.
+pub struct Told {
+    /// Who.
+    pub name: Name,
+    /// What.
+    pub answer: Result<Bytes, String>,
+}
+
+impl Agents {
+    /// Those at the addresses that were named, else those of the cluster.
+    ///
+    /// # Errors
+    /// Nobody can be asked; it says what to do.
+    pub async fn find(whom: &WhomArgs) -> Result<Self> {
+        let agents = if whom.admin.is_empty() { of_cluster(whom).await? } else { of_addresses(whom)? };
+        Ok(Self { agents, timeout: whom.timeout })
+    }
+
+    /// How many they are; one at least.
+    pub fn count(&self) -> usize {
+        self.agents.len()
+    }
+
+    /// Asks every agent for a path, several at once. The answers are in the order of the agents' names.
+    pub async fn ask(&self, path: &str) -> Vec<Told> {
+        let permits = Arc::new(Semaphore::new(AT_ONCE));
+        let mut asked = JoinSet::new();
+        for agent in self.agents.iter().cloned() {
+            let (permits, path, timeout) = (permits.clone(), path.to_string(), self.timeout);
+            asked.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                let late = |_| Err(format!("no answer within {}", humantime::format_duration(timeout)));
+                let answer = tokio::time::timeout(timeout, agent.answer(&path)).await.unwrap_or_else(late);
+                Told { name: agent.name, answer }
+            });
+        }
+        let mut told = asked.join_all().await;
+        told.sort_by(|one, other| one.name.cmp(&other.name));
+        told
+    }
+}
+
+fn of_addresses(whom: &WhomArgs) -> Result<Vec<Agent>> {
+    ensure!(
+        whom.kubeconfig.is_none() && whom.context.is_none(),
+        "--admin asks agents at their addresses, --kubeconfig and --context those of a cluster: give one or the other"
+    );
+    let agent = |address: &Address| {
+        let name = Name { node: address.to_string(), pod: None };
+        Agent { name, way: Way::Admin(address.clone()) }
+    };
+    Ok(whom.admin.iter().map(agent).collect())
+}
+
+async fn of_cluster(whom: &WhomArgs) -> Result<Vec<Agent>> {
+    let WhomArgs { admin: _, mesh_namespace, kubeconfig, context, timeout } = whom;
+    let server = ApiServer::find_context(kubeconfig.clone(), context.clone()).await;
+    let server = server.context("to ask agents without a cluster: --admin IP:PORT or --admin unix:PATH")?;
+    let pods: Api<Pod> = Api::namespaced(server.client()?, mesh_namespace);
+    let parameters = ListParams::default().labels(AGENTS);
+    let listed = tokio::time::timeout(*timeout, pods.list(&parameters)).await;
+    let listed = match listed {
+        Ok(Ok(listed)) => listed,
+        Ok(Err(kube::Error::Api(status))) if status.code == 403 => bail!(
+            "you may not list the agents: {}\nsee: kubectl auth can-i list pods -n {mesh_namespace}",
+            status.message
+        ),
+        Ok(Err(error)) => bail!("listing the agents at {}: {}", server.address(), chain(&error)),
+        Err(_) => bail!("{} did not answer within {}", server.address(), humantime::format_duration(*timeout)),
+    };
+    ensure!(
+        !listed.items.is_empty(),
+        "no agents in namespace {mesh_namespace}: is the mesh elsewhere? kubectl get pods -A -l {AGENTS}, then -n NAMESPACE \
+         (it is that of the mesh itself; pods are chosen by --namespace)"
+    );
+    Ok(listed.items.iter().map(|pod| of_pod(pod, &pods)).collect())
+}
+
+fn of_pod(pod: &Pod, pods: &Api<Pod>) -> Agent {
+    let pod_name = pod.metadata.name.clone().unwrap_or_default();
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Unknown");
+    let way = match phase {
+        "Running" => Way::Exec(Box::new(pods.clone())),
+        other => Way::None(format!("its pod {pod_name} is {other}: kubectl describe pod has why")),
+    };
+    Agent { name: Name { node: node.unwrap_or_else(|| "-".into()), pod: Some(pod_name) }, way }
+}
+
+impl Agent {
+    async fn answer(&self, path: &str) -> Result<Bytes, String> {
+        match &self.way {
+            Way::Admin(address) => {
+                let answer = admin::ask(address, path).await.map_err(|error| error.to_string())?;
+                if answer.is_ok { Ok(answer.body) } else { Err(complaint(&answer.body, "it refuses")) }
+            }
+            Way::Exec(pods) => run(pods, self.name.pod.as_deref().unwrap_or_default(), path).await,
+            Way::None(why) => Err(why.clone()),
+        }
+    }
+}
+
+/// `/mesh-agent get PATH` in an agent's pod.
+async fn run(pods: &Api<Pod>, pod: &str, path: &str) -> Result<Bytes, String> {
+    let parameters = AttachParams::default().container(CONTAINER).stdin(false).max_stdout_buf_size(CHUNK_BYTES);
+    let started = pods.exec(pod, [PROGRAM, "get", path], &parameters).await;
+    let mut process = started.map_err(|error| match &error {
+        kube::Error::Api(status) if status.code == 403 => {
+            format!("you may not exec in its pod: {}; see: kubectl auth can-i create pods/exec", status.message)
+        }
+        _ => chain(&error),
+    })?;
+    let (stdout, stderr, status) = (process.stdout(), process.stderr(), process.take_status());
+    let bound = MAX_ANSWER_BYTES as u64;
+    // Read side by side: one that nobody reads holds back the others.
+    let mut reading = pin!(async { tokio::join!(read(stdout, bound + 1), read(stderr, MAX_COMPLAINT_BYTES)) });
+    let mut ending = pin!(async {
+        match status {
+            Some(status) => status.await,
+            None => None,
+        }
+    });
+    let ((said, complained), ended) = tokio::select! {
+        said = &mut reading => (said, ending.await),
+        // Where the connection broke nothing ends what is read.
+        ended = &mut ending => match ended {
+            Some(_) => (reading.await, ended),
+            None => return outcome(Vec::new(), b"", None),
+        },
+    };
+    let said = said.map_err(|error| error.to_string())?;
+    if said.len() as u64 > bound {
+        return Err(format!("its answer is longer than {bound} bytes"));
+    }
+    outcome(said, &complained.unwrap_or_default(), ended)
+}
+
+async fn read(stream: Option<impl AsyncRead + Unpin>, bound: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        stream.take(bound).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+/// What a command came to. Without a word of how it ended, what it said may be half of it.
+fn outcome(said: Vec<u8>, complained: &[u8], ended: Option<Status>) -> Result<Bytes, String> {
+    match ended {
+        Some(status) if status.status.as_deref() == Some("Success") => Ok(said.into()),
+        Some(status) if complained.is_empty() && said.is_empty() => {
+            Err(status.message.unwrap_or_else(|| "the command in its pod failed".into()))
+        }
+        Some(_) if complained.is_empty() => Err(complaint(&said, "it refuses")),
+        Some(_) => Err(complaint(complained, "the command in its pod failed")),
+        None => Err("the connection through the API server ended before the answer did".into()),
+    }
+}
+
+/// The first line of a text.
+fn complaint(text: &[u8], otherwise: &str) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or(otherwise).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_command_in_a_pod_comes_to() {
+        let success = json!({"status": "Success"});
+        let failure = json!({"status": "Failure", "reason": "NonZeroExitCode", "message": "exit code 1"});
+        let table = [
+            ("{}\n", "", Some(&success), Ok("{}\n")),
+            ("not ready\n", "", Some(&failure), Err("not ready")),
+            ("", "error: asking the agent\nmore", Some(&failure), Err("error: asking the agent")),
+            ("", "", Some(&failure), Err("exit code 1")),
+            ("{\"half\":", "", None, Err("the connection through the API server ended before the answer did")),
+        ];
+        for (said, complained, ended, expected) in table {
+            let ended = ended.map(|status| serde_json::from_value(status.clone()).unwrap());
+            let came_to = outcome(said.into(), complained.as_bytes(), ended);
+            assert_eq!(came_to, expected.map(Bytes::from).map_err(String::from), "{said:?} {complained:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn pods_by_how_they_are() {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let pods: Api<Pod> = Api::default_namespaced(kube::Client::try_from(config).unwrap());
+        let table = [
+            (
+                json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n", "containers": []}, "status": {"phase": "Running"}}),
+                "n",
+                true,
+            ),
+            (
+                json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n", "containers": []}, "status": {"phase": "Pending"}}),
+                "n",
+                false,
+            ),
+            (json!({"metadata": {"name": "a"}}), "-", false),
+        ];
+        for (pod, node, is_asked) in table {
+            let agent = of_pod(&serde_json::from_value(pod.clone()).unwrap(), &pods);
+            assert_eq!(agent.name, Name { node: node.into(), pod: Some("a".into()) }, "{pod}");
+            assert_eq!(matches!(agent.way, Way::Exec(_)), is_asked, "{pod}");
+        }
+    }
+}
