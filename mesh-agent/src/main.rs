@@ -17,6 +17,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // There are keys in memory: no core is written, and nobody without CAP_SYS_PTRACE looks in. Linux refuses it to nobody.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     // Each thread would hold pages of 2 MiB for what fits in a few of 4 KiB; a kernel that has none refuses.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     // Container runtimes start the plugin by its name, with no arguments.

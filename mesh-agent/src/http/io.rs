@@ -20,7 +20,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::limits::{LINGER, LINGER_BYTES, MAX_TUNNEL_WRITE, PREFACE_PAUSE};
+use super::limits::{LINGER, LINGER_BYTES, MAX_TUNNEL_WRITE, PREFACE_PAUSE, SMALL_PIECE};
 use super::server::PREFACE;
 use crate::hbone::{Stream, StreamError};
 
@@ -46,12 +46,14 @@ struct Tunnelled {
     stream: Stream,
     /// Received, not yet taken.
     frame: Bytes,
+    /// How it broke, behind what was read before.
+    broken: Option<StreamError>,
 }
 
 impl Io {
     /// A connection within a tunnel.
     pub fn tunnel(stream: Stream, meter: Rc<dyn Meter>) -> Self {
-        Self { way: Way::Tunnel(Tunnelled { stream, frame: Bytes::new() }), meter }
+        Self { way: Way::Tunnel(Tunnelled { stream, frame: Bytes::new(), broken: None }), meter }
     }
 
     /// A socket.
@@ -75,7 +77,7 @@ impl Io {
             },
             Way::Tunnel(tunnelled) => {
                 if tunnelled.frame.len() <= seen {
-                    match poll_fn(|cx| tunnelled.stream.poll_recv(cx)).await {
+                    match poll_fn(|cx| tunnelled.poll_frame(cx)).await {
                         Some(Ok(frame)) if tunnelled.frame.is_empty() => tunnelled.frame = frame,
                         Some(Ok(frame)) => tunnelled.frame = [&tunnelled.frame[..], &frame].concat().into(),
                         Some(Err(error)) => return Err(broken(error)),
@@ -122,15 +124,42 @@ fn broken(error: StreamError) -> io::Error {
 }
 
 impl Tunnelled {
+    /// As many frames as have come and find room: what is read in one piece is written on in one.
     fn poll_read(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.frame.is_empty() {
-            match ready!(self.stream.poll_recv(cx)) {
-                Some(Ok(frame)) => self.frame = frame,
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => return Poll::Ready(Ok(())),
+        let before = out.filled().len();
+        loop {
+            let taken = self.take(out);
+            // Who says little has said it: that another frame has come is not worth asking.
+            if out.remaining() == 0 || (1..SMALL_PIECE).contains(&taken) {
+                return Poll::Ready(Ok(()));
+            }
+            let is_first = out.filled().len() == before;
+            match self.poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => self.frame = frame,
+                Poll::Ready(Some(Err(error))) if is_first => return Poll::Ready(Err(broken(error))),
+                Poll::Ready(Some(Err(error))) => {
+                    self.broken = Some(error);
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Pending if is_first => return Poll::Pending,
+                Poll::Pending | Poll::Ready(None) => return Poll::Ready(Ok(())),
             }
         }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>> {
+        match self.broken.take() {
+            Some(error) => Poll::Ready(Some(Err(error))),
+            None => self.stream.poll_recv(cx),
+        }
+    }
+
+    /// Gives out what is there of the frame; how much that is.
+    fn take(&mut self, out: &mut ReadBuf<'_>) -> usize {
         let taken = self.frame.len().min(out.remaining());
+        if taken == 0 {
+            return 0;
+        }
         out.put_slice(self.frame.get(..taken).unwrap_or_default());
         self.frame.advance(taken);
         if self.frame.is_empty() {
@@ -138,7 +167,7 @@ impl Tunnelled {
             self.frame = Bytes::new();
         }
         self.stream.release(taken);
-        Poll::Ready(Ok(()))
+        taken
     }
 
     /// One frame for all slices: a head and its body leave together.

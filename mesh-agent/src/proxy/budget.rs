@@ -2,14 +2,17 @@
 //!
 //! The budget is the pod's, both directions together, whichever worker serves: atomics, no lock, and nothing here waits.
 //! What is over budget is refused at once and counted; it never queues, so one flooding pod costs its neighbours no more
-//! than the refusals.
+//! than the refusals. Among those who reach a pod its budget is shared ([`Shares`]): that takes a lock, for as long as it
+//! takes to count one connection, never for a byte.
 
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::limits::FAIR_BUFFER;
+use super::shares::{Left, Shares};
 use crate::telemetry::WorkloadUsage;
 
 /// What each pod may take. One for all pods of the node.
@@ -42,6 +45,11 @@ pub enum Kind {
     Handshake,
 }
 
+impl Kind {
+    /// All of them, in their order.
+    pub const ALL: [Kind; 3] = [Kind::Connection, Kind::Tunnel, Kind::Handshake];
+}
+
 /// Which budget has no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
@@ -57,11 +65,20 @@ pub enum Over {
     Buffer,
     /// [`Budgets::descriptors`]
     Descriptors,
+    /// What one source may take of what is left.
+    Share,
 }
 
 impl Over {
-    const ALL: [Over; 6] =
-        [Over::Connections, Over::Tunnels, Over::AcceptRate, Over::Handshakes, Over::Buffer, Over::Descriptors];
+    const ALL: [Over; 7] = [
+        Over::Connections,
+        Over::Tunnels,
+        Over::AcceptRate,
+        Over::Handshakes,
+        Over::Buffer,
+        Over::Descriptors,
+        Over::Share,
+    ];
 
     /// The stable label for metrics and logs.
     pub fn label(self) -> &'static str {
@@ -72,6 +89,7 @@ impl Over {
             Over::Handshakes => "too-many-handshakes",
             Over::Buffer => "buffer-budget",
             Over::Descriptors => "descriptor-budget",
+            Over::Share => "source-budget",
         }
     }
 }
@@ -84,6 +102,7 @@ pub struct PodBudget {
     handshakes: AtomicUsize,
     buffered: AtomicUsize,
     rate: AcceptRate,
+    shares: Shares,
     refused: [AtomicU64; Over::ALL.len()],
 }
 
@@ -91,6 +110,8 @@ pub struct PodBudget {
 pub struct Taken {
     budget: Arc<PodBudget>,
     kind: Kind,
+    /// Whose share it is of, once it is.
+    source: Option<IpAddr>,
 }
 
 impl PodBudget {
@@ -104,32 +125,51 @@ impl PodBudget {
             handshakes: AtomicUsize::new(0),
             buffered: AtomicUsize::new(0),
             rate,
+            shares: Shares::default(),
             refused: Default::default(),
         })
     }
 
-    /// Takes in a new connection or tunnel: there must be room for it, and for its kind in this second.
-    pub fn admit(self: &Arc<Self>, kind: Kind) -> Result<Taken, Over> {
-        let taken = self.take(kind)?;
-        if !self.rate.take(Instant::now()) {
+    /// Takes in a new connection or tunnel: there must be room for it, and for its kind in this second. `source` is the
+    /// address of who reaches the pod; none where the pod itself dials.
+    pub fn admit(self: &Arc<Self>, kind: Kind, source: Option<IpAddr>) -> Result<Taken, Over> {
+        self.admit_at(Instant::now(), kind, source)
+    }
+
+    fn admit_at(self: &Arc<Self>, now: Instant, kind: Kind, source: Option<IpAddr>) -> Result<Taken, Over> {
+        let taken = self.take(kind, source)?;
+        let now = self.rate.time(now);
+        if let Some(source) = source
+            && !self.shares.charge(source, now, self.rate.token, self.rate.left(now))
+        {
+            return Err(self.count(Over::Share));
+        }
+        if !self.rate.take(now) {
             return Err(self.count(Over::AcceptRate));
         }
         Ok(taken)
     }
 
     /// Takes one unit, whatever the rate.
-    pub fn take(self: &Arc<Self>, kind: Kind) -> Result<Taken, Over> {
+    pub fn take(self: &Arc<Self>, kind: Kind, source: Option<IpAddr>) -> Result<Taken, Over> {
         let (most, over) = match kind {
             Kind::Connection => (self.limits.connections, Over::Connections),
             Kind::Tunnel => (self.limits.connections, Over::Tunnels),
             Kind::Handshake => (self.limits.handshakes, Over::Handshakes),
         };
         // Counted before it is judged: two workers never both take the last one.
-        let taken = Taken { budget: self.clone(), kind };
-        match self.taken(kind).fetch_add(1, Ordering::Relaxed) {
-            before if before < most => Ok(taken),
-            _ => Err(self.count(over)),
+        let mut taken = Taken { budget: self.clone(), kind, source: None };
+        let before = self.taken(kind).fetch_add(1, Ordering::Relaxed);
+        if before >= most {
+            return Err(self.count(over));
         }
+        if let Some(source) = source {
+            if !self.shares.take(source, kind, most - before) {
+                return Err(self.count(Over::Share));
+            }
+            taken.source = Some(source);
+        }
+        Ok(taken)
     }
 
     /// Refuses a socket whose number shows that the process has few descriptors left.
@@ -194,6 +234,9 @@ impl PodBudget {
 
 impl Drop for Taken {
     fn drop(&mut self) {
+        if let Some(source) = self.source {
+            self.budget.shares.give(source, self.kind);
+        }
         self.budget.taken(self.kind).fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -251,8 +294,17 @@ impl AcceptRate {
         }
     }
 
-    fn take(&self, now: Instant) -> bool {
-        let now = u64::try_from(now.saturating_duration_since(self.born).as_nanos()).unwrap_or(u64::MAX);
+    /// A moment as this bucket counts.
+    fn time(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.born).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn left(&self, now: u64) -> Left {
+        let used = self.full_at.load(Ordering::Relaxed).saturating_sub(now);
+        Left { now: self.bucket.saturating_sub(used), at_most: self.bucket }
+    }
+
+    fn take(&self, now: u64) -> bool {
         let one_less = |full_at: u64| {
             let full_at = full_at.max(now).saturating_add(self.token);
             (full_at - now <= self.bucket).then_some(full_at)
@@ -291,13 +343,13 @@ mod tests {
             (Kind::Handshake, 2, Over::Handshakes),
         ] {
             let budget = budget(|_| {});
-            let mut taken: Vec<Taken> = (0..most).map(|_| budget.take(kind).unwrap()).collect();
-            assert_eq!(budget.take(kind).err(), Some(over));
-            assert_eq!(budget.take(kind).err(), Some(over));
+            let mut taken: Vec<Taken> = (0..most).map(|_| budget.take(kind, None).unwrap()).collect();
+            assert_eq!(budget.take(kind, None).err(), Some(over));
+            assert_eq!(budget.take(kind, None).err(), Some(over));
             assert_eq!(refused(&budget), [(over.label(), 2)]);
             taken.pop();
-            taken.push(budget.take(kind).unwrap());
-            assert!(budget.take(kind).is_err());
+            taken.push(budget.take(kind, None).unwrap());
+            assert!(budget.take(kind, None).is_err());
             drop(taken);
             assert_eq!(budget.taken(kind).load(Ordering::Relaxed), 0);
         }
@@ -307,17 +359,41 @@ mod tests {
     fn a_burst_passes_and_then_the_rate_counts() {
         let rate = AcceptRate::new(10, 5);
         let at = |millis: u64| rate.born + Duration::from_millis(millis);
-        let taken = |millis: u64| (0..100).filter(|_| rate.take(at(millis))).count();
+        let taken = |millis: u64| (0..100).filter(|_| rate.take(rate.time(at(millis)))).count();
         for (millis, expected) in [(0, 5), (99, 0), (100, 1), (450, 3), (10_000, 5), (10_050, 0), (10_100, 1)] {
             assert_eq!(taken(millis), expected, "at {millis} ms");
+        }
+    }
+
+    /// Sources that come ten times as fast as anybody may, for 20 s, and one more that wants three quarters of its fair
+    /// share: it gets that, and they get what is left.
+    #[test]
+    fn who_comes_too_fast_leaves_room_for_who_does_not() {
+        for hogs in [1, 3, 100] {
+            let budget = budget(|limits| (limits.accept_rate, limits.accept_burst) = (1000, 1000));
+            let begun = Instant::now();
+            let (mut modest, mut greedy, mut wanted) = (0, 0, 0);
+            for tick in 0..200_000_u32 {
+                let at = begun + Duration::from_micros(100) * tick;
+                let hog = IpAddr::from([10, 0, 0, (tick % hogs) as u8]);
+                greedy += u32::from(budget.admit_at(at, Kind::Connection, Some(hog)).is_ok());
+                if tick % (13 * (hogs + 1)) == 0 {
+                    wanted += 1;
+                    let source = Some(IpAddr::from([10, 0, 1, 1]));
+                    modest += u32::from(budget.admit_at(at, Kind::Connection, source).is_ok());
+                }
+            }
+            assert_eq!(modest, wanted, "beside {hogs}");
+            // 20 s of the rate, and what was there at once.
+            assert!((20_000..=21_001).contains(&(greedy + modest)), "{greedy} of {hogs}");
         }
     }
 
     #[test]
     fn what_the_rate_refuses_takes_no_place() {
         let budget = budget(|limits| limits.accept_burst = 1);
-        let _first = budget.admit(Kind::Connection).unwrap();
-        assert_eq!(budget.admit(Kind::Connection).err(), Some(Over::AcceptRate));
+        let _first = budget.admit(Kind::Connection, None).unwrap();
+        assert_eq!(budget.admit(Kind::Connection, None).err(), Some(Over::AcceptRate));
         assert_eq!(budget.taken(Kind::Connection).load(Ordering::Relaxed), 1);
     }
 

@@ -400,7 +400,7 @@ mod tests {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
         let register = |_| {
             let record = record::blank(Direction::Inbound, ClientAddr::new(address));
-            let taken = budget.take(Kind::Connection).unwrap();
+            let taken = budget.take(Kind::Connection, None).unwrap();
             table.register("pod".into(), record, Counters::default(), taken)
         };
         let registrations = (0..connections).map(register).collect();

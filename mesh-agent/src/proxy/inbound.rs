@@ -30,7 +30,7 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, _taken: Taken, tcp:
     if worker.pods.witnesses.hear(&tcp).await {
         return;
     }
-    let stranger = match pod.budget.take(Kind::Handshake) {
+    let stranger = match pod.budget.take(Kind::Handshake, Some(client.ip())) {
         Ok(stranger) => stranger,
         Err(over) => {
             worker.report_failed(record::tunnel(&pod, client), &over.into());
@@ -183,7 +183,7 @@ pub async fn take_in(
 ) -> Result<Arrived, Failure> {
     let Coming { record, peer, ip, client, server, reached } = coming;
     let is_same_node = record.transport == Transport::SameNode;
-    let taken = match pod.budget.admit(Kind::Connection) {
+    let taken = match pod.budget.admit(Kind::Connection, Some(ip)) {
         Ok(taken) => taken,
         Err(over) => {
             let failure = Failure::OverBudget(over);

@@ -48,6 +48,20 @@ pub const WEIGH_INTERVAL: Duration = Duration::from_secs(1);
 /// application that keeps up holds less, and does not pay for one that has stopped.
 pub const FAIR_BUFFER: usize = 16 << 10;
 
+/// How many times as many connections as are left for all one source may hold at a pod: all but a 33rd of what the pod
+/// may have, if nobody else comes, for whom that is left. One gateway may be most of a pod's callers.
+pub const CONNECTION_SHARE: usize = 32;
+
+/// The same for tunnels, and for peers that have not proved who they are: half. A pod of the mesh keeps a tunnel or a few.
+pub const STRANGER_SHARE: usize = 1;
+
+/// How many sources the rate of new connections is divided among at most, where it is scarce: more than reach one pod in
+/// the same moment, and as few as are forgotten in a moment (at 5000 a second, each within 51 ms of its last connection).
+pub const MAX_RATE_SHARES: usize = 256;
+
+/// How many sources may be remembered before those that took nothing of late are looked for: a few kilobytes a pod.
+pub const FEW_SOURCES: usize = 64;
+
 /// How many live connections are looked at before the others of the worker go ahead: under a millisecond of judging.
 pub const TABLE_CHUNK: usize = 256;
 
@@ -76,6 +90,10 @@ pub fn all() -> Vec<Limit> {
         COUNT_INTERVAL, "milliseconds", "byte counters move while a connection lives";
         WEIGH_INTERVAL, "milliseconds", "between two counts of what waits for readers of requests";
         FAIR_BUFFER, "bytes per connection", "held for a slow application though its pod is over its buffer budget";
+        CONNECTION_SHARE, "times what is left", "of a pod's connections, for one source";
+        STRANGER_SHARE, "times what is left", "of a pod's tunnels and of handshakes, for one source";
+        MAX_RATE_SHARES, "sources", "among whom the rate of new connections is divided where it is scarce";
+        FEW_SOURCES, "sources", "remembered before those that took nothing of late are looked for";
         TABLE_CHUNK, "connections", "judged again, or listed, before the others of the worker go ahead";
         KEEPALIVE_IDLE, "milliseconds", "then a silent end of a plaintext connection is asked whether it lives";
         KEEPALIVE_INTERVAL, "milliseconds", "between two such questions";

@@ -18,6 +18,7 @@ mod record;
 mod requests;
 mod same_node;
 mod server_name;
+mod shares;
 mod witness;
 mod worker;
 

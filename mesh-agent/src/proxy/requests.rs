@@ -158,7 +158,7 @@ impl Mesh for Outbound {
 
     async fn reach(&self, place: &Place, upstream: &Upstream) -> Result<http::Reached, Unreached> {
         let Self { worker, pod, client, .. } = self;
-        let taken = pod.budget.take(Kind::Connection).map_err(|over| Unreached {
+        let taken = pod.budget.take(Kind::Connection, None).map_err(|over| Unreached {
             reason: over.label(),
             is_final: true,
             is_passing: false,
@@ -233,7 +233,7 @@ fn within(worker: &Rc<Worker>, pod: &Arc<Pod>, client: ClientAddr, reached: Reac
         Reached::Application(app) => return Ok(Way::Application(app)),
         Reached::Judged { app, server } => (app, server),
     };
-    let taken = pod.budget.take(Kind::Connection).map_err(Failure::OverBudget)?;
+    let taken = pod.budget.take(Kind::Connection, None).map_err(Failure::OverBudget)?;
     let live = worker.register(pod, taken, record::from_itself(pod, client, server));
     let judged = outbound::judged_itself(pod, server);
     let facts = judged.facts.clone();

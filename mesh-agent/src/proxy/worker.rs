@@ -343,10 +343,13 @@ impl Worker {
     async fn accept(self: Rc<Self>, pod: Arc<Pod>, role: Role, listener: tokio::net::TcpListener) {
         loop {
             match listener.accept().await {
-                Ok((tcp, client)) => match admit(&pod, role, &tcp) {
-                    Ok(taken) => self.clone().place(&pod, role, taken, tcp),
-                    Err(over) => self.turn_away(&pod, role, ClientAddr::new(client), tcp, over),
-                },
+                Ok((tcp, client)) => {
+                    let client = ClientAddr::new(client);
+                    match admit(&pod, role, &tcp, client) {
+                        Ok(taken) => self.clone().place(&pod, role, taken, tcp),
+                        Err(over) => self.turn_away(&pod, role, client, tcp, over),
+                    }
+                }
                 Err(error) => {
                     if dial::is_out_of_descriptors(&error) {
                         pod.budget.out_of_descriptors();
@@ -519,10 +522,11 @@ impl Worker {
 }
 
 /// Whether the pod, and the process, have room for one more.
-fn admit(pod: &Pod, role: Role, tcp: &TcpStream) -> Result<Taken, Over> {
+fn admit(pod: &Pod, role: Role, tcp: &TcpStream, client: ClientAddr) -> Result<Taken, Over> {
     pod.budget.check_descriptor(tcp.as_raw_fd())?;
-    pod.budget.admit(match role {
-        Role::Outbound | Role::Plaintext => Kind::Connection,
-        Role::Tunnel => Kind::Tunnel,
-    })
+    match role {
+        Role::Outbound => pod.budget.admit(Kind::Connection, None),
+        Role::Plaintext => pod.budget.admit(Kind::Connection, Some(client.ip())),
+        Role::Tunnel => pod.budget.admit(Kind::Tunnel, Some(client.ip())),
+    }
 }

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use mesh_agent::hbone;
 use mesh_agent::proxy::Budgets;
 use mesh_agent::routing::OutboundMode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -95,6 +96,35 @@ async fn connections_that_come_too_fast_are_reset() {
     assert!((3..10).contains(&opened), "{opened} of 10");
     assert_eq!(over(near, "client", "accept-budget"), 10 - opened as u64);
     assert!(faults(near, "outbound", "refused", "accept-budget"));
+}
+
+/// From outside the mesh to the server's tunnel port, with nothing to say.
+async fn stranger(pair: &Pair) -> std::io::Result<TcpStream> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.bind("127.99.0.1:0".parse().unwrap())?;
+    socket.connect((pair.server.ip, hbone::PORT).into()).await
+}
+
+/// Strangers take a part of what there is for peers that have not proved who they are, and of the rate of new ones; a pod
+/// of the mesh that was not there before is served.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_at_the_tunnel_port_keep_no_peer_away() {
+    if needs_two_nodes() {
+        return;
+    }
+    let slow = Budgets { accept_rate: 1, accept_burst: 20, ..ample() };
+    for (what, far) in [("that stay", Budgets { handshakes: 8, ..ample() }), ("that come too fast", slow)] {
+        let pair = pair_within([ample(), far]).await;
+        let [_, far] = &pair.mesh.nodes;
+        let _clients = echo_app((pair.server.ip, 8080));
+        let mut strangers = Vec::new();
+        for _ in 0..50 {
+            strangers.extend(stranger(&pair).await);
+        }
+        eventually(what, || over(far, "server", "source-budget") >= 30).await;
+        echoing(&pair).await.unwrap_or_else(|error| panic!("beside strangers {what}: {error}"));
+        drop(strangers);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

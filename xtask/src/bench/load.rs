@@ -13,8 +13,8 @@ use crate::testbed::Pod;
 /// What is asked of the path between two pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
-    /// 1000 requests a second over 16 connections, each due at its time.
-    Rate1000(Protocol),
+    /// So many requests a second over 16 connections, each due at its time.
+    Rate(u64, Protocol),
     /// As many requests as 32 connections carry, one at a time each.
     Max32(Protocol),
     /// A connection for each request, 16 at a time.
@@ -40,7 +40,6 @@ pub struct Done {
     pub p999: Option<f64>,
 }
 
-const RATE: u64 = 1000;
 const RATE_CONNECTIONS: u64 = 16;
 const MAX_CONNECTIONS: u64 = 32;
 const AT_ONCE: u64 = 16;
@@ -49,7 +48,7 @@ impl Load {
     /// The part of a row's id.
     pub fn name(self) -> String {
         match self {
-            Self::Rate1000(_) => format!("rate{RATE}"),
+            Self::Rate(rate, _) => format!("rate{rate}"),
             Self::Max32(_) => format!("max{MAX_CONNECTIONS}"),
             Self::NewConn16(_) => format!("newconn{AT_ONCE}"),
             Self::Bulk(streams) => format!("bulk{streams}"),
@@ -61,7 +60,7 @@ impl Load {
     pub fn port(self, bytes: bool) -> u16 {
         match self {
             Self::Bulk(_) => IPERF,
-            Self::Rate1000(protocol) | Self::Max32(protocol) | Self::NewConn16(protocol) | Self::Large(protocol) => {
+            Self::Rate(_, protocol) | Self::Max32(protocol) | Self::NewConn16(protocol) | Self::Large(protocol) => {
                 match protocol {
                     Protocol::H1 if bytes => BYTES,
                     Protocol::H1 => HTTP,
@@ -75,8 +74,8 @@ impl Load {
     /// Runs it from a pod. An error if a single request fails.
     pub fn run(self, pod: &Pod, to: SocketAddr, path: &str, seconds: u64) -> Result<Done> {
         match self {
-            Self::Rate1000(protocol) => {
-                generate(pod, to, path, protocol, seconds, &["--rate", &RATE.to_string()], RATE_CONNECTIONS)
+            Self::Rate(rate, protocol) => {
+                generate(pod, to, path, protocol, seconds, &["--rate", &rate.to_string()], RATE_CONNECTIONS)
             }
             Self::NewConn16(protocol) => generate(pod, to, path, protocol, seconds, &["--afresh"], AT_ONCE),
             Self::Max32(Protocol::H1) => wrk(pod, to, path, MAX_CONNECTIONS, seconds).map(|(done, _)| done),
@@ -183,11 +182,21 @@ fn h2load_counts(said: &str) -> Option<(f64, f64)> {
 }
 
 fn iperf(pod: &Pod, to: SocketAddr, streams: u32, seconds: u64) -> Result<Done> {
-    let (ip, port, streams, time) =
-        (to.ip().to_string(), to.port().to_string(), streams.to_string(), seconds.to_string());
-    let argv = ["iperf3", "-J", "-c", &ip, "-p", &port, "-P", &streams, "-t", &time];
-    let said = pod.run(&argv, patience(seconds))?.expect_ok("iperf3")?;
-    let said: Value = serde_json::from_str(&said).context("iperf3's JSON")?;
+    let argv = iperf_client(to, streams, seconds);
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    iperf_result(&pod.run(&argv, patience(seconds))?.expect_ok("iperf3")?)
+}
+
+/// The command that sends so many streams of bytes.
+pub fn iperf_client(to: SocketAddr, streams: u32, seconds: u64) -> Vec<String> {
+    let (ip, port) = (to.ip(), to.port());
+    let line = format!("iperf3 -J -c {ip} -p {port} -P {streams} -t {seconds}");
+    line.split(' ').map(str::to_string).collect()
+}
+
+/// What it says of them at its end.
+pub fn iperf_result(said: &str) -> Result<Done> {
+    let said: Value = serde_json::from_str(said).context("iperf3's JSON")?;
     let sum = &said["end"]["sum_received"];
     let (bytes, seconds) = (sum["bytes"].as_f64(), sum["seconds"].as_f64());
     Ok(Done { units: bytes.context("no bytes")?, seconds: seconds.context("no time")?, ..Done::default() })

@@ -32,8 +32,12 @@ pub struct Used {
     pub agents: f64,
     /// Seconds of the other pair of proxies.
     pub peers: f64,
+    /// Processors that were busy, whoever with.
+    pub busy: f64,
     /// The share of the whole machine that went to what is neither of the run nor the kernel's own work for it.
     pub others: f64,
+    /// How long it took.
+    pub seconds: f64,
 }
 
 impl Meter {
@@ -50,8 +54,10 @@ impl Meter {
         let after = self.read()?;
         let seconds = after.at.duration_since(before.at).as_secs_f64();
         let accounted = (after.run - before.run) + (after.softirq - before.softirq);
-        let others = ((after.machine - before.machine) - accounted).max(0.0) / (seconds * self.processors);
-        Ok((done, Used { agents: after.agents - before.agents, peers: after.peers - before.peers, others }))
+        let machine = after.machine - before.machine;
+        let others = (machine - accounted).max(0.0) / (seconds * self.processors);
+        let (agents, peers) = (after.agents - before.agents, after.peers - before.peers);
+        Ok((done, Used { agents, peers, busy: machine / seconds, others, seconds }))
     }
 
     fn read(&self) -> Result<Reading> {

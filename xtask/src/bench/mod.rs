@@ -6,6 +6,7 @@
 
 mod load;
 mod meter;
+mod neighbour;
 mod peer;
 mod report;
 mod scale;
@@ -23,12 +24,13 @@ use crate::{build, packages};
 use load::{Done, Load};
 use meter::{Meter, Used};
 use report::{Figure, Row};
-use stage::{ECHO, FAR, LARGE, NEAR, POLICED, POLICIES, Stage, Way, last_path, routed};
+use stage::{ECHO, FAR, HTTP, LARGE, More, NEAR, POLICED, POLICIES, Stage, Way, last_path, routed};
 
 /// Measure the mesh against no mesh on two nodes of this machine; leave it alone meanwhile
 #[derive(clap::Args)]
 pub struct Bench {
-    /// l4: connections as bytes; l7: requests; scale: 10 000 pods in the API server of a cluster of its own
+    /// l4: connections as bytes; l7: requests; neighbour: a few requests beside the flood of another pod; scale: 10 000
+    /// pods in the API server of a cluster of its own
     #[arg(value_enum)]
     what: What,
     /// Write every row to this file, as JSON
@@ -55,8 +57,12 @@ pub struct Bench {
 enum What {
     L4,
     L7,
+    Neighbour,
     Scale,
 }
+
+/// Requests a second where the machine is to be idle between them.
+const RATE: u64 = 1000;
 
 /// Services with so many routes each.
 const ROUTES: [usize; 2] = [100, 1000];
@@ -91,7 +97,10 @@ impl Bench {
         eprintln!("building the agent as it is shipped; the first time takes ten minutes");
         let agents = AgentOptions { binary: Some(build::shipped_agent()?), ..AgentOptions::with(self.agent.clone()) };
         eprintln!("setting up two nodes, their pods and servers");
-        let stage = Stage::build(&agents, if self.what == What::L7 { &ROUTES } else { &[] }, self.peer)?;
+        let is_beside = self.what == What::Neighbour;
+        ensure!(!(is_beside && self.peer), "no pair of HAProxy is measured beside a neighbour");
+        let routes: &[usize] = if self.what == What::L7 { &ROUTES } else { &[] };
+        let stage = Stage::build(&agents, &More { routes, peer: self.peer, neighbours: is_beside })?;
         let measured = self.measure(&stage).map_err(|error| stage.bed.explain(error))?;
         self.write(&measured)?;
         Ok(ExitCode::SUCCESS)
@@ -115,9 +124,12 @@ impl Bench {
             if self.peer { vec![stage.bed.pod(NEAR).cgroup(), stage.bed.pod(FAR).cgroup()] } else { Vec::new() };
         let peers = peers.into_iter().map(Path::to_path_buf).collect();
         let meter = Meter::new(cgroups, peers, stage.bed.cgroup().to_path_buf())?;
+        if self.what == What::Neighbour {
+            return neighbour::measure(stage, &meter, self.samples, self.seconds, &self.only);
+        }
         println!("{}", report::head());
         let mut rows = Vec::new();
-        if self.what == What::L4 && "mem".contains(&self.only) {
+        if self.only.is_empty() || self.only.contains("mem") {
             rows.extend(self.memory(stage)?);
         }
         for case in self.cases() {
@@ -128,7 +140,7 @@ impl Bench {
     }
 
     fn cases(&self) -> Vec<Case> {
-        let h1 = [Load::Rate1000(Protocol::H1), Load::Max32(Protocol::H1), Load::NewConn16(Protocol::H1)];
+        let h1 = [Load::Rate(RATE, Protocol::H1), Load::Max32(Protocol::H1), Load::NewConn16(Protocol::H1)];
         let mut cases = Vec::new();
         match self.what {
             What::L4 => {
@@ -137,11 +149,11 @@ impl Bench {
                     cases.extend([1, 8].map(|streams| Case::new(server, Load::Bulk(streams))));
                 }
             }
-            // Measured by itself.
-            What::Scale => {}
+            // Measured by themselves.
+            What::Neighbour | What::Scale => {}
             What::L7 => {
                 for protocol in [Protocol::H1, Protocol::H2, Protocol::Grpc] {
-                    let loads = [Load::Rate1000(protocol), Load::Max32(protocol), Load::NewConn16(protocol)];
+                    let loads = [Load::Rate(RATE, protocol), Load::Max32(protocol), Load::NewConn16(protocol)];
                     let name = format!("{protocol:?}").to_lowercase();
                     cases.extend(loads.map(|load| Case::of_l7(&name, "cross", load)));
                     if protocol != Protocol::Grpc {
@@ -206,10 +218,15 @@ impl Bench {
             let sizes = stage.bed.agents().map(|agent| agent.resident()).collect::<Result<Vec<_>>>()?;
             Ok(sizes.into_iter().max().unwrap_or_default() as f64)
         };
-        let address = stage.address(Way::Mesh, "cross", ECHO).to_string();
+        let (prefix, port, word): (_, _, &[&str]) = match self.what {
+            What::L7 => ("l7.", HTTP, &["--http"]),
+            What::L4 | What::Neighbour | What::Scale => ("", ECHO, &[]),
+        };
+        let address = stage.address(Way::Mesh, "cross", port).to_string();
+        let [held, crowd] = [HELD, CROWD].map(|count| format!("--connections={count}"));
+        let hold = |count| [&["hold", &address, count][..], word].concat();
         let idle = most()?;
-        let count = format!("--connections={HELD}");
-        let mut held = stage.caller(Way::Mesh).spawn_probe("hold", &["hold", &address, &count, "--idle=8"])?;
+        let mut held = stage.caller(Way::Mesh).spawn_probe("hold", &[&hold(&held)[..], &["--idle=8"]].concat())?;
         crate::testbed::eventually(std::time::Duration::from_secs(60), "the connections to be open", || {
             Ok(held.log().contains("opened").then_some(()))
         })?;
@@ -217,9 +234,7 @@ impl Bench {
         std::thread::sleep(std::time::Duration::from_secs(5));
         let each = (most()? - idle) / HELD as f64;
         ensure!(held.wait(std::time::Duration::from_secs(60))?.success(), "{}", held.log());
-        let count = format!("--connections={CROWD}");
-        let crowd =
-            stage.caller(Way::Mesh).probe_for(&["hold", &address, &count], std::time::Duration::from_secs(120))?;
+        let crowd = stage.caller(Way::Mesh).probe_for(&hold(&crowd), std::time::Duration::from_secs(120))?;
         crowd.expect_ok("a crowd of connections")?;
         std::thread::sleep(std::time::Duration::from_secs(5));
         let after = most()?;
@@ -231,7 +246,7 @@ impl Bench {
         let row = |(id, unit, value): (&str, &'static str, f64)| {
             let mut figure = Figure::default();
             figure.add(Way::Mesh, value, 0.0);
-            figure.row(id.to_string(), unit)
+            figure.row(format!("{prefix}{id}"), unit)
         };
         let rows: Vec<Row> = rows.into_iter().map(row).filter(|row| row.id.contains(&self.only)).collect();
         for row in &rows {
@@ -273,7 +288,7 @@ impl Case {
     /// Names and units, in the order of the table.
     fn figures(&self) -> Vec<(&'static str, &'static str)> {
         match self.load {
-            Load::Rate1000(_) => {
+            Load::Rate(..) => {
                 vec![("p50_us", "µs"), ("p99_us", "µs"), ("p999_us", "µs"), ("agents_cpu_ms_per_1k", "ms")]
             }
             Load::Max32(_) => vec![("rps", "1/s"), ("agents_cpu_ms_per_1k", "ms")],
@@ -285,7 +300,7 @@ impl Case {
     fn values(&self, way: Way, done: &Done, used: &Used) -> Vec<(&'static str, f64)> {
         let rate = done.units / done.seconds;
         let mut values = match self.load {
-            Load::Rate1000(_) => Vec::new(),
+            Load::Rate(..) => Vec::new(),
             Load::Max32(_) => vec![("rps", rate)],
             Load::NewConn16(_) => vec![("cps", rate)],
             Load::Bulk(_) | Load::Large(_) => vec![("gbps", rate * 8.0 / 1e9)],
@@ -295,7 +310,7 @@ impl Case {
         if way != Way::Direct {
             let each = if way == Way::Peer { used.peers } else { used.agents } / done.units;
             values.push(match self.load {
-                Load::Rate1000(_) | Load::Max32(_) => ("agents_cpu_ms_per_1k", each * 1e6),
+                Load::Rate(..) | Load::Max32(_) => ("agents_cpu_ms_per_1k", each * 1e6),
                 Load::NewConn16(_) => ("agents_cpu_us_per_conn", each * 1e6),
                 Load::Bulk(_) | Load::Large(_) => ("agents_cpu_s_per_gb", each * 1e9),
             });

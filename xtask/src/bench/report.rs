@@ -36,7 +36,7 @@ pub struct Row {
     pub mesh: Option<f64>,
     /// The median with the other pair of proxies, where it was measured.
     pub peer: Option<f64>,
-    /// mesh / direct
+    /// mesh / direct; beside a flood: flood / no flood, with the mesh
     pub ratio: Option<f64>,
     /// The least of the mesh's samples.
     pub min: Option<f64>,
@@ -46,6 +46,33 @@ pub struct Row {
     pub n: usize,
     /// How many were left out, or would have been if enough had been left: something else used the processors.
     pub noisy: usize,
+    /// Where all of that is beside a flood: what it is without.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub alone: Option<Alone>,
+}
+
+/// A figure with no flood, and how it changes beside one.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Alone {
+    /// The median with neither mesh nor flood.
+    pub direct_alone: Option<f64>,
+    /// The median with the mesh and no flood.
+    pub mesh_alone: Option<f64>,
+    /// flood / no flood where there is no mesh: what the machine lacks.
+    pub direct_ratio: Option<f64>,
+    /// flood / no flood with the mesh.
+    pub mesh_ratio: Option<f64>,
+}
+
+impl Row {
+    /// This row, measured beside a flood, against the one that was measured without.
+    pub fn against(self, alone: &Row) -> Self {
+        let rise = |beside: Option<f64>, alone: Option<f64>| beside.zip(alone).map(|(beside, alone)| beside / alone);
+        let (direct_ratio, mesh_ratio) = (rise(self.direct, alone.direct), rise(self.mesh, alone.mesh));
+        let alone = Alone { direct_alone: alone.direct, mesh_alone: alone.mesh, direct_ratio, mesh_ratio };
+        Self { ratio: mesh_ratio, alone: Some(alone), ..self }
+    }
 }
 
 impl Figure {
@@ -66,7 +93,8 @@ impl Figure {
         let ratio = mesh_median.zip(direct_median).map(|(mesh, direct)| mesh / direct);
         let (min, max) = (mesh.first().copied(), mesh.last().copied());
         let peer = median(&peer);
-        Row { id, unit, direct: direct_median, mesh: mesh_median, peer, ratio, min, max, n: mesh.len(), noisy }
+        let (direct, n) = (direct_median, mesh.len());
+        Row { id, unit, direct, mesh: mesh_median, peer, ratio, min, max, n, noisy, alone: None }
     }
 }
 
@@ -91,17 +119,31 @@ pub fn head() -> String {
     format!("{id:<38} {unit:<8} {direct:>10} {mesh:>10} {ratio:>7} {peer:>10}  {:<21} n", "min..max")
 }
 
+/// The first line of a table of rows beside a flood.
+pub fn head_beside() -> String {
+    let [id, unit, direct, mesh, flood, ratio] = ["", "unit", "no mesh", "mesh", "+ flood", "ratio"];
+    format!(
+        "{id:<38} {unit:<8} {direct:>10} {flood:>10} {ratio:>7} {mesh:>10} {flood:>10} {ratio:>7}  {:<21} n",
+        "min..max"
+    )
+}
+
 /// A row as a line.
 pub fn line(row: &Row) -> String {
     let number = |value: Option<f64>| value.map_or("–".to_string(), shown);
+    let times = |ratio: Option<f64>| ratio.map_or("–".to_string(), |ratio| format!("{ratio:.2}x"));
     let spread = format!("{}..{}", number(row.min), number(row.max));
-    let ratio = row.ratio.map_or("–".to_string(), |ratio| format!("{ratio:.2}x"));
     let noisy = if row.noisy > 0 { format!(" ({} noisy)", row.noisy) } else { String::new() };
-    let (direct, mesh, peer) = (number(row.direct), number(row.mesh), number(row.peer));
-    format!(
-        "{:<38} {:<8} {direct:>10} {mesh:>10} {ratio:>7} {peer:>10}  {spread:<21} {}{noisy}",
-        row.id, row.unit, row.n
-    )
+    let (direct, mesh) = (number(row.direct), number(row.mesh));
+    let columns = match &row.alone {
+        None => format!("{direct:>10} {mesh:>10} {:>7} {:>10}", times(row.ratio), number(row.peer)),
+        Some(alone) => {
+            let (quiet, meshed) = (number(alone.direct_alone), number(alone.mesh_alone));
+            let (rise, meshed_rise) = (times(alone.direct_ratio), times(alone.mesh_ratio));
+            format!("{quiet:>10} {direct:>10} {rise:>7} {meshed:>10} {mesh:>10} {meshed_rise:>7}")
+        }
+    };
+    format!("{:<38} {:<8} {columns}  {spread:<21} {}{noisy}", row.id, row.unit, row.n)
 }
 
 fn shown(value: f64) -> String {
@@ -137,5 +179,24 @@ mod tests {
         }
         let row = figure.row("x".into(), "us");
         assert_eq!((row.mesh, row.direct, row.n, row.noisy), (Some(3.0), None, 2, 1));
+    }
+
+    #[test]
+    fn beside_a_flood_each_way_has_a_ratio_of_its_own() {
+        let of = |direct: f64, mesh: f64| {
+            let mut figure = Figure::default();
+            figure.add(Way::Direct, direct, 0.0);
+            figure.add(Way::Mesh, mesh, 0.0);
+            figure.row("neighbour.iperf.p99_us".into(), "us")
+        };
+        let row = of(300.0, 600.0).against(&of(100.0, 500.0));
+        let json = serde_json::to_value(&row).expect("a row is JSON");
+        let figures = ["direct", "mesh", "ratio", "directAlone", "meshAlone", "directRatio", "meshRatio"];
+        let figures = figures.map(|name| json[name].as_f64().unwrap_or_default());
+        assert_eq!(figures, [300.0, 600.0, 1.2, 100.0, 500.0, 3.0, 1.2]);
+        // With no flood nothing is said of one.
+        let json = serde_json::to_value(of(1.0, 2.0)).expect("a row is JSON");
+        assert_eq!((json["ratio"].as_f64(), json.get("meshRatio")), (Some(2.0), None));
+        assert_eq!(head_beside().chars().count(), line(&row).chars().count());
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
-use super::peer;
+use super::{neighbour, peer};
 use crate::testbed::{AgentOptions, Family, Pod, PodSpec, ServiceSpec, Testbed};
 
 /// nginx, HTTP/1.1.
@@ -29,7 +29,10 @@ const LARGE_BYTES: usize = 16 << 20;
 /// The path of an answer that is large.
 pub const LARGE: &str = "/large";
 
-const NAMESPACE: &str = "bench";
+/// Of the pods in the mesh.
+pub const NAMESPACE: &str = "bench";
+/// Of those outside.
+pub const OUTSIDE: &str = "outside";
 /// The other pair of proxies.
 pub const NEAR: &str = "peer-near";
 /// The one beside the server.
@@ -53,7 +56,8 @@ pub enum Way {
 }
 
 impl Way {
-    fn pod(self, name: &str) -> String {
+    /// The name of the pod that has a part on this way.
+    pub fn pod(self, name: &str) -> String {
         match self {
             Way::Direct | Way::Peer => format!("direct-{name}"),
             Way::Mesh => name.to_string(),
@@ -61,41 +65,52 @@ impl Way {
     }
 }
 
+/// What only some need.
+#[derive(Default)]
+pub struct More<'a> {
+    /// Services with so many HTTPRoutes each, for requests.
+    pub routes: &'a [usize],
+    /// The other pair of proxies.
+    pub peer: bool,
+    /// Pods that flood each other.
+    pub neighbours: bool,
+}
+
 impl Stage {
-    /// Pods, servers and agents. `routes`, for requests: Services with so many HTTPRoutes each; `peer`: with the other pair of proxies.
-    pub fn build(agents: &AgentOptions, routes: &[usize], peer: bool) -> Result<Self> {
+    /// Pods, servers and agents.
+    pub fn build(agents: &AgentOptions, more: &More) -> Result<Self> {
         let mut bed = Testbed::new()?;
         bed.add_node()?;
         bed.add_node()?;
         bed.add_namespace(NAMESPACE, &[("nodemesh.dev/mesh", "enabled")])?;
-        bed.add_namespace("outside", &[])?;
-        for (way, namespace) in [(Way::Direct, "outside"), (Way::Mesh, NAMESPACE)] {
+        bed.add_namespace(OUTSIDE, &[])?;
+        for (way, namespace) in [(Way::Direct, OUTSIDE), (Way::Mesh, NAMESPACE)] {
             for (pod, node) in [("caller", "n1"), ("same", "n1"), ("cross", "n2")] {
                 bed.add_pod(PodSpec::new(namespace, &way.pod(pod), node))?;
             }
             for pod in ["same", "cross"] {
                 serve(bed.pod(&way.pod(pod)))?;
             }
-            // Without it the ports of a client that closes first are used up after some seconds, and what is measured is
-            // the search for a free one.
-            let reuse = || fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1");
-            bed.pod(&way.pod("caller")).netns.within(reuse)?.context("setting tcp_tw_reuse")?;
+            reuse_ports(bed.pod(&way.pod("caller")))?;
         }
-        if peer {
-            bed.add_pod(PodSpec::new("outside", NEAR, "n1"))?;
-            bed.add_pod(PodSpec::new("outside", FAR, "n2"))?;
+        if more.neighbours {
+            neighbour::join(&mut bed)?;
+        }
+        if more.peer {
+            bed.add_pod(PodSpec::new(OUTSIDE, NEAR, "n1"))?;
+            bed.add_pod(PodSpec::new(OUTSIDE, FAR, "n2"))?;
             peer::start(bed.pod(NEAR), bed.pod(FAR), bed.pod(&Way::Direct.pod("cross")))?;
         }
         for server in ["same", "cross"] {
             bed.add_service(service(server))?;
         }
-        if !routes.is_empty() {
+        if !more.routes.is_empty() {
             bed.add_pod(PodSpec::new(NAMESPACE, POLICED, "n2"))?;
             serve(bed.pod(POLICED))?;
             bed.add_service(service(POLICED))?;
             bed.world.apply("policies", &many_policies())?;
         }
-        for count in routes {
+        for count in more.routes {
             let name = routed(*count);
             bed.add_service(ServiceSpec::new(NAMESPACE, &name).of("cross").port("http", HTTP, HTTP))?;
             bed.world.apply(&name, &many_routes(&name, *count))?;
@@ -138,7 +153,14 @@ pub fn last_path(count: usize) -> String {
     format!("/team-{}/", count - 1)
 }
 
-fn service(name: &str) -> ServiceSpec {
+/// Without it the ports of a client that closes first are used up after some seconds, and what is measured is the search
+/// for a free one.
+pub fn reuse_ports(pod: &Pod) -> Result<()> {
+    pod.netns.within(|| fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1"))?.context("setting tcp_tw_reuse")
+}
+
+/// A Service of the mesh with all that [`serve`] starts.
+pub fn service(name: &str) -> ServiceSpec {
     let service = ServiceSpec::new(NAMESPACE, name);
     let service = service.port("tcp-bytes", BYTES, HTTP).port("tcp-echo", ECHO, ECHO).port("tcp-iperf", IPERF, IPERF);
     service.port("http", HTTP, HTTP).port("http2", HTTP2, HTTP2).port("grpc", GRPC, GRPC)
@@ -185,7 +207,8 @@ spec:
     yaml
 }
 
-fn serve(pod: &Pod) -> Result<()> {
+/// Starts the servers of a pod.
+pub fn serve(pod: &Pod) -> Result<()> {
     let dir = pod.dir.join("bench");
     fs::create_dir_all(&dir)?;
     let at = dir.to_string_lossy();

@@ -263,8 +263,10 @@ pub fn apply_mesh(parts: &Parts, manifests: &str) -> Result<()> {
     let folder = root().join("manifests").join(manifests);
     let folder = folder.to_str().context("a path that is text")?;
     kubectl(parts, &["apply", "--server-side", "-k", folder], None)?;
-    let controller = "deployment/nodemesh-controller";
-    kubectl(parts, &["-n", "nodemesh-system", "rollout", "status", controller, "--timeout", READY], None)?;
+    let controllers = ["-n", "nodemesh-system", "get", "deployments", "-o", "name"];
+    for controller in kubectl(parts, &controllers, None)?.lines() {
+        kubectl(parts, &["-n", "nodemesh-system", "rollout", "status", controller, "--timeout", READY], None)?;
+    }
     wait_agents(parts)
 }
 

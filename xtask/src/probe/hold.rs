@@ -14,7 +14,7 @@ use super::tally::{Tally, raise_descriptor_limit};
 /// The connections.
 #[derive(clap::Args)]
 pub struct Hold {
-    /// An echo server
+    /// An echo server, or one of HTTP/1.1
     address: SocketAddr,
     /// How many
     #[arg(long)]
@@ -28,6 +28,9 @@ pub struct Hold {
     /// How often to be silent and use them again
     #[arg(long, default_value_t = 1)]
     rounds: u64,
+    /// Ask for `/` instead of being echoed
+    #[arg(long)]
+    http: bool,
 }
 
 /// How long one connection may take to be made, and one word to come back: a crowd on a busy machine.
@@ -36,7 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl Hold {
     /// Prints a line once they are open and one after each round. Fails if a connection did.
     pub fn run(self) -> Result<()> {
-        let Self { address, connections, at_once, idle, rounds } = self;
+        let Self { address, connections, at_once, idle, rounds, http } = self;
+        let word = if http { request } else { word };
         raise_descriptor_limit();
         let threads = at_once.clamp(1, connections.max(1));
         let started = Instant::now();
@@ -99,4 +103,23 @@ fn word(stream: &mut TcpStream, number: u64) -> io::Result<()> {
     let mut heard = [0; 8];
     stream.read_exact(&mut heard)?;
     if heard == said { Ok(()) } else { Err(io::Error::other("the echo is not what was said")) }
+}
+
+fn request(stream: &mut TcpStream, _: u64) -> io::Result<()> {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: held\r\n\r\n")?;
+    let mut heard = Vec::new();
+    loop {
+        let mut piece = [0; 4096];
+        let length = stream.read(&mut piece)?;
+        heard.extend_from_slice(&piece[..length]);
+        let text = String::from_utf8_lossy(&heard).to_ascii_lowercase();
+        let head = text.split_once("\r\n\r\n").map(|(head, _)| head);
+        let body =
+            head.and_then(|head| head.split("content-length: ").nth(1)?.split("\r\n").next()?.parse::<usize>().ok());
+        match (head, body) {
+            (Some(head), Some(body)) if heard.len() == head.len() + 4 + body => return Ok(()),
+            _ if length == 0 => return Err(io::Error::other("the answer broke off")),
+            _ => {}
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -178,6 +179,12 @@ impl Agent {
     /// kill -9.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill()
+    }
+
+    /// SIGABRT, as a crash; how it ended.
+    pub fn abort(&mut self) -> Result<ExitStatus> {
+        self.process.signal(Signal::ABORT)?;
+        self.process.wait(Duration::from_secs(15))
     }
 
     /// SIGTERM, without waiting for what follows.

@@ -51,7 +51,7 @@ pub use pod::{Pod, PodSpec};
 pub use process::{Finished, Place, Process, log_tails};
 pub use relay::Impairment;
 pub use servers::{
-    authorizer_checks, greeter_client, greeter_session, grpc_calls, hostile_client, make_certificate,
+    authorizer_checks, greeter_client, greeter_session, grpc_calls, handshake_storm, hostile_client, make_certificate,
     postgres_programs, postgres_url, psql, python, start_authorizer, start_endless, start_greeter, start_grpc_echo,
     start_issuer, start_nginx, start_postgres, start_redis, start_reflector, start_tls_reflector, start_web,
     start_websocket, web_requests, websocket_client,

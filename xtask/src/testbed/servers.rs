@@ -210,6 +210,16 @@ pub fn hostile_client(pod: &Pod, server: SocketAddr, way: &str, count: usize) ->
     pod.spawn(&format!("hostile-{way}"), &[PYTHON, "-u", &script.to_string_lossy(), &host, &port, way, &count])
 }
 
+/// Starts a stranger at a port that speaks TLS: so many connections on which it says nothing, and so many handshakes a
+/// second, after each of which it leaves. A line of JSON now and then says how many there were.
+pub fn handshake_storm(pod: &Pod, server: SocketAddr, silent: usize, rate: u64) -> Result<Process> {
+    let script = pod.dir.join("storm_client.py");
+    fs::write(&script, include_str!("servers/storm_client.py"))?;
+    let (host, port, silent, rate) =
+        (server.ip().to_string(), server.port().to_string(), silent.to_string(), rate.to_string());
+    pod.spawn("storm", &[PYTHON, "-u", &script.to_string_lossy(), &host, &port, &silent, &rate])
+}
+
 /// A WebSocket server that answers in upper case.
 pub fn start_websocket(pod: &Pod, port: u16) -> Result<()> {
     start_script(pod, "websocket", include_str!("servers/websocket_server.py"), port, &[])

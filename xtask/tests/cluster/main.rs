@@ -11,6 +11,7 @@ mod plugin;
 mod policy;
 mod probes;
 mod services;
+mod standalone;
 mod support;
 mod uninstall;
 mod upgrade;

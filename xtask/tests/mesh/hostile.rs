@@ -1,6 +1,7 @@
 //! What clients that mean no good cost the agents: memory, measured, and whether the others are still served.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -101,6 +102,47 @@ fn a_hostile_peer_costs_no_more_than_its_windows() -> Result<()> {
         }
         let over: Vec<_> = figures.iter().filter(|(_, (grew, most))| grew > most).collect();
         ensure!(over.is_empty(), "grew by more KiB than may be: {over:?}");
+        Ok(())
+    };
+    run().map_err(|error| bed.explain(error))
+}
+
+/// A stranger's connections to a pod's tunnel port that say nothing: twice as many as the pod may have of them.
+const STRANGERS: usize = 2048;
+const TUNNEL_PORT: u16 = 15008;
+
+#[test]
+fn strangers_at_a_tunnel_port_keep_nobody_away() -> Result<()> {
+    if !can_use_kernel("strangers at a tunnel port") {
+        return Ok(());
+    }
+    let mut bed = Testbed::of_two_nodes("shop")?;
+    bed.add_namespace("outside", &[])?;
+    for (namespace, pod, node) in [("outside", "stranger", "n1"), ("shop", "bystander", "n1"), ("shop", "web", "n2")] {
+        bed.add_pod(PodSpec::new(namespace, pod, node))?;
+    }
+    bed.add_service(ServiceSpec::new("shop", "web").port("http", 80, PORT))?;
+    start_endless(bed.pod("web"), PORT)?;
+    bed.start_agents(&AgentOptions::default())?;
+    let run = || -> Result<()> {
+        let tunnels = SocketAddr::new(bed.pod("web").ips.ip(Family::V4), TUNNEL_PORT);
+        let mut flood = hostile_client(bed.pod("stranger"), tunnels, "silent", STRANGERS)?;
+        eventually(PATIENCE, "the strangers to be there", || {
+            flood.check_running()?;
+            Ok(flood.log().contains("ready").then_some(()))
+        })?;
+        // It has no tunnel there yet.
+        let first = ask(&bed)?;
+        let mut later = (0..20).map(|_| ask(&bed)).collect::<Result<Vec<_>>>()?;
+        later.sort_unstable();
+        let usage = bed.agent("n2").get_json("/config_dump")?["workloads"][0].clone();
+        println!(
+            "beside strangers ({}): the first request {first:.0?}, later ones {:.0?}, at most {:.0?}; the pod has {usage}",
+            flood.log().trim(),
+            later[10],
+            later[19]
+        );
+        ensure!(flood.is_running(), "the strangers went: {}", flood.log());
         Ok(())
     };
     run().map_err(|error| bed.explain(error))

@@ -24,6 +24,7 @@ mod rough_network;
 mod same_node;
 mod sandboxes;
 mod scenes;
+mod secrets;
 mod services;
 mod sessions;
 mod steps;

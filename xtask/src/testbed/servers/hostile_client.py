@@ -3,8 +3,10 @@ for, and then holds on to what it has until it is ended.
 
 readers: asks for an endless answer and reads nothing of it          senders: a byte of a head now and then
 bodies:  sends without end to who does not read                      headers: fields without end
+silent:  connects, says nothing, and comes again when turned away
 streams: readers, as streams of HTTP/2, each connection a hundred    resets:  opens and resets streams of HTTP/2
 """
+import resource
 import select
 import socket
 import struct
@@ -58,8 +60,32 @@ def flood(sockets, block, seconds):
     return sent
 
 
+def silent():
+    """So many connections at any time; says what became of the first ones after 5 s, and goes on."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count + 100, count + 100))
+    poll, open_now, turned_away, told = select.epoll(), {}, 0, time.monotonic() + 5
+    while True:
+        while len(open_now) < count:
+            s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+            s.setblocking(False)
+            s.connect_ex((host, port))
+            open_now[s.fileno()] = s
+            poll.register(s, select.EPOLLIN | select.EPOLLERR | select.EPOLLHUP)
+        for descriptor, _ in poll.poll(0.1):
+            poll.unregister(descriptor)
+            open_now.pop(descriptor).close()
+            turned_away += 1
+        # A flood, and no race for the processors.
+        time.sleep(0.02)
+        if told and time.monotonic() > told:
+            print("ready, turned away %d times" % turned_away, flush=True)
+            told = None
+
+
 held, said = [], ""
-if way == "readers":
+if way == "silent":
+    silent()
+elif way == "readers":
     for _ in range(count):
         s = connect()
         s.sendall(ENDLESS)
