@@ -393,6 +393,8 @@ mod tests {
             });
             let (mut far, mut near) = tokio::net::UnixStream::pair().unwrap();
             for _ in 0..20 {
+                // There is nothing, so that the driver has to say when there is.
+                near.try_read(&mut [0; 1]).unwrap_err();
                 far.write_all(b"x").await.unwrap();
                 let before = rounds.get();
                 near.read_u8().await.unwrap();
