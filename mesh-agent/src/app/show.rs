@@ -427,6 +427,7 @@ mod tests {
         "RESULTS",
         "ROUND",
         "ROUNDS",
+        "ROUND_TIME",
         "SERVICES",
         "SHARDS",
         "SHOWN",

@@ -155,9 +155,10 @@ fn hello(versions: &[u16], suites: &[u16], groups: &[u16]) -> Vec<u8> {
 /// As scanners ask: one version, one suite, one group at a time.
 #[test]
 fn a_client_that_offers_only_what_we_do_not_speak_is_refused() {
+    /// What is offered, versions, suites, groups, and the alert that answers it; none where the handshake goes on.
+    type Offer = (&'static str, &'static [u16], &'static [u16], &'static [u16], Option<u8>);
     const OURS: (&[u16], &[u16], &[u16]) = (&[TLS_1_3], &[AES_256_GCM], &[X25519MLKEM768]);
-    // (what, versions, suites, groups, the alert; none where the handshake goes on)
-    let offers: &[(&str, &[u16], &[u16], &[u16], Option<u8>)] = &[
+    const OFFERS: &[Offer] = &[
         ("TLS 1.3 as we speak it", OURS.0, OURS.1, OURS.2, None),
         ("AES-128-GCM", OURS.0, &[0x1301], OURS.2, None),
         ("X25519", OURS.0, OURS.1, &[0x001d], None),
@@ -176,7 +177,7 @@ fn a_client_that_offers_only_what_we_do_not_speak_is_refused() {
     local(async {
         let identities = identities(TestCa::new(), &["server"]).await;
         let server = Server::start(&identities, "server", Limits::default(), relay()).await;
-        for (what, versions, suites, groups, alert) in offers {
+        for (what, versions, suites, groups, alert) in OFFERS {
             let mut tcp = TcpStream::connect(server.address).await.unwrap();
             tcp.write_all(&hello(versions, suites, groups)).await.unwrap();
             let mut answer = [0; 7];
