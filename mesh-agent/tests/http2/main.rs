@@ -430,7 +430,8 @@ async fn all(door: Door) {
         }
         let gone = Instant::now();
         while LIVE.load(Ordering::SeqCst) > at_rest + KEPT {
-            assert!(gone.elapsed() < FORGOTTEN, "{}: what it took is not given back", attack.name);
+            let left = LIVE.load(Ordering::SeqCst) - at_rest;
+            assert!(gone.elapsed() < FORGOTTEN, "{}: {} KiB are not given back", attack.name, left >> 10);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
