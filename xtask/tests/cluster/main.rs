@@ -6,6 +6,7 @@
 mod enrolment;
 mod install;
 mod kinds;
+mod meshctl;
 mod outage;
 mod plugin;
 mod policy;
