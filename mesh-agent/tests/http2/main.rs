@@ -62,9 +62,10 @@ const BYSTANDER: Duration = Duration::from_secs(10);
 
 /// For so long nothing more is taken: what an attack has begun has come to rest.
 const RESTS: Duration = Duration::from_millis(300);
-/// What may be left when an attacker has gone: connections that rest, and tables of tunnels that do not shrink while these
-/// live, with an entry for each frame that has waited (2.8 MiB were seen, where 111 MiB of frames waited). In bytes.
-const KEPT: i64 = 4 << 20;
+/// What may be left of all attackers so far when they have gone: connections that rest, and tables of tunnels that do not
+/// shrink while these live, with an entry for each frame that has waited (2.8 MiB were seen, where 111 MiB of frames had
+/// waited; when all were done once more 3.0). In bytes.
+const KEPT: i64 = 8 << 20;
 /// How long that may take: what it had said is worked off first.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
