@@ -196,7 +196,7 @@ worker-5   -         ?       -      -          -              -            -
 
 worker-2: does not answer: error: asking the agent at unix:/run for it: No such file
 worker-3: does not answer: its pod agent-c is Pending: kubectl describe pod has why
-worker-4: does not answer: you may not exec in its pod: pods/exec is forbidden; see: kubectl auth can-i create pods/exec
+worker-4: does not answer: you may not exec in its pod: pods/exec is forbidden; see: kubectl auth can-i get pods/exec, and create
 worker-5: does not answer: the connection through the API server ended before the answer did
 ";
     assert_eq!((verdict.unwrap(), text.as_str()), (Verdict::Wrong, expected));

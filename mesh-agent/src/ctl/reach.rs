@@ -171,7 +171,10 @@ async fn run(pods: &Api<Pod>, pod: &str, path: &str) -> Result<Bytes, String> {
     let started = pods.exec(pod, [PROGRAM, "get", path], &parameters).await;
     let mut process = started.map_err(|error| match &error {
         kube::Error::Api(status) if status.code == 403 => {
-            format!("you may not exec in its pod: {}; see: kubectl auth can-i create pods/exec", status.message)
+            format!(
+                "you may not exec in its pod: {}; see: kubectl auth can-i get pods/exec, and create",
+                status.message
+            )
         }
         _ => chain(&error),
     })?;

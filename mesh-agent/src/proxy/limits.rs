@@ -48,9 +48,9 @@ pub const WEIGH_INTERVAL: Duration = Duration::from_secs(1);
 /// application that keeps up holds less, and does not pay for one that has stopped.
 pub const FAIR_BUFFER: usize = 16 << 10;
 
-/// How many times as many connections as are left for all one source may hold at a pod: all but a 33rd of what the pod
+/// How many times as many connections as are left for all one source may hold at a pod: all but a 65th of what the pod
 /// may have, if nobody else comes, for whom that is left. One gateway may be most of a pod's callers.
-pub const CONNECTION_SHARE: usize = 32;
+pub const CONNECTION_SHARE: usize = 64;
 
 /// The same for tunnels, and for peers that have not proved who they are: half. A pod of the mesh keeps a tunnel or a few.
 pub const STRANGER_SHARE: usize = 1;

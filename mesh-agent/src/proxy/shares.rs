@@ -161,7 +161,7 @@ mod tests {
             (Kind::Handshake, 3, 257),
             (Kind::Handshake, 100, 11),
             (Kind::Tunnel, 1, 512),
-            (Kind::Connection, 1, 993),
+            (Kind::Connection, 1, 1009),
             (Kind::Connection, 10, 103),
         ] {
             let (held, is_served) = flood(kind, hogs);

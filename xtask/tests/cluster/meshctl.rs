@@ -27,8 +27,12 @@ fn meshctl_asks_every_agent_through_the_api_server() {
         ensure!(built.success(), "building meshctl: {built}");
         let namespace = kube.shop("looked-at", &[("shop", "n2")])?;
 
-        let (status, said) = meshctl(&["status"])?;
-        ensure!(status == Some(0), "{status:?}: {said}");
+        // Pods of the test before may be there for a moment, with what is wrong with them.
+        let said = eventually(PATIENCE, "all to be well", || {
+            let (status, said) = meshctl(&["status"])?;
+            ensure!(status == Some(0), "{status:?}: {said}");
+            Ok(Some(said))
+        })?;
         ensure!(["n1", "n2"].iter().all(|node| said.lines().any(|line| line.starts_with(node))), "{said}");
         let (status, said) = meshctl(&["status", "-o", "json"])?;
         let mesh: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
