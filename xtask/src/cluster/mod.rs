@@ -53,7 +53,7 @@ pub struct Cluster {
 
 #[derive(Subcommand)]
 enum ClusterCommand {
-    /// Build what is missing (minutes, once) and start the cluster
+    /// Build what is missing (minutes, once) and start the cluster, with the agent's image on its nodes
     Up(Options),
     /// End the cluster and remove what it wrote
     Down,
@@ -119,7 +119,11 @@ impl Cluster {
     /// Does what was asked for.
     pub fn run(self) -> Result<ExitCode> {
         match self.command {
-            ClusterCommand::Up(options) => up(&options).map(drop)?,
+            ClusterCommand::Up(options) => {
+                let parts = up(&options)?;
+                import_agent(&parts)?;
+                eprintln!("its nodes have the agent's image: kubectl apply --server-side -k manifests/base");
+            }
             ClusterCommand::Down => down()?,
             ClusterCommand::Status => status()?,
             ClusterCommand::Install { manifests } => install(&manifests)?,
