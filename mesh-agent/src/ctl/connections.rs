@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::args::Output;
-use super::reach::{Agents, Name, Told};
+use super::reach::{self, Agents, Name, Told, Unanswered};
 use super::table::{Breadth, Cell, Paint, Table, Tone};
 use super::{Screen, Verdict, words};
 
@@ -49,17 +49,6 @@ struct Connections {
     unanswered: Vec<Unanswered>,
     #[serde(skip)]
     rows: Vec<Row>,
-}
-
-/// An agent that did not answer.
-#[derive(Debug, Serialize)]
-pub struct Unanswered {
-    /// Its node.
-    pub node: String,
-    /// Its pod.
-    pub pod: Option<String>,
-    /// Why.
-    pub error: String,
 }
 
 #[derive(Debug)]
@@ -114,44 +103,20 @@ pub async fn run(args: &ConnectionsArgs, agents: &Agents, screen: &mut Screen<'_
     }
 }
 
-impl Unanswered {
-    /// By whose name, and why.
-    pub fn new(name: Name, error: String) -> Self {
-        Self { node: name.node, pod: name.pod, error }
-    }
-
-    /// A line each, below a table.
-    pub fn lines(unanswered: &[Self], paint: Paint) -> String {
-        let line = |one: &Self| {
-            let line = format!("{}: does not answer: {}", one.node, one.error);
-            format!("{}\n", paint.apply(&line, Tone::Bad))
-        };
-        let lines: String = unanswered.iter().map(line).collect();
-        if lines.is_empty() { lines } else { format!("\n{lines}") }
-    }
-}
-
 impl Connections {
     fn new(told: Vec<Told>, args: &ConnectionsArgs) -> Self {
-        let mut all = Self { connections: Vec::new(), unanswered: Vec::new(), rows: Vec::new() };
-        for Told { name, answer } in told {
-            let read = answer.and_then(|answer| read(&answer));
-            let connections = match read {
-                Ok(connections) => connections,
-                Err(error) => {
-                    all.unanswered.push(Unanswered::new(name, error));
-                    continue;
-                }
-            };
+        let (read, unanswered) = reach::read(told, |_, answer| read(answer));
+        let mut all = Self { connections: Vec::new(), unanswered, rows: Vec::new() };
+        for (Name { node, pod: _ }, connections) in read {
             for (mut raw, connection) in connections {
                 if !connection.is_of(args) {
                     continue;
                 }
                 if let Some(fields) = raw.as_object_mut() {
-                    fields.insert("node".into(), name.node.clone().into());
+                    fields.insert("node".into(), node.clone().into());
                 }
                 all.connections.push(raw);
-                all.rows.push(Row { node: name.node.clone(), connection });
+                all.rows.push(Row { node: node.clone(), connection });
             }
         }
         all

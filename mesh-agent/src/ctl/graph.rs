@@ -7,8 +7,8 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::connections::{Unanswered, tone};
-use super::reach::{Agents, Told};
+use super::connections::tone;
+use super::reach::{self, Agents, Told, Unanswered};
 use super::table::{Cell, Paint, Table};
 use super::{Screen, Verdict, words};
 
@@ -126,19 +126,12 @@ pub async fn run(args: &GraphArgs, agents: &Agents, screen: &mut Screen<'_>) -> 
 
 impl Graph {
     fn new(told: Vec<Told>, namespace: Option<&str>) -> Self {
+        let (read, unanswered) = reach::read(told, |_, answer| Ok(tallies(answer)));
         let mut counted = Tallies::new();
-        let mut unanswered = Vec::new();
-        for Told { name, answer } in told {
-            match answer {
-                Ok(answer) => {
-                    for (way, ends) in tallies(&answer) {
-                        let sum = counted.entry(way).or_default();
-                        sum.outbound.add(ends.outbound);
-                        sum.inbound.add(ends.inbound);
-                    }
-                }
-                Err(error) => unanswered.push(Unanswered::new(name, error)),
-            }
+        for (way, ends) in read.into_iter().flat_map(|(_, tallies)| tallies) {
+            let sum = counted.entry(way).or_default();
+            sum.outbound.add(ends.outbound);
+            sum.inbound.add(ends.inbound);
         }
         let edges = counted.into_iter().map(|((from, to, transport), ends)| Edge {
             proved: matches!(transport.as_str(), "tunnel" | "same-node" | "itself"),

@@ -7,9 +7,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::args::Output;
-use super::connections::Unanswered;
 use super::dump::{self, Dump, RootEntry, SvidEntry, WorkloadEntry};
-use super::reach::{Agents, Name, Told};
+use super::reach::{self, Agents, Name, Told, Unanswered};
 use super::table::{Breadth, Cell, Paint, Table, Tone};
 use super::{Screen, Verdict, words};
 
@@ -87,15 +86,11 @@ pub async fn run(args: &IdentityArgs, agents: &Agents, screen: &mut Screen<'_>) 
 impl Identities {
     /// All of them, or that of a pod.
     fn new(told: Vec<Told>, pod: Option<&str>) -> Self {
-        let mut all = Self { identities: Vec::new(), unanswered: Vec::new() };
-        for Told { name, answer } in told {
-            match answer.and_then(|answer| Dump::read(&answer)).and_then(|dump| identities(&name, dump, pod)) {
-                Ok(identities) => all.identities.extend(identities),
-                Err(error) => all.unanswered.push(Unanswered::new(name, error)),
-            }
-        }
-        all.identities.sort_by(|one, other| (&one.id, &one.node).cmp(&(&other.id, &other.node)));
-        all
+        let (read, unanswered) =
+            reach::read(told, |name, answer| Dump::read(answer).and_then(|dump| identities(name, dump, pod)));
+        let mut identities: Vec<Identity> = read.into_iter().flat_map(|(_, identities)| identities).collect();
+        identities.sort_by(|one, other| (&one.id, &one.node).cmp(&(&other.id, &other.node)));
+        Self { identities, unanswered }
     }
 
     fn render(&self, breadth: Breadth, paint: Paint) -> String {

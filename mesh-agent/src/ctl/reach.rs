@@ -11,11 +11,13 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::Api;
 use kube::api::{AttachParams, ListParams};
+use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::args::WhomArgs;
+use super::table::{Paint, Tone};
 use crate::admin::{self, Address, MAX_ANSWER_BYTES};
 use crate::apiserver::{ApiServer, chain};
 
@@ -105,6 +107,45 @@ impl Agents {
     }
 }
 
+/// An agent that did not answer.
+#[derive(Debug, Serialize)]
+pub struct Unanswered {
+    /// Its node.
+    pub node: String,
+    /// Its pod.
+    pub pod: Option<String>,
+    /// Why.
+    pub error: String,
+}
+
+impl Unanswered {
+    fn new(name: Name, error: String) -> Self {
+        Self { node: name.node, pod: name.pod, error }
+    }
+
+    /// A line each, below a table.
+    pub fn lines(unanswered: &[Self], paint: Paint) -> String {
+        let line = |one: &Self| {
+            let line = format!("{}: does not answer: {}", one.node, one.error);
+            format!("{}\n", paint.apply(&line, Tone::Bad))
+        };
+        let lines: String = unanswered.iter().map(line).collect();
+        if lines.is_empty() { lines } else { format!("\n{lines}") }
+    }
+}
+
+/// What the answers say, read by `read`, and who gave none that can be read.
+pub fn read<T>(told: Vec<Told>, read: impl Fn(&Name, &[u8]) -> Result<T, String>) -> (Vec<(Name, T)>, Vec<Unanswered>) {
+    let (mut all, mut unanswered) = (Vec::new(), Vec::new());
+    for Told { name, answer } in told {
+        match answer.and_then(|answer| read(&name, &answer)) {
+            Ok(said) => all.push((name, said)),
+            Err(error) => unanswered.push(Unanswered::new(name, error)),
+        }
+    }
+    (all, unanswered)
+}
+
 fn of_addresses(whom: &WhomArgs) -> Result<Vec<Agent>> {
     ensure!(
         whom.kubeconfig.is_none() && whom.context.is_none(),
@@ -181,7 +222,7 @@ async fn run(pods: &Api<Pod>, pod: &str, path: &str) -> Result<Bytes, String> {
     let (stdout, stderr, status) = (process.stdout(), process.stderr(), process.take_status());
     let bound = MAX_ANSWER_BYTES as u64;
     // Read side by side: one that nobody reads holds back the others.
-    let mut reading = pin!(async { tokio::join!(read(stdout, bound + 1), read(stderr, MAX_COMPLAINT_BYTES)) });
+    let mut reading = pin!(async { tokio::join!(read_all(stdout, bound + 1), read_all(stderr, MAX_COMPLAINT_BYTES)) });
     let mut ending = pin!(async {
         match status {
             Some(status) => status.await,
@@ -203,7 +244,7 @@ async fn run(pods: &Api<Pod>, pod: &str, path: &str) -> Result<Bytes, String> {
     outcome(said, &complained.unwrap_or_default(), ended)
 }
 
-async fn read(stream: Option<impl AsyncRead + Unpin>, bound: u64) -> std::io::Result<Vec<u8>> {
+async fn read_all(stream: Option<impl AsyncRead + Unpin>, bound: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     if let Some(stream) = stream {
         stream.take(bound).read_to_end(&mut bytes).await?;

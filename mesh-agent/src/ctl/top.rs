@@ -9,9 +9,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::args::{Output, some_time};
-use super::connections::{Unanswered, tone};
+use super::connections::tone;
 use super::graph::{BothEnds, Counted, Tallies, Way, tallies, touches};
-use super::reach::{Agents, Name, Told};
+use super::reach::{self, Agents, Name, Unanswered};
 use super::table::{Cell, Paint, Table};
 use super::{Screen, Verdict, words};
 
@@ -91,14 +91,9 @@ pub async fn run(args: &TopArgs, agents: &Agents, screen: &mut Screen<'_>) -> Re
 impl Reading {
     async fn take(agents: &Agents) -> Self {
         let told = agents.ask("/metrics").await;
-        let mut reading = Self { taken: Instant::now(), agents: BTreeMap::new(), unanswered: Vec::new() };
-        for Told { name, answer } in told {
-            match answer {
-                Ok(answer) => drop(reading.agents.insert(name, tallies(&answer))),
-                Err(error) => reading.unanswered.push(Unanswered::new(name, error)),
-            }
-        }
-        reading
+        let taken = Instant::now();
+        let (agents, unanswered) = reach::read(told, |_, answer| Ok(tallies(answer)));
+        Self { taken, agents: agents.into_iter().collect(), unanswered }
     }
 }
 

@@ -84,12 +84,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Inner<T> {
     /// Whether the others of this worker go ahead: what was read has been much, or dear. A frame of a few bytes can ask
     /// for work on every stream that there is.
     fn is_round_over(&mut self) -> bool {
+        if self.round == 0 {
+            return true;
+        }
         match self.began {
+            Some(began) => began.elapsed() >= ROUND_TIME,
             None => {
                 self.began = Some(Instant::now());
-                self.round == 0
+                false
             }
-            Some(began) => self.round == 0 || began.elapsed() >= ROUND_TIME,
         }
     }
 

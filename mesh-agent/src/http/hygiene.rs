@@ -71,6 +71,12 @@ pub struct Asked {
     pub trailers: bool,
 }
 
+/// A cookie in crumbs is one field.
+fn has_too_many(headers: &HeaderMap) -> bool {
+    let crumbs = || headers.get_all(header::COOKIE).iter().count().saturating_sub(1);
+    headers.len() > MAX_HEADERS && headers.len().saturating_sub(crumbs()) > MAX_HEADERS
+}
+
 /// Puts a client's request into the one form. `dialled` stands in for the Host that HTTP/1.0 may leave out.
 pub fn request(parts: &mut request::Parts, has_body: bool, caller: &Caller, dialled: &str) -> Result<Asked, Fault> {
     match parts.method {
@@ -78,9 +84,7 @@ pub fn request(parts: &mut request::Parts, has_body: bool, caller: &Caller, dial
         Method::TRACE if has_body => return Err(Fault::Trace),
         _ => {}
     }
-    // A cookie in crumbs is one field.
-    let crumbs = parts.headers.get_all(header::COOKIE).iter().count();
-    if parts.headers.len().saturating_sub(crumbs.saturating_sub(1)) > MAX_HEADERS {
+    if has_too_many(&parts.headers) {
         return Err(Fault::TooMany);
     }
     settle_target(parts, dialled)?;

@@ -20,7 +20,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::limits::{LINGER, LINGER_BYTES, MAX_TUNNEL_WRITE, PREFACE_PAUSE, SMALL_PIECE};
+use super::limits::{LINGER, LINGER_BYTES, MAX_TUNNEL_WRITE, PREFACE_PAUSE, SMALL_FRAME};
 use super::server::PREFACE;
 use crate::hbone::{Stream, StreamError};
 
@@ -129,8 +129,7 @@ impl Tunnelled {
         let before = out.filled().len();
         loop {
             let taken = self.take(out);
-            // Who says little has said it: that another frame has come is not worth asking.
-            if out.remaining() == 0 || (1..SMALL_PIECE).contains(&taken) {
+            if out.remaining() == 0 || (1..SMALL_FRAME).contains(&taken) {
                 return Poll::Ready(Ok(()));
             }
             let is_first = out.filled().len() == before;

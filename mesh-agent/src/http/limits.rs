@@ -103,8 +103,11 @@ pub const MAX_MIRROR_BODY: u64 = 64 << 10;
 pub const KEPT_PIECE_BYTES: usize = 64;
 
 /// Below this a piece of a body is copied to be kept, in bytes: a few bytes of a read buffer would keep the whole buffer.
-/// And what comes in pieces below this is not looked for more of before it is read.
 pub const SMALL_PIECE: usize = 4 << 10;
+
+/// Below this a frame out of a tunnel is passed on by itself, in bytes: who sends little has said it, and looking whether
+/// another frame has come would be dearer than what it spares.
+pub const SMALL_FRAME: usize = 4 << 10;
 
 /// Pause before endpoints whose tunnel port was closed are tried once more, as for connections of bytes.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(250);
@@ -166,7 +169,8 @@ pub fn all() -> Vec<Limit> {
         MIRROR_TIMEOUT, "milliseconds", "for a mirrored request and its answer";
         MAX_MIRROR_BODY, "bytes", "of a body that is mirrored; a longer one is not";
         KEPT_PIECE_BYTES, "bytes", "that a kept piece of a body counts beside its own";
-        SMALL_PIECE, "bytes", "below which a piece of a body is copied to be kept, and passed on by itself";
+        SMALL_PIECE, "bytes", "below which a piece of a body is copied to be kept";
+        SMALL_FRAME, "bytes", "below which a frame out of a tunnel is passed on by itself";
         RETRY_PAUSE, "milliseconds", "before closed tunnel ports are tried once more";
         QUEUE_SAMPLE, "milliseconds", "at least between two measurements of a worker's queue";
         MEMORY_SAMPLE, "milliseconds", "at least between two looks at the memory in use";

@@ -1,9 +1,9 @@
 //! What one pod may take from its node: live connections, tunnels, new ones in a second, handshakes, bytes that wait.
 //!
-//! The budget is the pod's, both directions together, whichever worker serves: atomics, no lock, and nothing here waits.
-//! What is over budget is refused at once and counted; it never queues, so one flooding pod costs its neighbours no more
-//! than the refusals. Among those who reach a pod its budget is shared ([`Shares`]): that takes a lock, for as long as it
-//! takes to count one connection, never for a byte.
+//! The budget is the pod's, both directions together, whichever worker serves: atomics, and nothing here waits. What is
+//! over budget is refused at once and counted; it never queues, so one flooding pod costs its neighbours no more than the
+//! refusals. Who takes how much of the pod that he reaches ([`Shares`]) is behind a lock, which is held to count one
+//! connection and never for a byte.
 
 use std::net::IpAddr;
 use std::os::fd::RawFd;

@@ -52,12 +52,10 @@ impl Shares {
             Kind::Tunnel | Kind::Handshake => STRANGER_SHARE,
         };
         let mut sources = self.sources();
-        let held = sources.held.entry(source).or_default();
-        let Some(count) = held.get_mut(kind as usize) else { return false };
-        let is_within = *count < free.saturating_mul(share);
-        *count += usize::from(is_within);
-        if held.iter().all(|count| *count == 0) {
-            sources.held.remove(&source);
+        let held = sources.held.get(&source).and_then(|held| held.get(kind as usize)).copied().unwrap_or_default();
+        let is_within = held < free.saturating_mul(share);
+        if is_within && let Some(count) = sources.held.entry(source).or_default().get_mut(kind as usize) {
+            *count += 1;
         }
         is_within
     }

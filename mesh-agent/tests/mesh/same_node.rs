@@ -1,5 +1,6 @@
 //! Two pods of one node: one agent is both sides, and nothing is between them that a tunnel would carry.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use http::{Request, StatusCode, Version};
@@ -16,6 +17,13 @@ use super::{Pair, guard, policy, vip};
 
 /// A client and a server on node 1; the port of the Service speaks this.
 async fn neighbours(app_protocol: &str) -> Pair {
+    let (mesh, client, server) = client_alone(app_protocol).await;
+    let server = mesh.enrol(server).await;
+    Pair { mesh, client, server }
+}
+
+/// The same, and the agent does not hold the server.
+async fn client_alone(app_protocol: &str) -> (Mesh, Pod, Ipv4Addr) {
     let mesh = Mesh::start();
     let (client, server) = (fresh_ip(), fresh_ip());
     let service = service_yaml("web", "server", "10.96.0.7", 80, 8080)
@@ -23,8 +31,7 @@ async fn neighbours(app_protocol: &str) -> Pair {
     let yaml = [pod_yaml("client", "node1", client), pod_yaml("server", "node1", server), service];
     mesh.apply("world.yaml", &yaml.concat());
     let client = mesh.enrol(client).await;
-    let server = mesh.enrol(server).await;
-    Pair { mesh, client, server }
+    (mesh, client, server)
 }
 
 /// A PeerAuthentication with this spec.
@@ -109,15 +116,7 @@ async fn how_a_pod_of_the_node_is_reached() {
 /// A pod that the world calls enrolled, and that this agent does not hold: by tunnel, where nobody listens. Never past it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_is_not_held_is_not_reached_in_plaintext() {
-    let mesh = Mesh::start();
-    let (client, server) = (fresh_ip(), fresh_ip());
-    let yaml = [
-        pod_yaml("client", "node1", client),
-        pod_yaml("server", "node1", server),
-        service_yaml("web", "server", "10.96.0.7", 80, 8080),
-    ];
-    mesh.apply("world.yaml", &yaml.concat());
-    let client = mesh.enrol(client).await;
+    let (mesh, client, server) = client_alone("tcp").await;
     let mut clients = echo_app((server, 8080));
     assert!(client.ask(vip(), "hello").await.is_err());
     // Once it is held it is reached.
@@ -134,15 +133,7 @@ async fn a_pod_that_is_not_held_is_not_reached_in_plaintext() {
 /// Where the network does not let the tunnel through, a pod of the same node is no more reached than one of another.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_network_refuses_between_pods_stays_refused() {
-    let mesh = Mesh::start();
-    let (client, server) = (fresh_ip(), fresh_ip());
-    let yaml = [
-        pod_yaml("client", "node1", client),
-        pod_yaml("server", "node1", server),
-        service_yaml("web", "server", "10.96.0.7", 80, 8080),
-    ];
-    mesh.apply("world.yaml", &yaml.concat());
-    let client = mesh.enrol(client).await;
+    let (mesh, client, server) = client_alone("tcp").await;
     // Held, and its tunnel port cannot be reached.
     let held = mesh.enrol_without(server, Role::Tunnel).await;
     let mut clients = echo_app((server, 8080));

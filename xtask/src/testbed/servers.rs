@@ -105,10 +105,9 @@ pub fn postgres_url(server: SocketAddr) -> String {
 
 /// A web server that says the pod's name, with a status, after so many seconds. [`web_requests`] counts what came.
 pub fn start_web(pod: &Pod, port: u16, status: u16, seconds: u32) -> Result<()> {
-    let script = pod.dir.join("web_server.py");
-    fs::write(&script, include_str!("servers/web_server.py"))?;
+    let script = script(pod, "web_server", include_str!("servers/web_server.py"))?;
     let (port_text, status, seconds) = (port.to_string(), status.to_string(), seconds.to_string());
-    let argv = [PYTHON, "-u", &script.to_string_lossy(), &port_text, &pod.spec.name, &status, &seconds];
+    let argv = [PYTHON, "-u", &script, &port_text, &pod.spec.name, &status, &seconds];
     pod.start("web", &argv)?;
     pod.wait_listening(port)
 }
@@ -121,9 +120,8 @@ pub fn web_requests(pod: &Pod) -> Result<usize> {
 
 /// A gRPC server on port 50051, `demo.Greeter`: calls of all four kinds, and one that waits.
 pub fn start_greeter(pod: &Pod) -> Result<()> {
-    let script = pod.dir.join("greeter_server.py");
-    fs::write(&script, include_str!("servers/greeter_server.py"))?;
-    pod.start("greeter", &[PYTHON, "-u", &script.to_string_lossy(), "50051"])?;
+    let script = script(pod, "greeter_server", include_str!("servers/greeter_server.py"))?;
+    pod.start("greeter", &[PYTHON, "-u", &script, "50051"])?;
     pod.wait_listening(50051)
 }
 
@@ -190,10 +188,9 @@ pub fn grpc_calls(
     metadata: &[(&str, &str)],
     count: usize,
 ) -> Result<Vec<serde_json::Value>> {
-    let script = pod.dir.join("grpc_calls.py");
-    fs::write(&script, include_str!("servers/grpc_calls.py"))?;
+    let script = script(pod, "grpc_calls", include_str!("servers/grpc_calls.py"))?;
     let (metadata, count) = (serde_json::to_string(metadata)?, count.to_string());
-    let argv = [PYTHON, &script.to_string_lossy(), &server.to_string(), method, &metadata, &count];
+    let argv = [PYTHON, &script, &server.to_string(), method, &metadata, &count];
     let said = pod.run(&argv, Duration::from_secs(120))?.expect_ok("calls of gRPC")?;
     said.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_string())).collect()
 }
@@ -206,15 +203,16 @@ pub fn start_endless(pod: &Pod, port: u16) -> Result<()> {
 /// Starts a client that means no good, in one of its ways, so many times over. It says `ready` once it has done what it
 /// came for, and holds on to what it has.
 pub fn hostile_client(pod: &Pod, server: SocketAddr, way: &str, count: usize) -> Result<Process> {
-    let script = pod.dir.join("hostile_client.py");
-    fs::write(&script, include_str!("servers/hostile_client.py"))?;
+    let script = script(pod, "hostile_client", include_str!("servers/hostile_client.py"))?;
     let (host, port, count) = (server.ip().to_string(), server.port().to_string(), count.to_string());
-    pod.spawn(&format!("hostile-{way}"), &[PYTHON, "-u", &script.to_string_lossy(), &host, &port, way, &count])
+    pod.spawn(&format!("hostile-{way}"), &[PYTHON, "-u", &script, &host, &port, way, &count])
 }
+
+const ODD_SOCKETS: &str = include_str!("servers/odd_sockets.py");
 
 /// The far end of connections of every kind (`serve`), or who takes other pods' sockets by a unix socket (`hold PATH`).
 pub fn start_odd_sockets(pod: &Pod, part: &[&str]) -> Result<()> {
-    let script = odd_sockets(pod)?;
+    let script = script(pod, "odd_sockets", ODD_SOCKETS)?;
     pod.start("odd-sockets", &[&[PYTHON, "-u", &script][..], part].concat())?;
     eventually(Duration::from_secs(10), "odd sockets", || {
         let log = fs::read_to_string(pod.log_path("odd-sockets"))?;
@@ -228,26 +226,19 @@ pub fn start_odd_sockets(pod: &Pod, part: &[&str]) -> Result<()> {
 pub fn dial_odd_sockets(pod: &Pod, form: &str, server: &Pod, holder: &Path) -> Result<Vec<serde_json::Value>> {
     let family = if form == "v6" { Family::V6 } else { Family::V4 };
     let (server, own, holder) = (server.ips.ip(family), pod.ips.ip(family), holder.to_string_lossy());
-    let script = odd_sockets(pod)?;
+    let script = script(pod, "odd_sockets", ODD_SOCKETS)?;
     let argv = [PYTHON, &script, "dial", form, &server.to_string(), &own.to_string(), &holder];
     let said = pod.run(&argv, Duration::from_secs(120))?.expect_ok("odd sockets")?;
     said.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_string())).collect()
 }
 
-fn odd_sockets(pod: &Pod) -> Result<String> {
-    let script = pod.dir.join("odd_sockets.py");
-    fs::write(&script, include_str!("servers/odd_sockets.py"))?;
-    Ok(script.to_string_lossy().into_owned())
-}
-
 /// Starts a stranger at a port that speaks TLS: so many connections on which it says nothing, and so many handshakes a
 /// second, after each of which it leaves. A line of JSON now and then says how many there were.
 pub fn handshake_storm(pod: &Pod, server: SocketAddr, silent: usize, rate: u64) -> Result<Process> {
-    let script = pod.dir.join("storm_client.py");
-    fs::write(&script, include_str!("servers/storm_client.py"))?;
+    let script = script(pod, "storm_client", include_str!("servers/storm_client.py"))?;
     let (host, port, silent, rate) =
         (server.ip().to_string(), server.port().to_string(), silent.to_string(), rate.to_string());
-    pod.spawn("storm", &[PYTHON, "-u", &script.to_string_lossy(), &host, &port, &silent, &rate])
+    pod.spawn("storm", &[PYTHON, "-u", &script, &host, &port, &silent, &rate])
 }
 
 /// A WebSocket server that answers in upper case.
@@ -255,19 +246,24 @@ pub fn start_websocket(pod: &Pod, port: u16) -> Result<()> {
     start_script(pod, "websocket", include_str!("servers/websocket_server.py"), port, &[])
 }
 
-fn start_script(pod: &Pod, name: &str, text: &str, port: u16, arguments: &[&str]) -> Result<()> {
+/// Puts a script where the pod finds it, by its path.
+fn script(pod: &Pod, name: &str, text: &str) -> Result<String> {
     let script = pod.dir.join(format!("{name}.py"));
     fs::write(&script, text)?;
-    let argv = [PYTHON, "-u", &script.to_string_lossy(), &port.to_string()];
+    Ok(script.to_string_lossy().into_owned())
+}
+
+fn start_script(pod: &Pod, name: &str, text: &str, port: u16, arguments: &[&str]) -> Result<()> {
+    let script = script(pod, name, text)?;
+    let argv = [PYTHON, "-u", &script, &port.to_string()];
     pod.start(name, &[&argv[..], arguments].concat())?;
     pod.wait_listening(port)
 }
 
 /// A client of that server, which says messages of many sizes and checks the answers.
 pub fn websocket_client(pod: &Pod, server: SocketAddr) -> Result<Finished> {
-    let script = pod.dir.join("websocket_client.py");
-    fs::write(&script, include_str!("servers/websocket_client.py"))?;
-    pod.run(&[PYTHON, &script.to_string_lossy(), &format!("ws://{server}/")], Duration::from_secs(60))
+    let script = script(pod, "websocket_client", include_str!("servers/websocket_client.py"))?;
+    pod.run(&[PYTHON, &script, &format!("ws://{server}/")], Duration::from_secs(60))
 }
 
 /// A line of Python from a pod, with arguments.
@@ -277,16 +273,14 @@ pub fn python(pod: &Pod, script: &str, arguments: &[&str]) -> Result<Finished> {
 
 /// Calls the gRPC server from a pod: one Hello with `name`, one Count to 100. Prints both answers.
 pub fn greeter_client(pod: &Pod, server: SocketAddr, name: &str) -> Result<Finished> {
-    let script = pod.dir.join("greeter_client.py");
-    fs::write(&script, include_str!("servers/greeter_client.py"))?;
-    pod.run(&[PYTHON, &script.to_string_lossy(), &server.to_string(), name], Duration::from_secs(20))
+    let script = script(pod, "greeter_client", include_str!("servers/greeter_client.py"))?;
+    pod.run(&[PYTHON, &script, &server.to_string(), name], Duration::from_secs(20))
 }
 
 /// Starts a client that makes calls of every kind over one channel, for at least so many seconds; it ends with a line of
 /// JSON.
 pub fn greeter_session(pod: &Pod, server: SocketAddr, seconds: u64) -> Result<Process> {
-    let script = pod.dir.join("greeter_session.py");
-    fs::write(&script, include_str!("servers/greeter_session.py"))?;
-    let argv = [PYTHON, "-u", &script.to_string_lossy(), &server.to_string(), &seconds.to_string()];
+    let script = script(pod, "greeter_session", include_str!("servers/greeter_session.py"))?;
+    let argv = [PYTHON, "-u", &script, &server.to_string(), &seconds.to_string()];
     pod.spawn("greeter-session", &argv)
 }

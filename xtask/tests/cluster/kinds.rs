@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use xtask::testbed::eventually;
 
-use crate::support::{ENABLED, Namespace, PATIENCE, STRICT, in_cluster};
+use crate::support::{ENABLED, Namespace, PATIENCE, STRICT, in_cluster, only_shop};
 
 /// All run under one account, and nobody else is let in. `CALL` ends when `web` has answered.
 const KINDS: &str = "
@@ -135,17 +135,6 @@ fn pods_of_every_kind_are_of_the_mesh() {
     });
 }
 
-const ONLY_SHOP: &str = "
-apiVersion: nodemesh.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata: {name: only-shop}
-spec:
-  targetRefs: [{kind: Service, name: web}]
-  action: ALLOW
-  rules:
-  - sources: [{type: ServiceAccount, serviceAccount: {namespace: ends, name: shop}}]
-";
-
 /// Answers late, and goes on for longer than that when it is told to end.
 const SLOW: &str = r#"readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}, command: [sh, -c,
   "mkdir -p /tmp/www/cgi-bin; cd /tmp/www/cgi-bin; echo '#!/bin/sh' > slow;
@@ -157,7 +146,7 @@ fn a_pod_that_ends_serves_what_it_has_and_leaves_no_right_behind() {
     in_cluster("a_pod_that_ends_serves_what_it_has_and_leaves_no_right_behind", |kube| {
         let namespace = &kube.shop("ends", &[("shop", "n2")])?;
         namespace.served("slow", "n1", SLOW)?;
-        namespace.apply(ONLY_SHOP)?;
+        namespace.apply(&only_shop("ends"))?;
         namespace.wait_ready()?;
         let answer = std::thread::scope(|scope| {
             let question = ["curl", "-sS", "--max-time", "60", "http://slow/cgi-bin/slow"];

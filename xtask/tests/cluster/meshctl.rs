@@ -1,7 +1,5 @@
 //! What people look at the mesh with, through the API server and with their own rights.
 
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::build;
@@ -13,7 +11,7 @@ use crate::support::{PATIENCE, in_cluster};
 /// meshctl beside the API server; its exit status and what it said.
 fn meshctl(arguments: &[&str]) -> Result<(Option<i32>, String)> {
     let config = format!("--kubeconfig={}", layout::admin_config().display());
-    let program = build::root().join("target/debug/meshctl").display().to_string();
+    let program = build::target_dir().join("debug/meshctl").display().to_string();
     let argv: Vec<&str> = [program.as_str(), &config].into_iter().chain(arguments.iter().copied()).collect();
     let output = control::place()?.command(&argv)?.output().context("starting meshctl")?;
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -23,7 +21,7 @@ fn meshctl(arguments: &[&str]) -> Result<(Option<i32>, String)> {
 #[test]
 fn meshctl_asks_every_agent_through_the_api_server() {
     in_cluster("meshctl_asks_every_agent_through_the_api_server", |kube| {
-        let built = Command::new(env!("CARGO")).args(["build", "--package=mesh-agent", "--bin=meshctl"]).status()?;
+        let built = build::cargo().args(["build", "--package=mesh-agent", "--bin=meshctl"]).status()?;
         ensure!(built.success(), "building meshctl: {built}");
         let namespace = kube.shop("looked-at", &[("shop", "n2")])?;
 

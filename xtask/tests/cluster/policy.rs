@@ -4,18 +4,7 @@ use anyhow::{Context, Result, ensure};
 use xtask::cluster::{control, node};
 use xtask::testbed::eventually;
 
-use crate::support::{ENABLED, PATIENCE, STRICT, in_cluster};
-
-const ONLY_SHOP: &str = "
-apiVersion: nodemesh.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata: {name: only-shop}
-spec:
-  targetRefs: [{kind: Service, name: web}]
-  action: ALLOW
-  rules:
-  - sources: [{type: ServiceAccount, serviceAccount: {namespace: policies, name: shop}}]
-";
+use crate::support::{ENABLED, PATIENCE, STRICT, in_cluster, only_shop};
 
 const ROUTE: &str = "
 apiVersion: gateway.networking.k8s.io/v1
@@ -33,7 +22,7 @@ spec:
 fn a_policy_holds_and_says_so() {
     in_cluster("a_policy_holds_and_says_so", |kube| {
         let namespace = kube.shop("policies", &[("shop", "n2"), ("thief", "n2")])?;
-        namespace.apply(ONLY_SHOP)?;
+        namespace.apply(&only_shop("policies"))?;
         namespace.eventually_refuses("thief", "http://web/")?;
         namespace.eventually_answers("shop", "http://web/", "web to ")?;
         let accepted = ".status.ancestors[0].conditions[?(@.type=='Accepted')].status";
@@ -70,10 +59,10 @@ fn a_route_holds_and_says_so() {
 fn what_cannot_be_meant_is_refused_at_once() {
     in_cluster("what_cannot_be_meant_is_refused_at_once", |kube| {
         let namespace = kube.namespace("mistakes", ENABLED)?;
-        let refused = namespace.apply(&ONLY_SHOP.replace("ALLOW", "PERHAPS"));
+        let refused = namespace.apply(&only_shop("policies").replace("ALLOW", "PERHAPS"));
         let said = refused.err().map(|error| format!("{error:#}")).unwrap_or_default();
         ensure!(said.contains("spec.action"), "an action that there is not: {said:?}");
-        let refused = namespace.apply(&ONLY_SHOP.replace("targetRefs", "targetRef"));
+        let refused = namespace.apply(&only_shop("policies").replace("targetRefs", "targetRef"));
         let said = refused.err().map(|error| format!("{error:#}")).unwrap_or_default();
         ensure!(said.contains("targetRef"), "a field that there is not: {said:?}");
         for kind in [

@@ -326,3 +326,19 @@ pub const ENABLED: &str = "nodemesh.dev/mesh: enabled";
 /// Nobody without an identity is let in.
 pub const STRICT: &str = "{apiVersion: nodemesh.dev/v1alpha1, kind: PeerAuthentication, metadata: {name: strict}, \
                           spec: {targetRefs: [{kind: Namespace}], mode: STRICT}}";
+
+/// Lets nobody but `shop` of a namespace reach its `web`.
+pub fn only_shop(namespace: &str) -> String {
+    format!(
+        "
+apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {{name: only-shop}}
+spec:
+  targetRefs: [{{kind: Service, name: web}}]
+  action: ALLOW
+  rules:
+  - sources: [{{type: ServiceAccount, serviceAccount: {{namespace: {namespace}, name: shop}}}}]
+"
+    )
+}
