@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
 
 use crate::{build, ebpf, packages};
 
@@ -29,11 +30,11 @@ impl Ui {
     /// Builds, or compares.
     pub fn run(self) -> Result<()> {
         packages::for_ui()?;
-        let place = prepare()?;
-        node(&place, &["node_modules/typescript/bin/tsc", "-p", "."])?;
+        let copied = prepare()?;
+        let place = copied.path();
+        node(place, &["node_modules/typescript/bin/tsc", "-p", "."])?;
         let built = place.join("built");
-        let _ = fs::remove_dir_all(&built);
-        node(&place, &["build.mjs", "built"])?;
+        node(place, &["build.mjs", "built"])?;
         let committed = sources().join("dist");
         if !self.check {
             copy(&built, &committed)?;
@@ -48,16 +49,17 @@ impl Ui {
     }
 }
 
-/// A copy of the sources with what npm installs for them; where it is.
-pub fn prepare() -> Result<PathBuf> {
-    let place = build::target_dir().join("ui");
-    let _ = fs::remove_dir_all(&place);
-    fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
+/// A copy of the sources with what npm installs for them, for as long as this is held.
+pub fn prepare() -> Result<TempDir> {
+    fs::create_dir_all(build::target_dir())?;
+    let made = tempfile::Builder::new().prefix("ui-").tempdir_in(build::target_dir());
+    let copied = made.context("making a directory below target")?;
+    let place = copied.path();
     for name in MANIFESTS.iter().chain(&SOURCES) {
         copy(&sources().join(name), &place.join(name))?;
     }
     std::os::unix::fs::symlink(modules()?.join("node_modules"), place.join("node_modules"))?;
-    Ok(place)
+    Ok(copied)
 }
 
 /// What npm installs by the lock file, once for each.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use xtask::demo::stage::Stage;
 use xtask::rings::can_use_browser;
 use xtask::testbed::Family;
@@ -24,9 +25,12 @@ const DENY: &str = include_str!("../src/demo/policies/deny-ledger.yaml");
 /// A browser with one page.
 struct Browser {
     process: Child,
-    tell: ChildStdin,
+    /// None when it is to end.
+    tell: Option<ChildStdin>,
     hear: BufReader<ChildStdout>,
     shots: PathBuf,
+    /// The page's sources and what npm installed for them.
+    _place: TempDir,
 }
 
 impl Browser {
@@ -35,14 +39,15 @@ impl Browser {
         let shots = build::target_dir().join("screenshots");
         std::fs::create_dir_all(&shots)?;
         let mut node = Command::new("node");
-        node.arg(place.join("test/driver.mjs")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        node.arg(place.path().join("test/driver.mjs")).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = node.spawn().context("starting node")?;
-        let (tell, hear) = (process.stdin.take().context("no stdin")?, process.stdout.take().context("no stdout")?);
-        Ok(Self { process, tell, hear: BufReader::new(hear), shots })
+        let (tell, hear) = (process.stdin.take(), process.stdout.take().context("no stdout")?);
+        Ok(Self { process, tell, hear: BufReader::new(hear), shots, _place: place })
     }
 
     fn act(&mut self, action: Value) -> Result<Value> {
-        writeln!(self.tell, "{action}").context("telling the browser")?;
+        let tell = self.tell.as_mut().context("nobody to tell")?;
+        writeln!(tell, "{action}").context("telling the browser")?;
         let mut line = String::new();
         self.hear.read_line(&mut line).context("hearing the browser")?;
         let mut said: Value = serde_json::from_str(&line).with_context(|| format!("{action}: {line:?}"))?;
@@ -87,8 +92,15 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        // It ends with what it hears, and its browser with it.
+        self.tell = None;
+        let end = Instant::now() + PATIENCE;
+        while matches!(self.process.try_wait(), Ok(None)) {
+            if Instant::now() >= end {
+                let _ = self.process.kill();
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 

@@ -92,11 +92,9 @@ impl Gate {
             None => host.split_once(':').map_or(host, |(name, _port)| name),
         };
         let own = self.listen.ip();
-        let is_ours = |ip: IpAddr| match own.is_unspecified() {
-            // An address is no name that somebody else could let lead here.
-            true => true,
-            false => ip == own || (own.is_loopback() && ip.to_canonical().is_loopback()),
-        };
+        // Where every address is listened at: an address is no name that somebody else could let lead here.
+        let is_ours =
+            |ip: IpAddr| own.is_unspecified() || ip == own || (own.is_loopback() && ip.to_canonical().is_loopback());
         name.eq_ignore_ascii_case("localhost")
             || name.parse().is_ok_and(is_ours)
             || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(name))

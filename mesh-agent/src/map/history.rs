@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(now(&history), (0.0, None), "and is over after the window");
         let track = history.track("shop/web", "shop/api").unwrap().1;
         assert_eq!(track.samples.len(), 3);
-        assert_eq!(track.samples[1].success, Some(0.5), "a point keeps what its five seconds added");
+        assert_eq!(track.samples[1].success, Some(0.0), "a point keeps what its own seconds added: all of ten failed");
         take(&mut history, &[("api", 3, 0)]);
         assert_eq!(now(&history), (0.0, None), "an agent that was started anew");
         for _ in 0..(SAMPLES * 3) {
