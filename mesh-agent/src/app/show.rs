@@ -404,6 +404,7 @@ mod tests {
         "LARGE",
         "LARGEST_RECORD",
         "LATER",
+        "LEAST",
         "LO",
         "LONGEST_MESSAGE",
         "LOOPBACK",
@@ -441,6 +442,7 @@ mod tests {
         "UNREADABLE",
         "UP",
         "V4_BITS",
+        "VERIFIER_LIMIT",
         "WORKERS_MAX",
         "WRITE_BY_OTHERS",
     ];
