@@ -485,6 +485,15 @@ pub struct RunArgs {
     /// their caller decided [default: 1]
     #[arg(long, value_name = "PERCENT", value_parser = Setting::flag, help_heading = LOG)]
     pub trace_sampling: Option<Setting>,
+
+    /// How many series the metrics of connections and requests may have together; what finds no room is counted under
+    /// names of its own [default: 50000]
+    #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = LOG)]
+    pub metrics_series: Option<Setting>,
+
+    /// Whether Istio's metrics are shown too, for Kiali and dashboards that read them [default: false]
+    #[arg(long, value_name = "true|false", value_parser = Setting::flag, help_heading = LOG)]
+    pub istio_metrics: Option<Setting>,
 }
 
 const CONTROLLER_AFTER_HELP: &str = "\
@@ -626,6 +635,8 @@ impl RunArgs {
             access_log: setting("access-log"),
             trace_collector: setting("trace-collector"),
             trace_sampling: setting("trace-sampling"),
+            metrics_series: setting("metrics-series"),
+            istio_metrics: setting("istio-metrics"),
         }
     }
 
@@ -667,6 +678,8 @@ impl RunArgs {
             access_log: self.access_log.or(lower.access_log),
             trace_collector: self.trace_collector.or(lower.trace_collector),
             trace_sampling: self.trace_sampling.or(lower.trace_sampling),
+            metrics_series: self.metrics_series.or(lower.metrics_series),
+            istio_metrics: self.istio_metrics.or(lower.istio_metrics),
         }
     }
 }

@@ -112,15 +112,22 @@ pub(super) async fn answer(request: Request<Incoming>, surface: Surface, sources
 async fn act(endpoint: Endpoint, request: Request<Incoming>, sources: &Sources) -> Answer {
     match endpoint {
         Endpoint::Ready => readiness(sources),
-        Endpoint::Metrics => {
-            typed(StatusCode::OK, HeaderValue::from_static(metrics::CONTENT_TYPE), sources.metrics.encode())
-        }
+        Endpoint::Metrics => scrape(sources).await,
         Endpoint::ConfigDump => json_answer(StatusCode::OK, &config_dump(request.uri().query(), sources).await),
         Endpoint::Connections => json_answer(StatusCode::OK, &connections(sources).await),
         Endpoint::Rotate => run_hook(&sources.rotate).await,
         Endpoint::Drain => run_hook(&sources.drain).await,
         Endpoint::LogLevel => log_level(request, sources.log_filter.as_ref()).await,
         Endpoint::AccessLog => access_log(request, &sources.access_log).await,
+    }
+}
+
+/// Written on a thread of its own: fifty thousand series take a while, and discovery shares this runtime's threads.
+async fn scrape(sources: &Sources) -> Answer {
+    let metrics = sources.metrics.clone();
+    match tokio::task::spawn_blocking(move || metrics.encode()).await {
+        Ok(written) => typed(StatusCode::OK, HeaderValue::from_static(metrics::CONTENT_TYPE), written),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("the metrics could not be written: {error}\n")),
     }
 }
 

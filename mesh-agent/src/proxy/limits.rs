@@ -44,6 +44,9 @@ pub const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 /// long.
 pub const WEIGH_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often a worker gives pages back to the system that it has not used for a second.
+pub const MEMORY_INTERVAL: Duration = Duration::from_secs(2);
+
 /// What a pod's connection may hold for an application that does not read, in bytes, though its pod is over budget: an
 /// application that keeps up holds less, and does not pay for one that has stopped.
 pub const FAIR_BUFFER: usize = 16 << 10;
@@ -93,6 +96,7 @@ pub fn all() -> Vec<Limit> {
         ACCEPT_BACKOFF, "milliseconds", "no spinning when descriptors run out";
         COUNT_INTERVAL, "milliseconds", "byte counters move while a connection lives";
         WEIGH_INTERVAL, "milliseconds", "between two counts of what waits for readers of requests";
+        MEMORY_INTERVAL, "milliseconds", "between two looks at pages that a worker does not use any longer";
         FAIR_BUFFER, "bytes per connection", "held for a slow application though its pod is over its buffer budget";
         CONNECTION_SHARE, "times what is left", "of a pod's connections, for one source";
         STRANGER_SHARE, "times what is left", "of a pod's tunnels and of handshakes, for one source";
