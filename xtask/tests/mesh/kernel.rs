@@ -338,7 +338,10 @@ struct Inner {
 impl Inner {
     fn make(pair: &Pair) -> Result<Self> {
         const LEND: &str = "table inet nodemesh {
-            chain out { type nat hook postrouting priority 100; oifname \"eth0\" masquerade }
+            chain out {
+                type nat hook postrouting priority 100
+                oifname \"eth0\" masquerade
+            }
         }
 ";
         let pod = pair.bed.pod("client");
