@@ -69,6 +69,12 @@ pub struct CheckArgs {
     /// Where programs of another version would be in an agent's way [default: /sys/fs/bpf/nodemesh]
     #[arg(long, value_name = "PATH")]
     pub bpf_pins: Option<PathBuf>,
+    /// Load each kernel program too, attached to nothing, and say how much the verifier went through
+    #[arg(long)]
+    pub load: bool,
+    /// Load those of this file [default: those inside this agent]
+    #[arg(long, value_name = "PATH", requires = "load")]
+    pub bpf_object: Option<PathBuf>,
 }
 
 /// `mesh-agent cni`

@@ -146,6 +146,8 @@ const PARTS: &[Part] = &[
             "--test",
             "journey",
             "--test",
+            "live_upgrade",
+            "--test",
             "mesh",
             "--test",
             "near",

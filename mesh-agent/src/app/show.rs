@@ -418,6 +418,7 @@ mod tests {
         "LARGE",
         "LARGEST_RECORD",
         "LATER",
+        "LEAST",
         "LO",
         "LONGEST_MESSAGE",
         "LOOPBACK",
@@ -455,6 +456,7 @@ mod tests {
         "UNREADABLE",
         "UP",
         "V4_BITS",
+        "VERIFIER_LIMIT",
         "WORKERS_MAX",
         "WRITE_BY_OTHERS",
     ];

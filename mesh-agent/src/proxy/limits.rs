@@ -68,6 +68,10 @@ pub const FEW_SOURCES: usize = 64;
 /// How many live connections are looked at before the others of the worker go ahead: under a millisecond of judging.
 pub const TABLE_CHUNK: usize = 256;
 
+/// What each of a pod's busy connections may move in a turn of its worker, in bytes, however many they are: less would not
+/// be worth the look at all sockets that follows.
+pub const TURN_LEAST_BYTES: u64 = 16 << 10;
+
 /// How long a connection on the wire outside a tunnel may be silent before its other end is asked whether it lives. As
 /// ztunnel.
 pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(180);
@@ -99,6 +103,7 @@ pub fn all() -> Vec<Limit> {
         MAX_RATE_SHARES, "sources", "among whom the rate of new connections is divided where it is scarce";
         FEW_SOURCES, "sources", "remembered before those that took nothing of late are looked for";
         TABLE_CHUNK, "connections", "judged again, or listed, before the others of the worker go ahead";
+        TURN_LEAST_BYTES, "bytes per busy connection", "moved in a worker's turn; all of a pod move COPY_ROUND_BYTES, or this by each";
         KEEPALIVE_IDLE, "milliseconds", "then a silent end of a plaintext connection is asked whether it lives";
         KEEPALIVE_INTERVAL, "milliseconds", "between two such questions";
         KEEPALIVE_PROBES, "questions", "before the connection is given up";

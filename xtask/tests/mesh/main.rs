@@ -24,6 +24,7 @@ mod root;
 mod rough_network;
 mod same_node;
 mod sandboxes;
+mod scarce;
 mod scenes;
 mod secrets;
 mod services;
