@@ -329,7 +329,11 @@ impl Metrics {
         let series = if istio { series / 2 } else { series };
         let (of_connections, of_requests) = (series / 5, series - series / 5);
         let istio_tables = || Istio::new(of_requests / istio::REQUEST_LINES, of_connections / istio::CONNECTION_LINES);
-        Self::of(of_connections / series::LINES, of_requests / requests::LINES, istio.then(istio_tables))
+        Self::of(
+            of_connections / series::LINES_OF_CONNECTIONS,
+            of_requests / requests::LINES_OF_REQUESTS,
+            istio.then(istio_tables),
+        )
     }
 
     /// With at most `sets` sets of labels in each table.

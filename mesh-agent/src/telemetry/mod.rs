@@ -35,8 +35,8 @@ pub fn limits() -> Vec<Limit> {
     limits![
         metrics::DEFAULT_SERIES, "lines of a scrape", "of connections and requests, 18 MB; the rest counts under _overflow (--metrics-series)";
         metrics::MAX_WORDS, "sets of labels", "of denials, audit matches and checks, each; words of the configuration";
-        series::LINES, "lines", "of a scrape that a set of labels of connections takes";
-        requests::LINES, "lines", "of a scrape that a set of labels of requests takes";
+        series::LINES_OF_CONNECTIONS, "lines", "of a scrape that a set of labels of connections takes";
+        requests::LINES_OF_REQUESTS, "lines", "of a scrape that a set of labels of requests takes";
         istio::REQUEST_LINES, "lines", "of a scrape that a set of Istio's labels of requests takes";
         istio::CONNECTION_LINES, "lines", "of a scrape that a set of Istio's labels of connections takes";
         table::GRACE, "milliseconds", "then a set of labels goes that names whom the mesh does not have any more";

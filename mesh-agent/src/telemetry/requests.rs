@@ -36,7 +36,7 @@ use super::table::{Counters, Entry, Key as TableKey, OVERFLOW_NAME, Owner, Prese
 use crate::spiffe::SpiffeId;
 
 /// How many lines of a scrape a key takes: its buckets, sum and count, and both ways' bytes.
-pub const LINES: usize = BUCKETS.len() + 1 + 2 + 2;
+pub const LINES_OF_REQUESTS: usize = BUCKETS.len() + 1 + 2 + 2;
 
 /// Upper bounds in seconds: OpenTelemetry's advice, with one millisecond besides, since a mesh is asked about less than
 /// five.

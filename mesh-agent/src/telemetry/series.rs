@@ -6,7 +6,7 @@ use super::table::{Counters, Key, Present};
 use super::{ConnectionKey, ConnectionResult, Direction};
 
 /// How many lines of a scrape a key takes: opened, open, both ways' bytes, and an end of each kind.
-pub const LINES: usize = 4 + RESULTS;
+pub const LINES_OF_CONNECTIONS: usize = 4 + RESULTS;
 
 /// How many kinds of result there are.
 pub(super) const RESULTS: usize = 5;
