@@ -82,6 +82,12 @@ const TESTBED: &[Need] = &[
         ["python3-websockets", "python-websockets", "py3-websockets"],
     ),
     same(Check::Program("nft"), "loses a pod's first packets", "nftables", ["nftables"; 3]),
+    same(
+        Check::Program("prometheus"),
+        "asks the agents",
+        "prometheus",
+        ["golang-github-prometheus", "prometheus", "prometheus"],
+    ),
     same(Check::Program("tcpdump"), "is the witness on the wire", "tcpdump", ["tcpdump", "tcpdump", "tcpdump"]),
     same(Check::Program("bpftool"), "counts programs and maps", "bpftool", ["bpftool", "bpf", "bpftool"]),
     Need {
