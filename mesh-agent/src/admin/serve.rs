@@ -2,8 +2,10 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http_body_util::Either;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -26,6 +28,9 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long one connection may last, whatever it does: a client that reads its answer a byte at a time ends here.
 pub(super) const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long one connection may last whose answer goes on (/flows); whoever wants more asks again.
+pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// How large a request's line and headers may be together, in bytes.
 pub(super) const MAX_HEADER_BYTES: usize = 16 * 1024;
@@ -68,9 +73,17 @@ pub(super) async fn serve_connection<S>(stream: S, surface: Surface, sources: Ar
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let is_stream = Arc::new(AtomicBool::new(false));
+    let noted = is_stream.clone();
     let service = service_fn(move |request| {
-        let sources = sources.clone();
-        async move { Ok::<_, Infallible>(respond::answer(request, surface, &sources).await) }
+        let (sources, noted) = (sources.clone(), noted.clone());
+        async move {
+            let answer = respond::answer(request, surface, &sources).await;
+            if matches!(answer.body(), Either::Right(_)) {
+                noted.store(true, Ordering::Relaxed);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -78,9 +91,18 @@ where
         .max_buf_size(MAX_HEADER_BYTES)
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "connection to the admin server ended badly"),
-        Err(_) => debug!("connection to the admin server lasted too long and was closed"),
+    tokio::select! {
+        ended = connection => if let Err(error) = ended {
+            debug!(%error, "connection to the admin server ended badly");
+        },
+        () = too_long(&is_stream) => debug!("connection to the admin server lasted too long and was closed"),
+    }
+}
+
+/// Returns when a connection has lasted long enough.
+async fn too_long(is_stream: &AtomicBool) {
+    tokio::time::sleep(CONNECTION_TIMEOUT).await;
+    if is_stream.load(Ordering::Relaxed) {
+        tokio::time::sleep(STREAM_TIMEOUT).await;
     }
 }

@@ -168,7 +168,7 @@ impl Mesh {
 
 impl AgentStatus {
     fn new(told: Told) -> Self {
-        let Told { name, answer } = told;
+        let Told { name, between: _, answer } = told;
         let blank = Self { node: name.node, pod: name.pod, ..Self::default() };
         match answer.and_then(|answer| Dump::read(&answer)) {
             Ok(dump) => Self { answered: true, ..blank }.filled(dump),
@@ -294,7 +294,8 @@ impl Pods {
     }
 }
 
-fn is_late(svid: &SvidEntry) -> bool {
+/// Whether it should have been renewed.
+pub fn is_late(svid: &SvidEntry) -> bool {
     let life = svid.not_after.zip(svid.issued).map(|(end, begin)| end - begin);
     life.zip(svid.seconds_left).is_some_and(|(life, left)| left < life / f64::from(LATE_PART))
 }

@@ -5,6 +5,7 @@
 //! and no call here waits: the data path never stops for a slow reader of its logs.
 
 pub mod access_log;
+pub mod flows;
 mod json_line;
 pub mod logs;
 pub mod metrics;
@@ -34,6 +35,8 @@ pub fn limits() -> Vec<Limit> {
         requests::MAX_REQUEST_SERIES, "sets of labels", "of requests; 14 MB of a scrape at most; the rest counts under _overflow";
         series::IDLE, "milliseconds", "then a set of labels without open connections may make room";
         series::SWEEP_INTERVAL, "milliseconds", "at least, between two searches of a full table";
+        flows::MAX_LISTENERS, "listeners", "to what ends at one agent; each costs the data path a copy of what it asks for";
+        flows::QUEUE, "records", "that wait for one listener, about a KiB each; more are lost for it and counted";
         logs::QUEUE_LINES, "lines", "that wait for a slow reader of the log; more are lost and counted";
         logs::FLUSH_WAIT, "milliseconds", "for a slow reader of the log at the end of the process";
         spans::QUEUE_SPANS, "spans", "that wait for the collector, 2 KiB each; more are lost and counted";
