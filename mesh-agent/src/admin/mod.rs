@@ -11,6 +11,7 @@
 //! | `GET /config_dump` | JSON: every named section that `app` has registered; those alone of `?sections=agent,settings` |
 //! | `GET /connections` | JSON: live connections |
 //! | `GET /flows` | JSON, a line for each connection and request that ends from now on; those alone that the query names |
+//! | `GET /denials` | JSON: the last refusals, the newest first |
 //! | `POST /rotate` | renews every certificate now |
 //! | `POST /drain` | begins the drain, as SIGTERM does |
 //! | `GET`, `PUT /log-level` | reads, replaces the log filter (plain text) |
@@ -40,7 +41,8 @@ use crate::telemetry::{AccessLog, Metrics, access_log, logs};
 
 pub use ask::{Answer, MAX_ANSWER_BYTES, ask, follow};
 pub use listener::{Address, AddressError, Listener, bind_private, bind_tcp};
-pub use serve::{REQUEST_TIMEOUT, serve};
+pub use respond::tell;
+pub use serve::{REQUEST_TIMEOUT, serve, serve_with};
 
 /// A future that a closure gives back.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;

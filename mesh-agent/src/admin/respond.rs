@@ -26,7 +26,8 @@ pub(super) const MAX_BODY_BYTES: usize = 4096;
 pub(super) const SECTION_TIMEOUT: Duration = Duration::from_secs(3);
 
 const JSON: &str = "application/json";
-const JSON_LINES: &str = "application/x-ndjson";
+/// Of answers that go on.
+pub(super) const JSON_LINES: &str = "application/x-ndjson";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// An answer that is whole, or one that goes on.
@@ -41,6 +42,7 @@ enum Endpoint {
     ConfigDump,
     Connections,
     Flows,
+    Denials,
     Rotate,
     Drain,
     LogLevel,
@@ -48,12 +50,13 @@ enum Endpoint {
 }
 
 impl Endpoint {
-    const ALL: [Endpoint; 9] = [
+    const ALL: [Endpoint; 10] = [
         Endpoint::Ready,
         Endpoint::Metrics,
         Endpoint::ConfigDump,
         Endpoint::Connections,
         Endpoint::Flows,
+        Endpoint::Denials,
         Endpoint::Rotate,
         Endpoint::Drain,
         Endpoint::LogLevel,
@@ -67,6 +70,7 @@ impl Endpoint {
             Endpoint::ConfigDump => "/config_dump",
             Endpoint::Connections => "/connections",
             Endpoint::Flows => "/flows",
+            Endpoint::Denials => "/denials",
             Endpoint::Rotate => "/rotate",
             Endpoint::Drain => "/drain",
             Endpoint::LogLevel => "/log-level",
@@ -76,7 +80,9 @@ impl Endpoint {
 
     fn methods(self) -> &'static str {
         match self {
-            Endpoint::Ready | Endpoint::Metrics | Endpoint::ConfigDump | Endpoint::Connections => "GET, HEAD",
+            Endpoint::Ready | Endpoint::Metrics | Endpoint::ConfigDump | Endpoint::Connections | Endpoint::Denials => {
+                "GET, HEAD"
+            }
             Endpoint::Flows => "GET",
             Endpoint::Rotate | Endpoint::Drain => "POST",
             Endpoint::LogLevel | Endpoint::AccessLog => "GET, HEAD, PUT",
@@ -127,10 +133,29 @@ async fn act(endpoint: Endpoint, request: Request<Incoming>, sources: &Sources) 
         Endpoint::ConfigDump => json_answer(StatusCode::OK, &config_dump(request.uri().query(), sources).await),
         Endpoint::Connections => json_answer(StatusCode::OK, &connections(sources).await),
         Endpoint::Flows => follow(request.uri().query().unwrap_or_default(), sources.access_log.flows()),
+        Endpoint::Denials => json_answer(StatusCode::OK, &json!(sources.access_log.denials().recent())),
         Endpoint::Rotate => run_hook(&sources.rotate).await,
         Endpoint::Drain => run_hook(&sources.drain).await,
         Endpoint::LogLevel => log_level(request, sources.log_filter.as_ref()).await,
         Endpoint::AccessLog => access_log(request, &sources.access_log).await,
+    }
+}
+
+/// What an agent tells of itself, to a part of the same process: as GET on the admin address would. None: it tells nothing
+/// there.
+pub async fn tell(path: &str, sources: &Sources) -> Option<Bytes> {
+    let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+    match Endpoint::find(path, Surface::Admin)? {
+        Endpoint::Metrics => Some(sources.metrics.encode().into()),
+        Endpoint::ConfigDump => Some(config_dump(query, sources).await.to_string().into()),
+        Endpoint::Connections => Some(connections(sources).await.to_string().into()),
+        Endpoint::Denials => Some(json!(sources.access_log.denials().recent()).to_string().into()),
+        Endpoint::Ready
+        | Endpoint::Flows
+        | Endpoint::Rotate
+        | Endpoint::Drain
+        | Endpoint::LogLevel
+        | Endpoint::AccessLog => None,
     }
 }
 

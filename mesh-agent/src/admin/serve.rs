@@ -5,9 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http_body_util::Either;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http_body::Body;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
@@ -15,7 +19,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::listener::{Connection, Listener};
-use super::{Sources, Surface, respond};
+use super::{BoxFuture, Sources, Surface, respond};
 
 /// How many connections one listener serves at once; more wait in the kernel's queue.
 pub(super) const MAX_CONNECTIONS: usize = 64;
@@ -44,6 +48,25 @@ pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Serves `surface` on `listener` until the returned future is dropped, and every connection with it. It goes on while
 /// the process drains: that is when somebody wants to look.
 pub async fn serve(listener: Listener, surface: Surface, sources: Arc<Sources>) {
+    serve_with(listener, answers(surface, sources)).await
+}
+
+fn answers(
+    surface: Surface,
+    sources: Arc<Sources>,
+) -> impl Fn(Request<Incoming>) -> BoxFuture<Response<respond::Body>> + Clone + Send + Sync + 'static {
+    move |request| {
+        let sources = sources.clone();
+        Box::pin(async move { respond::answer(request, surface, &sources).await })
+    }
+}
+
+/// Serves what `answer` says, within the same bounds.
+pub async fn serve_with<A, B>(listener: Listener, answer: A)
+where
+    A: Fn(Request<Incoming>) -> BoxFuture<Response<B>> + Clone + Send + Sync + 'static,
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -57,29 +80,40 @@ pub async fn serve(listener: Listener, surface: Surface, sources: Arc<Sources>) 
                 continue;
             }
         };
-        let sources = sources.clone();
+        let answer = answer.clone();
         connections.spawn(async move {
             let _permit = permit;
             match connection {
-                Connection::Tcp(stream) => serve_connection(stream, surface, sources).await,
-                Connection::Unix(stream) => serve_connection(stream, surface, sources).await,
+                Connection::Tcp(stream) => answer_on(stream, answer).await,
+                Connection::Unix(stream) => answer_on(stream, answer).await,
             }
         });
         while connections.try_join_next().is_some() {}
     }
 }
 
+/// One connection of [`serve`].
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) async fn serve_connection<S>(stream: S, surface: Surface, sources: Arc<Sources>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    answer_on(stream, answers(surface, sources)).await
+}
+
+async fn answer_on<S, A, B>(stream: S, answer: A)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Fn(Request<Incoming>) -> BoxFuture<Response<B>> + Send + Sync + 'static,
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
     let is_stream = Arc::new(AtomicBool::new(false));
     let noted = is_stream.clone();
     let service = service_fn(move |request| {
-        let (sources, noted) = (sources.clone(), noted.clone());
+        let (answered, noted) = (answer(request), noted.clone());
         async move {
-            let answer = respond::answer(request, surface, &sources).await;
-            if matches!(answer.body(), Either::Right(_)) {
+            let answer = answered.await;
+            if answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == respond::JSON_LINES) {
                 noted.store(true, Ordering::Relaxed);
             }
             Ok::<_, Infallible>(answer)
@@ -93,9 +127,9 @@ where
         .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         ended = connection => if let Err(error) = ended {
-            debug!(%error, "connection to the admin server ended badly");
+            debug!(%error, "connection to this server ended badly");
         },
-        () = too_long(&is_stream) => debug!("connection to the admin server lasted too long and was closed"),
+        () = too_long(&is_stream) => debug!("connection to this server lasted too long and was closed"),
     }
 }
 

@@ -13,6 +13,7 @@ use super::explain::ExplainArgs;
 use super::flows::{FlowsArgs, TapArgs};
 use super::graph::GraphArgs;
 use super::identity::IdentityArgs;
+use super::map::MapArgs;
 use super::routes::RoutesArgs;
 use super::status::StatusArgs;
 use super::top::TopArgs;
@@ -123,6 +124,10 @@ pub enum Question {
     Graph(GraphArgs),
     /// Show what is carried now, in a second, between whom; the busiest first
     Top(TopArgs),
+    /// Serve the live map: a web page of all of it, until ^C
+    ///
+    /// It shows and changes nothing. On another address than a loopback one it takes a token.
+    Map(MapArgs),
     /// `meshctl policy explain`
     #[command(skip)]
     Explain(ExplainArgs),

@@ -6,10 +6,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::Output;
-use super::dump;
-use super::reach::{self, Agents, Told, Unanswered};
+use super::reach::{self, Agents, Unanswered};
 use super::table::{Paint, Tone};
 use super::{Screen, Verdict};
+use crate::told::{Told, dump};
 
 const PATH: &str = "/config_dump?sections=agent,workloads,policies,discovery";
 

@@ -20,6 +20,7 @@ use super::args::WhomArgs;
 use super::table::{Paint, Tone};
 use crate::admin::{self, Address, MAX_ANSWER_BYTES};
 use crate::apiserver::{ApiServer, chain};
+pub use crate::told::{Name, Told};
 
 /// How many agents are asked at once: each through the API server is a connection to it, and to its node's kubelet.
 pub(super) const AT_ONCE: usize = 16;
@@ -53,31 +54,12 @@ struct Agent {
     way: Way,
 }
 
-/// What an agent is called.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Name {
-    /// Its node; where that is not known, its address.
-    pub node: String,
-    /// Its pod in the mesh's namespace, where it is asked there.
-    pub pod: Option<String>,
-}
-
 #[derive(Clone)]
 enum Way {
     Admin(Address),
     Exec(Box<Api<Pod>>),
     /// There is none: why.
     None(String),
-}
-
-/// What one agent said to a question: its answer, or why there is none.
-pub struct Told {
-    /// Who.
-    pub name: Name,
-    /// When it was asked and when its answer was here, in seconds of this machine's Unix time.
-    pub between: (f64, f64),
-    /// What.
-    pub answer: Result<Bytes, String>,
 }
 
 /// What is heard of an agent that is listened to: a line without its end, or why there are no more.
@@ -87,6 +69,9 @@ pub struct Heard {
     /// What.
     pub what: Result<String, String>,
 }
+
+/// When an agent was asked, and when its answer was here.
+pub type Between = (f64, f64);
 
 /// What agents are asked for.
 #[derive(Clone)]
@@ -119,12 +104,17 @@ impl Agents {
 
     /// Asks every agent for a path, several at once. The answers are in the order of the agents' names.
     pub async fn ask(&self, path: &str) -> Vec<Told> {
+        self.ask_timed(path).await.into_iter().map(|(told, _)| told).collect()
+    }
+
+    /// The same, each with when it was asked and when its answer was here, in seconds of this machine's Unix time.
+    pub async fn ask_timed(&self, path: &str) -> Vec<(Told, Between)> {
         self.ask_for(Asked::Path(path.to_string())).await
     }
 
     /// Asks every agent what the kernel of its node offers, as `mesh-agent check --json` says it: in their pods alone.
     pub async fn ask_kernels(&self) -> Vec<Told> {
-        self.ask_for(Asked::Kernel).await
+        self.ask_for(Asked::Kernel).await.into_iter().map(|(told, _)| told).collect()
     }
 
     /// Listens to every agent at a path whose answer goes on, for as long as lines are taken. Each line, and why somebody is
@@ -140,7 +130,7 @@ impl Agents {
         }
     }
 
-    async fn ask_for(&self, wanted: Asked) -> Vec<Told> {
+    async fn ask_for(&self, wanted: Asked) -> Vec<(Told, Between)> {
         let permits = Arc::new(Semaphore::new(AT_ONCE));
         let mut asked = JoinSet::new();
         for agent in self.agents.iter().cloned() {
@@ -150,12 +140,28 @@ impl Agents {
                 let begun = now();
                 let late = |_| Err(format!("no answer within {}", humantime::format_duration(timeout)));
                 let answer = tokio::time::timeout(timeout, agent.answer(&wanted)).await.unwrap_or_else(late);
-                Told { name: agent.name, between: (begun, now()), answer }
+                (Told { name: agent.name, answer }, (begun, now()))
             });
         }
         let mut told = asked.join_all().await;
-        told.sort_by(|one, other| one.name.cmp(&other.name));
+        told.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
         told
+    }
+
+    /// Asks one after another until one answers: of what all know alike.
+    ///
+    /// # Errors
+    /// Why the last one did not.
+    pub async fn ask_one(&self, path: &str) -> Result<Bytes, String> {
+        let mut answer = Err("there is no agent".to_string());
+        for agent in &self.agents {
+            let late = |_| Err(format!("no answer within {}", humantime::format_duration(self.timeout)));
+            answer = tokio::time::timeout(self.timeout, agent.answer(path)).await.unwrap_or_else(late);
+            if answer.is_ok() {
+                break;
+            }
+        }
+        answer
     }
 }
 
@@ -194,7 +200,7 @@ pub fn now() -> f64 {
 /// What the answers say, read by `read`, and who gave none that can be read.
 pub fn read<T>(told: Vec<Told>, read: impl Fn(&Name, &[u8]) -> Result<T, String>) -> (Vec<(Name, T)>, Vec<Unanswered>) {
     let (mut all, mut unanswered) = (Vec::new(), Vec::new());
-    for Told { name, between: _, answer } in told {
+    for Told { name, answer } in told {
         match answer.and_then(|answer| read(&name, &answer)) {
             Ok(said) => all.push((name, said)),
             Err(error) => unanswered.push(Unanswered::new(name, error)),

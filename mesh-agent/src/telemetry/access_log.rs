@@ -20,7 +20,7 @@ use tracing::info;
 
 use super::flows::Flows;
 use super::series::RESULT_NAMES;
-use super::{ConnectionRecord, ConnectionResult, RequestRecord};
+use super::{ConnectionRecord, ConnectionResult, Denials, RequestRecord};
 use crate::spiffe::SpiffeId;
 
 /// The target of access log lines.
@@ -39,6 +39,8 @@ struct Inner {
     ok: AtomicU64,
     /// Those who hear the same as it happens.
     flows: Flows,
+    /// The last refusals, whatever the filter says.
+    denials: Denials,
 }
 
 /// Which connections get a line. Its text is what an operator writes:
@@ -188,6 +190,11 @@ impl AccessLog {
         self.inner.filter.store(Arc::new(filter));
     }
 
+    /// The last refusals.
+    pub fn denials(&self) -> &Denials {
+        &self.inner.denials
+    }
+
     /// Those who listen to the same, whatever the filter of the log.
     pub fn flows(&self) -> &Flows {
         &self.inner.flows
@@ -197,6 +204,7 @@ impl AccessLog {
     /// whether somebody listens.
     pub fn write(&self, record: &ConnectionRecord) {
         self.inner.flows.tell(record);
+        self.inner.denials.connection(record);
         if self.admits(&record.into()) {
             write(record);
         }
@@ -205,6 +213,7 @@ impl AccessLog {
     /// Writes the line of a request that is over, by the same filter.
     pub fn write_request(&self, record: &RequestRecord) {
         self.inner.flows.tell_request(record);
+        self.inner.denials.request(record);
         if self.admits(&record.into()) {
             write_request(record);
         }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use super::super::dump::{Dump, FindingEntry, IdentitiesSection, SvidEntry, WorkloadEntry};
-use super::super::reach::Told;
+use super::super::reach::Between;
 use super::super::status::{self, OLD_CONFIG};
 use super::super::words;
 use super::{Line, MAX_SKEW, Part, ROOT_SOON, some_of};
+use crate::told::Told;
+use crate::told::dump::{Dump, FindingEntry, IdentitiesSection, SvidEntry, WorkloadEntry};
 
 /// The mesh, as its agents tell it.
 pub struct Mesh {
@@ -37,10 +38,10 @@ struct Feature {
 }
 
 impl Mesh {
-    /// Of answers to [`super::dump::PATH`], and of what kernels were said to be.
-    pub fn new(told: Vec<Told>, kernels: Vec<Told>) -> Self {
+    /// Of answers to [`crate::told::dump::PATH`], and of what kernels were said to be.
+    pub fn new(told: Vec<(Told, Between)>, kernels: Vec<Told>) -> Self {
         let (mut agents, mut silent) = (Vec::new(), Vec::new());
-        for Told { name, between, answer } in told {
+        for (Told { name, answer }, between) in told {
             match answer.and_then(|answer| Dump::read(&answer)) {
                 Ok(dump) => agents.push(Agent::new(name.node, between, dump)),
                 Err(error) => silent.push((name.node, error)),
@@ -402,10 +403,10 @@ mod tests {
     use bytes::Bytes;
     use serde_json::{Value, json};
 
-    use super::super::super::reach::Name;
     use super::super::super::table::Paint;
     use super::super::{Judged, Report};
     use super::*;
+    use crate::told::Name;
 
     const DUMP: &str = include_str!("../fixtures/config_dump.json");
     /// A second before the first root of the fixture has 36 days left.
@@ -419,15 +420,15 @@ mod tests {
         dump
     }
 
-    fn told(node: &str, answer: Result<Value, &str>) -> Told {
+    fn told(node: &str, answer: Result<Value, &str>) -> (Told, Between) {
         let name = Name { node: node.into(), pod: None };
         let answer = answer.map(|value| Bytes::from(value.to_string())).map_err(str::to_string);
         // Asked by a clock that is an hour off, which says nothing of the nodes'.
-        Told { name, between: (NOW + 3600.0, NOW + 3602.0), answer }
+        (Told { name, answer }, (NOW + 3600.0, NOW + 3602.0))
     }
 
-    fn judged(dumps: Vec<Told>, kernels: Vec<Told>) -> Vec<Line> {
-        Mesh::new(dumps, kernels).judge()
+    fn judged(dumps: Vec<(Told, Between)>, kernels: Vec<(Told, Between)>) -> Vec<Line> {
+        Mesh::new(dumps, kernels.into_iter().map(|(told, _)| told).collect()).judge()
     }
 
     #[test]

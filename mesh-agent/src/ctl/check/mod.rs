@@ -14,11 +14,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::args::{Output, WhomArgs};
-use super::dump;
-use super::reach::{Agents, Name};
+use super::reach::Agents;
 use super::table::{Paint, Tone};
 use super::{Screen, Verdict};
 use crate::apiserver::ApiServer;
+use crate::told::{Name, dump};
 
 /// What the clocks of two nodes may differ by: certificates begin a minute early.
 pub(super) const MAX_SKEW: Duration = Duration::from_secs(30);
@@ -97,7 +97,7 @@ pub async fn run(args: &CheckArgs, whom: &WhomArgs, screen: &mut Screen<'_>) -> 
 /// Of single agents: what they themselves say, and whether anybody answered.
 async fn of_addresses(whom: &WhomArgs) -> Result<(Vec<Line>, bool)> {
     let agents = Agents::find(whom).await?;
-    let mesh = agents::Mesh::new(agents.ask(dump::PATH).await, Vec::new());
+    let mesh = agents::Mesh::new(agents.ask_timed(dump::PATH).await, Vec::new());
     let is_answered = mesh.is_answered();
     Ok((mesh.judge(), is_answered))
 }
@@ -114,7 +114,7 @@ async fn of_cluster(whom: &WhomArgs) -> Result<(Vec<Line>, bool)> {
     let mesh = match Agents::find(whom).await {
         Ok(agents) => {
             facts.with_agents = agents.names().map(|Name { node, pod: _ }| node.clone()).collect();
-            let (dumps, kernels) = tokio::join!(agents.ask(dump::PATH), agents.ask_kernels());
+            let (dumps, kernels) = tokio::join!(agents.ask_timed(dump::PATH), agents.ask_kernels());
             agents::Mesh::new(dumps, kernels).judge()
         }
         Err(error) => vec![Line::failed(

@@ -1,7 +1,8 @@
-//! What meshctl reads of an agent's `/config_dump`. Agents of other versions say more or less: what is missing is shown as
+//! What is read of an agent's `/config_dump`. Agents of other versions say more or less: what is missing is shown as
 //! unknown, never guessed.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -87,7 +88,7 @@ pub struct IdentitiesSection {
 }
 
 /// A root that is trusted.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RootEntry {
     pub root: String,
@@ -97,7 +98,7 @@ pub struct RootEntry {
 }
 
 /// A workload's certificate.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SvidEntry {
     pub id: String,
@@ -113,7 +114,7 @@ pub struct SvidEntry {
 }
 
 /// A pod of the node.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WorkloadEntry {
     pub namespace: String,
@@ -125,6 +126,9 @@ pub struct WorkloadEntry {
     /// None where the agent does not say.
     pub captured: Option<bool>,
     pub not_captured: Option<String>,
+    pub ips: Vec<IpAddr>,
+    /// The policy before it, as its agent shows it.
+    pub policy: Value,
 }
 
 impl SvidEntry {
