@@ -136,12 +136,12 @@ impl Command {
     ///
     /// # Errors
     /// One that asks no agent.
-    pub fn question(self) -> Result<Question, Self> {
+    pub fn question(self) -> Result<Question, Box<Self>> {
         match self {
             Command::Ask(question) => Ok(question),
             Command::Policy(PolicyCommand::Explain(args)) => Ok(Question::Explain(args)),
             Command::Config(ConfigCommand::Diff(args)) => Ok(Question::Diff(args)),
-            other => Err(other),
+            other => Err(Box::new(other)),
         }
     }
 }

@@ -110,7 +110,7 @@ pub fn run(typed: impl Iterator<Item = OsString>) -> ExitCode {
     };
     let question = match command.question() {
         Ok(question) => question,
-        Err(command) => return told(alone(command, name, &whom)),
+        Err(command) => return told(alone(*command, name, &whom)),
     };
     let mut out = io::stdout();
     let mut screen = Screen { is_terminal: out.is_terminal(), paint: paint(), out: &mut out };

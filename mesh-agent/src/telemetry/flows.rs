@@ -41,7 +41,7 @@ struct Inner {
 
 struct Listener {
     filter: Filter,
-    queue: mpsc::Sender<Box<Ended>>,
+    queue: mpsc::Sender<Ended>,
     /// Records that did not fit since it was last told.
     lost: AtomicU64,
     /// What ended well and was to be sampled.
@@ -52,7 +52,7 @@ struct Listener {
 pub struct Subscription {
     flows: Flows,
     listener: Arc<Listener>,
-    queue: mpsc::Receiver<Box<Ended>>,
+    queue: mpsc::Receiver<Ended>,
 }
 
 /// Something that ended.
@@ -64,8 +64,8 @@ pub struct Ended {
 
 #[derive(Clone, Debug)]
 enum What {
-    Connection(ConnectionRecord),
-    Request(RequestRecord),
+    Connection(Box<ConnectionRecord>),
+    Request(Box<RequestRecord>),
 }
 
 /// What a listener is told next.
@@ -74,7 +74,7 @@ pub enum Told {
     /// This many were lost before what follows.
     Lost(u64),
     /// A record.
-    Ended(Box<Ended>),
+    Ended(Ended),
 }
 
 /// Nobody more may listen.
@@ -206,7 +206,7 @@ impl Flows {
     pub fn tell(&self, record: &ConnectionRecord) {
         if self.inner.count.load(Ordering::Relaxed) > 0 {
             let admits = |listener: &Listener| listener.filter.admits_connection(record, &listener.ok);
-            self.hand_out(admits, || What::Connection(record.clone()));
+            self.hand_out(admits, || What::Connection(Box::new(record.clone())));
         }
     }
 
@@ -214,7 +214,7 @@ impl Flows {
     pub fn tell_request(&self, record: &RequestRecord) {
         if self.inner.count.load(Ordering::Relaxed) > 0 {
             let admits = |listener: &Listener| listener.filter.admits_request(record, &listener.ok);
-            self.hand_out(admits, || What::Request(record.clone()));
+            self.hand_out(admits, || What::Request(Box::new(record.clone())));
         }
     }
 
@@ -222,7 +222,7 @@ impl Flows {
     fn hand_out(&self, admits: impl Fn(&Listener) -> bool, what: impl Fn() -> What) {
         for listener in self.inner.listeners.load().iter().filter(|listener| admits(listener)) {
             match listener.queue.try_reserve() {
-                Ok(place) => place.send(Box::new(Ended { at: SystemTime::now(), what: what() })),
+                Ok(place) => place.send(Ended { at: SystemTime::now(), what: what() }),
                 // One that is gone is taken off the list by its subscription.
                 Err(_) => {
                     listener.lost.fetch_add(1, Ordering::Relaxed);

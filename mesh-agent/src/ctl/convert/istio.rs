@@ -179,9 +179,7 @@ fn http_rule(
         problems.extend(route.rest());
     }
     let mut timeouts = Map::new();
-    for (name, value) in [("request", rule.text("timeout"))] {
-        duration_into(&mut timeouts, name, value, &rule.place("timeout"), &mut problems);
-    }
+    duration_into(&mut timeouts, "request", rule.text("timeout"), &rule.place("timeout"), &mut problems);
     if let Some(retries) = rule.within("retries") {
         retry(retries, object, &mut made, &mut timeouts, notes, &mut problems);
     }

@@ -213,11 +213,14 @@ fn rule_of(at: &str, rule: &Value) -> ReadRule {
     ReadRule { rules, lost }
 }
 
+/// A word of Istio's as a source of ours.
+type Say = fn(&str) -> Value;
+
 /// One of `from`: who calls.
 fn caller(at: &str, from: &Value, lost: &mut Vec<Problem>) -> Map<String, Value> {
     let mut outer = Fields::of(at, from);
     let mut source = outer.within("source").unwrap_or_else(|| Fields::of(format!("{at}.source"), &Value::Null));
-    let kinds: [(&str, &str, fn(&str) -> Value); 4] = [
+    let kinds: [(&str, &str, Say); 4] = [
         ("principals", "notPrincipals", principal),
         ("serviceAccounts", "notServiceAccounts", service_account),
         ("namespaces", "notNamespaces", |name| json!({"type": "Namespace", "namespace": name})),
