@@ -69,6 +69,12 @@ pub struct CheckArgs {
     /// Where programs of another version would be in an agent's way [default: /sys/fs/bpf/nodemesh]
     #[arg(long, value_name = "PATH")]
     pub bpf_pins: Option<PathBuf>,
+    /// Load each kernel program too, attached to nothing, and say how much the verifier went through
+    #[arg(long)]
+    pub load: bool,
+    /// Load those of this file [default: those inside this agent]
+    #[arg(long, value_name = "PATH", requires = "load")]
+    pub bpf_object: Option<PathBuf>,
 }
 
 /// `mesh-agent cni`
@@ -484,6 +490,15 @@ pub struct RunArgs {
     /// their caller decided [default: 1]
     #[arg(long, value_name = "PERCENT", value_parser = Setting::flag, help_heading = LOG)]
     pub trace_sampling: Option<Setting>,
+
+    /// How many series the metrics of connections and requests may have together; what finds no room is counted under
+    /// names of its own [default: 50000]
+    #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = LOG)]
+    pub metrics_series: Option<Setting>,
+
+    /// Whether Istio's metrics are shown too, for Kiali and dashboards that read them [default: false]
+    #[arg(long, value_name = "true|false", value_parser = Setting::flag, help_heading = LOG)]
+    pub istio_metrics: Option<Setting>,
 }
 
 const CONTROLLER_AFTER_HELP: &str = "\
@@ -626,6 +641,8 @@ impl RunArgs {
             access_log: setting("access-log"),
             trace_collector: setting("trace-collector"),
             trace_sampling: setting("trace-sampling"),
+            metrics_series: setting("metrics-series"),
+            istio_metrics: setting("istio-metrics"),
         }
     }
 
@@ -668,6 +685,8 @@ impl RunArgs {
             access_log: self.access_log.or(lower.access_log),
             trace_collector: self.trace_collector.or(lower.trace_collector),
             trace_sampling: self.trace_sampling.or(lower.trace_sampling),
+            metrics_series: self.metrics_series.or(lower.metrics_series),
+            istio_metrics: self.istio_metrics.or(lower.istio_metrics),
         }
     }
 }

@@ -60,8 +60,18 @@ pub fn thread_time() -> Duration {
 /// Gives the pages that this thread has freed back to the system. For the end of work that took much memory and is not
 /// done again: the allocator keeps pages for a thread that may want them soon.
 pub fn give_memory_back() {
+    collect(true);
+}
+
+/// The same for pages that have been free for a second, which the allocator does by itself only where it is asked for
+/// much: after a crowd has gone, nobody asks.
+pub fn give_old_memory_back() {
+    collect(false);
+}
+
+fn collect(all: bool) {
     // SAFETY: takes no pointer, and may be called whether or not anything was allocated by this allocator.
-    unsafe { libmimalloc_sys::mi_collect(true) };
+    unsafe { libmimalloc_sys::mi_collect(all) };
 }
 
 /// # Safety

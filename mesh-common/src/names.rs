@@ -86,6 +86,20 @@ pub mod programs {
     pub const GUARD_FROM_POD: &str = "nm_guard_from";
     /// tc, host-side interface, egress: what reaches the pod
     pub const GUARD_TO_POD: &str = "nm_guard_to";
+
+    /// Every program of the object.
+    pub const ALL: [&str; 10] = [
+        CONNECT4,
+        CONNECT6,
+        GETPEERNAME4,
+        GETPEERNAME6,
+        SOCK_RELEASE,
+        SOCK_OPS,
+        PROBE_OPS,
+        SK_LOOKUP,
+        GUARD_FROM_POD,
+        GUARD_TO_POD,
+    ];
 }
 
 /// Load-time constants of the object: what this kernel offers. The verifier drops the branches that are off.

@@ -14,6 +14,7 @@ pub mod ebpf;
 pub mod exec;
 pub mod fuzz;
 pub mod image;
+pub mod kernels;
 pub mod manifests;
 pub mod oci;
 pub mod packages;

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
 use xtask::testbed::relay::Relay;
 use xtask::testbed::run;
-use xtask::{bench, build, clean, cluster, demo, exec, fuzz, image, manifests, probe, rings, soak, ui};
+use xtask::{bench, build, clean, cluster, demo, exec, fuzz, image, kernels, manifests, probe, rings, soak, ui};
 
 /// Builds, demonstrates and tests Nodemesh
 #[derive(Parser)]
@@ -31,6 +31,7 @@ enum Xtask {
     /// Build the BPF object alone; prints its path
     BuildEbpf,
     Cluster(cluster::Cluster),
+    Kernels(kernels::Kernels),
     Clean(clean::Clean),
     #[command(name = "exec")]
     InPod(exec::InPod),
@@ -78,6 +79,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Ui(ui) => ui.run()?,
         Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),
         Xtask::Cluster(cluster) => return cluster.run(),
+        Xtask::Kernels(kernels) => return kernels.run(),
         Xtask::ClusterNode(init) => init.run()?,
         Xtask::Clean(clean) => clean.run()?,
         Xtask::InPod(exec) => return exec.run(),

@@ -4,7 +4,7 @@
 //! printed. Only what is missing: a machine that has everything is never touched.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -82,6 +82,12 @@ const TESTBED: &[Need] = &[
         ["python3-websockets", "python-websockets", "py3-websockets"],
     ),
     same(Check::Program("nft"), "loses a pod's first packets", "nftables", ["nftables"; 3]),
+    same(
+        Check::Program("prometheus"),
+        "asks the agents",
+        "prometheus",
+        ["golang-github-prometheus", "prometheus", "prometheus"],
+    ),
     same(Check::Program("tcpdump"), "is the witness on the wire", "tcpdump", ["tcpdump", "tcpdump", "tcpdump"]),
     same(Check::Program("bpftool"), "counts programs and maps", "bpftool", ["bpftool", "bpf", "bpftool"]),
     Need {
@@ -144,6 +150,27 @@ const CLUSTER: &[Need] = &[
     same(Check::Program("nsenter"), "enters nodes", "util-linux", ["util-linux", "util-linux", "util-linux-misc"]),
 ];
 
+/// What `cargo xtask kernels` needs besides, on Debian.
+const KERNELS: &[Need] = &[
+    same(
+        Check::Program("qemu-system-x86_64"),
+        "boots other kernels",
+        "qemu-system-x86",
+        ["qemu-system-x86", "qemu-system-x86", "qemu-system-x86_64"],
+    ),
+    same(Check::Program("depmod"), "finds a kernel's modules", "kmod", ["kmod"; 3]),
+    same(Check::Program("cpio"), "packs a machine's first files", "cpio", ["cpio"; 3]),
+    same(Check::Program("xz"), "unpacks modules", "xz-utils", ["xz"; 3]),
+    same(
+        Check::File("/usr/bin/busybox"),
+        "is a machine's first shell",
+        "busybox-static",
+        ["busybox", "busybox", "busybox-static"],
+    ),
+    same(Check::Program("dpkg-deb"), "unpacks Debian's kernels", "dpkg", ["dpkg"; 3]),
+    same(Check::Program("apt-get"), "fetches Debian's kernels", "apt", ["apt"; 3]),
+];
+
 /// What builds the page of the live map.
 const UI: &[Need] = &[
     same(Check::Program("node"), "builds the page of the live map", "nodejs", ["nodejs"; 3]),
@@ -198,6 +225,11 @@ pub fn for_cluster() -> Result<()> {
     ensure_there(CLUSTER)?;
     // For the pods.
     ensure_there(TESTBED)
+}
+
+/// Makes sure that other kernels can be had and booted.
+pub fn for_kernels() -> Result<()> {
+    ensure_there(KERNELS)
 }
 
 /// Makes sure that the page of the live map can be built.
@@ -297,10 +329,41 @@ pub fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// The package that another one depends on and whose name begins so.
+pub fn dependency(package: &str, prefix: &str) -> Result<String> {
+    let ask = || -> Result<Option<String>> {
+        let output = Command::new("apt-cache").args(["depends", package]).output().context("starting apt-cache")?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut depends = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        Ok(depends.find(|name| name.starts_with(prefix)).map(str::to_string))
+    };
+    if let Some(found) = ask()? {
+        return Ok(found);
+    }
+    apt(&["update"], &[])?;
+    ask()?.with_context(|| format!("apt knows no package {package}: it is one of Debian 12's"))
+}
+
+/// Fetches a package into a directory, and says where it is; installs nothing.
+pub fn download(package: &str, into: &Path) -> Result<PathBuf> {
+    // Who is root fetches as root: the user for that may not write into the directory.
+    let fetch = || apt_in(into, &["-o", "APT::Sandbox::User=root", "download"], &[package]);
+    if !fetch()? {
+        apt(&["update"], &[])?;
+        ensure!(fetch()?, "apt-get could not download {package}");
+    }
+    let mut files = fs::read_dir(into)?.flatten().map(|entry| entry.path());
+    files.find(|path| path.extension().is_some_and(|ending| ending == "deb")).context("apt-get left no package")
+}
+
 fn apt(verb: &[&str], packages: &[&str]) -> Result<bool> {
+    apt_in(Path::new("/"), verb, packages)
+}
+
+fn apt_in(directory: &Path, verb: &[&str], packages: &[&str]) -> Result<bool> {
     let mut command = Command::new("apt-get");
     command.args(["-q", "-o", "DPkg::Lock::Timeout=300"]).args(verb).args(packages);
-    command.env("DEBIAN_FRONTEND", "noninteractive").stdout(std::io::stderr());
+    command.current_dir(directory).env("DEBIAN_FRONTEND", "noninteractive").stdout(std::io::stderr());
     Ok(command.status().context("starting apt-get")?.success())
 }
 

@@ -157,6 +157,8 @@ const PARTS: &[Part] = &[
             "--test",
             "journey",
             "--test",
+            "live_upgrade",
+            "--test",
             "mesh",
             "--test",
             "near",

@@ -10,7 +10,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::serve::REQUEST_TIMEOUT;
@@ -127,9 +127,7 @@ pub(super) async fn answer(request: Request<Incoming>, surface: Surface, sources
 async fn act(endpoint: Endpoint, request: Request<Incoming>, sources: &Sources) -> Answer {
     match endpoint {
         Endpoint::Ready => readiness(sources),
-        Endpoint::Metrics => {
-            typed(StatusCode::OK, HeaderValue::from_static(metrics::CONTENT_TYPE), sources.metrics.encode())
-        }
+        Endpoint::Metrics => scrape(sources).await,
         Endpoint::ConfigDump => json_answer(StatusCode::OK, &config_dump(request.uri().query(), sources).await),
         Endpoint::Connections => json_answer(StatusCode::OK, &connections(sources).await),
         Endpoint::Flows => follow(request.uri().query().unwrap_or_default(), sources.access_log.flows()),
@@ -141,12 +139,25 @@ async fn act(endpoint: Endpoint, request: Request<Incoming>, sources: &Sources) 
     }
 }
 
+/// Written on a thread of its own: fifty thousand series take a while, and discovery shares this runtime's threads.
+async fn written(sources: &Sources) -> Result<String, JoinError> {
+    let metrics = sources.metrics.clone();
+    tokio::task::spawn_blocking(move || metrics.encode()).await
+}
+
+async fn scrape(sources: &Sources) -> Answer {
+    match written(sources).await {
+        Ok(written) => typed(StatusCode::OK, HeaderValue::from_static(metrics::CONTENT_TYPE), written),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("the metrics could not be written: {error}\n")),
+    }
+}
+
 /// What an agent tells of itself, to a part of the same process: as GET on the admin address would. None: it tells nothing
 /// there.
 pub async fn tell(path: &str, sources: &Sources) -> Option<Bytes> {
     let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
     match Endpoint::find(path, Surface::Admin)? {
-        Endpoint::Metrics => Some(sources.metrics.encode().into()),
+        Endpoint::Metrics => Some(written(sources).await.ok()?.into()),
         Endpoint::ConfigDump => Some(config_dump(query, sources).await.to_string().into()),
         Endpoint::Connections => Some(connections(sources).await.to_string().into()),
         Endpoint::Denials => Some(json!(sources.access_log.denials().recent()).to_string().into()),

@@ -11,6 +11,7 @@
 mod controller;
 mod descriptors;
 mod drain;
+mod parties;
 mod show;
 mod surfaces;
 
@@ -115,7 +116,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     for gate in ["capture", "discovery"] {
         readiness.waiting(gate, "starting");
     }
-    let metrics = Metrics::new();
+    let metrics = Metrics::with(config.metrics);
     let [leaving, drain, handed_over, closing, end] = std::array::from_fn(|_| Drain::new());
     let (writer, state) = StateWriter::new(&config.node);
     let identities = identities(&config.identity)?;
@@ -145,6 +146,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     register_collectors(&metrics, &capture, &identities, &health, &readiness);
     register_usage(&metrics, &proxy, tunnels, requests);
     register_keys(&metrics, keys.clone());
+    parties::register(&metrics, state.clone(), &config.node);
     let (logs, started) = (LogControls { levels: log_filter, access: access_log }, SystemTime::now());
     let sandboxes = Sandboxes::default();
     let (standing, predecessor) = (capture.standing(), capture.predecessor());
@@ -249,6 +251,13 @@ impl Agent {
             let (identities, token) = (self.identities.clone(), self.end.token());
             async move {
                 identities.run(token).await;
+                Ok(())
+            }
+        });
+        part(parts, "the sweep of metrics", {
+            let (metrics, state, token) = (self.metrics.clone(), self.state.clone(), self.end.token());
+            async move {
+                parties::sweep(metrics, state, token).await;
                 Ok(())
             }
         });
@@ -369,7 +378,8 @@ fn register_collectors(
         failures: report.failures.clone(),
     };
     metrics.register_watches(Box::new(move || watched.report().watches.iter().map(facts).collect()));
-    let readiness = readiness.clone();
+    let (ready, readiness) = (readiness.clone(), readiness.clone());
+    metrics.register_ready(Box::new(move || ready.missing().is_empty()));
     metrics.register_pods_not_captured(Box::new(move || {
         let gates = readiness.missing().into_iter().chain(readiness.notes());
         gates.filter(|(gate, _)| gate.starts_with(capture::POD_GATE)).count()

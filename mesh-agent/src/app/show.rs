@@ -39,8 +39,20 @@ pub fn settings(agent: &Agent) -> Value {
 }
 
 fn settings_of(config: &Config) -> Value {
-    let Config { node, discovery, daemonset, capture, cni_socket, identity, issuers, proxy, http, logs, traces } =
-        config;
+    let Config {
+        node,
+        discovery,
+        daemonset,
+        capture,
+        cni_socket,
+        identity,
+        issuers,
+        proxy,
+        http,
+        logs,
+        traces,
+        metrics: shown,
+    } = config;
     let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log } = capture;
     let config::Identity { ca, trust_domain, svid_ttl } = identity;
     let config::Proxy { outbound_mode, workers, drain_window, pod } = proxy;
@@ -111,6 +123,8 @@ fn settings_of(config: &Config) -> Value {
         "access-log": access.to_string(),
         "trace-collector": collector.as_ref().map(ToString::to_string),
         "trace-sampling": sampling.as_percent(),
+        "metrics-series": shown.series,
+        "istio-metrics": shown.istio,
     })
 }
 
@@ -408,6 +422,7 @@ mod tests {
         "LARGE",
         "LARGEST_RECORD",
         "LATER",
+        "LEAST",
         "LO",
         "LONGEST_MESSAGE",
         "LOOPBACK",
@@ -445,6 +460,7 @@ mod tests {
         "UNREADABLE",
         "UP",
         "V4_BITS",
+        "VERIFIER_LIMIT",
         "WORKERS_MAX",
         "WRITE_BY_OTHERS",
     ];

@@ -1,16 +1,21 @@
-//! `mesh-agent check`: what this kernel offers of what capture needs, feature by feature. Looks, changes nothing.
+//! `mesh-agent check`: what this kernel offers of what capture needs, feature by feature. Looks, changes nothing. With
+//! `--load` the kernel's verifier looks at each program too: that is loaded, attached to nothing, and gone again.
 
 use std::path::Path;
 
 use aya::maps::MapType;
-use aya::programs::ProgramType;
+use aya::programs::{ProgramInfo, ProgramType};
 use aya::sys::{is_map_supported, is_program_supported};
 use aya::util::KernelVersion;
 
 use super::error::Error;
 use super::kubelet::{self, Kubelet};
-use super::loader::Pins;
-use super::{cgroups, probes};
+use super::loader::{self, Pins};
+use super::{ObjectSource, cgroups, probes};
+
+/// Instructions that the verifier goes through on all ways together before it refuses, for who is privileged: the kernel's
+/// BPF_COMPLEXITY_LIMIT_INSNS.
+const VERIFIER_LIMIT: u32 = 1_000_000;
 
 /// One feature.
 #[derive(Clone, Debug)]
@@ -134,6 +139,36 @@ pub fn check(cgroup_root: &Path, kubelet_port: u16, pins: &Path) -> Vec<Feature>
             "two sets of programs would both capture: an agent does not start beside those of another version",
         ),
     ]
+}
+
+/// Each program, as this kernel's verifier takes it: how many instructions it went through, on all ways together, of those
+/// that it would go through before it refuses; and how many there are.
+pub fn programs(object: &ObjectSource) -> Vec<Feature> {
+    // What the verifier says is the same for maps of one entry.
+    let mut ebpf = loader::load(object, 1, false, None);
+    let mut look = |name: &'static str| match &mut ebpf {
+        Err(error) => (State::Missing(error.to_string()), None),
+        Ok(ebpf) => match loader::load_program(ebpf, name) {
+            Err(error) => (State::Missing(error.to_string()), None),
+            Ok(program) => (State::Offered, program.info().ok().map(|info| effort(&info))),
+        },
+    };
+    let matters = "the agent does not start where this kernel refuses one of its programs";
+    let feature = |name: &&'static str| {
+        let (state, found) = look(name);
+        Feature { name, needed: Needed::Required, state, found, matters }
+    };
+    mesh_common::names::programs::ALL.iter().map(feature).collect()
+}
+
+fn effort(info: &ProgramInfo) -> String {
+    // Of eight bytes each.
+    let there = info.size_translated().unwrap_or(0) / 8;
+    match info.verified_instruction_count() {
+        Some(verified) => format!("{there} instructions, {verified} of {VERIFIER_LIMIT} processed"),
+        // Before 5.16.
+        None => format!("{there} instructions"),
+    }
 }
 
 fn privileges() -> State {

@@ -107,7 +107,7 @@ impl Loaded {
         let pins = Pins::new(&config.pins);
         pins.refuse_others()?;
         pins.make()?;
-        let ebpf = load(config, &pins)?;
+        let ebpf = load(&config.object, config.map_connections, config.bpf_log, Some(&pins))?;
         warn_of_other_sizes(config, &pins);
         let mut loaded = Self { ebpf, pins, kubepods };
         loaded.load_programs()?;
@@ -125,23 +125,7 @@ impl Loaded {
     }
 
     fn load_programs(&mut self) -> Result<(), Error> {
-        let all = [
-            programs::CONNECT4,
-            programs::CONNECT6,
-            programs::GETPEERNAME4,
-            programs::GETPEERNAME6,
-            programs::SOCK_RELEASE,
-            programs::SOCK_OPS,
-            programs::PROBE_OPS,
-            programs::SK_LOOKUP,
-            programs::GUARD_FROM_POD,
-            programs::GUARD_TO_POD,
-        ];
-        for name in all {
-            let program = self.ebpf.program_mut(name).ok_or(Error::ProgramMissing(name))?;
-            load_program(program).map_err(|source| Error::Program { program: name, source })?;
-        }
-        Ok(())
+        programs::ALL.iter().try_for_each(|name| load_program(&mut self.ebpf, name).map(|_| ()))
     }
 
     /// The agent's own dials are filed before the first pod's connect can be captured.
@@ -197,11 +181,12 @@ impl Loaded {
     }
 }
 
-fn load(config: &Config, pins: &Pins) -> Result<Ebpf, Error> {
+/// The object with what it is told of this kernel. Its maps are pinned, or found, below `pins`; without, they are its own.
+pub(super) fn load(object: &ObjectSource, entries: u32, log: bool, pins: Option<&Pins>) -> Result<Ebpf, Error> {
     let (set_retval, ingress_ifindex) = (has(5, 18), has(5, 17));
     let current_cgroup = has(6, 16);
-    let log_level: u8 = if config.bpf_log { 5 } else { 0 };
-    let directory = pins.maps();
+    let log_level: u8 = if log { 5 } else { 0 };
+    let directory = pins.map(Pins::maps);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(names::globals::SET_RETVAL, &set_retval, true)
@@ -209,12 +194,14 @@ fn load(config: &Config, pins: &Pins) -> Result<Ebpf, Error> {
         .override_global(names::globals::CURRENT_CGROUP, &current_cgroup, true)
         .override_global(names::globals::LOG_LEVEL, &log_level, false);
     for name in maps::ALL {
-        loader.map_pin_path(name, directory.join(name));
+        if let Some(directory) = &directory {
+            loader.map_pin_path(name, directory.join(name));
+        }
     }
     for name in maps::PER_CONNECTION {
-        loader.map_max_entries(name, config.map_connections);
+        loader.map_max_entries(name, entries);
     }
-    let loaded = match &config.object {
+    let loaded = match object {
         ObjectSource::File(path) => loader.load_file(path)?,
         ObjectSource::Embedded => loader.load(embedded()?)?,
     };
@@ -256,13 +243,17 @@ fn embedded() -> Result<&'static [u8], Error> {
     Err(Error::NoObject)
 }
 
-fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
-    match program {
+/// Hands a program to the verifier.
+pub(super) fn load_program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a Program, Error> {
+    let program = ebpf.program_mut(name).ok_or(Error::ProgramMissing(name))?;
+    let loaded = match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::SkLookup(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
-    }
+    };
+    loaded.map_err(|source| Error::Program { program: name, source })?;
+    Ok(program)
 }

@@ -32,7 +32,7 @@ mod tables;
 /// Where pods are in the cgroup tree.
 pub mod cgroups;
 
-pub use check::{Feature, Needed, State, check, exit_status};
+pub use check::{Feature, Needed, State, check, exit_status, programs};
 pub use detach::detach_all;
 pub use error::Error;
 pub use mesh_common::outcome::Outcome;

@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::{self, Address};
-use crate::capture::{self, Feature, Needed, State};
+use crate::capture::{self, Feature, Needed, ObjectSource, State};
 use crate::cli::{
     CaCommand, CheckArgs, CniCommand, CniDirectories, CniInstallArgs, DetachArgs, GetArgs, PolicyCommand, ValidateArgs,
 };
@@ -43,10 +43,13 @@ pub struct FeatureLine {
 
 /// `mesh-agent check`
 pub fn check(args: CheckArgs, surroundings: &Surroundings<'_>) -> anyhow::Result<ExitCode> {
-    let CheckArgs { json, cgroup_root, kubelet_port, bpf_pins } = args;
+    let CheckArgs { json, cgroup_root, kubelet_port, bpf_pins, load, bpf_object } = args;
     let cgroup_root = config::cgroup_root(cgroup_root, surroundings)?;
     let bpf_pins = bpf_pins.unwrap_or_else(|| config::default::BPF_PINS.into());
-    let features = capture::check(&cgroup_root, kubelet_port, &bpf_pins);
+    let mut features = capture::check(&cgroup_root, kubelet_port, &bpf_pins);
+    if load {
+        features.extend(capture::programs(&bpf_object.map_or(ObjectSource::Embedded, ObjectSource::File)));
+    }
     let status = capture::exit_status(&features);
     let features: Vec<FeatureLine> = features.into_iter().map(FeatureLine::from).collect();
     if json {

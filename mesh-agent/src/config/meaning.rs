@@ -16,7 +16,7 @@ use crate::departure::OwnDaemonSet;
 use crate::identity::{Remote, RemoteAddress};
 use crate::issuers;
 use crate::routing::OutboundMode;
-use crate::telemetry::{access_log, logs, spans};
+use crate::telemetry::{access_log, logs, metrics as shown, spans};
 
 /// Shorter lives would be renewed more often than a CA and a clock can be trusted to follow.
 pub(super) const SVID_TTL_MIN: Duration = Duration::from_secs(10);
@@ -118,6 +118,8 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         access_log,
         trace_collector,
         trace_sampling,
+        metrics_series,
+        istio_metrics,
     } = typed;
     let node = reader.value(&NODE, node);
     let discovery = reader.value(&DISCOVERY, discovery);
@@ -176,6 +178,8 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     let access = reader.value(&ACCESS_LOG, access_log);
     let collector = trace_collector.map(|setting| reader.value(&TRACE_COLLECTOR, Some(setting)));
     let sampling = reader.value(&TRACE_SAMPLING, trace_sampling);
+    let series = reader.value(&METRICS_SERIES, metrics_series);
+    let istio = reader.value(&ISTIO_METRICS, istio_metrics);
     Some(Config {
         node: node?,
         discovery: match discovery? {
@@ -246,6 +250,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
             },
             sampling: sampling?,
         },
+        metrics: shown::Settings { series: series?, istio: istio? },
     })
 }
 
@@ -582,6 +587,22 @@ const TRACE_SAMPLING: Row<spans::Sampling> = Row {
     expected: "a number of percent from 0 to 100",
     example: "0.5",
     parse: |text| spans::Sampling::percent(text.to_str()?.parse().ok()?),
+};
+
+const METRICS_SERIES: Row<usize> = Row {
+    name: "metrics-series",
+    default: Some(default::METRICS_SERIES),
+    expected: "a number from 1000 to 16777216",
+    example: "100000",
+    parse: |text| text.to_str()?.parse().ok().filter(|number| (1_000..=16_777_216).contains(number)),
+};
+
+const ISTIO_METRICS: Row<bool> = Row {
+    name: "istio-metrics",
+    default: Some(default::ISTIO_METRICS),
+    expected: "true or false",
+    example: "true",
+    parse: |text| text.to_str()?.parse().ok(),
 };
 
 /// `256Mi`, as Kubernetes writes it; a number alone is bytes.

@@ -23,7 +23,7 @@ use crate::departure::OwnDaemonSet;
 use crate::identity::Remote;
 use crate::issuers;
 use crate::routing::OutboundMode;
-use crate::telemetry::{access_log, logs, spans};
+use crate::telemetry::{access_log, logs, metrics, spans};
 
 pub use controller::ControllerConfig;
 pub use meaning::{PINS_EXPECTED, cgroup_root, is_pins_path};
@@ -62,6 +62,10 @@ pub mod default {
     pub const ACCESS_LOG: &str = "all";
     /// `--trace-sampling`, in percent: what Istio takes, too.
     pub const TRACE_SAMPLING: &str = "1";
+    /// `--metrics-series`: a scrape of 18 MB at most.
+    pub const METRICS_SERIES: &str = "50000";
+    /// `--istio-metrics`
+    pub const ISTIO_METRICS: &str = "false";
     /// `--drain-window`
     pub const DRAIN_WINDOW: &str = "10m";
     /// `--map-connections`
@@ -109,6 +113,8 @@ pub struct Config {
     pub logs: Logs,
     /// Spans of requests.
     pub traces: Traces,
+    /// What a scrape may have.
+    pub metrics: metrics::Settings,
 }
 
 /// Where the world comes from.

@@ -91,6 +91,7 @@ fn defaults() {
         },
         logs: Logs { format: logs::Format::Text, level: "info".into(), access: access_log::Filter::default() },
         traces: Traces { collector: None, sampling: spans::Sampling::percent(1.0).unwrap() },
+        metrics: metrics::Settings { series: metrics::DEFAULT_SERIES, istio: false },
     };
     assert_eq!(config, expected);
 }
@@ -156,6 +157,8 @@ fn every_flag_is_read_from_every_source() {
         ("access-log", "failures"),
         ("trace-collector", "http://otel:4318"),
         ("trace-sampling", "0.1"),
+        ("metrics-series", "2000"),
+        ("istio-metrics", "true"),
     ];
     let run = Cli::command().find_subcommand("run").unwrap().clone();
     let known: Vec<_> =
@@ -226,6 +229,8 @@ fn wrong_values_are_refused_with_the_right_form() {
         ("--trace-collector", "otel:4318", "http://"),
         ("--trace-sampling", "101", "0 to 100"),
         ("--trace-sampling", "1%", "0 to 100"),
+        ("--metrics-series", "100", "1000 to 16777216"),
+        ("--istio-metrics", "yes", "true or false"),
         ("--drain-window", "ten minutes", "for example 10m"),
         ("--admin", "0.0.0.0:15000", "loopback"),
         ("--map", "0.0.0.0:15080", "loopback"),
@@ -263,6 +268,8 @@ fn the_examples_in_refusals_are_accepted() {
         "access-log",
         "trace-collector",
         "trace-sampling",
+        "metrics-series",
+        "istio-metrics",
     ]) {
         let variable = crate::cli::environment_name(name);
         let mut environment =

@@ -89,6 +89,15 @@ impl Io {
         }
     }
 
+    /// Returns when there is something to read, or an end; now and then before.
+    pub async fn readable(&mut self) {
+        match &mut self.way {
+            // An error is the next read's to find.
+            Way::Socket(tcp) => drop(tcp.readable().await),
+            Way::Tunnel(tunnelled) => poll_fn(|cx| tunnelled.poll_readable(cx)).await,
+        }
+    }
+
     /// Ends it as what it is: broken.
     pub fn reset(self) {
         match self.way {
@@ -101,7 +110,7 @@ impl Io {
     /// Reads on for a while, so that the last answer is not lost to the reset that closing on unread bytes would be.
     pub async fn linger(mut self) {
         let mut left = LINGER_BYTES;
-        let mut waste = [0; 4096];
+        let mut waste = vec![0; 4096];
         let reading = async {
             while let Ok(read) = self.read(&mut waste).await
                 && read > 0
@@ -144,6 +153,17 @@ impl Tunnelled {
                 Poll::Pending | Poll::Ready(None) => return Poll::Ready(Ok(())),
             }
         }
+    }
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.frame.is_empty() {
+            match ready!(self.poll_frame(cx)) {
+                Some(Ok(frame)) => self.frame = frame,
+                Some(Err(error)) => self.broken = Some(error),
+                None => {}
+            }
+        }
+        Poll::Ready(())
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>> {

@@ -22,6 +22,10 @@ pub struct Gate {
     is_held: Cell<bool>,
     /// Heads that were let through.
     heads: Cell<u64>,
+    /// The last that was read was the end of a request, and nothing has come since.
+    is_quiet: Cell<bool>,
+    /// What was written has not left yet.
+    is_unflushed: Cell<bool>,
     reader: RefCell<Option<Waker>>,
 }
 
@@ -34,6 +38,11 @@ impl Gate {
     /// How many requests were let through.
     pub fn heads(&self) -> u64 {
         self.heads.get()
+    }
+
+    /// Whether the connection is between two requests, as far as its bytes tell.
+    pub fn is_at_rest(&self) -> bool {
+        self.is_quiet.get() && !self.is_unflushed.get()
     }
 
     /// The request that asked for an upgrade does not get it: what follows is the next request.
@@ -180,6 +189,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = out.filled().len();
+        this.gate.is_quiet.set(false);
         loop {
             if this.is_refused {
                 this.give(out);
@@ -204,7 +214,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
                 }
             }
             // The usual case: judged where it lies, and nothing is copied.
-            ready!(Pin::new(&mut this.inner).poll_read(cx, out))?;
+            let Poll::Ready(read) = Pin::new(&mut this.inner).poll_read(cx, out) else {
+                this.gate.is_quiet.set(this.at == At::Head);
+                return Poll::Pending;
+            };
+            read?;
             let Some(read) = out.filled().get(before..).filter(|read| !read.is_empty()) else {
                 return Poll::Ready(Ok(()));
             };
@@ -227,7 +241,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Screen<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -235,18 +249,79 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Screen<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, slices)
+        let this = self.get_mut();
+        this.gate.is_unflushed.set(true);
+        Pin::new(&mut this.inner).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
     }
 
+    /// The parser flushes when it has written all that it had.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.inner).poll_flush(cx);
+        if flushed.is_ready() {
+            this.gate.is_unflushed.set(false);
+        }
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: w\r\n\r\n";
+
+    /// What has come of a client, and whether the connection is at rest then.
+    const HEARD: &[(&[u8], bool)] = &[
+        (b"", true),
+        (GET, true),
+        (b"GET / HTTP/1.1\r\nHost: w\r\n\r\nGET /", false),
+        (b"GET /", false),
+        (b"\r\n", false),
+        (b"POST / HTTP/1.1\r\nHost: w\r\nContent-Length: 4\r\n\r\nfou", false),
+        (b"POST / HTTP/1.1\r\nHost: w\r\nContent-Length: 4\r\n\r\nfour", true),
+        (b"POST / HTTP/1.1\r\nHost: w\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nfour\r\n", false),
+        (b"POST / HTTP/1.1\r\nHost: w\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nfour\r\n0\r\n\r\n", true),
+        (b"GET / HTTP/1.1\r\nHost: w\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n", false),
+        (b"\0\r\n\r\n", false),
+    ];
+
+    #[tokio::test]
+    async fn it_rests_between_two_requests_alone() {
+        for (heard, rests) in HEARD {
+            let (mut client, server) = tokio::io::duplex(1024);
+            let mut screen = Screen::new(server, Vec::new());
+            let gate = screen.gate();
+            assert!(!gate.is_at_rest(), "nobody has looked yet");
+            client.write_all(heard).await.unwrap();
+            let mut out = Vec::new();
+            let reading = tokio::time::timeout(std::time::Duration::from_millis(20), screen.read_to_end(&mut out));
+            let _ = reading.await;
+            assert_eq!(gate.is_at_rest(), *rests, "{:?}", String::from_utf8_lossy(heard));
+        }
+    }
+
+    #[tokio::test]
+    async fn it_does_not_rest_on_what_was_not_flushed() {
+        let (_client, server) = tokio::io::duplex(8);
+        let mut screen = Screen::new(server, Vec::new());
+        let gate = screen.gate();
+        let moment = std::time::Duration::from_millis(20);
+        let _ = tokio::time::timeout(moment, screen.read(&mut [0])).await;
+        assert!(gate.is_at_rest());
+        assert!(tokio::time::timeout(moment, screen.write_all(b"more than fits")).await.is_err());
+        assert!(!gate.is_at_rest());
+        screen.flush().await.unwrap();
+        assert!(gate.is_at_rest());
     }
 }

@@ -21,9 +21,9 @@ use super::framing::Violation;
 use super::io::Io;
 use super::limits::{
     BUFFER_BYTES, CONNECTION_WINDOW, FAREWELL, HEAD_TIMEOUT, IDLE_CLIENT, MAX_FRAME_BYTES, MAX_HEAD_BYTES,
-    MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS, SEND_BUFFER_BYTES, STREAM_WINDOW,
+    MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS, REST_AFTER, SEND_BUFFER_BYTES, STREAM_WINDOW,
 };
-use super::screen::Screen;
+use super::screen::{Gate, Screen};
 use super::upgrade;
 use crate::drain;
 use crate::hbone::Gather;
@@ -79,7 +79,8 @@ pub async fn serve<S: Serves>(
         }
         Some(Ok(Ok(Protocol::Nothing))) => Ended::Finished,
         Some(Ok(Ok(Protocol::Http1))) => http1(client, session, leaving, cut).await,
-        Some(Ok(Ok(Protocol::Http2))) => http2(client, session, leaving, cut).await,
+        // In a box of its own: connections of the other kind, which are more, do not take its room.
+        Some(Ok(Ok(Protocol::Http2))) => Box::pin(http2(client, session, leaving, cut)).await,
     }
 }
 
@@ -116,13 +117,45 @@ async fn protocol(client: &mut Io) -> io::Result<Protocol> {
     }
 }
 
+/// HTTP/1.1. A connection that rests gives its parser and buffers back, and gets others when its client goes on: of many
+/// connections most rest.
 async fn http1<S: Serves>(
-    client: Io,
+    mut client: Io,
     session: Rc<S>,
     leaving: drain::Token,
     mut cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Ended {
-    let screen = Screen::new(client, Vec::new());
+    let mut first = Vec::new();
+    loop {
+        // In a box, which goes while it rests.
+        let spoken = Box::pin(speak(client, first, session.clone(), leaving.clone(), cut.as_mut())).await;
+        (client, first) = match spoken {
+            Spoken::Ended(ended) => return ended,
+            Spoken::Rests(client, first) => (client, first),
+        };
+        if first.is_empty() && rest(&mut client, &*session, leaving.clone(), cut.as_mut()).await.is_none() {
+            client.reset();
+            return Ended::Cut;
+        }
+    }
+}
+
+/// How a stretch of a conversation went.
+enum Spoken {
+    Ended(Ended),
+    /// Nothing was said for a while. With what was read and not answered, which is nothing if all is well.
+    Rests(Io, Vec<u8>),
+}
+
+/// Serves requests until the connection ends or rests. `first` was read from it already.
+async fn speak<S: Serves>(
+    client: Io,
+    first: Vec<u8>,
+    session: Rc<S>,
+    leaving: drain::Token,
+    mut cut: Pin<&mut impl Future<Output = ()>>,
+) -> Spoken {
+    let screen = Screen::new(client, first);
     let gate = screen.gate();
     session.conversation().screened(gate.clone());
     let answering = session.clone();
@@ -134,58 +167,66 @@ async fn http1<S: Serves>(
     builder.max_buf_size(BUFFER_BYTES).max_header_size(MAX_HEAD_BYTES).auto_date_header(false);
     let mut connection = builder.serve_connection(TokioIo::new(screen), service);
     let goodbye = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
-    let ended = drive(&mut connection, goodbye, &*session, leaving, cut.as_mut()).await;
+    let rests = may_rest(&*session, &gate);
+    let driven = drive(&mut connection, goodbye, &*session, leaving, rests, cut.as_mut()).await;
     let parts = connection.into_parts();
-    let (mut client, kept) = parts.io.into_inner().into_inner();
-    match ended {
-        Driven::Ended(Ok(())) => {}
-        Driven::Ended(Err(error)) if gate.violation().is_none() && !error.is_parse() => {
+    let (client, kept) = parts.io.into_inner().into_inner();
+    let unread = [&parts.read_buf[..], &kept[..]].concat();
+    match driven {
+        Driven::Rests => Spoken::Rests(client, unread),
+        Driven::Cut => {
+            client.reset();
+            Spoken::Ended(Ended::Cut)
+        }
+        Driven::Rested => Spoken::Ended(Ended::Finished),
+        Driven::Ended(ended) => Spoken::Ended(part(client, unread, ended, &*session, &gate, cut).await),
+    }
+}
+
+/// The end of a connection on which nothing more is asked: in order, in another protocol, or with what was wrong.
+async fn part<S: Serves>(
+    mut client: Io,
+    unread: Vec<u8>,
+    ended: hyper::Result<()>,
+    session: &S,
+    gate: &Gate,
+    cut: Pin<&mut impl Future<Output = ()>>,
+) -> Ended {
+    if let Err(error) = ended {
+        if gate.violation().is_none() && !error.is_parse() {
             client.reset();
             return Ended::Broken(kind(&error));
         }
-        // The parser has answered with 400 or 431.
-        Driven::Ended(Err(error)) => {
-            // What the parser found too long itself is too long all the same.
-            let own = if error.is_parse_too_large() { Violation::TooLong.label() } else { "not-http" };
-            let reason = gate.violation().map_or(own, Violation::label);
-            let status = if error.is_parse_too_large() {
-                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
-            } else {
-                StatusCode::BAD_REQUEST
-            };
-            session.conversation().refuse(reason, Some(status));
-            client.linger().await;
-            return Ended::Refused(reason);
-        }
-        Driven::Cut => {
-            client.reset();
-            return Ended::Cut;
-        }
-        Driven::Rested => return Ended::Finished,
+        // The parser has answered with 400 or 431. What it found too long itself is too long all the same.
+        let own = if error.is_parse_too_large() { Violation::TooLong.label() } else { "not-http" };
+        let reason = gate.violation().map_or(own, Violation::label);
+        let status = if error.is_parse_too_large() {
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+        } else {
+            StatusCode::BAD_REQUEST
+        };
+        session.conversation().refuse(reason, Some(status));
+        client.linger().await;
+        return Ended::Refused(reason);
     }
-    match session.conversation().take_change() {
-        Some(change) => {
-            let first = [&parts.read_buf[..], &kept[..]];
-            let ended = tokio::select! {
-                biased;
-                () = cut => None,
-                ended = upgrade::carry(&mut client, &first, change) => Some(ended),
-            };
-            match ended {
-                Some(upgrade::Ended::Finished) => Ended::Finished,
-                Some(upgrade::Ended::Broken(kind)) => {
-                    client.reset();
-                    Ended::Broken(kind)
-                }
-                None => {
-                    client.reset();
-                    Ended::Cut
-                }
-            }
+    let Some(change) = session.conversation().take_change() else {
+        client.linger().await;
+        return Ended::Finished;
+    };
+    let carried = tokio::select! {
+        biased;
+        () = cut => None,
+        ended = upgrade::carry(&mut client, &unread, change) => Some(ended),
+    };
+    match carried {
+        Some(upgrade::Ended::Finished) => Ended::Finished,
+        Some(upgrade::Ended::Broken(kind)) => {
+            client.reset();
+            Ended::Broken(kind)
         }
         None => {
-            client.linger().await;
-            Ended::Finished
+            client.reset();
+            Ended::Cut
         }
     }
 }
@@ -215,8 +256,10 @@ async fn http2<S: Serves>(
     let client = Gather::new(client);
     let mut connection = builder.serve_connection(TokioIo::new(client.clone()), service);
     let goodbye = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
-    match client.drive(drive(&mut connection, goodbye, &*session, leaving, cut)).await {
-        Driven::Ended(Ok(())) | Driven::Rested => Ended::Finished,
+    // Its state is the connection's: it cannot be given back and made anew.
+    let never = std::future::pending();
+    match client.drive(drive(&mut connection, goodbye, &*session, leaving, never, cut)).await {
+        Driven::Ended(Ok(())) | Driven::Rests | Driven::Rested => Ended::Finished,
         Driven::Ended(Err(error)) => Ended::Broken(kind(&error)),
         Driven::Cut => Ended::Cut,
     }
@@ -225,6 +268,9 @@ async fn http2<S: Serves>(
 enum Driven {
     Ended(hyper::Result<()>),
     Cut,
+    /// Nothing is under way, for now.
+    Rests,
+    /// It rested for too long, and did not say goodbye in time.
     Rested,
 }
 
@@ -235,6 +281,7 @@ async fn drive<C, S: Serves>(
     goodbye: impl Fn(Pin<&mut C>),
     session: &S,
     mut leaving: drain::Token,
+    rests: impl Future<Output = ()>,
     mut cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Driven
 where
@@ -251,6 +298,7 @@ where
             () = cut.as_mut() => return Driven::Cut,
             ended = &mut *connection => return Driven::Ended(ended),
             () = &mut told => goodbye(Pin::new(connection)),
+            () = rests => return Driven::Rests,
             () = &mut rested => {
                 goodbye(Pin::new(connection));
                 return match tokio::time::timeout(FAREWELL, connection).await {
@@ -264,6 +312,34 @@ where
         biased;
         () = cut => Driven::Cut,
         ended = connection => Driven::Ended(ended),
+    }
+}
+
+/// Returns when nothing has been under way for a while: all that was asked is answered, and the answer has left.
+async fn may_rest<S: Serves>(session: &S, gate: &Gate) {
+    loop {
+        let rested = session.conversation().rests_since().map_or(Duration::ZERO, |since| since.elapsed());
+        match REST_AFTER.checked_sub(rested) {
+            Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+            Some(_) | None if gate.is_at_rest() => return,
+            Some(_) | None => tokio::time::sleep(REST_AFTER).await,
+        }
+    }
+}
+
+/// Waits until the client goes on, or whoever serves it has something to say; None: the connection is to be cut.
+async fn rest<S: Serves>(
+    client: &mut Io,
+    session: &S,
+    mut leaving: drain::Token,
+    cut: Pin<&mut impl Future<Output = ()>>,
+) -> Option<()> {
+    tokio::select! {
+        biased;
+        () = cut => None,
+        () = client.readable() => Some(()),
+        () = leaving.started() => Some(()),
+        () = rested(session) => Some(()),
     }
 }
 

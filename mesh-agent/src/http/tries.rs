@@ -88,7 +88,8 @@ impl<M: Mesh> Session<M> {
         load: Load,
     ) -> Result<Response<DownBody>, Local> {
         if let Some(retry) = journey.treatment.retry().filter(|_| journey.may_retry) {
-            return self.send_again(journey, retry, head, load).await;
+            // What few need takes no room in the others' journey, which is moved now and then.
+            return Box::pin(self.send_again(journey, retry, head, load)).await;
         }
         let (body, _) = load.first();
         let answer = self.attempt(journey, Request::from_parts(head, body), &mut Vec::new()).await;

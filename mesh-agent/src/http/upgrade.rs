@@ -31,7 +31,7 @@ pub enum Ended {
 }
 
 /// Carries bytes. `first` is what the client said before it was asked.
-pub async fn carry<S>(client: &mut S, first: &[&[u8]], change: Change) -> Ended
+pub async fn carry<S>(client: &mut S, first: &[u8], change: Change) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -40,9 +40,7 @@ where
     };
     let copy = async {
         let mut application = Watched { io: &mut io, exchange: &change.exchange };
-        for bytes in first {
-            application.write_all(bytes).await?;
-        }
+        application.write_all(first).await?;
         client.write_all(&said).await?;
         let (sent, received) =
             tokio::io::copy_bidirectional_with_sizes(client, &mut application, UPGRADE_CHUNK, UPGRADE_CHUNK).await?;

@@ -338,17 +338,28 @@ impl Upstreams {
         if let Some(lease) = self.check_out(&slot, key.wire, since) {
             return Ok(lease);
         }
-        match key.wire {
-            Wire::Http1 => self.make_http1(&slot, connect().await?).await,
+        // In a box: the request that finds a connection carries no room for making one.
+        Box::pin(self.make(&slot, key.wire, since, connect)).await
+    }
+
+    async fn make(
+        &self,
+        slot: &Rc<Slot>,
+        wire: Wire,
+        since: Option<Instant>,
+        connect: impl AsyncFnOnce() -> Result<Reached, Unreached>,
+    ) -> Result<Lease, Unreached> {
+        match wire {
+            Wire::Http1 => self.make_http1(slot, connect().await?).await,
             Wire::Http2 => {
                 let _making = slot.making.lock().await;
-                if let Some(lease) = self.check_out(&slot, key.wire, since) {
+                if let Some(lease) = self.check_out(slot, wire, since) {
                     return Ok(lease);
                 }
                 if slot.shared.borrow().len() >= MAX_CONNECTIONS_PER_ENDPOINT {
                     return Err(Unreached::own(TOO_MANY_CONNECTIONS));
                 }
-                self.make_http2(&slot, connect().await?).await
+                self.make_http2(slot, connect().await?).await
             }
         }
     }

@@ -222,7 +222,7 @@ impl Live {
 
     /// Counts it as open: it carries bytes from now on.
     pub fn count_open(&self, metrics: &Metrics) {
-        self.open.replace(Some(metrics.opened(&self.record.borrow().key())));
+        self.open.replace(Some(metrics.opened_as(&self.record.borrow())));
     }
 
     /// Brings the byte counters of the metrics up to date.

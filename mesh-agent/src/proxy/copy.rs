@@ -23,13 +23,13 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::budget::{Held, Over, PodBudget};
-use crate::hbone::limits::{COPY_CHUNK_BYTES, COPY_JOIN_BYTES, COPY_ROUND_BYTES};
+use super::turns::Turn;
+use crate::hbone::limits::{COPY_CHUNK_BYTES, COPY_JOIN_BYTES};
 use crate::hbone::{Stream, StreamError, poll_read};
 use crate::http;
 
 const CHUNK: usize = COPY_CHUNK_BYTES as usize;
 const JOIN: usize = COPY_JOIN_BYTES as usize;
-const ROUND: usize = COPY_ROUND_BYTES as usize;
 /// Blocks of the queue that one write takes.
 pub(super) const SLICES: usize = 16;
 
@@ -134,7 +134,8 @@ pub fn tunnel(
 ) -> impl Future<Output = End> {
     let (queue, held) = (Queue::default(), Held::of(counters.budget.clone()));
     // Made here: a future that moves its arguments holds them twice.
-    let mut pump = TunnelPump { tcp, stream, counters, queue, held, reserved: false, up: Half::Open, down: Half::Open };
+    let (turn, up, down) = (Turn::default(), Half::Open, Half::Open);
+    let mut pump = TunnelPump { tcp, stream, counters, queue, held, reserved: false, turn, up, down };
     async move {
         let mut cancel = pin!(cancel);
         let end = std::future::poll_fn(|cx| {
@@ -182,17 +183,20 @@ async fn sockets(
     let mut forward = PlainPump::default();
     let mut backward = PlainPump::default();
     let mut cancel = pin!(cancel);
+    let mut turn = Turn::default();
+    let pod = counters.first().and_then(|first| first.budget.as_ref());
     let end = std::future::poll_fn(|cx| {
         if cancel.as_mut().poll(cx).is_ready() {
             return Poll::Ready(End::Cut);
         }
-        let forth = match forward.poll(cx, &mut a, &b, |sent| counters.iter().for_each(|all| all.add(sent, 0))) {
+        let round = turn.begin(pod);
+        let forth = match forward.poll(cx, &mut a, &b, round, |sent| counters.iter().for_each(|all| all.add(sent, 0))) {
             Poll::Ready(Err(Broken::Reader(kind))) => return Poll::Ready(End::FirstReset(kind)),
             Poll::Ready(Err(Broken::Writer(kind))) => return Poll::Ready(End::SecondReset(kind)),
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
-        let back = match backward.poll(cx, &mut b, &a, |sent| counters.iter().for_each(|all| all.add(0, sent))) {
+        let back = match backward.poll(cx, &mut b, &a, round, |sent| counters.iter().for_each(|all| all.add(0, sent))) {
             Poll::Ready(Err(Broken::Reader(kind))) => return Poll::Ready(End::SecondReset(kind)),
             Poll::Ready(Err(Broken::Writer(kind))) => return Poll::Ready(End::FirstReset(kind)),
             Poll::Ready(Ok(())) => true,
@@ -200,6 +204,9 @@ async fn sockets(
         };
         if forth && back {
             return Poll::Ready(End::Finished);
+        }
+        if std::mem::take(&mut forward.is_over) | std::mem::take(&mut backward.is_over) {
+            turn.wait(cx, pod);
         }
         match for_b.set(forward.pending.len()).and_then(|()| for_a.set(backward.pending.len())) {
             Ok(()) => Poll::Pending,
@@ -231,6 +238,8 @@ struct TunnelPump<'a> {
     held: Held,
     /// Whether room in the tunnel is held for what is about to be read.
     reserved: bool,
+    /// When it goes on, where it has more to move than others should wait for.
+    turn: Turn,
     /// Application to tunnel.
     up: Half,
     /// Tunnel to application.
@@ -239,13 +248,14 @@ struct TunnelPump<'a> {
 
 impl TunnelPump<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let round = self.turn.begin(self.counters.budget.as_ref());
         if self.up == Half::Open
-            && let Poll::Ready(Err(end)) = self.poll_up(cx)
+            && let Poll::Ready(Err(end)) = self.poll_up(cx, round)
         {
             return Poll::Ready(end);
         }
         if self.down == Half::Open
-            && let Poll::Ready(Err(end)) = self.poll_down(cx)
+            && let Poll::Ready(Err(end)) = self.poll_down(cx, round)
         {
             return Poll::Ready(end);
         }
@@ -264,8 +274,7 @@ impl TunnelPump<'_> {
         }
     }
 
-    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        let mut round = ROUND;
+    fn poll_up(&mut self, cx: &mut Context<'_>, mut round: usize) -> Poll<Result<(), End>> {
         loop {
             // In this order: no room in the tunnel is held, and no buffer, while the application has nothing to say.
             let Poll::Ready(readable) = self.tcp.poll_read_ready(cx) else {
@@ -276,11 +285,11 @@ impl TunnelPump<'_> {
             };
             readable.map_err(first_reset)?;
             if round == 0 {
-                cx.waker().wake_by_ref();
+                self.turn.wait(cx, self.counters.budget.as_ref());
                 return Poll::Pending;
             }
             self.reserved = true;
-            let sent = match ready!(self.stream.poll_capacity(cx, CHUNK)) {
+            let sent = match ready!(self.stream.poll_capacity(cx, CHUNK.min(round))) {
                 Ok(capacity) => {
                     let Poll::Ready(bytes) = poll_read(cx, &mut self.tcp, capacity) else { continue };
                     let bytes = bytes.map_err(first_reset)?;
@@ -313,8 +322,7 @@ impl TunnelPump<'_> {
         Ok(Half::Open)
     }
 
-    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        let mut round = ROUND;
+    fn poll_down(&mut self, cx: &mut Context<'_>, mut round: usize) -> Poll<Result<(), End>> {
         loop {
             let ended = self.fill_queue(cx)?;
             if self.queue.is_empty() {
@@ -327,7 +335,7 @@ impl TunnelPump<'_> {
                 return Poll::Ready(Ok(()));
             }
             if round == 0 {
-                cx.waker().wake_by_ref();
+                self.turn.wait(cx, self.counters.budget.as_ref());
                 return Poll::Pending;
             }
             ready!(self.tcp.poll_write_ready(cx)).map_err(first_reset)?;
@@ -440,6 +448,8 @@ enum Broken {
 #[derive(Default)]
 struct PlainPump {
     pending: Bytes,
+    /// Its round is, and there may be more: somebody has to wait for the next turn.
+    is_over: bool,
     done: bool,
 }
 
@@ -449,9 +459,9 @@ impl PlainPump {
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &TcpStream,
+        mut round: usize,
         count: impl Fn(usize),
     ) -> Poll<Result<(), Broken>> {
-        let mut round = ROUND;
         while !self.done {
             if !self.pending.is_empty() {
                 let written = ready!(poll_write(cx, to, &self.pending)).map_err(Broken::Writer)?;
@@ -463,10 +473,11 @@ impl PlainPump {
             // Not an empty slice of a shared block: that would keep the block.
             self.pending = Bytes::new();
             if round == 0 {
-                cx.waker().wake_by_ref();
+                self.is_over = true;
                 return Poll::Pending;
             }
-            self.pending = ready!(poll_read(cx, from, CHUNK)).map_err(|error| Broken::Reader(error.kind()))?;
+            self.pending =
+                ready!(poll_read(cx, from, CHUNK.min(round))).map_err(|error| Broken::Reader(error.kind()))?;
             if self.pending.is_empty() {
                 self.done = true;
                 let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);

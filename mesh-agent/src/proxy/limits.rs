@@ -44,6 +44,9 @@ pub const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 /// long.
 pub const WEIGH_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often a worker gives pages back to the system that it has not used for a second.
+pub const MEMORY_INTERVAL: Duration = Duration::from_secs(2);
+
 /// What a pod's connection may hold for an application that does not read, in bytes, though its pod is over budget: an
 /// application that keeps up holds less, and does not pay for one that has stopped.
 pub const FAIR_BUFFER: usize = 16 << 10;
@@ -64,6 +67,10 @@ pub const FEW_SOURCES: usize = 64;
 
 /// How many live connections are looked at before the others of the worker go ahead: under a millisecond of judging.
 pub const TABLE_CHUNK: usize = 256;
+
+/// What each of a pod's busy connections may move in a turn of its worker, in bytes, however many they are: less would not
+/// be worth the look at all sockets that follows.
+pub const TURN_LEAST_BYTES: u64 = 16 << 10;
 
 /// How long a connection on the wire outside a tunnel may be silent before its other end is asked whether it lives. As
 /// ztunnel.
@@ -89,12 +96,14 @@ pub fn all() -> Vec<Limit> {
         ACCEPT_BACKOFF, "milliseconds", "no spinning when descriptors run out";
         COUNT_INTERVAL, "milliseconds", "byte counters move while a connection lives";
         WEIGH_INTERVAL, "milliseconds", "between two counts of what waits for readers of requests";
+        MEMORY_INTERVAL, "milliseconds", "between two looks at pages that a worker does not use any longer";
         FAIR_BUFFER, "bytes per connection", "held for a slow application though its pod is over its buffer budget";
         CONNECTION_SHARE, "times what is left", "of a pod's connections, for one source";
         STRANGER_SHARE, "times what is left", "of a pod's tunnels and of handshakes, for one source";
         MAX_RATE_SHARES, "sources", "among whom the rate of new connections is divided where it is scarce";
         FEW_SOURCES, "sources", "remembered before those that took nothing of late are looked for";
         TABLE_CHUNK, "connections", "judged again, or listed, before the others of the worker go ahead";
+        TURN_LEAST_BYTES, "bytes per busy connection", "moved in a worker's turn; all of a pod move COPY_ROUND_BYTES, or this by each";
         KEEPALIVE_IDLE, "milliseconds", "then a silent end of a plaintext connection is asked whether it lives";
         KEEPALIVE_INTERVAL, "milliseconds", "between two such questions";
         KEEPALIVE_PROBES, "questions", "before the connection is given up";

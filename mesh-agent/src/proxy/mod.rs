@@ -19,6 +19,7 @@ mod requests;
 mod same_node;
 mod server_name;
 mod shares;
+mod turns;
 mod witness;
 mod worker;
 

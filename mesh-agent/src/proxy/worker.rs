@@ -19,7 +19,7 @@ use tokio::task::{JoinHandle, LocalSet};
 use super::budget::{Budgets, Kind, Over, PodBudget, Taken};
 use super::connection::{Cut, LiveTable, Registration};
 use super::error::{Failure, serve_reason};
-use super::limits::{ACCEPT_BACKOFF, COUNT_INTERVAL, SPILL, SVID_TIMEOUT, WEIGH_INTERVAL};
+use super::limits::{ACCEPT_BACKOFF, COUNT_INTERVAL, MEMORY_INTERVAL, SPILL, SVID_TIMEOUT, WEIGH_INTERVAL};
 use super::witness::{Ways, Witnesses};
 use super::{copy, dial, inbound, outbound, plaintext, record};
 use crate::addr::{ClientAddr, ServerAddr};
@@ -32,6 +32,7 @@ use crate::podnet::{DialRecord, PodListener, PodNet, Role};
 use crate::routing::OutboundMode;
 use crate::spiffe::SpiffeId;
 use crate::state::{StateReader, Workload};
+use crate::sys;
 use crate::telemetry::{
     AccessLog, ConnectionRecord, ConnectionResult, Metrics, RequestMemo, RequestRecord, Span, Spans, WorkloadUsage,
 };
@@ -237,6 +238,14 @@ pub fn start(shared: Arc<Shared>, pods: &Pods, count: usize) -> io::Result<Arc<[
     Ok(handles)
 }
 
+/// Nobody else can: what a thread has freed is the thread's until it gives it back.
+async fn give_memory_back() {
+    loop {
+        tokio::time::sleep(MEMORY_INTERVAL).await;
+        sys::give_old_memory_back();
+    }
+}
+
 impl Worker {
     fn new(shared: Arc<Shared>, pods: Pods, index: usize, peers: Arc<[WorkerHandle]>) -> Self {
         let live = peers.get(index).map(|own| LiveTable::with_load(own.load.clone())).unwrap_or_default();
@@ -264,6 +273,7 @@ impl Worker {
         tokio::task::spawn_local(worker.clone().rejudge_on_change());
         tokio::task::spawn_local(worker.clone().count_bytes());
         tokio::task::spawn_local(worker.clone().weigh());
+        tokio::task::spawn_local(give_memory_back());
         tokio::task::spawn_local(worker.upstreams.clone().sweep());
         tokio::task::spawn_local(worker.services.clone().sweep(worker.shared.state.clone()));
         tokio::task::spawn_local(worker.clone().keep_nothing_when_leaving());

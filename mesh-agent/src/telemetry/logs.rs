@@ -355,6 +355,21 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_is_full_loses_lines_and_stops_nobody() {
+        // What a file on a full disk answers: ENOSPC.
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let (writer, flush) = spawn_writer(full, 100).unwrap();
+        let before = dropped_lines();
+        let begin = Instant::now();
+        for number in 0..20 {
+            writer.make_writer().write_all(format!("{number}\n").as_bytes()).unwrap();
+        }
+        drop(flush);
+        assert!(begin.elapsed() < FLUSH_WAIT, "somebody waited");
+        assert!(dropped_lines() >= before + 20, "lines were lost and not counted");
+    }
+
+    #[test]
     fn the_end_writes_what_waits() {
         let (read, lines, writer, flush) = slow_log(100);
         for number in 0..50 {

@@ -20,7 +20,7 @@
 //! | `nodemesh_tunnels_open` | gauge | – ; tunnels that this agent dialled |
 //! | `nodemesh_tunnel_streams_open` | gauge | – ; connections on them |
 //! | `nodemesh_tunnel_establishments_total` | counter | `result` (ok, connect-failed, timed-out, tls, wrong-identity, lost, backoff: not tried, since it failed a moment ago) |
-//! | `nodemesh_metrics_overflow_total` | counter | – ; connections counted under `_overflow` |
+//! | `nodemesh_metrics_overflow_total` | counter | – ; what was counted under `_overflow`, but for requests |
 //! | `nodemesh_kernel_outcomes_total` | counter | `outcome` |
 //! | `nodemesh_certificate_expiry_timestamp_seconds` | gauge | `identity`; Unix time |
 //! | `nodemesh_certificate_expiry_seconds` | gauge | `identity`; what is left by the node's clock, below zero when it has ended |
@@ -31,6 +31,8 @@
 //! | `nodemesh_jwks_in_force` | gauge | `uri`; 1: tokens can be verified by the keys that were fetched there |
 //! | `nodemesh_jwks_age_seconds` | gauge | `uri`; since the keys were had last |
 //! | `nodemesh_jwks_fetches_total` | counter | `uri`, `result` (ok, failed) |
+//! | `nodemesh_ready` | gauge | – ; 1: `/readyz` says so |
+//! | `nodemesh_pods_not_captured` | gauge | – ; pods that should be captured and are not |
 //! | `nodemesh_config_age_seconds` | gauge | – ; since the world was last read whole |
 //! | `nodemesh_discovery_watch_state` | gauge | `watch`, `state`; 1 for the state in which the list of an API server is |
 //! | `nodemesh_discovery_lists_total` | counter | `watch`; lists made from their beginning |
@@ -56,14 +58,16 @@
 //!
 //! *workload* = `namespace`, `pod`: the pods that are enrolled on this node now; a series goes with its pod.
 //!
-//! Cardinality is bounded: *connection* by [`MAX_SERIES`], *workload* by the pods of a node, reasons by the words in
-//! the code, denials by the service accounts of this node, certificates likewise, audit matches by the policies that
-//! there were.
+//! With `--istio-metrics` there are Istio's besides (`istio.rs`).
+//!
+//! Cardinality is bounded (`table.rs`): *connection*, *request* and Istio's by `--metrics-series`; denials, audit matches
+//! and checks by [`MAX_WORDS`] each; *workload* by the pods of a node, certificates by their service accounts, the others
+//! by the words in the code. A series goes when whom it names has left the mesh.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet};
@@ -75,11 +79,14 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::requests::{MAX_REQUEST_SERIES, RequestCollector, RequestTable};
-use super::series::{MAX_SERIES, OVERFLOW_NAME, Owner, Series, SeriesTable};
+use super::exposition;
+use super::istio::{self, Istio, PartySource};
+use super::requests::{self, Requests};
+use super::series::{self, Series};
+use super::table::{Entry, Key, OVERFLOW_NAME, Owner, Present, Table};
 use super::{
-    ConnectionKey, ConnectionRecord, ConnectionResult, RequestMemo, RequestRecord, TunnelNumbers, UpstreamNumbers,
-    WorkloadUsage, logs,
+    ConnectionKey, ConnectionRecord, ConnectionResult, Direction, RequestMemo, RequestRecord, TunnelNumbers,
+    UpstreamNumbers, WorkloadUsage, logs,
 };
 use crate::spiffe::SpiffeId;
 
@@ -163,6 +170,9 @@ pub type ConfigAgeSource = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
 /// Reads how many pods should be captured and are not.
 pub type PodCountSource = Box<dyn Fn() -> usize + Send + Sync>;
 
+/// Reads whether the agent is ready.
+pub type ReadySource = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// Reads what the pods of this node have taken of their budgets.
 pub type WorkloadSource = Box<dyn Fn() -> Vec<WorkloadUsage> + Send + Sync>;
 
@@ -195,13 +205,29 @@ pub struct Metrics {
     inner: Arc<Inner>,
 }
 
+/// What a scrape may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How many lines the families of connections and requests may have together.
+    pub series: usize,
+    /// Whether Istio's metrics are there too.
+    pub istio: bool,
+}
+
+/// How many lines there may be unless somebody says otherwise: 18 MB at most.
+pub const DEFAULT_SERIES: usize = 50_000;
+
+/// How many sets of labels denials, audit matches and checks may have, each.
+pub const MAX_WORDS: usize = 1024;
+
 struct Inner {
     registry: Mutex<Registry>,
-    connections: Arc<SeriesTable>,
-    requests: Arc<RequestTable>,
-    denials: Family<DenialLabels, Counter>,
-    audits: Family<AuditLabels, Counter>,
-    checks: Family<CheckLabels, Counter>,
+    connections: Arc<Table<ConnectionKey, Series>>,
+    requests: Requests,
+    istio: Option<Istio>,
+    denials: Arc<Table<DenialLabels, AtomicU64>>,
+    audits: Arc<Table<AuditLabels, AtomicU64>>,
+    checks: Arc<Table<CheckLabels, AtomicU64>>,
     faults: Family<FaultLabels, Counter>,
     durations: Family<DurationLabels, Histogram>,
 }
@@ -210,7 +236,8 @@ struct Inner {
 /// counts as failed, so that opened = closed + open holds always.
 pub struct OpenConnection {
     metrics: Metrics,
-    series: Arc<Series>,
+    entry: Arc<Entry<Series>>,
+    istio: Option<Arc<Entry<istio::ConnectionSeries>>>,
     /// What [`OpenConnection::progress`] has counted so far.
     sent: AtomicU64,
     received: AtomicU64,
@@ -225,9 +252,26 @@ struct DenialLabels {
     destination_service_account: String,
 }
 
+impl Words for DenialLabels {
+    fn overflow(direction: Direction) -> Self {
+        Self {
+            direction: direction.name(),
+            reason: OVERFLOW_NAME,
+            destination_namespace: OVERFLOW_NAME.to_string(),
+            destination_service_account: OVERFLOW_NAME.to_string(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct AuditLabels {
     policy: String,
+}
+
+impl Words for AuditLabels {
+    fn overflow(_: Direction) -> Self {
+        Self { policy: OVERFLOW_NAME.to_string() }
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -235,6 +279,28 @@ struct CheckLabels {
     authorizer: String,
     result: &'static str,
     passed: &'static str,
+}
+
+impl Words for CheckLabels {
+    fn overflow(_: Direction) -> Self {
+        Self { authorizer: OVERFLOW_NAME.to_string(), result: OVERFLOW_NAME, passed: OVERFLOW_NAME }
+    }
+}
+
+/// Labels of a counter that are words of the configuration: they stay, and there is an end to how many.
+trait Words: Clone + Eq + std::hash::Hash + EncodeLabelSet + fmt::Debug + Send + Sync + 'static {
+    /// Those of what found no room.
+    fn overflow(direction: Direction) -> Self;
+}
+
+impl<W: Words> Key for W {
+    fn direction(&self) -> Direction {
+        Direction::Outbound
+    }
+
+    fn is_present(&self, _: &Present) -> bool {
+        true
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -253,18 +319,38 @@ struct DurationLabels {
 impl Metrics {
     /// The metrics of a process that has counted nothing.
     pub fn new() -> Self {
-        Self::with_capacity(MAX_SERIES)
+        Self::with(Settings { series: DEFAULT_SERIES, istio: false })
     }
 
-    /// As [`Metrics::new`], with at most `max_series` sets of connection labels.
-    pub fn with_capacity(max_series: usize) -> Self {
+    /// As [`Metrics::new`], with these bounds.
+    pub fn with(settings: Settings) -> Self {
+        let Settings { series, istio } = settings;
+        // A fifth for connections. Istio's families say the same once more.
+        let series = if istio { series / 2 } else { series };
+        let (of_connections, of_requests) = (series / 5, series - series / 5);
+        let istio_tables = || Istio::new(of_requests / istio::REQUEST_LINES, of_connections / istio::CONNECTION_LINES);
+        Self::of(
+            of_connections / series::LINES_OF_CONNECTIONS,
+            of_requests / requests::LINES_OF_REQUESTS,
+            istio.then(istio_tables),
+        )
+    }
+
+    /// With at most `sets` sets of labels in each table.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn with_capacity(sets: usize) -> Self {
+        Self::of(sets, sets, None)
+    }
+
+    fn of(connections: usize, requests: usize, istio: Option<Istio>) -> Self {
         let inner = Inner {
             registry: Mutex::new(Registry::with_prefix("nodemesh")),
-            connections: Arc::new(SeriesTable::new(max_series)),
-            requests: Arc::new(RequestTable::new(MAX_REQUEST_SERIES)),
-            denials: Family::default(),
-            audits: Family::default(),
-            checks: Family::default(),
+            connections: Arc::new(Table::new(connections)),
+            requests: Requests::new(requests),
+            istio,
+            denials: Arc::new(Table::new(MAX_WORDS)),
+            audits: Arc::new(Table::new(MAX_WORDS)),
+            checks: Arc::new(Table::new(MAX_WORDS)),
             faults: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
         };
@@ -273,14 +359,25 @@ impl Metrics {
     }
 
     /// Counts a connection whose parties and way are known. Once per connection; allocates for a new key only.
+    pub fn opened_as(&self, record: &ConnectionRecord) -> OpenConnection {
+        let istio = self.inner.istio.as_ref().and_then(|istio| istio.connection(record));
+        if let Some(istio) = &istio {
+            istio.counters.opened.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut open = self.opened(&record.key());
+        open.istio = istio;
+        open
+    }
+
+    /// The same where no more is known than the key.
     pub fn opened(&self, key: &ConnectionKey) -> OpenConnection {
-        let series = self.inner.connections.series(key);
-        series.opened.fetch_add(1, Ordering::Relaxed);
-        series.open.fetch_add(1, Ordering::Relaxed);
-        self.inner.connections.touch(&series);
+        let (entry, _) = self.inner.connections.entry(key);
+        entry.counters.opened.fetch_add(1, Ordering::Relaxed);
+        entry.counters.open.fetch_add(1, Ordering::Relaxed);
         OpenConnection {
             metrics: self.clone(),
-            series,
+            entry,
+            istio: None,
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             is_closed: false,
@@ -289,12 +386,15 @@ impl Metrics {
 
     /// Counts a connection that was over before it was open: denied, refused, or failed at once.
     pub fn closed(&self, record: &ConnectionRecord) {
-        self.opened(&record.key()).closed(record);
+        self.opened_as(record).closed(record);
     }
 
     /// Counts a request. `memo` is the connection's own.
     pub fn request(&self, record: &RequestRecord, memo: &RequestMemo) {
         self.inner.requests.count(record, memo);
+        if let Some(istio) = &self.inner.istio {
+            istio.count(record, &memo.istio);
+        }
         self.inner.count_audited(&record.audited);
     }
 
@@ -302,7 +402,27 @@ impl Metrics {
     pub fn checked(&self, authorizer: &str, result: &'static str, has_passed: bool) {
         let passed = if has_passed { "true" } else { "false" };
         let labels = CheckLabels { authorizer: authorizer.to_string(), result, passed };
-        self.inner.checks.get_or_create(&labels).inc();
+        count(&self.inner.checks, &labels);
+    }
+
+    /// Says which workload has which address, in Istio's words.
+    pub fn register_parties(&self, source: PartySource) {
+        if let Some(istio) = &self.inner.istio {
+            istio.register_parties(source);
+        }
+    }
+
+    /// Lets go of series that name whom the mesh does not have any more.
+    pub fn sweep(&self, present: &Present) {
+        self.sweep_at(present, Instant::now());
+    }
+
+    pub(super) fn sweep_at(&self, present: &Present, now: Instant) {
+        self.inner.connections.sweep(present, now);
+        self.inner.requests.sweep(present, now);
+        if let Some(istio) = &self.inner.istio {
+            istio.sweep(present, now);
+        }
     }
 
     /// Shows the kernel's counters as `nodemesh_kernel_outcomes_total`.
@@ -335,6 +455,11 @@ impl Metrics {
         self.inner.collect(PodCountCollector(source));
     }
 
+    /// Shows whether the agent is ready as `nodemesh_ready`.
+    pub fn register_ready(&self, source: ReadySource) {
+        self.inner.collect(ReadyCollector(source));
+    }
+
     /// Shows what each pod takes as `nodemesh_workload_…`.
     pub fn register_workloads(&self, source: WorkloadSource) {
         self.inner.collect(WorkloadCollector(source));
@@ -360,13 +485,27 @@ impl Metrics {
         self.inner.collect(AuthorityCollector(source));
     }
 
-    /// Everything, as OpenMetrics text (see [`CONTENT_TYPE`]).
+    /// Everything, as OpenMetrics text (see [`CONTENT_TYPE`]). Takes a while where there are many series: call it where
+    /// no connection waits for it.
     pub fn encode(&self) -> String {
-        let mut text = String::new();
-        let registry = self.inner.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        // Writing into a String fails only if a collector says so, and ours pass on nothing but the writer's errors.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
-        text
+        use prometheus_client::encoding::text;
+        let mut out = String::new();
+        {
+            let registry = self.inner.registry.lock().unwrap_or_else(PoisonError::into_inner);
+            // Writing into a String fails only if a collector says so, and ours pass on nothing but the writer's errors.
+            let _ = text::encode_registry(&mut out, &registry);
+        }
+        self.inner.requests.write(&mut out);
+        if let Some(istio) = &self.inner.istio {
+            istio.write(&mut out);
+        }
+        let name = "nodemesh_metrics_overflow";
+        let help =
+            "What was counted under the overflow labels, because there were too many label sets; but for requests";
+        exposition::head(&mut out, name, "counter", help);
+        exposition::sample(&mut out, &format!("{name}_total"), "", self.inner.overflowed());
+        let _ = text::encode_eof(&mut out);
+        out
     }
 }
 
@@ -380,8 +519,13 @@ impl OpenConnection {
     /// Counts bytes of a connection that is still running, given its totals so far. A long session is seen while it
     /// lasts, not only at its end.
     pub fn progress(&self, sent_so_far: u64, received_so_far: u64) {
-        add_growth(&self.series.sent, &self.sent, sent_so_far);
-        add_growth(&self.series.received, &self.received, received_so_far);
+        let (sent, received) = (growth(&self.sent, sent_so_far), growth(&self.received, received_so_far));
+        self.entry.counters.sent.fetch_add(sent, Ordering::Relaxed);
+        self.entry.counters.received.fetch_add(received, Ordering::Relaxed);
+        if let Some(istio) = &self.istio {
+            istio.counters.client_to_server.fetch_add(sent, Ordering::Relaxed);
+            istio.counters.server_to_client.fetch_add(received, Ordering::Relaxed);
+        }
     }
 
     /// Counts the end. Totals in the record include what [`OpenConnection::progress`] has counted.
@@ -393,9 +537,11 @@ impl OpenConnection {
 
     fn count_end(&mut self, result: &ConnectionResult) {
         self.is_closed = true;
-        self.series.closed(result).fetch_add(1, Ordering::Relaxed);
-        self.series.open.fetch_sub(1, Ordering::Relaxed);
-        self.metrics.inner.connections.touch(&self.series);
+        self.entry.counters.closed(result).fetch_add(1, Ordering::Relaxed);
+        self.entry.counters.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(istio) = &self.istio {
+            istio.counters.closed.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -407,23 +553,25 @@ impl Drop for OpenConnection {
     }
 }
 
-/// Adds to `counter` what `total` is above what was `counted` before.
-fn add_growth(counter: &AtomicU64, counted: &AtomicU64, total: u64) {
-    let before = counted.fetch_max(total, Ordering::Relaxed);
-    counter.fetch_add(total.saturating_sub(before), Ordering::Relaxed);
+/// What `total` is above what was `counted` before.
+fn growth(counted: &AtomicU64, total: u64) -> u64 {
+    total.saturating_sub(counted.fetch_max(total, Ordering::Relaxed))
+}
+
+fn count<W: Words>(table: &Table<W, AtomicU64>, labels: &W) {
+    table.entry(labels).0.counters.fetch_add(1, Ordering::Relaxed);
 }
 
 impl Inner {
     fn register(&self) {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         registry.register("build", "The running agent", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        registry.register("denials", "Connections that policy denied", self.denials.clone());
-        registry.register(
-            "audit_matches",
-            "Connections that an AUDIT policy matched; it decided nothing",
-            self.audits.clone(),
-        );
-        registry.register("authorizer_checks", "Requests that an authorizer was asked about", self.checks.clone());
+        let denials = ("denials", "Connections that policy denied");
+        registry.register_collector(Box::new(WordCollector(denials, self.denials.clone())));
+        let audits = ("audit_matches", "Connections that an AUDIT policy matched; it decided nothing");
+        registry.register_collector(Box::new(WordCollector(audits, self.audits.clone())));
+        let checks = ("authorizer_checks", "Requests that an authorizer was asked about");
+        registry.register_collector(Box::new(WordCollector(checks, self.checks.clone())));
         registry.register(
             "connection_faults",
             "Connections that were refused by rule, failed, or were cut by the agent, by reason",
@@ -435,16 +583,21 @@ impl Inner {
             self.durations.clone(),
         );
         registry.register_collector(Box::new(ConnectionCollector(self.connections.clone())));
-        registry.register_collector(Box::new(RequestCollector(self.requests.clone())));
     }
 
     fn collect(&self, collector: impl Collector) {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner).register_collector(Box::new(collector));
     }
 
+    fn overflowed(&self) -> u64 {
+        let istio = self.istio.as_ref().map_or(0, Istio::overflowed);
+        let words = self.denials.overflowed() + self.audits.overflowed() + self.checks.overflowed();
+        self.connections.overflowed() + words + istio
+    }
+
     fn count_audited(&self, policies: &[Arc<str>]) {
         for policy in policies {
-            self.audits.get_or_create(&AuditLabels { policy: policy.to_string() }).inc();
+            count(&self.audits, &AuditLabels { policy: policy.to_string() });
         }
     }
 
@@ -462,14 +615,13 @@ impl Inner {
             ConnectionResult::Ok => {}
             ConnectionResult::Denied { reason } => {
                 let (namespace, service_account) = names(record.destination_identity.as_ref());
-                self.denials
-                    .get_or_create(&DenialLabels {
-                        direction,
-                        reason,
-                        destination_namespace: namespace.to_string(),
-                        destination_service_account: service_account.to_string(),
-                    })
-                    .inc();
+                let labels = DenialLabels {
+                    direction,
+                    reason,
+                    destination_namespace: namespace.to_string(),
+                    destination_service_account: service_account.to_string(),
+                };
+                count(&self.denials, &labels);
             }
             ConnectionResult::Refused { reason }
             | ConnectionResult::Failed { reason }
@@ -486,7 +638,7 @@ fn names(identity: Option<&SpiffeId>) -> (&str, &str) {
 }
 
 /// The labels called *connection* above.
-fn connection_labels(owner: &Owner) -> [(&'static str, &str); 6] {
+fn connection_labels(owner: &Owner<ConnectionKey>) -> [(&'static str, &str); 6] {
     let (direction, transport, source, destination) = match owner {
         Owner::Key(key) => {
             let ConnectionKey { direction, transport, source, destination } = key;
@@ -508,7 +660,7 @@ fn connection_labels(owner: &Owner) -> [(&'static str, &str); 6] {
 
 /// Shows the series of connections.
 #[derive(Debug)]
-struct ConnectionCollector(Arc<SeriesTable>);
+struct ConnectionCollector(Arc<Table<ConnectionKey, Series>>);
 
 /// Picks one counter of a series.
 type CounterOf = fn(&Series) -> &AtomicU64;
@@ -524,22 +676,17 @@ impl Collector for ConnectionCollector {
         for (name, help, counter) in counters {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (owner, series) in &all {
-                let count = counter(series).load(Ordering::Relaxed);
+                let count = counter(&series.counters).load(Ordering::Relaxed);
                 family.encode_family(&connection_labels(owner))?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
             }
         }
         let mut open =
             encoder.encode_descriptor("connections_open", "Connections that are open", None, MetricType::Gauge)?;
         for (owner, series) in &all {
-            open.encode_family(&connection_labels(owner))?.encode_gauge(&series.open.load(Ordering::Relaxed))?;
+            open.encode_family(&connection_labels(owner))?
+                .encode_gauge(&series.counters.open.load(Ordering::Relaxed))?;
         }
         encode_closed(&mut encoder, &all)?;
-        encode_counter(
-            &mut encoder,
-            "metrics_overflow",
-            "Connections counted under the overflow labels, because there were too many label sets",
-            self.0.overflowed(),
-        )?;
         encode_counter(
             &mut encoder,
             "log_lines_dropped",
@@ -549,11 +696,14 @@ impl Collector for ConnectionCollector {
     }
 }
 
-fn encode_closed(encoder: &mut DescriptorEncoder, all: &[(Owner, Arc<Series>)]) -> Result<(), fmt::Error> {
+fn encode_closed(
+    encoder: &mut DescriptorEncoder,
+    all: &[(Owner<ConnectionKey>, Arc<Entry<Series>>)],
+) -> Result<(), fmt::Error> {
     let help = "Connections that ended, by result";
     let mut closed = encoder.encode_descriptor("connections_closed", help, None, MetricType::Counter)?;
     for (owner, series) in all {
-        for (result, count) in series.closed_by_name().filter(|(_, count)| *count > 0) {
+        for (result, count) in series.counters.closed_by_name().filter(|(_, count)| *count > 0) {
             let [direction, transport, source_ns, source_sa, destination_ns, destination_sa] = connection_labels(owner);
             let labels =
                 [direction, transport, source_ns, source_sa, destination_ns, destination_sa, ("result", result)];
@@ -561,6 +711,26 @@ fn encode_closed(encoder: &mut DescriptorEncoder, all: &[(Owner, Arc<Series>)]) 
         }
     }
     Ok(())
+}
+
+/// Shows counters whose labels are words of the configuration: their name and help, and the counters.
+#[derive(Debug)]
+struct WordCollector<W: Words>((&'static str, &'static str), Arc<Table<W, AtomicU64>>);
+
+impl<W: Words> Collector for WordCollector<W> {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let Self((name, help), table) = self;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (owner, entry) in table.snapshot() {
+            let labels = match owner {
+                Owner::Key(labels) => labels,
+                Owner::Overflow(direction) => W::overflow(direction),
+            };
+            let count = entry.counters.load(Ordering::Relaxed);
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        Ok(())
+    }
 }
 
 fn encode_counter(encoder: &mut DescriptorEncoder, name: &str, help: &str, count: u64) -> Result<(), fmt::Error> {
@@ -713,6 +883,16 @@ impl Collector for PodCountCollector {
     }
 }
 
+struct ReadyCollector(ReadySource);
+
+impl Collector for ReadyCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let help = "Whether the agent is ready; /readyz says what is missing";
+        let gauge = ConstGauge::new(i64::from((self.0)()));
+        gauge.encode(encoder.encode_descriptor("ready", help, None, MetricType::Gauge)?)
+    }
+}
+
 struct WorkloadCollector(WorkloadSource);
 
 /// Picks one number of a pod's usage.
@@ -777,7 +957,7 @@ macro_rules! debug_by_name {
 }
 
 debug_by_name! { OutcomeCollector CertificateCollector KeysCollector ConfigAgeCollector PodCountCollector }
-debug_by_name! { WatchCollector WorkloadCollector TunnelCollector UpstreamCollector }
+debug_by_name! { ReadyCollector WatchCollector WorkloadCollector TunnelCollector UpstreamCollector }
 debug_by_name! { SpanCollector AuthorityCollector }
 
 /// Shows the connections that requests share.

@@ -6,13 +6,16 @@
 
 pub mod access_log;
 mod denials;
+mod exposition;
 pub mod flows;
+pub mod istio;
 mod json_line;
 pub mod logs;
 pub mod metrics;
 mod requests;
 mod series;
 pub mod spans;
+pub mod table;
 
 #[cfg(test)]
 mod tests;
@@ -33,10 +36,15 @@ pub use spans::{Span, Spans};
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
     limits![
-        series::MAX_SERIES, "sets of labels", "2.5 MB of a scrape at most; the rest counts under _overflow";
-        requests::MAX_REQUEST_SERIES, "sets of labels", "of requests; 14 MB of a scrape at most; the rest counts under _overflow";
-        series::IDLE, "milliseconds", "then a set of labels without open connections may make room";
-        series::SWEEP_INTERVAL, "milliseconds", "at least, between two searches of a full table";
+        metrics::DEFAULT_SERIES, "lines of a scrape", "of connections and requests, 18 MB; the rest counts under _overflow (--metrics-series)";
+        metrics::MAX_WORDS, "sets of labels", "of denials, audit matches and checks, each; words of the configuration";
+        series::LINES_OF_CONNECTIONS, "lines", "of a scrape that a set of labels of connections takes";
+        requests::LINES_OF_REQUESTS, "lines", "of a scrape that a set of labels of requests takes";
+        istio::REQUEST_LINES, "lines", "of a scrape that a set of Istio's labels of requests takes";
+        istio::CONNECTION_LINES, "lines", "of a scrape that a set of Istio's labels of connections takes";
+        table::GRACE, "milliseconds", "then a set of labels goes that names whom the mesh does not have any more";
+        table::IDLE, "milliseconds", "then an unused set of labels makes room in a full table";
+        table::SWEEP_INTERVAL, "milliseconds", "between two searches for sets of labels that may go";
         flows::MAX_LISTENERS, "listeners", "to what ends at one agent; each costs the data path a copy of what it asks for";
         flows::QUEUE, "records", "that wait for one listener, about a KiB each; more are lost for it and counted";
         logs::QUEUE_LINES, "lines", "that wait for a slow reader of the log; more are lost and counted";

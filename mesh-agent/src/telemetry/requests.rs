@@ -14,34 +14,35 @@
 //! (empty when an application answered). The names are OpenTelemetry's (semantic conventions 1.44) as Prometheus writes
 //! them.
 //!
-//! Cardinality is bounded by [`MAX_REQUEST_SERIES`]: methods are those that OpenTelemetry knows, everything else
-//! `_OTHER`; routes and error types are words of the configuration and of the code.
+//! A bucket of a histogram has the trace of the last sampled request in it as its exemplar.
+//!
+//! Cardinality is bounded by the [`Table`]: methods are those that OpenTelemetry knows, everything else `_OTHER`; routes
+//! and error types are words of the configuration and of the code.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Version};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, NoLabelSet};
-use prometheus_client::metrics::MetricType;
 
 use super::Direction;
-use super::series::OVERFLOW_NAME;
+use super::exposition::{self, Distribution, Shape};
+use super::istio;
 use super::spans::Span;
+use super::table::{Counters, Entry, Key as TableKey, OVERFLOW_NAME, Owner, Present, Table};
 use crate::spiffe::SpiffeId;
 
-/// How many sets of request labels are kept. Each is 19 lines of some 350 bytes in a scrape: 14 MB at most.
-pub const MAX_REQUEST_SERIES: usize = 2048;
+/// How many lines of a scrape a key takes: its buckets, sum and count, and both ways' bytes.
+pub const LINES_OF_REQUESTS: usize = BUCKETS.len() + 1 + 2 + 2;
 
 /// Upper bounds in seconds: OpenTelemetry's advice, with one millisecond besides, since a mesh is asked about less than
 /// five.
 const BUCKETS: [f64; 15] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+
+static DURATION: Shape = Shape { bounds: &BUCKETS, per_unit: 1e6 };
 
 /// How a request was answered. Reasons are words from the code: they are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -247,169 +248,160 @@ struct Key {
     error: &'static str,
 }
 
+impl TableKey for Key {
+    fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    fn is_present(&self, present: &Present) -> bool {
+        let is_there = |identity: &Option<SpiffeId>| present.has(identity.as_ref());
+        is_there(&self.source) && is_there(&self.destination) && present.has_service(self.service.as_ref())
+    }
+}
+
 /// The counters of one key.
-#[derive(Debug, Default)]
-struct Series {
-    /// By bucket; the last has what is above all bounds.
-    durations: [AtomicU64; BUCKETS.len() + 1],
+#[derive(Debug)]
+pub(super) struct Series {
     /// In microseconds.
-    total: AtomicU64,
+    durations: Distribution,
     sent: AtomicU64,
     received: AtomicU64,
 }
 
+impl Default for Series {
+    fn default() -> Self {
+        Self { durations: Distribution::new(&DURATION), sent: AtomicU64::new(0), received: AtomicU64::new(0) }
+    }
+}
+
+impl Counters for Series {
+    fn counted(&self) -> u64 {
+        self.durations.count()
+    }
+}
+
 impl Series {
     fn count(&self, record: &RequestRecord) {
-        let seconds = record.duration.as_secs_f64();
-        let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len());
-        if let Some(bucket) = self.durations.get(bucket) {
-            bucket.fetch_add(1, Ordering::Relaxed);
-        }
         let micros = u64::try_from(record.duration.as_micros()).unwrap_or(u64::MAX);
-        self.total.fetch_add(micros, Ordering::Relaxed);
+        self.durations.observe(micros, record.span.as_ref());
         self.sent.fetch_add(record.bytes_sent, Ordering::Relaxed);
         self.received.fetch_add(record.bytes_received, Ordering::Relaxed);
     }
 }
 
-/// All keys and their counters.
-#[derive(Debug)]
-pub(super) struct RequestTable {
-    by_key: RwLock<HashMap<Key, Arc<Series>>>,
-    overflow: [Arc<Series>; 2],
-    overflowed: AtomicU64,
-    capacity: usize,
-}
-
 /// Remembers whose counters the last request moved: most requests of a connection are alike, and those meet no lock.
 #[derive(Debug, Default)]
 pub struct RequestMemo {
-    last: RefCell<Option<(Key, Arc<Series>)>>,
+    last: RefCell<Option<(Key, Arc<Entry<Series>>)>>,
+    pub(super) istio: istio::RequestMemo,
 }
 
-impl RequestTable {
-    pub(super) fn new(capacity: usize) -> Self {
-        Self { by_key: RwLock::default(), overflow: Default::default(), overflowed: AtomicU64::new(0), capacity }
+/// The counters of all requests.
+#[derive(Debug)]
+pub(super) struct Requests(Table<Key, Series>);
+
+impl Requests {
+    pub fn new(capacity: usize) -> Self {
+        Self(Table::new(capacity))
     }
 
     /// Counts a request.
-    pub(super) fn count(&self, record: &RequestRecord, memo: &RequestMemo) {
+    pub fn count(&self, record: &RequestRecord, memo: &RequestMemo) {
         let key = record.key();
-        if let Some((last, series)) = &*memo.last.borrow()
+        if let Some((last, entry)) = &*memo.last.borrow()
             && *last == key
         {
-            return series.count(record);
+            return entry.counters.count(record);
         }
-        let series = self.series(&key);
-        series.count(record);
-        memo.last.replace(Some((key, series)));
+        let (entry, is_its_own) = self.0.entry(&key);
+        entry.counters.count(record);
+        memo.last.replace(is_its_own.then_some((key, entry)));
     }
 
-    fn series(&self, key: &Key) -> Arc<Series> {
-        if let Some(series) = self.by_key.read().unwrap_or_else(PoisonError::into_inner).get(key) {
-            return series.clone();
-        }
-        let mut by_key = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
-        if !by_key.contains_key(key) && by_key.len() >= self.capacity {
-            self.overflowed.fetch_add(1, Ordering::Relaxed);
-            let [client, server] = &self.overflow;
-            return match key.direction {
-                Direction::Outbound => client.clone(),
-                Direction::Inbound => server.clone(),
-            };
-        }
-        by_key.entry(key.clone()).or_default().clone()
+    /// Lets go of what need not be kept.
+    pub fn sweep(&self, present: &Present, now: std::time::Instant) {
+        self.0.sweep(present, now);
     }
 
-    fn snapshot(&self, direction: Direction) -> Vec<(Option<Key>, Arc<Series>)> {
-        let by_key = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
-        let known = by_key.iter().filter(|(key, _)| key.direction == direction);
-        let mut all: Vec<_> = known.map(|(key, series)| (Some(key.clone()), series.clone())).collect();
-        let [client, server] = &self.overflow;
-        let overflow = if direction == Direction::Outbound { client } else { server };
-        if overflow.durations.iter().any(|count| count.load(Ordering::Relaxed) > 0) {
-            all.push((None, overflow.clone()));
-        }
-        all
-    }
-}
-
-/// Shows the table.
-#[derive(Debug)]
-pub(super) struct RequestCollector(pub Arc<RequestTable>);
-
-/// Picks one counter of a series.
-type CounterOf = fn(&Series) -> &AtomicU64;
-
-impl Collector for RequestCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+    /// Writes the families of requests.
+    pub fn write(&self, out: &mut String) {
+        let all: Vec<_> =
+            self.0.snapshot().into_iter().map(|(owner, entry)| (direction(&owner), labels(&owner), entry)).collect();
         for (direction, side) in [(Direction::Outbound, "client"), (Direction::Inbound, "server")] {
-            let all = self.0.snapshot(direction);
-            if all.is_empty() {
+            let of_side = || all.iter().filter(move |(of, ..)| *of == direction);
+            if of_side().next().is_none() {
                 continue;
             }
-            let name = format!("http_{side}_request_duration_seconds");
-            let help = "Requests, from the head to the end of the answer";
-            let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Histogram)?;
-            for (key, series) in &all {
-                let bounds = BUCKETS.into_iter().chain([f64::MAX]);
-                let counts = series.durations.iter().map(|count| count.load(Ordering::Relaxed));
-                let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
-                let count = buckets.iter().map(|(_, count)| count).sum();
-                let seconds = series.total.load(Ordering::Relaxed) as f64 / 1e6;
-                family.encode_family(&labels(key))?.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)?;
+            let name = format!("nodemesh_http_{side}_request_duration_seconds");
+            exposition::head(out, &name, "histogram", "Requests, from the head to the end of the answer");
+            for (_, labels, entry) in of_side() {
+                entry.counters.durations.write(out, &name, labels);
             }
             let bytes: [(&str, &str, CounterOf); 2] = [
                 ("request_body_size_bytes", "Bytes of requests' bodies", |series| &series.sent),
                 ("response_body_size_bytes", "Bytes of answers' bodies", |series| &series.received),
             ];
             for (name, help, counter) in bytes {
-                let name = format!("http_{side}_{name}");
-                let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
-                for (key, series) in &all {
-                    let count = counter(series).load(Ordering::Relaxed);
-                    family.encode_family(&labels(key))?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+                let name = format!("nodemesh_http_{side}_{name}");
+                exposition::head(out, &name, "counter", help);
+                let name = format!("{name}_total");
+                for (_, labels, entry) in of_side() {
+                    exposition::sample(out, &name, labels, counter(&entry.counters).load(Ordering::Relaxed));
                 }
             }
         }
-        let overflowed = self.0.overflowed.load(Ordering::Relaxed);
+        let name = "nodemesh_http_requests_overflow";
         let help = "Requests counted under the overflow labels, because there were too many label sets";
-        let overflow = encoder.encode_descriptor("http_requests_overflow", help, None, MetricType::Counter)?;
-        prometheus_client::metrics::counter::ConstCounter::new(overflowed).encode(overflow)
+        exposition::head(out, name, "counter", help);
+        exposition::sample(out, &format!("{name}_total"), "", self.0.overflowed());
     }
 }
 
-fn labels(key: &Option<Key>) -> [(&'static str, String); 10] {
-    let names = |identity: Option<&SpiffeId>| {
-        identity.map_or_else(Default::default, |id| (id.namespace().to_string(), id.service_account().to_string()))
+/// Picks one counter of a series.
+type CounterOf = fn(&Series) -> &AtomicU64;
+
+fn direction(owner: &Owner<Key>) -> Direction {
+    match owner {
+        Owner::Key(key) => key.direction,
+        Owner::Overflow(direction) => *direction,
+    }
+}
+
+const LABELS: [&str; 10] = [
+    "source_namespace",
+    "source_service_account",
+    "destination_namespace",
+    "destination_service_account",
+    "server_address",
+    "http_route",
+    "http_request_method",
+    "http_response_status_code",
+    "rpc_grpc_status_code",
+    "error_type",
+];
+
+fn labels(owner: &Owner<Key>) -> String {
+    let Owner::Key(key) = owner else { return exposition::labels(LABELS.map(|name| (name, OVERFLOW_NAME))) };
+    let names = |identity: &'_ Option<SpiffeId>| {
+        let names = |id: &SpiffeId| [id.namespace().to_string(), id.service_account().to_string()];
+        identity.as_ref().map(names).unwrap_or_default()
     };
-    let text = |text: Option<&Arc<str>>| text.map(ToString::to_string).unwrap_or_default();
-    let other = || OVERFLOW_NAME.to_string();
-    let (source, destination, service, route, method, status, grpc, error) = match key {
-        Some(key) => (
-            names(key.source.as_ref()),
-            names(key.destination.as_ref()),
-            text(key.service.as_ref()),
-            text(key.route.as_ref()),
-            key.method.to_string(),
-            key.status.to_string(),
-            key.grpc_status.map(|status| status.to_string()).unwrap_or_default(),
-            key.error.to_string(),
-        ),
-        None => ((other(), other()), (other(), other()), other(), other(), other(), other(), other(), other()),
-    };
-    [
-        ("source_namespace", source.0),
-        ("source_service_account", source.1),
-        ("destination_namespace", destination.0),
-        ("destination_service_account", destination.1),
-        ("server_address", service),
-        ("http_route", route),
-        ("http_request_method", method),
-        ("http_response_status_code", status),
-        ("rpc_grpc_status_code", grpc),
-        ("error_type", error),
-    ]
+    let [source_namespace, source] = names(&key.source);
+    let [destination_namespace, destination] = names(&key.destination);
+    let grpc = key.grpc_status.map(|status| status.to_string()).unwrap_or_default();
+    let values = [
+        &source_namespace,
+        &source,
+        &destination_namespace,
+        &destination,
+        key.service.as_deref().unwrap_or_default(),
+        key.route.as_deref().unwrap_or_default(),
+        key.method,
+        key.status,
+        &grpc,
+        key.error,
+    ];
+    exposition::labels(LABELS.into_iter().zip(values))
 }
 
 #[cfg(test)]
@@ -429,18 +421,21 @@ mod tests {
 
     #[test]
     fn labels_are_bounded_whatever_is_asked() {
-        let table = RequestTable::new(3);
+        let table = Requests::new(3);
         let memo = RequestMemo::default();
         for number in 0..50 {
             let method = Method::from_bytes(format!("M{number}").as_bytes()).unwrap();
             table.count(&record(method, 200), &memo);
         }
-        assert_eq!(table.snapshot(Direction::Outbound).len(), 1, "unknown methods are one");
+        assert_eq!(table.0.snapshot().len(), 1, "unknown methods are one");
         for status in [200, 201, 301, 404, 500] {
             table.count(&record(Method::GET, status), &memo);
         }
-        assert_eq!(table.snapshot(Direction::Outbound).len(), 4, "three keys and the overflow");
-        assert_eq!(table.overflowed.load(Ordering::Relaxed), 2);
+        assert_eq!(table.0.snapshot().len(), 4, "three keys and the overflow");
+        assert_eq!(table.0.overflowed(), 2);
+        // What found no place is not remembered as another's.
+        table.count(&record(Method::GET, 500), &memo);
+        assert_eq!(table.0.overflowed(), 3);
     }
 
     #[test]

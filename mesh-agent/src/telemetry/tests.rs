@@ -46,7 +46,7 @@ fn value(scrape: &str, name: &str, labels: &[&str]) -> Option<f64> {
 fn a_connection_is_counted_while_open_and_at_its_end() {
     let metrics = Metrics::new();
     let record = record(ConnectionResult::Ok);
-    let open = metrics.opened(&record.key());
+    let open = metrics.opened_as(&record);
     open.progress(60, 500);
     open.progress(60, 700);
     let labels = [
@@ -80,7 +80,7 @@ fn every_result_is_counted_with_its_reason() {
     metrics.closed(&record(ConnectionResult::Refused { reason: "no-endpoint" }));
     metrics.closed(&record(ConnectionResult::Failed { reason: "connect" }));
     metrics.closed(&record(ConnectionResult::Cut { reason: "policy-changed" }));
-    drop(metrics.opened(&record(ConnectionResult::Ok).key()));
+    drop(metrics.opened_as(&record(ConnectionResult::Ok)));
     let scrape = metrics.encode();
     let denial = ["reason=\"no-allow-rule\"", "destination_service_account=\"db\"", "direction=\"inbound\""];
     assert_eq!(value(&scrape, "nodemesh_denials_total", &denial), Some(1.0), "{scrape}");
@@ -123,6 +123,89 @@ fn label_sets_have_an_end() {
     let overflow = ["source_namespace=\"_overflow\"", "direction=\"inbound\""];
     assert_eq!(value(&scrape, "nodemesh_connections_opened_total", &overflow), Some(97.0));
     assert_eq!(value(&scrape, "nodemesh_metrics_overflow_total", &[]), Some(97.0));
+}
+
+/// As many callers as there are; their requests, connections and denials.
+fn crowd(metrics: &Metrics, callers: usize) {
+    for number in 0..callers {
+        let caller = identity(&format!("caller-{number}"));
+        let memo = RequestMemo::default();
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            let request = RequestRecord {
+                source_identity: caller.clone(),
+                destination_identity: identity("db"),
+                service: Some("shop/db".into()),
+                ..RequestRecord::blank(direction, "10.1.0.5:40000".parse().unwrap())
+            };
+            metrics.request(&request, &memo);
+            for result in [ConnectionResult::Ok, ConnectionResult::Denied { reason: "no-allow-rule" }] {
+                metrics.closed(&ConnectionRecord { direction, source_identity: caller.clone(), ..record(result) });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_scrape_has_no_more_series_than_it_may() {
+    for istio in [false, true] {
+        for series in [1_000, metrics::DEFAULT_SERIES] {
+            let metrics = Metrics::with(metrics::Settings { series, istio });
+            crowd(&metrics, series / 10);
+            let started = std::time::Instant::now();
+            let scrape = metrics.encode();
+            let lines = scrape.lines().filter(|line| !line.starts_with('#')).count();
+            println!("{lines} series, {} bytes, istio {istio}: {:?}", scrape.len(), started.elapsed());
+            // Overflow's own, and what is not by connection or request.
+            assert!(lines <= series + 250, "{lines} of {series}");
+            assert!(lines >= series / 2, "{lines} of {series}: not full");
+            assert!(value(&scrape, "nodemesh_metrics_overflow_total", &[]) > Some(0.0));
+            assert!(value(&scrape, "nodemesh_http_requests_overflow_total", &[]) > Some(0.0));
+            let names: std::collections::HashSet<_> = scrape
+                .lines()
+                .filter(|line| !line.starts_with('#'))
+                .map(|line| line.rsplit_once(' ').unwrap().0)
+                .collect();
+            assert_eq!(names.len(), lines, "a series is there twice");
+        }
+    }
+}
+
+#[test]
+fn series_of_who_left_go_and_come_back_from_zero() {
+    let metrics = Metrics::with(metrics::Settings { series: 10_000, istio: true });
+    crowd(&metrics, 3);
+    let count = |scrape: &str| scrape.lines().filter(|line| line.contains("caller-")).count();
+    let before = metrics.encode();
+    assert!(count(&before) > 100, "{before}");
+    let present = table::Present::default();
+    let inner_now = std::time::Instant::now();
+    for after in [std::time::Duration::ZERO, table::GRACE] {
+        metrics.sweep_at(&present, inner_now + after);
+    }
+    let after = metrics.encode();
+    assert_eq!(count(&after), 0, "{after}");
+    assert!(value(&after, "nodemesh_denials_total", &["destination_service_account=\"db\""]) > Some(0.0));
+    crowd(&metrics, 1);
+    let labels = ["source_service_account=\"caller-0\"", "direction=\"inbound\""];
+    assert_eq!(value(&metrics.encode(), "nodemesh_connections_opened_total", &labels), Some(2.0));
+}
+
+#[test]
+fn a_bucket_shows_the_trace_of_a_sampled_request() {
+    let metrics = Metrics::new();
+    let (spans, _queue, _) = Spans::new(spans::Sampling::percent(100.0).unwrap());
+    let blank = RequestRecord::blank(Direction::Inbound, "10.1.0.5:40000".parse().unwrap());
+    let span = spans.begin(&mut http::HeaderMap::new(), || 7);
+    for (span, millis) in [(span, 4), (None, 8)] {
+        let duration = Duration::from_millis(millis);
+        metrics.request(&RequestRecord { span, duration, ..blank.clone() }, &RequestMemo::default());
+    }
+    let scrape = metrics.encode();
+    let exemplars: Vec<_> = scrape.lines().filter(|line| line.contains(" # {")).collect();
+    let [line] = exemplars[..] else { panic!("{exemplars:?} in {scrape}") };
+    let expected =
+        format!("le=\"0.005\"}} 1 # {{trace_id=\"{}\",span_id=\"0000000000000007\"}} 0.004 ", span.unwrap().trace_id());
+    assert!(line.contains(&expected), "{line}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod issuers;
 mod judged;
 mod kept;
 mod requests;
+mod resting;
 mod same_node;
 mod spans;
 mod streams;

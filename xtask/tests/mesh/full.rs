@@ -48,19 +48,9 @@ fn the_agents_own_maps_refuse_when_they_are_full() -> Result<()> {
         for family in Family::BOTH {
             let what = format!("{map} of {node}, {family}");
             let pin = pair.bed.agent(node).pins().join("v1/maps").join(map);
-            let [key_bytes, value_bytes] = sizes(&pin)?;
-            let lines = |verb: &str, value: &str| {
-                (0..ENTRIES as u32).fold(String::new(), |mut lines, entry| {
-                    let _ =
-                        writeln!(lines, "map {verb} pinned {} key hex {}{value}", pin.display(), key(key_bytes, entry));
-                    lines
-                })
-            };
             let file = pair.bed.dir().join("full.batch");
-            let value = format!(" value hex {}", "00 ".repeat(value_bytes));
             eventually(PATIENCE, "the map to be empty", || Ok((map_entries(&pin)? == 0).then_some(())))?;
-            std::fs::write(&file, lines("update", &value))?;
-            batch(&file).with_context(|| what.clone())?;
+            fill(&pin, ENTRIES, &file).with_context(|| what.clone())?;
             let before = counted.iter().map(|name| outcome(&pair.bed, node, name)).collect::<Result<Vec<_>>>()?;
             let refused = pair.connect(family, &[&said, &heard])?;
             ensure!(!refused.ok(), "{what}: a connection went through: {refused}");
@@ -71,8 +61,7 @@ fn the_agents_own_maps_refuse_when_they_are_full() -> Result<()> {
             eventually(PATIENCE, "the refusal to be told", || {
                 Ok(pair.bed.agent(node).access_log().iter().any(told).then_some(()))
             })?;
-            std::fs::write(&file, lines("delete", ""))?;
-            batch(&file).with_context(|| what.clone())?;
+            empty(&pin, ENTRIES, &file).with_context(|| what.clone())?;
             // An endpoint that could not be reached is tried again in its time.
             eventually(PATIENCE, "room for a connection", || {
                 Ok(pair.connect(family, &[&said, &heard])?.ok().then_some(()))
@@ -88,6 +77,28 @@ fn the_agents_own_maps_refuse_when_they_are_full() -> Result<()> {
     let packets = recording.stop()?;
     ensure!(packets.containing(&marker) == 0, "{} packets in plaintext", packets.containing(&marker));
     Ok(())
+}
+
+/// Fills a map with records of no connection.
+pub fn fill(pin: &Path, entries: usize, file: &Path) -> Result<()> {
+    let [key_bytes, value_bytes] = sizes(pin)?;
+    let value = format!(" value hex {}", "00 ".repeat(value_bytes));
+    std::fs::write(file, commands(pin, "update", entries, key_bytes, &value))?;
+    batch(file)
+}
+
+/// Takes them out again.
+pub fn empty(pin: &Path, entries: usize, file: &Path) -> Result<()> {
+    let [key_bytes, _] = sizes(pin)?;
+    std::fs::write(file, commands(pin, "delete", entries, key_bytes, ""))?;
+    batch(file)
+}
+
+fn commands(pin: &Path, verb: &str, entries: usize, key_bytes: usize, value: &str) -> String {
+    (0..entries as u32).fold(String::new(), |mut lines, entry| {
+        let _ = writeln!(lines, "map {verb} pinned {} key hex {}{value}", pin.display(), key(key_bytes, entry));
+        lines
+    })
 }
 
 /// A key of so many bytes that no connection has.

@@ -11,6 +11,7 @@ use xtask::testbed::{
     AgentOptions, Dialler, Family, Pod, PodSpec, Process, Testbed, eventually, map_entries, start_grpc_echo, start_web,
 };
 
+use crate::full::{empty, fill};
 use crate::reach::{ask_by_mesh, outcome, say_names};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -224,6 +225,29 @@ fn no_kubelet(ward: &mut Ward) -> Result<()> {
     }
     let missing = ward.check()?["missing"].clone();
     ensure!(missing.as_str().is_some_and(|reason| reason.contains("is a pod's")), "check says {missing}");
+    Ok(())
+}
+
+/// Entries of the map of probes.
+const MOST_PROBES: usize = 8192;
+
+/// With no room for its record a probe meets policy, as anybody's dial does; with room again it passes.
+#[test]
+fn a_probe_that_cannot_be_recorded_meets_policy() -> Result<()> {
+    let Some(ward) = Ward::build("the map of probes, full")? else { return Ok(()) };
+    let pin = ward.bed.agent("n1").pins().join("v1/maps/PROBES");
+    let file = ward.bed.dir().join("probes.batch");
+    eventually(PATIENCE, "the map to be empty", || Ok((ward.on_file()? == 0).then_some(())))?;
+    fill(&pin, MOST_PROBES, &file)?;
+    for family in Family::BOTH {
+        ward.is_refused("kubelet", family, TCP, 0).context("with a full map")?;
+        let name = ask_by_mesh(&ward.bed, "caller", ward.server(family, TCP)).context("the mesh, beside a full map")?;
+        ensure!(name == "server", "{name}");
+    }
+    empty(&pin, MOST_PROBES, &file)?;
+    for family in Family::BOTH {
+        ward.passes("kubelet", family, "tcp", TCP).context("with room again")?;
+    }
     Ok(())
 }
 

@@ -1,11 +1,14 @@
 //! A newer agent beside the older one, under load: no connection is lost.
 
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use xtask::testbed::{AgentOptions, Family, Finished, Process, eventually, start_nginx};
 
-use crate::kernel::attached;
+use crate::kernel::{attached, bpftool};
 use crate::pair::{PORT, Pair, meshed};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -231,6 +234,95 @@ fn an_older_agent_takes_capture_back_when_the_newer_one_dies() -> Result<()> {
     }
     let after = attached(&pair.bed)?;
     ensure!(before == after, "before: {before:#?}\nafter: {after:#?}");
+    Ok(())
+}
+
+/// Somebody else's program, on the hook that leads pods' connections to the agent, at the root of the node's cgroups.
+struct Foreign {
+    process: Child,
+    counts: BufReader<ChildStdout>,
+}
+
+/// Attaches a program that counts connections over IPv4, beside any other, and says its count for each line that it hears.
+const FOREIGN: &str = r"
+import ctypes, os, platform, struct, sys
+call = {'x86_64': 321, 'aarch64': 280}[platform.machine()]
+libc = ctypes.CDLL(None, use_errno=True)
+def bpf(command, attributes):
+    buffer = ctypes.create_string_buffer(attributes.ljust(128, b'\0'), 128)
+    result = libc.syscall(call, command, buffer, 128)
+    if result < 0: sys.exit('bpf %d: %s' % (command, os.strerror(ctypes.get_errno())))
+    return result
+def insn(code, to=0, of=0, offset=0, value=0): return struct.pack('<BBhi', code, to | of << 4, offset, value)
+counter = bpf(0, struct.pack('<IIII', 2, 4, 8, 1))
+program = b''.join([
+    insn(0x62, to=10, offset=-4), insn(0xbf, to=2, of=10), insn(0x07, to=2, value=-4),
+    insn(0x18, to=1, of=1, value=counter), insn(0), insn(0x85, value=1),
+    insn(0x15, to=0, offset=2), insn(0xb7, to=1, value=1), insn(0xdb, to=0, of=1),
+    insn(0xb7, to=0, value=1), insn(0x95)])
+code, licence = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b'GPL')
+sock_addr, inet4_connect, allow_multi = 18, 10, 2
+loaded = bpf(5, struct.pack('<IIQQIIQII16sII', sock_addr, len(program) // 8, ctypes.addressof(code),
+    ctypes.addressof(licence), 0, 0, 0, 0, 0, b'foreign', 0, inet4_connect))
+bpf(8, struct.pack('<IIII', os.open(sys.argv[1], os.O_RDONLY), loaded, inet4_connect, allow_multi))
+key, value = ctypes.create_string_buffer(4), ctypes.create_string_buffer(8)
+for _ in sys.stdin:
+    bpf(1, struct.pack('<IIQQQ', counter, 0, ctypes.addressof(key), ctypes.addressof(value), 0))
+    print(struct.unpack('<Q', value.raw)[0], flush=True)
+";
+
+impl Foreign {
+    fn attach(cgroup: &Path) -> Result<Self> {
+        let mut python = Command::new(PYTHON);
+        let mut process =
+            python.args(["-c", FOREIGN]).arg(cgroup).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let counts = BufReader::new(process.stdout.take().context("no pipe")?);
+        let mut foreign = Self { process, counts };
+        foreign.count().context("attaching somebody else's program")?;
+        Ok(foreign)
+    }
+
+    /// How many connections it has seen.
+    fn count(&mut self) -> Result<u64> {
+        writeln!(self.process.stdin.as_mut().context("no pipe")?)?;
+        let mut line = String::new();
+        self.counts.read_line(&mut line)?;
+        line.trim().parse().with_context(|| format!("it says {line:?}"))
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn somebody_elses_program_at_the_root_cgroup_runs_before_during_and_after() -> Result<()> {
+    let Some((mut pair, _listener)) = serving("a foreign program")? else { return Ok(()) };
+    let root = pair.bed.node("n1").cgroup.clone();
+    let mut foreign = Foreign::attach(&root)?;
+    let on_root = || bpftool(&["cgroup", "show", &root.to_string_lossy()]);
+    let (shown, ours) = (on_root()?, attached(&pair.bed)?);
+    ensure!(shown.contains("foreign"), "bpftool does not show it: {shown}");
+    let mut runs = |pair: &Pair, when: &str| -> Result<()> {
+        let before = foreign.count()?;
+        pair.served().with_context(|| when.to_string())?;
+        ensure!(foreign.count()? > before, "{when}: it did not run");
+        ensure!(on_root()? == shown, "{when}: {} instead of {shown}", on_root()?);
+        Ok(())
+    };
+    runs(&pair, "beside an agent")?;
+    let mut old = pair.bed.start_agent_beside("n1", &patient())?;
+    pair.bed.agent_mut("n1").wait_ready(PATIENCE)?;
+    runs(&pair, "beside two agents")?;
+    old.terminate()?;
+    old.wait_end(3 * PATIENCE)?;
+    runs(&pair, "after an upgrade")?;
+    ensure!(attached(&pair.bed)? == ours, "ours became others");
+    pair.bed.agent_mut("n1").kill()?;
+    ensure!(on_root()? == shown, "it went with the agent: {}", on_root()?);
     Ok(())
 }
 

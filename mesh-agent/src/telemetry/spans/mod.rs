@@ -136,6 +136,11 @@ impl Span {
     pub fn trace_id(&self) -> String {
         self.trace.to_string()
     }
+
+    /// This agent's part of it, 16 hex digits.
+    pub fn id(&self) -> String {
+        self.id.to_string()
+    }
 }
 
 impl Inner {
