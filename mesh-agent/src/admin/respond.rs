@@ -1,5 +1,6 @@
 //! Which endpoint a request means, and its answer.
 
+use std::convert::Infallible;
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Either, Full, Limited};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::task::{JoinError, JoinHandle};
@@ -31,7 +33,7 @@ pub(super) const JSON_LINES: &str = "application/x-ndjson";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// An answer that is whole, or one that goes on.
-pub(super) type Body = Either<Full<Bytes>, FlowLines>;
+pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 type Answer = Response<Body>;
 
@@ -214,7 +216,7 @@ fn follow(query: &str, flows: &flows::Flows) -> Answer {
         Ok(subscription) => subscription,
         Err(error) => return text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
     };
-    let answer = Response::new(Either::Right(FlowLines::new(subscription)));
+    let answer = Response::new(FlowLines::new(subscription).boxed_unsync());
     let answer = with_header(answer, header::CONTENT_TYPE, HeaderValue::from_static(JSON_LINES));
     with_header(answer, header::CACHE_CONTROL, HeaderValue::from_static("no-store"))
 }
@@ -324,7 +326,7 @@ fn text(status: StatusCode, body: impl Into<String>) -> Answer {
 }
 
 fn typed(status: StatusCode, content_type: HeaderValue, body: String) -> Answer {
-    let mut answer = Response::new(Either::Left(Full::new(Bytes::from(body))));
+    let mut answer = Response::new(Full::new(Bytes::from(body)).boxed_unsync());
     *answer.status_mut() = status;
     let answer = with_header(answer, header::CONTENT_TYPE, content_type);
     with_header(answer, header::CACHE_CONTROL, HeaderValue::from_static("no-store"))

@@ -153,10 +153,11 @@ impl Agents {
     /// # Errors
     /// Why the last one did not.
     pub async fn ask_one(&self, path: &str) -> Result<Bytes, String> {
+        let asked = Asked::Path(path.to_string());
         let mut answer = Err("there is no agent".to_string());
         for agent in &self.agents {
             let late = |_| Err(format!("no answer within {}", humantime::format_duration(self.timeout)));
-            answer = tokio::time::timeout(self.timeout, agent.answer(path)).await.unwrap_or_else(late);
+            answer = tokio::time::timeout(self.timeout, agent.answer(&asked)).await.unwrap_or_else(late);
             if answer.is_ok() {
                 break;
             }
