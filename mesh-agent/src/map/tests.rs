@@ -107,6 +107,9 @@ impl Source for Agents {
     }
 }
 
+/// Names and values.
+type Headers<'a> = &'a [(&'a str, &'a str)];
+
 /// A map that is served.
 struct Rig {
     agents: Agents,
@@ -136,13 +139,7 @@ impl Rig {
         Self { agents, address, map, tasks }
     }
 
-    async fn ask(
-        &self,
-        method: &str,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: &str,
-    ) -> Response<hyper::body::Incoming> {
+    async fn ask(&self, method: &str, path: &str, headers: Headers<'_>, body: &str) -> Response<hyper::body::Incoming> {
         let client = Client::builder(TokioExecutor::new()).build_http();
         let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         for (name, value) in headers {
@@ -265,7 +262,7 @@ async fn events_are_pictures_and_bounded() {
 async fn who_may_ask() {
     let rig = Rig::new(None).await;
     let own = rig.address.to_string();
-    let table: [(&str, &str, &[(&str, &str)], u16); 12] = [
+    let table: [(&str, &str, Headers<'_>, u16); 12] = [
         ("GET", "/", &[], 200),
         ("HEAD", "/", &[], 200),
         ("GET", "/", &[("host", "localhost:1")], 200),
