@@ -463,6 +463,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_parser = Setting::flag, help_heading = HTTP)]
     pub readiness: Option<Setting>,
 
+    /// Where the live map of what this agent knows is, a web page; loopback. Without it there is none; meshctl map
+    /// serves one of all agents
+    #[arg(long, value_name = "IP:PORT", value_parser = Setting::flag, help_heading = HTTP)]
+    pub map: Option<Setting>,
+
     /// Lines for people or for machines [default: text]
     #[arg(long, value_name = "text|json", value_parser = Setting::flag, help_heading = LOG)]
     pub log_format: Option<Setting>,
@@ -630,6 +635,7 @@ impl RunArgs {
             admin: setting("admin"),
             metrics: setting("metrics"),
             readiness: setting("readiness"),
+            map: setting("map"),
             log_format: setting("log-format"),
             log_level: setting("log-level"),
             access_log: setting("access-log"),
@@ -673,6 +679,7 @@ impl RunArgs {
             admin: self.admin.or(lower.admin),
             metrics: self.metrics.or(lower.metrics),
             readiness: self.readiness.or(lower.readiness),
+            map: self.map.or(lower.map),
             log_format: self.log_format.or(lower.log_format),
             log_level: self.log_level.or(lower.log_level),
             access_log: self.access_log.or(lower.access_log),

@@ -45,9 +45,11 @@ pub mod fields;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod limit;
+pub mod map;
 pub mod path;
 pub mod readiness;
 pub mod sandboxes;
 pub mod spiffe;
 pub mod sys;
 pub mod telemetry;
+pub mod told;

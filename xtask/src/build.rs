@@ -48,19 +48,16 @@ fn build(profile: &str) -> Result<PathBuf> {
     // For a named target the flags are the agent's alone, and not those of what is run while it is built.
     let target = host()?;
     let flags = format!("target.{target}.rustflags=[\"-Ctarget-feature=+crt-static\"]");
-    // meshctl, the package's other program, runs elsewhere and is built by those who want it.
-    let arguments = [
-        "build",
-        "--package=mesh-agent",
-        "--bin=mesh-agent",
-        "--profile",
-        profile,
-        "--target",
-        &target,
-        "--config",
-        &flags,
-    ];
-    let status = cargo().args(arguments).env("NODEMESH_BPF_OBJECT", &object).status().context("starting cargo")?;
+    // meshctl, the package's other program, is for people: it is in no image.
+    let programs: &[&str] =
+        if profile == "dist" { &["--bin=mesh-agent"] } else { &["--bin=mesh-agent", "--bin=meshctl"] };
+    let arguments = ["build", "--package=mesh-agent", "--profile", profile, "--target", &target, "--config", &flags];
+    let status = cargo()
+        .args(arguments)
+        .args(programs)
+        .env("NODEMESH_BPF_OBJECT", &object)
+        .status()
+        .context("starting cargo")?;
     ensure!(status.success(), "cargo {}: {status}", arguments.join(" "));
     built(profile)
 }
@@ -74,6 +71,13 @@ pub fn agent_binary() -> Result<PathBuf> {
         return Ok(other.into());
     }
     built("release")
+}
+
+/// meshctl, beside the agent that [`agent_binary`] names.
+pub fn meshctl_binary() -> Result<PathBuf> {
+    let binary = agent_binary()?.with_file_name("meshctl");
+    ensure!(binary.is_file(), "{} is missing: cargo xtask build", binary.display());
+    Ok(binary)
 }
 
 fn built(profile: &str) -> Result<PathBuf> {

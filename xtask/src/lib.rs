@@ -22,5 +22,6 @@ pub mod probe;
 pub mod rings;
 pub mod soak;
 pub mod testbed;
+pub mod ui;
 
 mod sys;

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use xtask::testbed::enter::Exec;
 use xtask::testbed::relay::Relay;
 use xtask::testbed::run;
-use xtask::{bench, build, clean, cluster, demo, exec, fuzz, image, kernels, manifests, probe, rings, soak};
+use xtask::{bench, build, clean, cluster, demo, exec, fuzz, image, kernels, manifests, probe, rings, soak, ui};
 
 /// Builds, demonstrates and tests Nodemesh
 #[derive(Parser)]
@@ -27,6 +27,7 @@ enum Xtask {
     Image(image::BuildImage),
     Manifests(manifests::Manifests),
     Fuzz(fuzz::Fuzz),
+    Ui(ui::Ui),
     /// Build the BPF object alone; prints its path
     BuildEbpf,
     Cluster(cluster::Cluster),
@@ -75,6 +76,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Image(image) => image.run()?,
         Xtask::Manifests(manifests) => manifests.run()?,
         Xtask::Fuzz(fuzz) => return fuzz.run(),
+        Xtask::Ui(ui) => ui.run()?,
         Xtask::BuildEbpf => println!("{}", xtask::ebpf::build()?.display()),
         Xtask::Cluster(cluster) => return cluster.run(),
         Xtask::Kernels(kernels) => return kernels.run(),

@@ -1,4 +1,4 @@
-//! `cargo xtask manifests`: the Helm chart, made from `manifests/base`.
+//! `cargo xtask manifests`: the Helm chart, made from `manifests/base`, and the rules of `manifests/monitoring` as an object.
 //!
 //! There is one source. The chart's templates are the base's files with the values that people change in their place, and
 //! with what `manifests/overlays` add where that is switched on; tests hold that the committed chart is what is made
@@ -99,7 +99,7 @@ impl Manifests {
     }
 }
 
-/// Every file of the chart that is made.
+/// Every file that is made.
 pub fn chart() -> Result<Vec<(PathBuf, String)>> {
     let chart = Path::new("manifests/helm/nodemesh");
     let mut files = Vec::new();
@@ -107,6 +107,9 @@ pub fn chart() -> Result<Vec<(PathBuf, String)>> {
         files.push((chart.join("templates").join(name), template(name)?));
     }
     files.push((chart.join("templates/monitoring.yaml"), monitoring()?));
+    let rule = prometheus_rule()?;
+    files.push((chart.join("templates/rules.yaml"), rules_of_chart(&rule)));
+    files.push(("manifests/overlays/monitoring/rules.yaml".into(), format!("{}{rule}", made_from(RULES))));
     let crds = Path::new("manifests/crds");
     for entry in fs::read_dir(root().join(crds)).context("reading manifests/crds")? {
         let name = entry?.file_name();
@@ -139,12 +142,36 @@ fn monitoring() -> Result<String> {
     Ok(of_chart(name, format!("{{{{- if .Values.serviceMonitor.enabled }}}}\n{text}{{{{- end }}}}\n")))
 }
 
+/// What a Prometheus reads.
+const RULES: &str = "manifests/monitoring/rules.yaml";
+
+/// The same for the Prometheus operator.
+fn prometheus_rule() -> Result<String> {
+    let text = fs::read_to_string(root().join(RULES)).with_context(|| format!("reading {RULES}"))?;
+    let (_, groups) = text.split_once("\ngroups:\n").with_context(|| format!("{RULES} has no groups"))?;
+    let groups = groups.lines().fold(String::new(), |all, line| all + "  " + line + "\n");
+    Ok(format!(
+        "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: nodemesh\n  \
+         namespace: nodemesh-system\nspec:\n  groups:\n{groups}"
+    ))
+}
+
+/// Alerts have templates of their own, which Helm is to leave alone.
+fn rules_of_chart(rule: &str) -> String {
+    let kept = rule.replace("{{", "\0").replace("}}", "{{ \"}}\" }}").replace('\0', "{{ \"{{\" }}");
+    of_chart(RULES, format!("{{{{- if .Values.serviceMonitor.enabled }}}}\n{kept}{{{{- end }}}}\n"))
+}
+
+fn made_from(source: &str) -> String {
+    format!("# Made from {source} by cargo xtask manifests; do not edit.\n")
+}
+
 /// With the image and the namespace that the chart is given.
 fn of_chart(source: &str, mut text: String) -> String {
     for (is, becomes) in EVERYWHERE {
         text = text.replace(is, becomes);
     }
-    format!("# Made from {source} by cargo xtask manifests; do not edit.\n{text}")
+    format!("{}{text}", made_from(source))
 }
 
 /// The agents' template with what the overlay adds, where that is switched on.

@@ -82,6 +82,12 @@ const TESTBED: &[Need] = &[
         ["python3-websockets", "python-websockets", "py3-websockets"],
     ),
     same(Check::Program("nft"), "loses a pod's first packets", "nftables", ["nftables"; 3]),
+    same(
+        Check::Program("prometheus"),
+        "asks the agents",
+        "prometheus",
+        ["golang-github-prometheus", "prometheus", "prometheus"],
+    ),
     same(Check::Program("tcpdump"), "is the witness on the wire", "tcpdump", ["tcpdump", "tcpdump", "tcpdump"]),
     same(Check::Program("bpftool"), "counts programs and maps", "bpftool", ["bpftool", "bpf", "bpftool"]),
     Need {
@@ -165,6 +171,23 @@ const KERNELS: &[Need] = &[
     same(Check::Program("apt-get"), "fetches Debian's kernels", "apt", ["apt"; 3]),
 ];
 
+/// What builds the page of the live map.
+const UI: &[Need] = &[
+    same(Check::Program("node"), "builds the page of the live map", "nodejs", ["nodejs"; 3]),
+    same(Check::Program("npm"), "installs what that needs", "npm", ["npm"; 3]),
+];
+
+/// What looks at the page besides.
+const BROWSER: &[Need] = &[
+    same(Check::Program("chromium"), "is the browser that looks at the map", "chromium", ["chromium"; 3]),
+    same(
+        Check::File("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"),
+        "is what the browser writes with",
+        "fonts-dejavu-core",
+        ["dejavu-sans-fonts", "ttf-dejavu", "font-dejavu"],
+    ),
+];
+
 const fn same(check: Check, purpose: &'static str, debian: &'static str, others: [&'static str; 3]) -> Need {
     let [fedora, arch, alpine] = others;
     Need { check, purpose, debian, fedora, arch, alpine }
@@ -207,6 +230,22 @@ pub fn for_cluster() -> Result<()> {
 /// Makes sure that other kernels can be had and booted.
 pub fn for_kernels() -> Result<()> {
     ensure_there(KERNELS)
+}
+
+/// Makes sure that the page of the live map can be built.
+pub fn for_ui() -> Result<()> {
+    ensure_there(UI)
+}
+
+/// Makes sure that a browser can look at it.
+pub fn for_browser() -> Result<()> {
+    for_ui()?;
+    ensure_there(BROWSER)
+}
+
+/// What a browser's test lacks on this machine, in words; empty if nothing.
+pub fn missing_for_browser() -> Vec<String> {
+    [missing_of(UI), missing_of(BROWSER)].concat()
 }
 
 /// What a cluster lacks on this machine, in words; empty if nothing.

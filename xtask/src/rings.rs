@@ -6,6 +6,7 @@
 //! | 2 | two agents in one process, real TLS and HTTP/2 | nothing |
 //! | 3 | real programs in simulated nodes: eBPF, namespaces, nginx, curl, … | root, Linux 5.15, cgroup2 |
 //! | 3, v6-only | the heart of it once more with no IPv4 address anywhere and with the guards on clsact | the same |
+//! | 3, browser | the live map of the running demo, in a headless browser: `cargo xtask test browser` | the same, Node.js and Chromium |
 //! | 4 | a real Kubernetes of two nodes: [`crate::cluster`] | the same, and Go, which it fetches |
 //!
 //! A ring that cannot run says so in capitals, and what it lacks; with MESH_REQUIRE_KERNEL set (for ring 3, as in CI) or
@@ -26,9 +27,9 @@ use crate::{build, packages};
 /// Run the tests: all rings, or those that are named
 #[derive(clap::Args)]
 pub struct Test {
-    /// 1: pure, 2: in one process, 3: on the kernel, 4: on Kubernetes
-    #[arg(value_parser = clap::value_parser!(u8).range(1..=4))]
-    rings: Vec<u8>,
+    /// 1: pure, 2: in one process, 3: on the kernel, 4: on Kubernetes; browser: the live map, a part of 3
+    #[arg(value_parser = ring)]
+    rings: Vec<Ring>,
     /// Only tests whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     name: String,
@@ -51,9 +52,10 @@ impl Test {
     pub fn run(self) -> Result<ExitCode> {
         let Self { rings, name } = self;
         let rings = if rings.is_empty() { vec![1, 2, KERNEL, CLUSTER] } else { rings };
+        let is_asked = |part: &Part, ring: Ring| part.ring == ring || (part.ring == BROWSER && ring == KERNEL);
         let mut output = Output::default();
         let mut outcomes = Vec::new();
-        for part in rings.iter().flat_map(|ring| PARTS.iter().filter(move |part| part.ring == *ring)) {
+        for part in rings.iter().flat_map(|ring| PARTS.iter().filter(move |part| is_asked(part, *ring))) {
             outcomes.push((part.name, run_part(part, &name, &mut output)?));
         }
         output.summary(&outcomes)?;
@@ -73,12 +75,17 @@ pub fn can_use_kernel(test: &str) -> bool {
     is_possible(test, KERNEL, kernel_obstacle().or_else(|| build::agent_binary().err().map(|error| error.to_string())))
 }
 
+/// The same for a test in a browser.
+pub fn can_use_browser(test: &str) -> bool {
+    can_use_kernel(test) && is_possible(test, BROWSER, browser_obstacle())
+}
+
 /// The same for a test of ring 4.
 pub fn can_use_cluster(test: &str) -> bool {
     is_possible(test, CLUSTER, cluster_obstacle())
 }
 
-fn is_possible(test: &str, ring: u8, obstacle: Option<String>) -> bool {
+fn is_possible(test: &str, ring: Ring, obstacle: Option<String>) -> bool {
     let Some(reason) = obstacle else { return true };
     assert!(required_by(ring).is_none(), "{test} cannot run: {reason}");
     // println! would be swallowed when the test passes.
@@ -87,9 +94,9 @@ fn is_possible(test: &str, ring: u8, obstacle: Option<String>) -> bool {
 }
 
 /// What says that a ring has to run.
-fn required_by(ring: u8) -> Option<&'static str> {
+fn required_by(ring: Ring) -> Option<&'static str> {
     let variable = match ring {
-        KERNEL => "MESH_REQUIRE_KERNEL",
+        KERNEL | BROWSER => "MESH_REQUIRE_KERNEL",
         CLUSTER => "MESH_REQUIRE_CLUSTER",
         _ => return None,
     };
@@ -107,6 +114,10 @@ pub fn kernel_obstacle() -> Option<String> {
     packages::missing_for_testbed().into_iter().next().map(|missing| format!("missing: {missing}"))
 }
 
+fn browser_obstacle() -> Option<String> {
+    packages::missing_for_browser().into_iter().next().map(|missing| format!("missing: {missing}"))
+}
+
 /// Why there can be no cluster here; None if there can.
 pub fn cluster_obstacle() -> Option<String> {
     let missing = packages::missing_for_cluster().into_iter().next().map(|missing| format!("missing: {missing}"));
@@ -115,7 +126,7 @@ pub fn cluster_obstacle() -> Option<String> {
 
 /// A ring, or a part of one that is announced and counted by itself.
 struct Part {
-    ring: u8,
+    ring: Ring,
     /// For its closing line.
     name: &'static str,
     title: &'static str,
@@ -169,6 +180,12 @@ const PARTS: &[Part] = &[
         commands: &[&["test", "--package", "xtask", "--test", "v6_only"]],
     },
     Part {
+        ring: BROWSER,
+        name: "ring 3, browser",
+        title: "ring 3, browser: the live map of the running demo",
+        commands: &[&["test", "--package", "xtask", "--test", "browser"]],
+    },
+    Part {
         ring: CLUSTER,
         name: "ring 4, API server",
         title: "ring 4: agent and controller against a real API server",
@@ -182,16 +199,32 @@ const PARTS: &[Part] = &[
     },
 ];
 
+/// A ring's number.
+type Ring = u8;
 /// The ring that needs root and a kernel.
-const KERNEL: u8 = 3;
+const KERNEL: Ring = 3;
 /// The ring that needs Go besides.
-const CLUSTER: u8 = 4;
+const CLUSTER: Ring = 4;
+/// The part of ring 3 that needs a browser besides.
+const BROWSER: Ring = 30;
+
+fn ring(text: &str) -> Result<Ring, String> {
+    match text {
+        "1" => Ok(1),
+        "2" => Ok(2),
+        "3" => Ok(KERNEL),
+        "4" => Ok(CLUSTER),
+        "browser" => Ok(BROWSER),
+        _ => Err("expected 1, 2, 3, 4 or browser".to_string()),
+    }
+}
 
 fn run_part(part: &Part, name: &str, output: &mut Output) -> Result<Outcome> {
     let Part { ring, name: _, title, commands } = part;
     output.announce(title)?;
     let skipped = match *ring {
         KERNEL => prepare_kernel(output)?,
+        BROWSER => prepare_browser(output)?,
         CLUSTER => prepare_cluster(output)?,
         _ => None,
     };
@@ -204,7 +237,7 @@ fn run_part(part: &Part, name: &str, output: &mut Output) -> Result<Outcome> {
         let mut command = build::cargo();
         command.args(*arguments).args(["--", name]);
         match *ring {
-            KERNEL => drop(command.arg(format!("--test-threads={KERNEL_TESTS_AT_ONCE}"))),
+            KERNEL | BROWSER => drop(command.arg(format!("--test-threads={KERNEL_TESTS_AT_ONCE}"))),
             // They take turns.
             CLUSTER => {
                 command.arg("--test-threads=1");
@@ -241,10 +274,11 @@ fn prepare_cluster(output: &mut Output) -> Result<Option<Outcome>> {
     }
 }
 
-fn skip(ring: u8, reason: &str, output: &mut Output) -> Result<Outcome> {
+fn skip(ring: Ring, reason: &str, output: &mut Output) -> Result<Outcome> {
     let required = required_by(ring);
     let verdict = required.map(|name| format!("{name} is set, so this is a failure"));
     let verdict = verdict.unwrap_or_else(|| "nothing was tested on it".to_string());
+    let ring = if ring == BROWSER { "3, BROWSER,".to_string() } else { ring.to_string() };
     output.announce(&format!("RING {ring} SKIPPED: {reason}; {verdict}"))?;
     Ok(Outcome { skipped: required.is_none(), ..Outcome::default() })
 }
@@ -261,6 +295,20 @@ fn prepare_kernel(output: &mut Output) -> Result<Option<Outcome>> {
     };
     let Some(reason) = obstacle else { return Ok(None) };
     skip(KERNEL, &reason, output).map(Some)
+}
+
+/// The same for its part in a browser.
+fn prepare_browser(output: &mut Output) -> Result<Option<Outcome>> {
+    if let Some(outcome) = prepare_kernel(output)? {
+        return Ok(Some(outcome));
+    }
+    if rustix::process::geteuid().is_root() {
+        packages::for_browser()?;
+    }
+    match browser_obstacle() {
+        Some(reason) => skip(BROWSER, &reason, output).map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Asks `mesh-agent check`, about a cgroup that looks like a node's; None if all that is required is there.

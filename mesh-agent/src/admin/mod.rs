@@ -10,6 +10,7 @@
 //! | `GET /metrics` | OpenMetrics text |
 //! | `GET /config_dump` | JSON: every named section that `app` has registered; those alone of `?sections=agent,settings` |
 //! | `GET /connections` | JSON: live connections |
+//! | `GET /denials` | JSON: the last refusals, the newest first |
 //! | `POST /rotate` | renews every certificate now |
 //! | `POST /drain` | begins the drain, as SIGTERM does |
 //! | `GET`, `PUT /log-level` | reads, replaces the log filter (plain text) |
@@ -38,7 +39,8 @@ use crate::telemetry::{AccessLog, Metrics, access_log, logs};
 
 pub use ask::{Answer, MAX_ANSWER_BYTES, ask};
 pub use listener::{Address, AddressError, Listener, bind_private, bind_tcp};
-pub use serve::{REQUEST_TIMEOUT, serve};
+pub use respond::tell;
+pub use serve::{REQUEST_TIMEOUT, serve, serve_with};
 
 /// A future that a closure gives back.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;

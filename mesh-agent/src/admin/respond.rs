@@ -10,7 +10,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::serve::REQUEST_TIMEOUT;
@@ -35,6 +35,7 @@ enum Endpoint {
     Metrics,
     ConfigDump,
     Connections,
+    Denials,
     Rotate,
     Drain,
     LogLevel,
@@ -42,11 +43,12 @@ enum Endpoint {
 }
 
 impl Endpoint {
-    const ALL: [Endpoint; 8] = [
+    const ALL: [Endpoint; 9] = [
         Endpoint::Ready,
         Endpoint::Metrics,
         Endpoint::ConfigDump,
         Endpoint::Connections,
+        Endpoint::Denials,
         Endpoint::Rotate,
         Endpoint::Drain,
         Endpoint::LogLevel,
@@ -59,6 +61,7 @@ impl Endpoint {
             Endpoint::Metrics => "/metrics",
             Endpoint::ConfigDump => "/config_dump",
             Endpoint::Connections => "/connections",
+            Endpoint::Denials => "/denials",
             Endpoint::Rotate => "/rotate",
             Endpoint::Drain => "/drain",
             Endpoint::LogLevel => "/log-level",
@@ -68,7 +71,9 @@ impl Endpoint {
 
     fn methods(self) -> &'static str {
         match self {
-            Endpoint::Ready | Endpoint::Metrics | Endpoint::ConfigDump | Endpoint::Connections => "GET, HEAD",
+            Endpoint::Ready | Endpoint::Metrics | Endpoint::ConfigDump | Endpoint::Connections | Endpoint::Denials => {
+                "GET, HEAD"
+            }
             Endpoint::Rotate | Endpoint::Drain => "POST",
             Endpoint::LogLevel | Endpoint::AccessLog => "GET, HEAD, PUT",
         }
@@ -115,6 +120,7 @@ async fn act(endpoint: Endpoint, request: Request<Incoming>, sources: &Sources) 
         Endpoint::Metrics => scrape(sources).await,
         Endpoint::ConfigDump => json_answer(StatusCode::OK, &config_dump(request.uri().query(), sources).await),
         Endpoint::Connections => json_answer(StatusCode::OK, &connections(sources).await),
+        Endpoint::Denials => json_answer(StatusCode::OK, &json!(sources.access_log.denials().recent())),
         Endpoint::Rotate => run_hook(&sources.rotate).await,
         Endpoint::Drain => run_hook(&sources.drain).await,
         Endpoint::LogLevel => log_level(request, sources.log_filter.as_ref()).await,
@@ -123,11 +129,28 @@ async fn act(endpoint: Endpoint, request: Request<Incoming>, sources: &Sources) 
 }
 
 /// Written on a thread of its own: fifty thousand series take a while, and discovery shares this runtime's threads.
-async fn scrape(sources: &Sources) -> Answer {
+async fn written(sources: &Sources) -> Result<String, JoinError> {
     let metrics = sources.metrics.clone();
-    match tokio::task::spawn_blocking(move || metrics.encode()).await {
+    tokio::task::spawn_blocking(move || metrics.encode()).await
+}
+
+async fn scrape(sources: &Sources) -> Answer {
+    match written(sources).await {
         Ok(written) => typed(StatusCode::OK, HeaderValue::from_static(metrics::CONTENT_TYPE), written),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("the metrics could not be written: {error}\n")),
+    }
+}
+
+/// What an agent tells of itself, to a part of the same process: as GET on the admin address would. None: it tells nothing
+/// there.
+pub async fn tell(path: &str, sources: &Sources) -> Option<Bytes> {
+    let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+    match Endpoint::find(path, Surface::Admin)? {
+        Endpoint::Metrics => Some(written(sources).await.ok()?.into()),
+        Endpoint::ConfigDump => Some(config_dump(query, sources).await.to_string().into()),
+        Endpoint::Connections => Some(connections(sources).await.to_string().into()),
+        Endpoint::Denials => Some(json!(sources.access_log.denials().recent()).to_string().into()),
+        Endpoint::Ready | Endpoint::Rotate | Endpoint::Drain | Endpoint::LogLevel | Endpoint::AccessLog => None,
     }
 }
 

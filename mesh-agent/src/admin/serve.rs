@@ -4,8 +4,13 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body::Body;
+use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
@@ -13,7 +18,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::listener::{Connection, Listener};
-use super::{Sources, Surface, respond};
+use super::{BoxFuture, Sources, Surface, respond};
 
 /// How many connections one listener serves at once; more wait in the kernel's queue.
 pub(super) const MAX_CONNECTIONS: usize = 64;
@@ -39,6 +44,25 @@ pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Serves `surface` on `listener` until the returned future is dropped, and every connection with it. It goes on while
 /// the process drains: that is when somebody wants to look.
 pub async fn serve(listener: Listener, surface: Surface, sources: Arc<Sources>) {
+    serve_with(listener, answers(surface, sources)).await
+}
+
+fn answers(
+    surface: Surface,
+    sources: Arc<Sources>,
+) -> impl Fn(Request<Incoming>) -> BoxFuture<Response<Full<Bytes>>> + Clone + Send + Sync + 'static {
+    move |request| {
+        let sources = sources.clone();
+        Box::pin(async move { respond::answer(request, surface, &sources).await })
+    }
+}
+
+/// Serves what `answer` says, within the same bounds.
+pub async fn serve_with<A, B>(listener: Listener, answer: A)
+where
+    A: Fn(Request<Incoming>) -> BoxFuture<Response<B>> + Clone + Send + Sync + 'static,
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -52,25 +76,36 @@ pub async fn serve(listener: Listener, surface: Surface, sources: Arc<Sources>) 
                 continue;
             }
         };
-        let sources = sources.clone();
+        let answer = answer.clone();
         connections.spawn(async move {
             let _permit = permit;
             match connection {
-                Connection::Tcp(stream) => serve_connection(stream, surface, sources).await,
-                Connection::Unix(stream) => serve_connection(stream, surface, sources).await,
+                Connection::Tcp(stream) => answer_on(stream, answer).await,
+                Connection::Unix(stream) => answer_on(stream, answer).await,
             }
         });
         while connections.try_join_next().is_some() {}
     }
 }
 
+/// One connection of [`serve`].
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) async fn serve_connection<S>(stream: S, surface: Surface, sources: Arc<Sources>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    answer_on(stream, answers(surface, sources)).await
+}
+
+async fn answer_on<S, A, B>(stream: S, answer: A)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Fn(Request<Incoming>) -> BoxFuture<Response<B>> + Send + Sync + 'static,
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
     let service = service_fn(move |request| {
-        let sources = sources.clone();
-        async move { Ok::<_, Infallible>(respond::answer(request, surface, &sources).await) }
+        let answered = answer(request);
+        async move { Ok::<_, Infallible>(answered.await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -80,7 +115,7 @@ where
         .serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "connection to the admin server ended badly"),
-        Err(_) => debug!("connection to the admin server lasted too long and was closed"),
+        Ok(Err(error)) => debug!(%error, "connection to this server ended badly"),
+        Err(_) => debug!("connection to this server lasted too long and was closed"),
     }
 }

@@ -56,7 +56,7 @@ fn settings_of(config: &Config) -> Value {
     let config::Identity { ca, trust_domain, svid_ttl } = identity;
     let config::Proxy { outbound_mode, workers, drain_window, pod } = proxy;
     let config::PodBudget { connections, accept_rate, accept_burst, handshakes, buffer } = pod;
-    let config::Http { admin, metrics, readiness } = http;
+    let config::Http { admin, metrics, readiness, map } = http;
     let config::Logs { format, level, access } = logs;
     let config::Traces { collector, sampling } = traces;
     let duration = |duration: &std::time::Duration| humantime::format_duration(*duration).to_string();
@@ -113,6 +113,7 @@ fn settings_of(config: &Config) -> Value {
         "admin": admin.to_string(),
         "metrics": metrics.to_string(),
         "readiness": readiness.to_string(),
+        "map": map.as_ref().map(ToString::to_string),
         "log-format": match format {
             telemetry::logs::Format::Text => "text",
             telemetry::logs::Format::Json => "json",
@@ -214,6 +215,7 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("conditions", conditions::limits()),
         ("telemetry", telemetry::limits()),
         ("admin", admin::limits()),
+        ("map", crate::map::limits()),
         ("ctl", ctl::limits()),
         ("app", super::limits()),
     ]

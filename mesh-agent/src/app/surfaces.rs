@@ -6,16 +6,20 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Agent, Ended, part, show};
-use crate::admin::{self, Address, Listener, Provider, Sources, Surface};
+use crate::admin::{self, Address, BoxFuture, Listener, Provider, Sources, Surface};
 use crate::capture::Standing;
+use crate::map::{self, Asked, Gate, Map, Source};
+use crate::told::{Name, Told};
 
 /// How often an address is tried that another agent still holds: metrics are away for no longer than this.
 pub(super) const BIND_RETRY: Duration = Duration::from_millis(100);
@@ -29,7 +33,17 @@ pub async fn start(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>, predecessor: 
         ("--metrics", &http.metrics, Surface::Metrics),
         ("--readiness", &http.readiness, Surface::Readiness),
     ];
+    let mut shown: Vec<(&'static str, Address, Serve)> = Vec::new();
     for (flag, address, surface) in surfaces {
+        let sources = sources.clone();
+        let serve: Serve = Box::new(move |listener| Box::pin(admin::serve(listener, surface, sources.clone())));
+        shown.push((flag, address.clone(), serve));
+    }
+    if let Some(address) = http.map {
+        shown.push(("--map", Address::Tcp(address), map_of(parts, agent, address, sources)?));
+    }
+    for (flag, address, serve) in shown {
+        let address = &address;
         let first = match bind(address, predecessor.is_some()).await {
             Err(error) if predecessor.is_some() && error.kind() == io::ErrorKind::AddrInUse => {
                 tracing::info!(flag, %address, predecessor, "the agent before this one holds the address: trying again");
@@ -37,7 +51,7 @@ pub async fn start(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>, predecessor: 
             }
             bound => Some(bound.with_context(|| format!("{flag}: cannot listen on {address}"))?),
         };
-        let surface = Shown { flag, address: address.clone(), surface, sources: sources.clone() };
+        let surface = Shown { flag, address: address.clone(), serve };
         let standing = agent.standing.clone();
         part(parts, flag, async move {
             surface.run(first, standing).await;
@@ -51,12 +65,55 @@ async fn bind(address: &Address, has_predecessor: bool) -> io::Result<Listener> 
     if has_predecessor { Listener::bind_over(address).await } else { Listener::bind(address).await }
 }
 
+/// The live map of what this agent tells.
+fn map_of(parts: &mut JoinSet<Ended>, agent: &Agent, address: SocketAddr, sources: Arc<Sources>) -> Result<Serve> {
+    // Loopback: this does not fail; if it did, nobody may look.
+    Gate::new(address, None, Vec::new()).context("--map")?;
+    let map = Map::new(Own { node: agent.config.node.clone(), sources });
+    part(parts, "the live map", {
+        let map = map.clone();
+        async move {
+            map.run(map::LOOK_EVERY).await;
+            Ok(())
+        }
+    });
+    Ok(Box::new(move |listener| {
+        let (map, gate) = (map.clone(), Gate::new(address, None, Vec::new()));
+        Box::pin(async move {
+            if let Ok(gate) = gate {
+                map::serve(listener, map, gate).await;
+            }
+        })
+    }))
+}
+
+/// This agent, asked for the map.
+struct Own {
+    node: String,
+    sources: Arc<Sources>,
+}
+
+impl Source for Own {
+    fn ask(&self, path: &'static str) -> Asked<'_, Vec<Told>> {
+        Box::pin(async move {
+            let name = Name { node: self.node.clone(), pod: None };
+            vec![Told { name, answer: self.ask_one(path).await }]
+        })
+    }
+
+    fn ask_one(&self, path: &'static str) -> Asked<'_, Result<Bytes, String>> {
+        Box::pin(async move { admin::tell(path, &self.sources).await.ok_or_else(|| format!("no {path} here")) })
+    }
+}
+
+/// Serves on a listener until it is dropped.
+type Serve = Box<dyn Fn(Listener) -> BoxFuture<()> + Send + Sync>;
+
 /// One surface, for the agent's life.
 struct Shown {
     flag: &'static str,
     address: Address,
-    surface: Surface,
-    sources: Arc<Sources>,
+    serve: Serve,
 }
 
 impl Shown {
@@ -69,7 +126,7 @@ impl Shown {
                 None => self.bind_patiently(&mut standing).await,
             };
             tokio::select! {
-                () = admin::serve(bound, self.surface, self.sources.clone()) => {}
+                () = (self.serve)(bound) => {}
                 () = self.given_up(&mut standing) => {}
             }
         }

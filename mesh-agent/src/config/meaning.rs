@@ -112,6 +112,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         admin,
         metrics,
         readiness,
+        map,
         log_format,
         log_level,
         access_log,
@@ -171,6 +172,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     let admin = reader.value(&ADMIN, admin);
     let metrics = reader.value(&METRICS, metrics);
     let readiness = reader.value(&READINESS, readiness);
+    let map = map.map(|setting| reader.value(&MAP, Some(setting)));
     let format = reader.value(&LOG_FORMAT, log_format);
     let level = reader.value(&LOG_LEVEL, log_level);
     let access = reader.value(&ACCESS_LOG, access_log);
@@ -231,7 +233,15 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
                 buffer: buffer?,
             },
         },
-        http: Http { admin: admin?, metrics: metrics?, readiness: readiness? },
+        http: Http {
+            admin: admin?,
+            metrics: metrics?,
+            readiness: readiness?,
+            map: match map {
+                Some(map) => Some(map?),
+                None => None,
+            },
+        },
         logs: Logs { format: format?, level: level?, access: access? },
         traces: Traces {
             collector: match collector {
@@ -506,6 +516,14 @@ const ADMIN: Row<Address> = Row {
             Address::Unix(_) => true,
         })
     },
+};
+
+const MAP: Row<SocketAddr> = Row {
+    name: "map",
+    default: None,
+    expected: "a loopback IP:PORT (whoever reaches it sees who talks to whom; meshctl map takes a token)",
+    example: "127.0.0.1:15080",
+    parse: |text| text.to_str()?.parse().ok().filter(is_loopback),
 };
 
 const METRICS: Row<Address> = Row {

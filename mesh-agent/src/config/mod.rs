@@ -13,6 +13,7 @@ mod surroundings;
 #[cfg(test)]
 mod tests;
 
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -215,6 +216,8 @@ pub struct Http {
     pub metrics: Address,
     /// /readyz alone.
     pub readiness: Address,
+    /// The live map; loopback. None: it is not served.
+    pub map: Option<SocketAddr>,
 }
 
 /// The log.

@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::connections::ConnectionsArgs;
 use super::graph::GraphArgs;
 use super::identity::IdentityArgs;
+use super::map::MapArgs;
 use super::status::StatusArgs;
 use super::top::TopArgs;
 use crate::admin::Address;
@@ -98,6 +99,10 @@ pub enum Question {
     Graph(GraphArgs),
     /// Show what is carried now, in a second, between whom; the busiest first
     Top(TopArgs),
+    /// Serve the live map: a web page of all of it, until ^C
+    ///
+    /// It shows and changes nothing. On another address than a loopback one it takes a token.
+    Map(MapArgs),
 }
 
 /// `meshctl policy`

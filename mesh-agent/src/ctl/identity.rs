@@ -7,10 +7,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::args::Output;
-use super::dump::{self, Dump, RootEntry, SvidEntry, WorkloadEntry};
 use super::reach::{self, Agents, Name, Told, Unanswered};
 use super::table::{Breadth, Cell, Paint, Table, Tone};
 use super::{Screen, Verdict, words};
+use crate::told::dump::{self, Dump, RootEntry, SvidEntry, WorkloadEntry};
 
 /// `meshctl identity`
 #[derive(Args, Debug)]

@@ -7,9 +7,9 @@
 
 mod args;
 mod connections;
-mod dump;
 mod graph;
 mod identity;
+mod map;
 mod reach;
 mod status;
 mod table;
@@ -49,6 +49,8 @@ pub fn limits() -> Vec<Limit> {
         status::LATE_PART, "parts of a life", "a certificate with less than one left is late: it is renewed at half";
         connections::LOOK_EVERY, "milliseconds", "between two looks of `connections --watch`";
         identity::SHOWN_OF_ROOT, "characters", "of a root in a table of identities: enough to tell it from others";
+        map::FIND_EVERY, "milliseconds", "between two looks at which agents a cluster has, while the map is served";
+        map::MAX_TOKEN_FILE_BYTES, "bytes", "of the file of the map's token";
         status::OLD_CONFIG, "milliseconds", "from which an agent's world is shown as old";
     ]
 }
@@ -118,6 +120,7 @@ async fn ask(whom: &WhomArgs, question: &Question, screen: &mut Screen<'_>) -> R
         Question::Identity(args) => identity::run(args, &agents, screen).await,
         Question::Graph(args) => graph::run(args, &agents, screen).await,
         Question::Top(args) => top::run(args, &agents, screen).await,
+        Question::Map(args) => map::run(args, whom, agents, screen).await,
     }
 }
 

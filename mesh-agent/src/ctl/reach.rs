@@ -20,6 +20,7 @@ use super::args::WhomArgs;
 use super::table::{Paint, Tone};
 use crate::admin::{self, Address, MAX_ANSWER_BYTES};
 use crate::apiserver::{ApiServer, chain};
+pub use crate::told::{Name, Told};
 
 /// How many agents are asked at once: each through the API server is a connection to it, and to its node's kubelet.
 pub(super) const AT_ONCE: usize = 16;
@@ -48,29 +49,12 @@ struct Agent {
     way: Way,
 }
 
-/// What an agent is called.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Name {
-    /// Its node; where that is not known, its address.
-    pub node: String,
-    /// Its pod in the mesh's namespace, where it is asked there.
-    pub pod: Option<String>,
-}
-
 #[derive(Clone)]
 enum Way {
     Admin(Address),
     Exec(Box<Api<Pod>>),
     /// There is none: why.
     None(String),
-}
-
-/// What one agent said to a question: its answer, or why there is none.
-pub struct Told {
-    /// Who.
-    pub name: Name,
-    /// What.
-    pub answer: Result<Bytes, String>,
 }
 
 impl Agents {
@@ -104,6 +88,22 @@ impl Agents {
         let mut told = asked.join_all().await;
         told.sort_by(|one, other| one.name.cmp(&other.name));
         told
+    }
+
+    /// Asks one after another until one answers: of what all know alike.
+    ///
+    /// # Errors
+    /// Why the last one did not.
+    pub async fn ask_one(&self, path: &str) -> Result<Bytes, String> {
+        let mut answer = Err("there is no agent".to_string());
+        for agent in &self.agents {
+            let late = |_| Err(format!("no answer within {}", humantime::format_duration(self.timeout)));
+            answer = tokio::time::timeout(self.timeout, agent.answer(path)).await.unwrap_or_else(late);
+            if answer.is_ok() {
+                break;
+            }
+        }
+        answer
     }
 }
 

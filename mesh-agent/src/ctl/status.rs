@@ -8,10 +8,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::args::Output;
-use super::dump::{self, Dump, IdentitiesSection, SvidEntry, WorkloadEntry};
 use super::reach::{Agents, Told};
 use super::table::{Breadth, Cell, Paint, Table, Tone};
 use super::{Screen, Verdict, words};
+use crate::told::dump::{self, Dump, IdentitiesSection, SvidEntry, WorkloadEntry};
 
 /// A certificate with less than this part of its life left is late: it is renewed at half.
 pub(super) const LATE_PART: u32 = 4;
@@ -254,7 +254,8 @@ impl AgentStatus {
 }
 
 fn trouble_of_pod(workload: &WorkloadEntry) -> Option<String> {
-    let WorkloadEntry { namespace, name, enrolled, refusal, captured, not_captured, identity: _ } = workload;
+    let WorkloadEntry { namespace, name, enrolled, refusal, captured, not_captured, identity: _, ips: _, policy: _ } =
+        workload;
     if let Some(refusal) = refusal {
         return Some(format!("pod {namespace}/{name} asks for the mesh and cannot be in it: {refusal}"));
     }

@@ -10,10 +10,11 @@ use serde::Serialize;
 
 use super::args::{Output, some_time};
 use super::connections::tone;
-use super::graph::{BothEnds, Counted, Tallies, Way, tallies, touches};
+use super::graph::touches;
 use super::reach::{self, Agents, Name, Unanswered};
 use super::table::{Cell, Paint, Table};
 use super::{Screen, Verdict, words};
+use crate::told::{BothEnds, Counted, Tallies, Way, tallies};
 
 /// `meshctl top`
 #[derive(Args, Debug)]

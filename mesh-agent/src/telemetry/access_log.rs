@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use tracing::info;
 
 use super::series::RESULT_NAMES;
-use super::{ConnectionRecord, ConnectionResult, RequestRecord};
+use super::{ConnectionRecord, ConnectionResult, Denials, RequestRecord};
 use crate::spiffe::SpiffeId;
 
 /// The target of access log lines.
@@ -36,6 +36,8 @@ struct Inner {
     filter: ArcSwap<Filter>,
     /// Connections that ended well and were to be sampled.
     ok: AtomicU64,
+    /// The last refusals, whatever the filter says.
+    denials: Denials,
 }
 
 /// Which connections get a line. Its text is what an operator writes:
@@ -185,8 +187,14 @@ impl AccessLog {
         self.inner.filter.store(Arc::new(filter));
     }
 
+    /// The last refusals.
+    pub fn denials(&self) -> &Denials {
+        &self.inner.denials
+    }
+
     /// Writes the line of a connection that has ended. Costs one look at the filters when they admit none.
     pub fn write(&self, record: &ConnectionRecord) {
+        self.inner.denials.connection(record);
         if self.admits(&record.into()) {
             write(record);
         }
@@ -194,6 +202,7 @@ impl AccessLog {
 
     /// Writes the line of a request that is over, by the same filter.
     pub fn write_request(&self, record: &RequestRecord) {
+        self.inner.denials.request(record);
         if self.admits(&record.into()) {
             write_request(record);
         }

@@ -5,6 +5,7 @@
 //! and no call here waits: the data path never stops for a slow reader of its logs.
 
 pub mod access_log;
+mod denials;
 mod exposition;
 pub mod istio;
 mod json_line;
@@ -26,6 +27,7 @@ use crate::limit::{Limit, limits};
 use crate::spiffe::SpiffeId;
 
 pub use access_log::AccessLog;
+pub use denials::{Denial, Denials};
 pub use metrics::{AuthorityNumbers, CertificateFacts, KeysFacts, Metrics, OpenConnection, RootFacts, WatchFacts};
 pub use requests::{RequestMemo, RequestRecord, RequestResult};
 pub use spans::{Span, Spans};
@@ -48,6 +50,8 @@ pub fn limits() -> Vec<Limit> {
         spans::MOST_AT_ONCE, "spans", "that go to the collector together: 500 KiB";
         spans::LINGER, "milliseconds", "how long a span waits for others to go with";
         spans::EXPORT_TIMEOUT, "milliseconds", "for the collector to take them; then they are lost and counted";
+        denials::MOST_DENIALS, "refusals", "of different kinds that /denials shows, 1 KiB each; older ones are forgotten";
+        denials::MAX_PATH_BYTES, "bytes", "of a refused request's path that /denials shows";
         json_line::USUAL_BYTES, "bytes", "that a line of the access log takes room for at first";
         logs::COLLECT, "milliseconds", "how long lines of the log wait for others to be written with";
         logs::BATCH_BYTES, "bytes", "of the log that are written at once";

@@ -11,6 +11,7 @@ mod peer;
 mod report;
 mod scale;
 mod stage;
+mod telemetry;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,9 @@ pub struct Bench {
     /// Measure a pair of HAProxy with mutual TLS between them as well
     #[arg(long)]
     peer: bool,
+    /// Instead of no mesh against the mesh, agents as they come against agents that tell all they can
+    #[arg(long, conflicts_with = "peer")]
+    telemetry: bool,
     /// One more argument for the agents, such as --agent=--log-level=info,access=off
     #[arg(long = "agent", value_name = "ARGUMENT", allow_hyphen_values = true)]
     agent: Vec<String>,
@@ -99,9 +103,10 @@ impl Bench {
         eprintln!("setting up two nodes, their pods and servers");
         let is_beside = self.what == What::Neighbour;
         ensure!(!(is_beside && self.peer), "no pair of HAProxy is measured beside a neighbour");
+        ensure!(!(is_beside && self.telemetry), "what telemetry costs is measured by l4 and l7");
         let routes: &[usize] = if self.what == What::L7 { &ROUTES } else { &[] };
-        let stage = Stage::build(&agents, &More { routes, peer: self.peer, neighbours: is_beside })?;
-        let measured = self.measure(&stage).map_err(|error| stage.bed.explain(error))?;
+        let mut stage = Stage::build(&agents, &More { routes, peer: self.peer, neighbours: is_beside })?;
+        let measured = self.measure(&mut stage, &agents).map_err(|error| stage.bed.explain(error))?;
         self.write(&measured)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -118,7 +123,7 @@ impl Bench {
         std::fs::write(file, report::json(rows, self.seconds)?).with_context(|| format!("writing {}", file.display()))
     }
 
-    fn measure(&self, stage: &Stage) -> Result<Vec<Row>> {
+    fn measure(&self, stage: &mut Stage, agents: &AgentOptions) -> Result<Vec<Row>> {
         let cgroups = stage.bed.nodes().iter().map(|node| node.cgroup.join("agent")).collect();
         let peers =
             if self.peer { vec![stage.bed.pod(NEAR).cgroup(), stage.bed.pod(FAR).cgroup()] } else { Vec::new() };
@@ -126,6 +131,9 @@ impl Bench {
         let meter = Meter::new(cgroups, peers, stage.bed.cgroup().to_path_buf())?;
         if self.what == What::Neighbour {
             return neighbour::measure(stage, &meter, self.samples, self.seconds, &self.only);
+        }
+        if self.telemetry {
+            return telemetry::measure(self, stage, &meter, agents);
         }
         println!("{}", report::head());
         let mut rows = Vec::new();
@@ -172,7 +180,12 @@ impl Bench {
                 cases.extend(h1.map(|load| Case::of_l7("same", "same", load)));
             }
         }
-        cases.retain(|case| case.figures().iter().any(|(name, _)| case.row_id(name).contains(&self.only)));
+        // A row of --telemetry has another id than its case.
+        let is_wanted = |case: &Case, name: &str| {
+            let id = case.row_id(name);
+            if self.telemetry { telemetry::id(&id).contains(&self.only) } else { id.contains(&self.only) }
+        };
+        cases.retain(|case| case.figures().iter().any(|(name, _)| is_wanted(case, name)));
         cases
     }
 

@@ -120,6 +120,11 @@ pub fn head() -> String {
     format!("{id:<38} {unit:<8} {direct:>10} {mesh:>10} {ratio:>7} {peer:>10}  {:<21} n", "min..max")
 }
 
+/// The same for what telemetry costs.
+pub fn head_of_telemetry() -> String {
+    head().replace("   no mesh", "  as it is").replace("      mesh", "    all on").replace("   HAProxy", "          ")
+}
+
 /// The first line of a table of rows beside a flood.
 pub fn head_beside() -> String {
     let [id, unit, direct, mesh, flood, ratio] = ["", "unit", "no mesh", "mesh", "+ flood", "ratio"];

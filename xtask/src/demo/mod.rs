@@ -76,11 +76,13 @@ impl Demo {
         let code = if report.all_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         match (keep, detach) {
             (true, true) => {
-                report.how_to_poke(&stage);
-                stage.bed.keep();
+                let map = something_to_see(&mut stage)?;
+                report.how_to_poke(&stage, &map);
+                stage.keep();
             }
             (true, false) => {
-                report.how_to_poke(&stage);
+                let map = something_to_see(&mut stage)?;
+                report.how_to_poke(&stage, &map);
                 wait_for_enter("it runs until Enter or ^C");
             }
             (false, _) => {}
@@ -101,6 +103,12 @@ fn set_up(family: Family, report: &Report, with_cost: bool) -> Result<Stage> {
     report.progress("starting the agents");
     stage.start_mesh()?;
     Ok(stage)
+}
+
+/// Serves the live map, with some traffic to see there; its address.
+fn something_to_see(stage: &mut Stage) -> Result<String> {
+    stage.start_visitors()?;
+    stage.serve_map()
 }
 
 fn wait_for_enter(text: &str) {

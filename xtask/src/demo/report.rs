@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::stage::Stage;
 use super::steps::Step;
+use crate::build;
 
 /// One step's outcome, as `--json` writes it.
 #[derive(Serialize)]
@@ -89,11 +90,17 @@ impl Report {
     }
 
     /// Prints how to look around in what is running.
-    pub fn how_to_poke(&self, stage: &Stage) {
+    pub fn how_to_poke(&self, stage: &Stage, map: &str) {
         let run = stage.bed.id();
         let dir = stage.bed.dir().display();
-        println!("\n{}", self.paint(BOLD, "It is running. Some things to try:"));
+        println!("\n{}", self.paint(BOLD, &format!("It is running. The live map: {map}")));
+        println!("{}", self.paint(BOLD, "Some things to try:"));
+        let admin = format!("--admin unix:{dir}/n1-admin.sock --admin unix:{dir}/n2-admin.sock");
+        let meshctl = build::meshctl_binary().map_or_else(|_| "meshctl".into(), |path| path.display().to_string());
         for (command, what) in [
+            (format!("{meshctl} status {admin}"), "every agent: pods, certificates, what is wrong"),
+            (format!("{meshctl} graph {admin}"), "who talks to whom, and how that is protected"),
+            (format!("{meshctl} connections {admin}"), "live connections, with identity and transport"),
             (format!("cargo xtask exec --run {run} shop -- curl -s http://web.demo/"), "a request from a pod"),
             (format!("cargo xtask exec --run {run} outsider -- bash"), "a shell in a pod"),
             (format!("curl -s --unix-socket {dir}/n1-admin.sock http://localhost/config_dump"), "what an agent knows"),

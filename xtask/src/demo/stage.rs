@@ -1,19 +1,25 @@
 //! What every step plays on: two nodes, six pods, their servers, and what was seen before there was a mesh.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::steps::cost::{self, Figures};
+use crate::build;
+use crate::testbed::run::xtask_binary;
 use crate::testbed::{
-    AgentOptions, Family, Finished, Links, Packets, PodSpec, Recording, ServiceSpec, Testbed, start_greeter,
-    start_nginx, start_redis,
+    AgentOptions, Family, Finished, Links, Packets, PodSpec, Process, Recording, ServiceSpec, Testbed, eventually,
+    greeter_session, start_greeter, start_nginx, start_redis,
 };
 
 /// The namespace of the pods in the mesh.
 const NAMESPACE: &str = "demo";
+/// Where the live map is, if nobody else is there.
+const MAP_PORT: u16 = 15080;
+/// In seconds: longer than anybody looks.
+const A_DAY: u64 = 86_400;
 /// The label that puts a namespace or a pod into the mesh.
 pub const MESH_LABEL: &str = "nodemesh.dev/mesh";
 /// The port that agents speak to each other on.
@@ -33,6 +39,8 @@ pub struct Stage {
     pub plain_hits: Option<usize>,
     /// What was measured with no mesh.
     pub plain_figures: Option<Figures>,
+    /// The live map, once it is served, and clients that give it something to show.
+    lookers: Vec<Process>,
     recordings: usize,
 }
 
@@ -61,7 +69,16 @@ impl Stage {
         let web_log = start_nginx(bed.pod("web"))?;
         start_redis(bed.pod("cache"))?;
         start_greeter(bed.pod("greeter"))?;
-        Ok(Self { bed, family, agents, web_log, plain_hits: None, plain_figures: None, recordings: 0 })
+        Ok(Self {
+            bed,
+            family,
+            agents,
+            web_log,
+            plain_hits: None,
+            plain_figures: None,
+            lookers: Vec::new(),
+            recordings: 0,
+        })
     }
 
     /// Records one request between two pods while there is no mesh: the search that must find something.
@@ -82,6 +99,45 @@ impl Stage {
     /// Starts both agents and waits until they are ready.
     pub fn start_mesh(&mut self) -> Result<()> {
         self.bed.start_agents(&self.agents)
+    }
+
+    /// Serves the live map of both agents with meshctl; its address. The port is the map's own, where that is free.
+    pub fn serve_map(&mut self) -> Result<String> {
+        let program = build::meshctl_binary()?.to_string_lossy().into_owned();
+        let port = if TcpListener::bind(("127.0.0.1", MAP_PORT)).is_ok() { MAP_PORT } else { 0 };
+        let mut argv = vec![program, "map".to_string(), format!("--listen=127.0.0.1:{port}")];
+        argv.extend(self.bed.agents().map(|agent| format!("--admin=unix:{}", agent.admin().display())));
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        let mut map = self.bed.outside()?.spawn("map", &argv)?;
+        let address = eventually(Duration::from_secs(20), "meshctl map to say its address", || {
+            map.check_running()?;
+            let said = map.log();
+            Ok(said.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_string))
+        })?;
+        self.lookers.push(map);
+        Ok(address)
+    }
+
+    /// Clients that go on calling, a little, so that there is something to look at.
+    pub fn start_visitors(&mut self) -> Result<()> {
+        let cache = self.service("cache", 6379).to_string();
+        for (pod, pause) in [("shop", "0.1"), ("ledger", "0.4")] {
+            let pod = self.bed.pod(pod);
+            let loops = format!("while :; do curl -s -o /dev/null --max-time 2 http://web.demo/; sleep {pause}; done");
+            self.lookers.push(pod.spawn("visitor", &["sh", "-c", &loops])?);
+            // A session that policy cuts is begun again.
+            let binary = xtask_binary()?.to_string_lossy().into_owned();
+            let again = format!("while :; do {binary} __probe redis {cache} --interval=50; sleep 0.5; done");
+            self.lookers.push(pod.spawn("visitor-redis", &["sh", "-c", &again])?);
+        }
+        self.lookers.push(greeter_session(self.bed.pod("shop"), self.service("greeter", 50051), A_DAY)?);
+        Ok(())
+    }
+
+    /// Leaves everything running; `cargo xtask clean` ends it.
+    pub fn keep(mut self) {
+        self.lookers.iter_mut().for_each(Process::keep);
+        self.bed.keep();
     }
 
     /// The namespace whose pods are in the mesh.

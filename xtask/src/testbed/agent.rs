@@ -62,12 +62,14 @@ impl Agent {
             format!("--bpf-pins={}", pins.display()),
             format!("--ca=dir:{}", run.dir().join("ca").display()),
             format!("--admin=unix:{}", admin.display()),
-            "--metrics=127.0.0.1:15020".to_string(),
             "--readiness=127.0.0.1:15021".to_string(),
             "--log-format=json".to_string(),
         ];
-        if !options.arguments.iter().any(|argument| argument.starts_with("--drain-window")) {
-            arguments.push("--drain-window=2s".to_string());
+        for default in ["--drain-window=2s", "--metrics=127.0.0.1:15020"] {
+            let flag = default.split_inclusive('=').next().unwrap_or_default();
+            if !options.arguments.iter().any(|argument| argument.starts_with(flag)) {
+                arguments.push(default.to_string());
+            }
         }
         arguments.extend(options.arguments.iter().cloned());
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

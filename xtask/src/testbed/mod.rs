@@ -133,6 +133,19 @@ impl Testbed {
         self.run.dir()
     }
 
+    /// This machine's own network, in a cgroup of the run: for what people look at nodes with.
+    pub fn outside(&self) -> Result<Place> {
+        let cgroup = self.cgroup().join("outside");
+        std::fs::create_dir_all(&cgroup).with_context(|| format!("making {}", cgroup.display()))?;
+        Ok(Place {
+            netns: "/proc/self/ns/net".into(),
+            cgroup,
+            hosts: None,
+            logs: self.dir().join("logs"),
+            owner: "outside".to_string(),
+        })
+    }
+
     /// The run's cgroup, with those of all nodes in it.
     pub fn cgroup(&self) -> &std::path::Path {
         self.run.cgroup()

@@ -37,11 +37,12 @@ fn helm_renders_what_the_manifests_say() {
         same(kube, "base", &[])?;
         same(kube, "overlays/cni", &["--set=cni.enabled=true"])?;
         kube.apply(MONITORS)?;
+        kube.apply(&MONITORS.replace("servicemonitor", "prometheusrule").replace("ServiceMonitor", "PrometheusRule"))?;
         same(kube, "overlays/monitoring", &["--set=serviceMonitor.enabled=true"])
     });
 }
 
-/// Enough of the Prometheus operator for its kind to be known.
+/// Enough of the Prometheus operator for its kind to be known; its other kind by that one's name.
 const MONITORS: &str = "
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition

@@ -18,6 +18,7 @@ mod odd_sockets;
 mod pair;
 mod policy;
 mod probes;
+mod prometheus;
 mod reach;
 mod requests;
 mod root;

@@ -1,10 +1,11 @@
-//! What meshctl reads of an agent's `/config_dump`. Agents of other versions say more or less: what is missing is shown as
+//! What is read of an agent's `/config_dump`. Agents of other versions say more or less: what is missing is shown as
 //! unknown, never guessed.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// The sections below; the services of a large cluster would be most of an answer.
@@ -63,7 +64,7 @@ pub struct IdentitiesSection {
 }
 
 /// A root that is trusted.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RootEntry {
     pub root: String,
@@ -73,7 +74,7 @@ pub struct RootEntry {
 }
 
 /// A workload's certificate.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SvidEntry {
     pub id: String,
@@ -89,7 +90,7 @@ pub struct SvidEntry {
 }
 
 /// A pod of the node.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WorkloadEntry {
     pub namespace: String,
@@ -101,6 +102,9 @@ pub struct WorkloadEntry {
     /// None where the agent does not say.
     pub captured: Option<bool>,
     pub not_captured: Option<String>,
+    pub ips: Vec<IpAddr>,
+    /// The policy before it, as its agent shows it.
+    pub policy: Value,
 }
 
 impl SvidEntry {

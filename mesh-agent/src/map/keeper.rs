@@ -1,0 +1,171 @@
+//! Asks in turn, and keeps what was answered.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::history::History;
+use super::picture::{self, DenialSeen, Picture};
+use super::world::{self, World};
+use super::{Source, reading};
+use crate::told::dump::Dump;
+use crate::told::{Name, Told};
+
+/// How often pods, certificates, Services, routes and policies are asked for.
+pub(super) const WORLD_EVERY: Duration = Duration::from_secs(10);
+/// How old a list of live connections may be that is shown.
+pub(super) const FLOWS_AGE: Duration = Duration::from_secs(3);
+/// How many live connections are shown of an edge.
+pub(super) const MOST_FLOWS: usize = 200;
+
+/// A picture, as it is sent.
+#[derive(Clone, Default)]
+pub struct Shot {
+    /// How many there were before.
+    pub number: u64,
+    /// JSON.
+    pub json: Bytes,
+}
+
+/// The map of a mesh. Cheap to clone.
+#[derive(Clone)]
+pub struct Map {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    source: Box<dyn Source>,
+    kept: Mutex<Kept>,
+    /// The live connections of all agents, since when they are known; asked by one at a time.
+    flows: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
+    shots: watch::Sender<Shot>,
+}
+
+#[derive(Default)]
+struct Kept {
+    world: World,
+    history: History,
+    denials: Vec<DenialSeen>,
+}
+
+impl Map {
+    /// A map of what this source tells; nothing is asked yet.
+    pub fn new(source: impl Source) -> Self {
+        let inner = Inner {
+            source: Box::new(source),
+            kept: Mutex::default(),
+            flows: tokio::sync::Mutex::new(None),
+            shots: watch::Sender::new(Shot::default()),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Asks again and again; never ends.
+    pub async fn run(&self, every: Duration) {
+        let mut ticks = tokio::time::interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked = None::<Instant>;
+        loop {
+            ticks.tick().await;
+            if looked.is_none_or(|looked| looked.elapsed() >= WORLD_EVERY) {
+                looked = Some(Instant::now());
+                self.look().await;
+            }
+            self.round().await;
+        }
+    }
+
+    /// Pictures, as they are made.
+    pub fn shots(&self) -> watch::Receiver<Shot> {
+        self.inner.shots.subscribe()
+    }
+
+    /// What is known of an edge, as JSON. None: there is none.
+    pub async fn edge(&self, from: &str, to: &str) -> Option<Value> {
+        let mut flows = self.inner.flows.lock().await;
+        let mut trouble = None;
+        if flows.as_ref().is_none_or(|(since, _)| since.elapsed() >= FLOWS_AGE) {
+            let (found, silent) = flows_of(self.inner.source.ask("/connections").await);
+            trouble = silent;
+            *flows = Some((Instant::now(), found));
+        }
+        let found = flows.as_ref().map(|(_, flows)| flows.as_slice()).unwrap_or_default();
+        let told = match &trouble {
+            Some(trouble) if found.is_empty() => Err(trouble.as_str()),
+            _ => Ok(found),
+        };
+        let kept = self.kept();
+        picture::edge(from, to, kept.parts(), told).map(|detail| json!(detail))
+    }
+
+    /// What is known of a workload, as JSON. None: there is none.
+    pub fn workload(&self, id: &str) -> Option<Value> {
+        let kept = self.kept();
+        picture::workload(id, kept.parts()).map(|detail| json!(detail))
+    }
+
+    pub(super) async fn look(&self) {
+        let source = &self.inner.source;
+        let (told, of_any) = tokio::join!(source.ask(world::OF_AGENTS), source.ask_one(world::OF_ANY));
+        let told = told.into_iter().map(|Told { name, answer }| (name, answer.and_then(|answer| Dump::read(&answer))));
+        let of_any = of_any.and_then(|answer| serde_json::from_slice(&answer).map_err(|error| error.to_string()));
+        let world = World::new(told.collect(), of_any);
+        self.kept().world = world;
+    }
+
+    /// Counts and refusals, and a picture of all.
+    async fn round(&self) {
+        let source = &self.inner.source;
+        let (counts, denials) = tokio::join!(source.ask("/metrics"), source.ask("/denials"));
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let read = counts.into_iter().filter_map(|Told { name, answer }| Some((name, reading::read(&answer.ok()?))));
+        let readings = read.collect();
+        let denials = denials.into_iter().filter_map(|Told { name, answer }| Some((name, list(&answer.ok()?)?)));
+        let denials: Vec<(Name, Vec<Value>)> = denials.collect();
+        let json = {
+            let mut kept = self.kept();
+            let Kept { world, history, denials: shown } = &mut *kept;
+            history.take(at, readings, |(from, to)| (world.shown(from), world.shown(to)));
+            *shown = picture::denials(denials, world);
+            serde_json::to_vec(&Picture::new(at, world, history, shown))
+        };
+        // Numbers and texts alone: this does not fail.
+        let Ok(json) = json else { return };
+        self.inner.shots.send_modify(|shot| *shot = Shot { number: shot.number + 1, json: json.into() });
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn parts(&self) -> (&World, &History, &[DenialSeen]) {
+        (&self.world, &self.history, &self.denials)
+    }
+}
+
+fn list(answer: &[u8]) -> Option<Vec<Value>> {
+    serde_json::from_slice(answer).ok()
+}
+
+/// What all agents told, with the node of each; and why one did not.
+fn flows_of(told: Vec<Told>) -> (Vec<Value>, Option<String>) {
+    let (mut flows, mut trouble) = (Vec::new(), None);
+    for Told { name, answer } in told {
+        match answer.and_then(|answer| list(&answer).ok_or_else(|| "no list of connections".to_string())) {
+            Ok(own) => flows.extend(own.into_iter().map(|mut flow| {
+                if let Some(flow) = flow.as_object_mut() {
+                    flow.insert("agent".to_string(), json!(name.node));
+                }
+                flow
+            })),
+            Err(error) => trouble = Some(format!("{}: {error}", name.node)),
+        }
+    }
+    (flows, trouble)
+}

@@ -1,0 +1,76 @@
+//! The live map: a web page of who talks to whom, how well, how it is protected, and who was refused by which rule.
+//!
+//! It asks agents what they tell anyone on their admin addresses ([`Source`]): meshctl asks many, an agent asks itself.
+//! `reading` makes counts of `/metrics`, `history` rates of counts, `world` facts of `/config_dump`, and `picture` the whole
+//! of it, all of them pure. `keeper` asks in turn and keeps; `web` serves the page, a snapshot and a stream of them; `gate`
+//! says who may see it.
+//!
+//! Read-only: nothing here changes an agent, and no answer leads to a question that its own round would not have asked,
+//! but for the live connections, which are asked when somebody looks at an edge, and no oftener than [`keeper::FLOWS_AGE`].
+//!
+//! Not here: TLS (`kubectl port-forward`, or a proxy that has a certificate) and users.
+
+mod gate;
+mod history;
+mod keeper;
+mod page;
+mod picture;
+mod reading;
+mod web;
+mod world;
+
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::limit::{Limit, limits};
+use crate::told::Told;
+
+pub use gate::{Gate, GateError};
+pub use keeper::Map;
+pub use web::serve;
+
+/// What somebody will answer.
+pub type Asked<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Who can be asked what agents tell.
+pub trait Source: Send + Sync + 'static {
+    /// What each of them answers.
+    fn ask(&self, path: &'static str) -> Asked<'_, Vec<Told>>;
+
+    /// What one of them answers, whichever: of what all know alike.
+    fn ask_one(&self, path: &'static str) -> Asked<'_, Result<Bytes, String>>;
+}
+
+/// How often agents are asked, where nobody says otherwise.
+pub const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// The bounds of this room.
+pub fn limits() -> Vec<Limit> {
+    limits![
+        LOOK_EVERY, "milliseconds", "between two rounds of questions; what the page shows is as old";
+        keeper::WORLD_EVERY, "milliseconds", "between two looks at pods, certificates, routes and policies";
+        keeper::FLOWS_AGE, "milliseconds", "how old the list of live connections may be that an edge shows";
+        keeper::MOST_FLOWS, "connections", "that an edge shows";
+        history::WINDOW, "milliseconds", "what is now: rates and colours are of these";
+        history::SAMPLE, "milliseconds", "that one point of a chart stands for";
+        history::SAMPLES, "points", "of an edge's charts: a quarter of an hour";
+        history::MOST_EDGES, "edges", "with a history of 5 KiB each; more are one edge, `other`, and are counted";
+        picture::FAILING_PERCENT, "percent", "of requests that may fail before an edge is called failing";
+        picture::OLD_CONFIG, "milliseconds", "from which an agent's world is shown as old";
+        picture::LATE_PART, "parts of a life", "a certificate with less than one left is late: it is renewed at half";
+        picture::MOST_DENIALS, "refusals", "of all agents, the newest";
+        reading::MOST_BUCKETS, "buckets", "of one histogram of an agent's";
+        web::MOST_STREAMS, "streams", "of events at once; as many connections again are left for the rest";
+        web::MOST_LAG, "pictures", "that a stream may be behind before it ends; its page comes back by itself";
+        web::MAX_FORM_BYTES, "bytes", "of a login";
+        gate::MAX_TOKEN_BYTES, "bytes", "of a token";
+        gate::MIN_TOKEN_BYTES, "bytes", "of a token: a shorter one can be guessed";
+        gate::GUESS_PAUSE, "milliseconds", "until a wrong token is told so; one at a time is judged";
+    ]
+}
