@@ -132,13 +132,17 @@ done"#;
 
 /// A pair with what the tests dial: an echo server, nginx, Redis.
 fn serving(test: &str) -> Result<Option<(Pair, Process)>> {
+    serving_by(test, &patient())
+}
+
+fn serving_by(test: &str, options: &AgentOptions) -> Result<Option<(Pair, Process)>> {
     let Some(mut pair) = meshed(test)? else { return Ok(None) };
     if !pair.with_mesh {
         return Ok(None);
     }
     for node in ["n1", "n2"] {
         pair.bed.agent_mut(node).stop()?;
-        pair.bed.start_agent(node, &patient())?;
+        pair.bed.start_agent(node, options)?;
     }
     start_nginx(pair.bed.pod("server"))?;
     xtask::testbed::start_redis(pair.bed.pod("server"))?;
@@ -187,6 +191,43 @@ fn an_upgrade_under_load_loses_no_connection() -> Result<()> {
         pair.served()?;
     }
     Ok(())
+}
+
+/// Connections that are held, and how often they say a word, five seconds apart.
+const HELD: usize = 1000;
+const ROUNDS: usize = 5;
+
+/// Both nodes, and both once more as a rollback does, within the drain window of the first: what is held goes on, and
+/// of new connections, as many as there can be, none fails.
+#[test]
+fn a_thousand_held_connections_live_through_an_upgrade_and_the_way_back() -> Result<()> {
+    let options = AgentOptions::with(["--drain-window=60s"]);
+    let Some((mut pair, _listener)) = serving_by("an upgrade and back", &options)? else { return Ok(()) };
+    let before = attached(&pair.bed)?;
+    let [held, short] = Family::BOTH.map(|family| pair.server(family, PORT).to_string());
+    let client = pair.bed.pod("client");
+    let [count, rounds] = [format!("--connections={HELD}"), format!("--rounds={ROUNDS}")];
+    let mut held = client.spawn_probe("held", &["hold", &held, &count, &rounds, "--idle=5"])?;
+    eventually(PATIENCE, "the connections to be open", || Ok(held.log().contains("opened").then_some(())))?;
+    let mut short = client.spawn_probe("short", &["short", &short, "--seconds=20", "--at-once=16"])?;
+    let mut older = Vec::new();
+    for node in ["n1", "n2", "n1", "n2"] {
+        let old = pair.bed.start_agent_beside(node, &options)?;
+        pair.bed.agent_mut(node).wait_ready(PATIENCE)?;
+        old.terminate()?;
+        older.push(old);
+    }
+    for process in [&mut short, &mut held] {
+        let ended = process.wait(4 * PATIENCE)?;
+        ensure!(ended.success(), "{}", pair.bed.explain(anyhow::anyhow!("{}", process.log())));
+        println!("{}", process.log().lines().last().unwrap_or_default());
+    }
+    for mut old in older {
+        old.wait_end(4 * PATIENCE)?;
+    }
+    let after = attached(&pair.bed)?;
+    ensure!(before == after, "before: {before:#?}\nafter: {after:#?}");
+    pair.served()
 }
 
 #[test]
