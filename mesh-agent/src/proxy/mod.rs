@@ -19,6 +19,7 @@ mod requests;
 mod same_node;
 mod server_name;
 mod shares;
+mod straight;
 mod witness;
 mod worker;
 
@@ -31,6 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
 pub use budget::Budgets;
+pub use straight::Neighbours;
 use worker::{Job, Pod, Pods, WorkerHandle};
 pub use worker::{LiveConnection, Shared};
 
