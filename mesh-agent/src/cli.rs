@@ -384,6 +384,12 @@ pub struct RunArgs {
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub bpf_log: Option<Setting>,
 
+    /// Let pods of this node reach each other by the kernel alone, where nobody has to read what they say; an agent that
+    /// is gone is done without for 30 seconds [default: false]
+    #[arg(long, value_name = "true|false", value_parser = Setting::flag, help_heading = KERNEL,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub same_node_kernel: Option<Setting>,
+
     /// Who signs certificates; needed. dir:PATH keeps a root there, which all agents of one machine share; memory is
     /// for a single agent; https:// asks an authority as Istio's agents do: our controller, istiod or istio-csr
     #[arg(long, value_name = "dir:PATH|memory|https://HOST:PORT", value_parser = Setting::flag, help_heading = IDENTITY)]
@@ -616,6 +622,7 @@ impl RunArgs {
             map_connections: setting("map-connections"),
             tc: setting("tc"),
             bpf_log: setting("bpf-log"),
+            same_node_kernel: setting("same-node-kernel"),
             cni_socket: setting("cni-socket"),
             ca: setting("ca"),
             ca_roots: setting("ca-roots"),
@@ -660,6 +667,7 @@ impl RunArgs {
             map_connections: self.map_connections.or(lower.map_connections),
             tc: self.tc.or(lower.tc),
             bpf_log: self.bpf_log.or(lower.bpf_log),
+            same_node_kernel: self.same_node_kernel.or(lower.same_node_kernel),
             cni_socket: self.cni_socket.or(lower.cni_socket),
             ca: self.ca.or(lower.ca),
             ca_roots: self.ca_roots.or(lower.ca_roots),

@@ -9,11 +9,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::Socket;
 
 use crate::addr::{ClientAddr, OrigDstAddr};
-use crate::state::Workload;
+use crate::state::{MeshState, Workload};
 
 /// The IP family of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,6 +73,55 @@ pub enum PodEvent {
     /// The pod left the mesh or ended, by uid: close its listeners and its tunnels, cut the connections that the agent
     /// carries for it.
     Left(Arc<str>),
+}
+
+/// What pods of this node may do without the agent (`mesh_common::same_node`): whoever decides about connections decides
+/// this, capture publishes and ends it.
+pub trait Straight: Send + Sync + 'static {
+    /// Whom pods may reach by the kernel alone. `is_held`: this agent has the pod of that uid.
+    fn paths(&self, world: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Vec<StraightPath>;
+
+    /// Whether a connection that lives may go on.
+    fn may_go_on(&self, world: &MeshState, from: &Workload, to: &Workload, server: SocketAddr) -> bool;
+
+    /// One ended.
+    fn ended(&self, connection: StraightConnection);
+}
+
+/// What one pod may reach under one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StraightPath {
+    /// The caller, by uid.
+    pub client: Arc<str>,
+    /// What it dials.
+    pub dialled: SocketAddr,
+    /// Every place that serves there, with the pod's uid: one is met by chance.
+    pub endpoints: Vec<(SocketAddr, Arc<str>)>,
+}
+
+/// A connection from pod to pod that is over.
+#[derive(Clone, Debug)]
+pub struct StraightConnection {
+    /// The caller.
+    pub from: Arc<Workload>,
+    /// The pod that served.
+    pub to: Arc<Workload>,
+    /// The caller's own address.
+    pub client: SocketAddr,
+    /// What it dialled.
+    pub dialled: SocketAddr,
+    /// Where that led.
+    pub server: SocketAddr,
+    /// Bytes that the caller sent and the other end acknowledged.
+    pub sent: u64,
+    /// Bytes that came back.
+    pub received: u64,
+    /// From connect() to close.
+    pub duration: Duration,
+    /// The other end answered.
+    pub was_open: bool,
+    /// Why the agent ended it, if it did: a label.
+    pub cut: Option<&'static str>,
 }
 
 /// Why the record of an accepted outbound connection could not be had. The connection is closed in every case.

@@ -255,6 +255,15 @@ pub fn monotonic_time() -> u64 {
     (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
 }
 
+/// What the kernel wrote in one piece; none if the length is another.
+pub fn read_plain<V: Pod>(bytes: &[u8]) -> Option<V> {
+    if bytes.len() != size_of::<V>() {
+        return None;
+    }
+    // SAFETY: as many bytes as the type has, of which every pattern is a value; they need not be aligned.
+    Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
+
 /// A value of plain bytes, all zero, to be written over.
 pub fn zeroed<V: Pod>() -> V {
     // SAFETY: Pod types are valid for every bit pattern.

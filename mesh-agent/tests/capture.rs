@@ -4,6 +4,8 @@
 //! MESH_REQUIRE_KERNEL=1 says that it has to run. Everything it makes has `nodemesh` in its name and goes when it ends.
 
 mod capture_rig;
+#[path = "capture_rig/straight.rs"]
+mod straight;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,8 +17,12 @@ const OUTSIDER_V6: &str = "fd77:2::2";
 const POD_V4: &str = "10.177.1.2";
 const POD_V6: &str = "fd77:1::2";
 
+/// The process plays the agent, of which there is one.
+static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 #[test]
 fn capture_end_to_end() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let Some(rig) = Rig::make() else { return };
     // The node is a namespace: everything that plays its part runs on threads in it.
     rig.on_node(|| {

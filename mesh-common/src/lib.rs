@@ -13,6 +13,7 @@ pub mod key;
 pub mod names;
 pub mod outcome;
 pub mod record;
+pub mod same_node;
 pub mod steer;
 
 #[cfg(feature = "user")]

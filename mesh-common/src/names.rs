@@ -38,11 +38,21 @@ pub mod maps {
     pub const OUTCOMES: &str = "OUTCOMES";
     /// ring buffer of Event
     pub const EVENTS: &str = "EVENTS";
+    /// PathKey → Path: whom pods may reach by the kernel alone
+    pub const PATHS: &str = "PATHS";
+    /// FourTuple → StraightRecord: connections from pod to pod
+    pub const STRAIGHT: &str = "STRAIGHT";
+    /// socket storage: StraightSocket
+    pub const STRAIGHT_SOCKETS: &str = "STRAIGHT_SOCKETS";
+    /// 0 → until when paths hold, CLOCK_MONOTONIC
+    pub const LEASE: &str = "LEASE";
+    /// host-side interface index → the interface, as long as the kernel has it
+    pub const LINKED: &str = "LINKED";
     /// generation → pid, start time, standing: the agents of this node, which alone use it
     pub const INSTANCES: &str = "INSTANCES";
 
     /// Every map of the kernel programs, all of which are pinned.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 21] = [
         PODS,
         DIALS,
         DIALLED,
@@ -59,6 +69,11 @@ pub mod maps {
         AGENTS,
         OUTCOMES,
         EVENTS,
+        PATHS,
+        STRAIGHT,
+        STRAIGHT_SOCKETS,
+        LEASE,
+        LINKED,
     ];
     /// The maps whose size follows the number of connections that a node may hold.
     pub const PER_CONNECTION: [&str; 3] = [DIALS, CLIENTS, FILED];
@@ -80,6 +95,8 @@ pub mod programs {
     pub const SOCK_OPS: &str = "nm_sock_ops";
     /// sockops, on kubelet's cgroup
     pub const PROBE_OPS: &str = "nm_probe_ops";
+    /// sockops, on the pods' parent cgroup
+    pub const POD_OPS: &str = "nm_pod_ops";
     /// sk_lookup, in each enrolled pod's netns
     pub const SK_LOOKUP: &str = "nm_sk_lookup";
     /// tc, host-side interface, ingress: what leaves the pod
@@ -88,7 +105,7 @@ pub mod programs {
     pub const GUARD_TO_POD: &str = "nm_guard_to";
 
     /// Every program of the object.
-    pub const ALL: [&str; 10] = [
+    pub const ALL: [&str; 11] = [
         CONNECT4,
         CONNECT6,
         GETPEERNAME4,
@@ -96,6 +113,7 @@ pub mod programs {
         SOCK_RELEASE,
         SOCK_OPS,
         PROBE_OPS,
+        POD_OPS,
         SK_LOOKUP,
         GUARD_FROM_POD,
         GUARD_TO_POD,

@@ -166,6 +166,29 @@ outcomes! {
     ProbeStranger = 60, "probe_stranger", Pass;
     /// To the application itself: kubelet's probe.
     LookupProbe = 61, "lookup_probe", Pass;
+    // from pod to pod of one node, by the kernel alone
+    /// An IPv4 connect() went straight to a pod of the node.
+    ConnectStraightV4 = 62, "connect_straight_v4", Pass;
+    /// An IPv6 connect() went straight to a pod of the node.
+    ConnectStraightV6 = 63, "connect_straight_v6", Pass;
+    /// An IPv6 socket's connect() to a v4-mapped address went straight to a pod of the node.
+    ConnectStraightMapped = 64, "connect_straight_mapped", Pass;
+    /// A client that went straight saw what it dialled.
+    PeerStraight = 65, "peer_straight", Pass;
+    /// Such a connection was filed before its SYN leaves.
+    StraightFiled = 66, "straight_filed", Pass;
+    /// Its path ended between connect() and the SYN, or it comes from an address that is not the pod's: the guard drops it.
+    StraightRefused = 67, "straight_refused", Pass;
+    /// It could not be filed: the guard drops its SYN.
+    StraightNotFiled = 68, "straight_not_filed", Pass;
+    /// It closed.
+    StraightClosed = 69, "straight_closed", Pass;
+    /// A socket that goes another way; or another callback.
+    StraightOther = 70, "straight_other", Pass;
+    /// To the application itself: from a pod of the node that may.
+    LookupStraight = 71, "lookup_straight", Pass;
+    /// A SYN of the pod's own to a pod of the node.
+    GuardSynStraight = 72, "guard_syn_straight", Pass;
     // all
     /// The ring buffer was full; counted beside the outcome that it was to report.
     EventLost = 52, "event_lost", Pass;
@@ -173,7 +196,7 @@ outcomes! {
 
 impl Outcome {
     /// One past the highest number: the size of the counters.
-    pub const LIMIT: u32 = 64;
+    pub const LIMIT: u32 = 128;
 
     /// The outcome with this number, if it is one that this build knows.
     pub fn from_number(number: u32) -> Option<Outcome> {
@@ -197,6 +220,6 @@ mod tests {
         for outcome in Outcome::ALL {
             assert_eq!(Outcome::from_number(*outcome as u32), Some(*outcome));
         }
-        assert_eq!(Outcome::from_number(63), None);
+        assert_eq!(Outcome::from_number(Outcome::LIMIT - 1), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Lets user space treat the shared types as plain bytes.
 #![allow(unsafe_code, reason = "the trait is unsafe by definition; the layout tests prove what it asks for")]
 
-use crate::{addr, exclude, record};
+use crate::{addr, exclude, record, same_node};
 
 macro_rules! plain {
     ($($type:ty),+ $(,)?) => {
@@ -28,4 +28,8 @@ plain! {
     record::Event,
     exclude::PortKey,
     exclude::NetworkKey,
+    same_node::PathKey,
+    same_node::Path,
+    same_node::StraightRecord,
+    same_node::StraightEnd,
 }

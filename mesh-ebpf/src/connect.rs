@@ -5,11 +5,13 @@ use mesh_common::capture::{self, Decision};
 use mesh_common::key::DialKey;
 use mesh_common::outcome::Outcome;
 use mesh_common::record::{DialRecord, DialStorage};
+use mesh_common::same_node;
 
 use crate::count::{now, report};
 use crate::ctx::{self, SocketContext};
 use crate::exclude::Published;
 use crate::maps::{AGENTS, DIALS, NO_ENDPOINT, PODS};
+use crate::straight::Maps;
 
 /// BPF_NOEXIST.
 const IF_ABSENT: u64 = 1;
@@ -43,7 +45,10 @@ pub fn connect(socket: &SocketContext<'_>, destination: Endpoint, kind: Kind) ->
     }
     let outcome = match capture::decide(&destination, &pod, &Published) {
         Decision::Done(outcome) => outcome,
-        Decision::Capture => capture(socket, destination, kind, netns),
+        Decision::Capture => match straight(socket, destination, kind, netns) {
+            Some(outcome) => outcome,
+            None => capture(socket, destination, kind, netns),
+        },
     };
     if let mesh_common::outcome::Verdict::Refuse = outcome.verdict() {
         report(outcome, Endpoint::new(mesh_common::addr::Ip::UNSPECIFIED, 0), destination, netns, 0);
@@ -66,6 +71,30 @@ fn is_agent(socket: &SocketContext<'_>) -> bool {
         level += 1;
     }
     false
+}
+
+/// Leads a connection to the pod itself that serves it, where a path says so; none where it is the agent's.
+#[inline(always)]
+fn straight(socket: &SocketContext<'_>, destination: Endpoint, kind: Kind, netns: u64) -> Option<Outcome> {
+    let path = same_node::choose(&Maps, netns, destination, now(), ctx::chance())?;
+    // A device-bound socket might miss the other pod. Without storage nothing could be filed.
+    if socket.is_bound_to_device() != Some(false) || !socket.remember_straight(path) {
+        return None;
+    }
+    Some(match kind {
+        Kind::V4 => {
+            socket.set_v4(path.endpoint());
+            Outcome::ConnectStraightV4
+        }
+        Kind::Mapped => {
+            socket.set_v6(path.endpoint());
+            Outcome::ConnectStraightMapped
+        }
+        Kind::V6 => {
+            socket.set_v6(path.endpoint());
+            Outcome::ConnectStraightV6
+        }
+    })
 }
 
 #[inline(always)]

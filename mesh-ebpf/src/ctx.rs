@@ -10,16 +10,18 @@ use aya_ebpf::bindings::{
     BPF_SK_LOOKUP_F_NO_REUSEPORT, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie,
-    bpf_ktime_get_ns, bpf_set_retval, bpf_setsockopt, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32,
+    bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_set_retval, bpf_setsockopt, bpf_sk_storage_get,
+    bpf_sock_ops_cb_flags_set,
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray};
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext, TcContext};
 use mesh_common::addr::{Endpoint, FourTuple, Ip};
 use mesh_common::record::{DialStorage, ListenerKey};
+use mesh_common::same_node::StraightSocket;
 
-use crate::maps::{DIALLED, HAS_INGRESS_IFINDEX, HAS_SET_RETVAL, LISTENERS};
+use crate::maps::{DIALLED, HAS_INGRESS_IFINDEX, HAS_SET_RETVAL, LISTENERS, STRAIGHT_SOCKETS};
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
@@ -67,6 +69,13 @@ pub fn monotonic_time() -> u64 {
 unsafe fn read_words(at: *const u32) -> [u32; 4] {
     // SAFETY: the caller's promise.
     unsafe { [read_volatile(at), read_volatile(at.add(1)), read_volatile(at.add(2)), read_volatile(at.add(3))] }
+}
+
+/// A number that nobody foresees.
+#[inline(always)]
+pub fn chance() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_prandom_u32() }
 }
 
 /// connect and getpeername.
@@ -201,6 +210,31 @@ impl<'a> SocketContext<'a> {
         true
     }
 
+    /// The path that the socket took last, if it ever took one.
+    #[inline(always)]
+    pub fn straight(&self) -> Option<StraightSocket> {
+        // SAFETY: as in `dialled`.
+        let storage = unsafe { STRAIGHT_SOCKETS.get_ptr_mut(self.ctx) };
+        if storage.is_null() {
+            return None;
+        }
+        // SAFETY: as in `dialled`.
+        Some(unsafe { *storage })
+    }
+
+    /// Remembers the path that the socket takes. False when there is no storage to be had.
+    #[inline(always)]
+    pub fn remember_straight(&self, straight: StraightSocket) -> bool {
+        // SAFETY: as in `remember`.
+        let storage = unsafe { STRAIGHT_SOCKETS.get_or_insert_ptr_mut(self.ctx, None) };
+        if storage.is_null() {
+            return false;
+        }
+        // SAFETY: as in `remember`.
+        unsafe { *storage = straight };
+        true
+    }
+
     /// The id of the current task's ancestor cgroup at `level`, 0 below the task's own.
     #[inline(always)]
     pub fn ancestor_cgroup(&self, level: i32) -> u64 {
@@ -294,6 +328,41 @@ impl<'a> OpsContext<'a> {
     pub fn new_state(&self) -> u32 {
         // SAFETY: a readable field of the context.
         unsafe { (*self.raw).__bindgen_anon_1.args[1] }
+    }
+
+    /// The first argument: the state before, in a state callback.
+    #[inline(always)]
+    pub fn old_state(&self) -> u32 {
+        // SAFETY: a readable field of the context.
+        unsafe { (*self.raw).__bindgen_anon_1.args[0] }
+    }
+
+    /// Bytes that the peer acknowledged, and bytes that came from it.
+    #[inline(always)]
+    pub fn bytes(&self) -> (u64, u64) {
+        // SAFETY: readable fields of the context.
+        unsafe {
+            (read_volatile(addr_of!((*self.raw).bytes_acked)), read_volatile(addr_of!((*self.raw).bytes_received)))
+        }
+    }
+
+    /// The path that the socket took, if it did. Kernel 5.7.
+    #[inline(always)]
+    pub fn straight(&self) -> Option<StraightSocket> {
+        // SAFETY: a readable field of the context.
+        let socket = unsafe { (*self.raw).__bindgen_anon_2.sk };
+        if socket.is_null() {
+            return None;
+        }
+        let map = addr_of!(STRAIGHT_SOCKETS).cast_mut().cast();
+        // SAFETY: a socket storage map and a socket, not null; no value to insert.
+        let storage = unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0) };
+        let storage = storage.cast::<StraightSocket>();
+        if storage.is_null() {
+            return None;
+        }
+        // SAFETY: not null, and the socket is locked here.
+        Some(unsafe { *storage })
     }
 
     /// From this socket to its peer. v4-mapped sockets report AF_INET6 and mapped addresses.

@@ -3,11 +3,14 @@
 
 use mesh_common::addr::{Endpoint, FourTuple, Ip};
 use mesh_common::outcome::Outcome;
+use mesh_common::record::PodAddresses;
+use mesh_common::same_node;
 use mesh_common::steer::{self, FromPod};
 
 use crate::ctx::{self, PacketContext, Short};
 use crate::exclude::Published;
 use crate::maps::{FILED, GUARDED};
+use crate::straight::{self, Maps};
 
 /// Which way a packet goes, seen from the pod.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -158,6 +161,7 @@ fn judge_tcp(
         Direction::FromPod => match steer::syn_from_pod(&pod, &segment.destination) {
             FromPod::Done(outcome) => outcome,
             FromPod::Filed if is_filed(judged.source, judged.destination) => Outcome::GuardSynFiled,
+            FromPod::Filed if is_straight(&pod, judged.source, judged.destination) => Outcome::GuardSynStraight,
             FromPod::Filed => steer::unfiled_syn(&pod, &segment.source, &judged.destination, &Published),
         },
     })
@@ -166,4 +170,12 @@ fn judge_tcp(
 #[inline(always)]
 fn is_filed(source: Endpoint, destination: Endpoint) -> bool {
     ctx::get(&FILED, &FourTuple::new(source, destination)).is_some()
+}
+
+#[inline(always)]
+fn is_straight(pod: &PodAddresses, source: Endpoint, destination: Endpoint) -> bool {
+    match straight::filed(&FourTuple::new(source, destination)) {
+        Some(record) => same_node::may_leave(&Maps, &record, pod, &source.ip()),
+        None => false,
+    }
 }

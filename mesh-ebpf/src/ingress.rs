@@ -4,11 +4,13 @@
 use mesh_common::addr::FourTuple;
 use mesh_common::outcome::Outcome;
 use mesh_common::record::ListenerKey;
+use mesh_common::same_node;
 use mesh_common::steer::{self, Steer};
 
 use crate::ctx::{self, LookupContext};
 use crate::exclude::Published;
 use crate::maps::{FILED, PROBE_PORTS, PROBES};
+use crate::straight::{self, Maps};
 
 /// -ENOENT.
 const ABSENT: i32 = -2;
@@ -27,6 +29,7 @@ pub fn steer(lookup: &LookupContext<'_>) -> Outcome {
             otherwise
         }
         Steer::Listener(key, outcome) => assign(lookup, &key, outcome),
+        Steer::ProbeOr(_) if is_straight(lookup) => Outcome::LookupStraight,
         Steer::ProbeOr(_) if is_probe(lookup) => Outcome::LookupProbe,
         Steer::ProbeOr(key) => assign(lookup, &key, Outcome::LookupPlaintext),
     }
@@ -42,6 +45,14 @@ fn is_filed(lookup: &LookupContext<'_>) -> bool {
 fn is_probe(lookup: &LookupContext<'_>) -> bool {
     ctx::get(&PROBES, &FourTuple::new(lookup.remote(), lookup.local())).is_some()
         && ctx::get(&PROBE_PORTS, &lookup.local()).is_some()
+}
+
+#[inline(always)]
+fn is_straight(lookup: &LookupContext<'_>) -> bool {
+    match straight::filed(&FourTuple::new(lookup.remote(), lookup.local())) {
+        Some(record) => same_node::may_arrive(&Maps, &record, &lookup.local().ip()),
+        None => false,
+    }
 }
 
 #[inline(always)]

@@ -15,9 +15,11 @@ mod guard;
 mod ingress;
 mod maps;
 mod peername;
+mod pod_ops;
 mod probe_ops;
 mod release;
 mod sock_ops;
+mod straight;
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, sk_lookup, sock_ops};
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext, TcContext};
@@ -82,6 +84,13 @@ pub fn nm_sock_ops(ctx: SockOpsContext) -> u32 {
 #[sock_ops]
 pub fn nm_probe_ops(ctx: SockOpsContext) -> u32 {
     count(probe_ops::file_probes(&OpsContext::new(&ctx)));
+    1
+}
+
+/// sockops on the pods' parent cgroup. Kernel 4.13; bpf_sk_storage_get there 5.7.
+#[sock_ops]
+pub fn nm_pod_ops(ctx: SockOpsContext) -> u32 {
+    count(pod_ops::file_straight(&OpsContext::new(&ctx)));
     1
 }
 

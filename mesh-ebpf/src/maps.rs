@@ -4,13 +4,14 @@
 use aya_ebpf::Global;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
+use aya_ebpf::maps::{DevMapHash, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
 use mesh_common::addr::{Endpoint, FourTuple};
 use mesh_common::exclude::{Place, PortKey};
 use mesh_common::outcome::Outcome;
 use mesh_common::record::{
     ClientRecord, DialRecord, DialStorage, Filed, ListenerKey, PodAddresses, PodConfig, ProbeRecord, SourceKey,
 };
+use mesh_common::same_node::{MAX_STRAIGHT, Path, PathKey, StraightRecord, StraightSocket};
 
 /// BPF_F_NO_PREALLOC: memory follows the connections that there are, and an element that is read while it is removed
 /// stays whole.
@@ -76,6 +77,28 @@ pub static KUBELETS: HashMap<u64, u8> = HashMap::with_max_entries(16, ON_DEMAND)
 /// The agents' cgroups, by id: two during a handover. The agent writes.
 #[map]
 pub static AGENTS: HashMap<u64, u8> = HashMap::with_max_entries(64, ON_DEMAND);
+
+/// Whom pods may reach by the kernel alone. The agent writes. Full: what is beyond is carried by the agent.
+#[map]
+pub static PATHS: HashMap<PathKey, Path> = HashMap::with_max_entries(65_536, ON_DEMAND);
+
+/// Connections from pod to pod. pod_ops writes and removes; the agent removes, and takes all paths away before it is full.
+/// Full: the guard drops the SYN.
+#[map]
+pub static STRAIGHT: HashMap<FourTuple, StraightRecord> = HashMap::with_max_entries(MAX_STRAIGHT, ON_DEMAND);
+
+/// The path that a socket's last connect() took. Lives and dies with the socket.
+#[btf_map]
+pub static STRAIGHT_SOCKETS: SkStorage<StraightSocket> = SkStorage::new();
+
+/// Until when paths hold. The agent writes, again and again. Missing: no path holds.
+#[map]
+pub static LEASE: HashMap<u32, u64> = HashMap::with_max_entries(1, ON_DEMAND);
+
+/// The host's ends of the links of pods that others reach straight, by interface index. The agent writes; the kernel takes
+/// out what it unregisters, before anybody else can have the pod's address. Missing: no path holds.
+#[map]
+pub static LINKED: DevMapHash = DevMapHash::with_max_entries(8_192, 0);
 
 /// How often each outcome was met, per CPU.
 #[map]

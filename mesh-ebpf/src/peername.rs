@@ -47,5 +47,9 @@ fn look(socket: &SocketContext<'_>, peer: Endpoint) -> (Outcome, Option<Endpoint
             None => (Outcome::PeerMissing, None),
         };
     }
-    (Outcome::PeerOther, None)
+    // The storage may be that of an earlier connect() of the socket, to another end.
+    match socket.straight() {
+        Some(straight) if straight.leads_to(&peer) => (Outcome::PeerStraight, Some(straight.dialled())),
+        _ => (Outcome::PeerOther, None),
+    }
 }

@@ -34,7 +34,7 @@ use crate::drain::Drain;
 use crate::identity::{self, CertificateAuthority, Identities};
 use crate::issuers::{self, Ring};
 use crate::limit::{Limit, limits};
-use crate::proxy::{Budgets, Proxy, Shared};
+use crate::proxy::{Budgets, Neighbours, Proxy, Shared};
 use crate::readiness::Readiness;
 use crate::sandboxes::Sandboxes;
 use crate::state::{StateReader, StateWriter};
@@ -120,9 +120,10 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let [leaving, drain, handed_over, closing, end] = std::array::from_fn(|_| Drain::new());
     let (writer, state) = StateWriter::new(&config.node);
     let identities = identities(&config.identity)?;
-    let capture = Capture::start(capture_config(&config)).context("cannot capture on this node")?;
-    let descriptors = Descriptors::raise();
     let (access_log, tunnels) = (AccessLog::new(config.logs.access.clone()), Arc::<hbone::Tally>::default());
+    let neighbours = Arc::new(Neighbours { metrics: metrics.clone(), access_log: access_log.clone() });
+    let capture = Capture::start(capture_config(&config), neighbours).context("cannot capture on this node")?;
+    let descriptors = Descriptors::raise();
     let (requests, keys) = (Arc::<http::Tally>::default(), Ring::default());
     let (spans, exporter) = traces(&config, &metrics)?;
     let shared = Shared {
@@ -339,7 +340,8 @@ fn traces(config: &Config, metrics: &Metrics) -> Result<(Spans, Option<spans::Ex
 }
 
 fn capture_config(config: &Config) -> capture::Config {
-    let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log } = &config.capture;
+    let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log, same_node_kernel } =
+        &config.capture;
     capture::Config {
         node: config.node.clone(),
         cgroup_root: cgroup_root.clone(),
@@ -355,6 +357,7 @@ fn capture_config(config: &Config) -> capture::Config {
             config::Tc::Clsact => capture::TcMode::Clsact,
         },
         bpf_log: *bpf_log,
+        same_node_kernel: *same_node_kernel,
     }
 }
 

@@ -53,7 +53,7 @@ fn settings_of(config: &Config) -> Value {
         traces,
         metrics: shown,
     } = config;
-    let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log } = capture;
+    let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log, same_node_kernel } = capture;
     let config::Identity { ca, trust_domain, svid_ttl } = identity;
     let config::Proxy { outbound_mode, workers, drain_window, pod } = proxy;
     let config::PodBudget { connections, accept_rate, accept_burst, handshakes, buffer } = pod;
@@ -82,6 +82,7 @@ fn settings_of(config: &Config) -> Value {
             config::Tc::Clsact => "clsact",
         },
         "bpf-log": bpf_log,
+        "same-node-kernel": same_node_kernel,
         "cni-socket": cni_socket,
         "ca": match ca {
             config::Ca::Memory => "memory".to_string(),
@@ -403,10 +404,14 @@ mod tests {
     /// What bounds nothing at run time: numbers of the kernel's interface, forms of names, ranges of settings, what another
     /// constant of the list is made of, and the sizes of a test world.
     const NO_LIMITS: &[&str] = &[
+        "ANY_COOKIE",
+        "ANY_INTERFACE",
+        "ANY_STATE",
         "AN_HOUR",
         "BLOCK",
         "CGROUP_SOCK_OPS",
         "CHUNK",
+        "CLIENT",
         "CONFIG",
         "DIGEST_BYTES",
         "DRAIN_WINDOW_MAX",
@@ -423,6 +428,7 @@ mod tests {
         "LARGEST_RECORD",
         "LATER",
         "LEAST",
+        "LINK",
         "LO",
         "LONGEST_MESSAGE",
         "LOOPBACK",

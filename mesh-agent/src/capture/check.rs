@@ -11,7 +11,7 @@ use aya::util::KernelVersion;
 use super::error::Error;
 use super::kubelet::{self, Kubelet};
 use super::loader::{self, Pins};
-use super::{ObjectSource, cgroups, probes};
+use super::{ObjectSource, cgroups, netlink, probes};
 
 /// Instructions that the verifier goes through on all ways together before it refuses, for who is privileged: the kernel's
 /// BPF_COMPLEXITY_LIMIT_INSNS.
@@ -130,6 +130,12 @@ pub fn check(cgroup_root: &Path, kubelet_port: u16, pins: &Path) -> Vec<Feature>
             Optional,
             version(6, 16),
             "tells kubelet from pods below its own cgroup; without it kubelet needs a cgroup without pods below",
+        ),
+        feature(
+            "SOCK_DESTROY",
+            Optional,
+            netlink::can_destroy_sockets().map_or_else(|error| State::Missing(error.to_string()), |()| State::Offered),
+            "ends connections of pods; without it none goes from pod to pod by the kernel alone (--same-node-kernel)",
         ),
         kubelet(cgroup_root, kubelet_port),
         feature(

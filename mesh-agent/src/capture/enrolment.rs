@@ -24,6 +24,7 @@ use super::pod::{Live, PodNamespace};
 use super::pod_thread::PodThread;
 use super::probes::Probes;
 use super::refused::Refused;
+use super::straight::{Neighbour, Neighbours, Paths};
 use super::tables::Tables;
 use super::{POD_GATE, Shutdown, TcMode, guard, sweep};
 use crate::podnet::{EnrolledPod, Family, PodEvent, PodListener, PodNet};
@@ -57,6 +58,7 @@ pub(super) struct Enroller {
     pub readiness: Readiness,
     pub sandboxes: Sandboxes,
     pub ownership: Ownership,
+    pub neighbours: Arc<Neighbours>,
     state: Bookkeeping,
 }
 
@@ -76,6 +78,7 @@ struct Bookkeeping {
     refused: Refused,
     exclusions: Exclusions,
     probes: Probes,
+    paths: Paths,
     /// The newest agent over whose work this one has put its own; none in the beginning.
     answered: u64,
     /// Readiness was reached once.
@@ -135,6 +138,7 @@ enum Look {
 }
 
 impl Enroller {
+    #[allow(clippy::too_many_arguments, reason = "the one place that puts it together")]
     pub fn new(
         loaded: Loaded,
         tables: Arc<Tables>,
@@ -143,10 +147,11 @@ impl Enroller {
         readiness: Readiness,
         sandboxes: Sandboxes,
         ownership: Ownership,
+        neighbours: Arc<Neighbours>,
     ) -> Self {
         let live = Arc::new(Live::new());
         let state = Bookkeeping { answered: ownership.newest(), ..Bookkeeping::default() };
-        Self { loaded, tables, live, tc, events, readiness, sandboxes, ownership, state }
+        Self { loaded, tables, live, tc, events, readiness, sandboxes, ownership, neighbours, state }
     }
 
     /// Runs until `end`; everything stays in place then. From `closing` on it accepts nothing and owns nothing.
@@ -215,6 +220,7 @@ impl Enroller {
         if duty == Duty::LetGo {
             return;
         }
+        self.lead_straight(world).await;
         if whole {
             self.state.answered = newest;
         }
@@ -246,6 +252,7 @@ impl Enroller {
                 self.state.refused = Refused::default();
                 self.state.exclusions = Exclusions::default();
                 self.state.probes = Probes::default();
+                self.state.paths = Paths::default();
                 self.readiness.remove(GATE);
                 Duty::Resume
             }
@@ -267,6 +274,19 @@ impl Enroller {
             self.state.exclusions.publish(world, &self.tables);
             self.state.probes.follow(world, &self.loaded, &self.tables, &self.readiness);
         }
+        self.lead_straight(world).await;
+    }
+
+    /// Whom pods may reach by the kernel alone follows the world and what is enrolled: before enrolment's steps, which take
+    /// their time, and after them.
+    async fn lead_straight(&mut self, world: &MeshState) {
+        if self.state.paths.are_idle(&self.neighbours) {
+            return;
+        }
+        let Some(_turn) = self.ownership.turn().await else { return };
+        let Self { tables, neighbours, state, .. } = self;
+        let pods = state.held.iter().map(|(cookie, pod)| (*cookie, neighbour(world, pod))).collect();
+        state.paths.follow(world, &pods, neighbours, tables).await;
     }
 
     /// Opens and closes the pods' readiness gates.
@@ -654,6 +674,24 @@ impl Enroller {
         }
         tracing::info!(uid, "collected what an earlier agent left of a pod that is not in the mesh");
         Ok(())
+    }
+}
+
+/// A held pod as its neighbours meet it.
+fn neighbour<'a>(world: &MeshState, pod: &'a Pod) -> Neighbour<'a> {
+    let wanted = world.local_workloads().find(|workload| workload.uid == pod.workload.uid && workload.enrolled);
+    let is_wanted = pod.present && wanted.is_some_and(|wanted| !is_another(wanted, &pod.workload));
+    let is_enrolled = match pod.phase {
+        Phase::Enrolled | Phase::Joining if !is_wanted => Some(false),
+        Phase::Enrolled if !pod.closed => Some(true),
+        Phase::Enrolled | Phase::Joining => None,
+        Phase::Departed { .. } => Some(false),
+    };
+    Neighbour {
+        workload: pod.workload.clone(),
+        is_enrolled,
+        interface: pod.guards.first().copied(),
+        thread: pod.net.thread(),
     }
 }
 

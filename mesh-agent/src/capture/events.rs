@@ -1,16 +1,20 @@
-//! Drains the kernel's ring buffer of refusals and drops into the log.
+//! Drains the kernel's ring buffer: refusals and drops into the log, ends of connections from pod to pod to whoever tells
+//! them.
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{Map, MapData, RingBuf};
 use mesh_common::names::maps;
 use mesh_common::outcome::Outcome;
 use mesh_common::record::Event;
+use mesh_common::same_node::StraightEnd;
 use tokio::io::unix::AsyncFd;
 
 use super::error::Error;
+use super::straight::Neighbours;
 use crate::sys;
 
 /// How many events are read before the reader rests: a pod that provokes drops must not keep a core busy.
@@ -20,14 +24,15 @@ pub(super) const REST: Duration = Duration::from_millis(100);
 /// The ring buffer's reader.
 pub(super) struct Events {
     ring: AsyncFd<RingBuf<MapData>>,
+    neighbours: Arc<Neighbours>,
 }
 
 impl Events {
-    pub fn open(directory: &Path) -> Result<Self, Error> {
+    pub fn open(directory: &Path, neighbours: Arc<Neighbours>) -> Result<Self, Error> {
         let step = || Error::io("opening the ring buffer of kernel events");
         let map = MapData::from_pin(directory.join(maps::EVENTS)).map_err(std::io::Error::other).map_err(step())?;
         let ring = RingBuf::try_from(Map::RingBuf(map)).map_err(std::io::Error::other).map_err(step())?;
-        Ok(Self { ring: sys::watch_ring(ring).map_err(step())? })
+        Ok(Self { ring: sys::watch_ring(ring).map_err(step())?, neighbours })
     }
 
     /// Never ends.
@@ -41,6 +46,8 @@ impl Events {
             {
                 if let Some(event) = Event::from_bytes(&item) {
                     log(&event);
+                } else if let Some(end) = sys::read_plain::<StraightEnd>(&item) {
+                    self.neighbours.tell(&end);
                 }
                 read += 1;
             }

@@ -24,6 +24,8 @@ pub(super) struct Loaded {
     pub pins: Pins,
     /// The pods' parent cgroup.
     pub kubepods: PathBuf,
+    /// Connections may go from pod to pod by the kernel alone.
+    pub goes_straight: bool,
 }
 
 /// The directories below the pin directory of this ABI version.
@@ -109,7 +111,7 @@ impl Loaded {
         pins.make()?;
         let ebpf = load(&config.object, config.map_connections, config.bpf_log, Some(&pins))?;
         warn_of_other_sizes(config, &pins);
-        let mut loaded = Self { ebpf, pins, kubepods };
+        let mut loaded = Self { ebpf, pins, kubepods, goes_straight: config.same_node_kernel };
         loaded.load_programs()?;
         // Before the first change of what an agent that is still there may own.
         let ownership = Ownership::take(&loaded.pins)?;
@@ -134,6 +136,11 @@ impl Loaded {
         let id = cgroups::id(&own).map_err(Error::io("reading the agent's cgroup"))?;
         let pin = self.pins.links().join(format!("{}-{id}", programs::SOCK_OPS));
         self.attach_to_cgroup(programs::SOCK_OPS, CGROUP_SOCK_OPS, &own, &pin)?;
+        // What an earlier agent let go straight is told and taken off the file when it closes.
+        let pin = self.pins.links().join(programs::POD_OPS);
+        if self.goes_straight || pin.exists() {
+            self.attach_to_cgroup(programs::POD_OPS, CGROUP_SOCK_OPS, &self.kubepods, &pin)?;
+        }
         for (name, attach_type) in POD_HOOKS {
             self.attach_to_cgroup(name, attach_type, &self.kubepods, &self.pins.links().join(name))?;
         }

@@ -25,6 +25,7 @@ mod pod_thread;
 mod probes;
 mod program_log;
 mod refused;
+mod straight;
 mod sweep;
 mod table;
 mod tables;
@@ -47,7 +48,7 @@ use tokio::sync::watch;
 
 use crate::drain;
 use crate::limit::{Limit, limits};
-use crate::podnet::PodEvent;
+use crate::podnet::{PodEvent, Straight};
 use crate::readiness::Readiness;
 use crate::sandboxes::Sandboxes;
 use crate::state::StateReader;
@@ -56,6 +57,7 @@ use events::Events;
 use loader::{Loaded, Pins};
 use ownership::Ownership;
 use program_log::ProgramLog;
+use straight::Neighbours;
 use tables::Tables;
 
 /// What capture is told.
@@ -76,6 +78,8 @@ pub struct Config {
     pub tc: TcMode,
     /// Whether the programs' own log is on. When off the kernel drops its code at load.
     pub bpf_log: bool,
+    /// Whether pods of the node may reach each other by the kernel alone.
+    pub same_node_kernel: bool,
 }
 
 /// Where the kernel programs come from.
@@ -108,6 +112,7 @@ pub struct Capture {
     tables: Arc<Tables>,
     tc: TcMode,
     log: ProgramLog,
+    neighbours: Arc<Neighbours>,
 }
 
 /// How capture is told of the end of the process, which comes in two steps, and of that of the mesh.
@@ -138,6 +143,12 @@ pub fn limits() -> Vec<Limit> {
         ownership::MAX_INSTANCES, "agents", "of one node on record";
         enrolment::ROUTES_OUTLIVE, "milliseconds", "for the connections of a pod that left to meet their end";
         sweep::STALE, "milliseconds", "no connection stays so long between its record and its accept";
+        straight::LEASE, "milliseconds", "without its agent, then pods reach each other by the kernel alone no more: longer than a restart";
+        straight::MAX_PATHS, "endpoints of addresses, for every pod that dials them", "what is beyond is carried by the agent";
+        straight::MAX_SLOTS, "endpoints of an address", "with more of them the agent carries it";
+        straight::WALK_EVERY, "rounds", "between two looks at all that goes from pod to pod, where nothing changed";
+        straight::CROWDED, "connections from pod to pod", "then the agent carries new ones, until there are half as many";
+        straight::MAX_CUT, "connections", "whose end is told as a cut; more of them as an end";
         sweep::MAX_KEYS, "keys per map", "one sweep looks at no more";
         events::BATCH, "events", "then the reader rests: a pod that provokes drops must not keep a core busy";
         events::REST, "milliseconds", "of the reader of the kernel's events";
@@ -153,13 +164,15 @@ pub fn limits() -> Vec<Limit> {
 
 impl Capture {
     /// Loads, pins or re-opens, and attaches to the pods' parent cgroup. Nothing is captured until a pod is enrolled.
-    pub fn start(config: Config) -> Result<Self, Error> {
+    pub fn start(config: Config, straight: Arc<dyn Straight>) -> Result<Self, Error> {
         let (mut loaded, ownership) = Loaded::start(&config)?;
         let tables = Tables::open(&loaded.pins.maps()).map_err(Error::io("opening the pinned maps"))?;
         loaded.file_agent(&tables)?;
         let log = ProgramLog::open(&mut loaded, config.bpf_log)?;
         tracing::info!(node = config.node, kubepods = %loaded.kubepods.display(), "capture is loaded");
-        Ok(Self { loaded, ownership, tables: Arc::new(tables), tc: config.tc, log })
+        let straight = config.same_node_kernel.then_some(straight);
+        let neighbours = Arc::new(Neighbours::new(straight));
+        Ok(Self { loaded, ownership, tables: Arc::new(tables), tc: config.tc, log, neighbours })
     }
 
     /// The kernel's counters.
@@ -187,26 +200,31 @@ impl Capture {
         sandboxes: Sandboxes,
         shutdown: Shutdown,
     ) -> Result<(), Error> {
-        let Self { loaded, ownership, tables, tc, log } = self;
+        let Self { loaded, ownership, tables, tc, log, neighbours } = self;
         let pins = loaded.pins.clone();
-        let enroller = Enroller::new(loaded, tables, tc, events, readiness, sandboxes, ownership.clone());
+        let told = neighbours.clone();
+        let enroller = Enroller::new(loaded, tables, tc, events, readiness, sandboxes, ownership.clone(), neighbours);
         tokio::select! {
             () = enroller.run(state, shutdown) => Ok(()),
             () = ownership.watch() => Ok(()),
             () = log.run() => Ok(()),
-            failed = log_events(&pins, ownership.standing()) => failed,
+            failed = log_events(&pins, ownership.standing(), told) => failed,
         }
     }
 }
 
 /// The ring buffer has one reader: two agents would read each other's place in it.
-async fn log_events(pins: &Pins, mut standing: watch::Receiver<Standing>) -> Result<(), Error> {
+async fn log_events(
+    pins: &Pins,
+    mut standing: watch::Receiver<Standing>,
+    neighbours: Arc<Neighbours>,
+) -> Result<(), Error> {
     loop {
         // An error means that the ownership is gone, and with it capture's task.
         if standing.wait_for(|standing| *standing == Standing::Owner).await.is_err() {
             return std::future::pending().await;
         }
-        let ring = Events::open(&pins.maps())?;
+        let ring = Events::open(&pins.maps(), neighbours.clone())?;
         tokio::select! {
             () = ring.run() => {}
             _ = standing.wait_for(|standing| *standing != Standing::Owner) => {}

@@ -4,7 +4,11 @@ use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use mesh_common::addr::{Endpoint, Ip};
 use socket2::{Domain, Protocol, Socket, Type};
+
+const NETLINK_ROUTE: i32 = 0;
+const NETLINK_SOCK_DIAG: i32 = 4;
 
 const NEW_LINK: u16 = 16;
 const GET_LINK: u16 = 18;
@@ -178,6 +182,43 @@ pub(super) fn namespace_id(namespace: BorrowedFd<'_>) -> io::Result<Option<i32>>
     Ok(found.map(|id| id as i32).filter(|id| *id >= 0))
 }
 
+/// Ends a TCP socket of the calling thread's namespace, whichever process has it: `local` is its own end. With a cookie no
+/// other socket that took the addresses meanwhile. False where there is none.
+pub(super) fn destroy_socket(local: Endpoint, remote: Endpoint, cookie: Option<u64>) -> io::Result<bool> {
+    const DESTROY: u16 = 21;
+    const TCP: u8 = 6;
+    const ANY_STATE: u32 = u32::MAX;
+    /// INET_DIAG_NOCOOKIE
+    const ANY_COOKIE: u64 = u64::MAX;
+    let family = if local.ip().is_v4() { AF_INET } else { AF_INET6 };
+    let mut body = vec![family, TCP, 0, 0];
+    body.extend(ANY_STATE.to_ne_bytes());
+    body.extend(local.port().to_be_bytes());
+    body.extend(remote.port().to_be_bytes());
+    for ip in [local.ip(), remote.ip()] {
+        let mut address = octets(ip.into());
+        address.resize(16, 0);
+        body.extend(address);
+    }
+    const ANY_INTERFACE: u32 = 0;
+    body.extend(ANY_INTERFACE.to_ne_bytes());
+    let cookie = cookie.unwrap_or(ANY_COOKIE);
+    // The lower half comes first, whatever the machine's order.
+    body.extend((cookie as u32).to_ne_bytes());
+    body.extend(((cookie >> 32) as u32).to_ne_bytes());
+    match exchange_with(NETLINK_SOCK_DIAG, DESTROY, REQUEST | ACKNOWLEDGE, &body, |_| false) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether this kernel ends sockets that others have (CONFIG_INET_DIAG_DESTROY): asked about one that cannot be.
+pub(super) fn can_destroy_sockets() -> io::Result<()> {
+    let nowhere = Endpoint::new(Ip::from_v4([127, 128, 0, 0]), 1);
+    destroy_socket(nowhere, nowhere, None).map(drop)
+}
+
 fn acknowledged(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
     exchange(kind, REQUEST | ACKNOWLEDGE | flags, body, |_| false).map(drop)
 }
@@ -188,8 +229,17 @@ fn dump(kind: u16, body: &[u8]) -> io::Result<Vec<(u16, Vec<u8>)>> {
 
 /// Sends one request and reads until its end: an acknowledgement, the end of a dump, or a message that `last` knows.
 fn exchange(kind: u16, flags: u16, body: &[u8], last: fn(u16) -> bool) -> io::Result<Vec<(u16, Vec<u8>)>> {
-    const NETLINK_ROUTE: i32 = 0;
-    let mut socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_ROUTE)))?;
+    exchange_with(NETLINK_ROUTE, kind, flags, body, last)
+}
+
+fn exchange_with(
+    family: i32,
+    kind: u16,
+    flags: u16,
+    body: &[u8],
+    last: fn(u16) -> bool,
+) -> io::Result<Vec<(u16, Vec<u8>)>> {
+    let mut socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(family)))?;
     socket.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
     let mut request = Vec::with_capacity(16 + body.len());
     request.extend((16 + body.len() as u32).to_ne_bytes());

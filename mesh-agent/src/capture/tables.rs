@@ -10,6 +10,7 @@ use mesh_common::names::maps;
 use mesh_common::record::{
     ClientRecord, DialRecord, Filed, ListenerKey, PodAddresses, PodConfig, ProbeRecord, SourceKey,
 };
+use mesh_common::same_node::{Path as StraightPath, PathKey, StraightRecord};
 
 use super::table::Table;
 use crate::sys;
@@ -30,6 +31,11 @@ pub(super) struct Tables {
     pub probe_ports: Table<Endpoint, u8>,
     pub kubelets: Table<u64, u8>,
     pub agents: Table<u64, u8>,
+    pub paths: Table<PathKey, StraightPath>,
+    pub straight: Table<FourTuple, StraightRecord>,
+    pub lease: Table<u32, u64>,
+    /// The value is the index once more, and no program.
+    pub linked: Table<u32, [u32; 2]>,
     pub outcomes: OwnedFd,
 }
 
@@ -49,6 +55,10 @@ impl Tables {
             probe_ports: Table::open(directory, maps::PROBE_PORTS)?,
             kubelets: Table::open(directory, maps::KUBELETS)?,
             agents: Table::open(directory, maps::AGENTS)?,
+            paths: Table::open(directory, maps::PATHS)?,
+            straight: Table::open(directory, maps::STRAIGHT)?,
+            lease: Table::open(directory, maps::LEASE)?,
+            linked: Table::open(directory, maps::LINKED)?,
             outcomes: sys::bpf_open(&directory.join(maps::OUTCOMES))?,
         })
     }

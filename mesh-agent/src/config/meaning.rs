@@ -93,6 +93,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         map_connections,
         tc,
         bpf_log,
+        same_node_kernel,
         cni_socket,
         ca,
         ca_roots,
@@ -134,6 +135,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     let map_connections = reader.value(&MAP_CONNECTIONS_SETTING, map_connections);
     let tc = reader.value(&TC, tc);
     let bpf_log = reader.value(&BPF_LOG, bpf_log);
+    let same_node_kernel = reader.value(&SAME_NODE_KERNEL, same_node_kernel);
     let ca = reader.value(&CA, ca);
     let ca = match ca {
         Some(TypedCa::Remote(address)) => {
@@ -205,6 +207,7 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
             map_connections: map_connections?,
             tc: tc?,
             bpf_log: bpf_log?,
+            same_node_kernel: same_node_kernel?,
         },
         cni_socket: match cni_socket {
             Some(path) => Some(path?),
@@ -375,6 +378,14 @@ const TC: Row<Tc> = Row {
 const BPF_LOG: Row<bool> = Row {
     name: "bpf-log",
     default: Some(default::BPF_LOG),
+    expected: "true or false",
+    example: "true",
+    parse: |text| text.to_str()?.parse().ok(),
+};
+
+const SAME_NODE_KERNEL: Row<bool> = Row {
+    name: "same-node-kernel",
+    default: Some(default::SAME_NODE_KERNEL),
     expected: "true or false",
     example: "true",
     parse: |text| text.to_str()?.parse().ok(),

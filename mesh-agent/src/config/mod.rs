@@ -86,6 +86,8 @@ pub mod default {
     pub const TC: &str = "auto";
     /// `--bpf-log`
     pub const BPF_LOG: &str = "false";
+    /// `--same-node-kernel`
+    pub const SAME_NODE_KERNEL: &str = "false";
 }
 
 /// What `mesh-agent run` is to do.
@@ -144,6 +146,8 @@ pub struct Capture {
     pub tc: Tc,
     /// Whether the eBPF programs log.
     pub bpf_log: bool,
+    /// Whether pods of the node may reach each other by the kernel alone.
+    pub same_node_kernel: bool,
 }
 
 /// How the guard is attached to interfaces.

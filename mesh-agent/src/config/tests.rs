@@ -63,6 +63,7 @@ fn defaults() {
             map_connections: 262_144,
             tc: Tc::Auto,
             bpf_log: false,
+            same_node_kernel: false,
         },
         cni_socket: None,
         identity: Identity {
@@ -132,6 +133,7 @@ fn every_flag_is_read_from_every_source() {
         ("map-connections", "4096"),
         ("tc", "clsact"),
         ("bpf-log", "true"),
+        ("same-node-kernel", "true"),
         ("cni-socket", "/run/nodemesh/cni.sock"),
         ("ca", "https://ca.example:15012"),
         ("ca-roots", "/roots.pem"),
@@ -182,7 +184,7 @@ fn every_flag_is_read_from_every_source() {
     assert_eq!(by_flag.capture.bpf_object.as_deref(), Some(Path::new("mesh-ebpf")));
     assert_eq!(by_flag.capture.cgroup_root, Path::new("/cg"));
     assert_eq!(by_flag.proxy.workers.get(), 3);
-    assert!(by_flag.capture.bpf_log);
+    assert!(by_flag.capture.bpf_log && by_flag.capture.same_node_kernel);
     let Ca::Remote(remote) = by_flag.identity.ca else { panic!("not remote") };
     assert_eq!(
         (remote.address.to_string().as_str(), remote.token.to_str()),
@@ -356,6 +358,7 @@ fn help_states_the_defaults() {
         default::SVID_TTL,
         default::TC,
         default::BPF_LOG,
+        default::SAME_NODE_KERNEL,
     ] {
         assert!(help.contains(&format!("[default: {default}]")), "{default}");
     }

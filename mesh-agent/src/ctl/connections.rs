@@ -26,7 +26,7 @@ pub struct ConnectionsArgs {
     /// Those of a pod, at either end
     #[arg(long, value_name = "[NAMESPACE/]NAME")]
     pub pod: Option<String>,
-    /// Those that are carried so: tunnel, same-node, plaintext, pass-through, requests, itself, undecided
+    /// Those that are carried so: tunnel, same-node, same-node-kernel, plaintext, pass-through, requests, itself, undecided
     #[arg(long, value_name = "NAME", value_parser = TRANSPORTS)]
     pub transport: Option<String>,
     /// Look again every two seconds, until Ctrl-C
@@ -38,7 +38,8 @@ pub struct ConnectionsArgs {
 }
 
 /// The names of `telemetry::Transport`, which are stable.
-const TRANSPORTS: [&str; 7] = ["tunnel", "same-node", "plaintext", "pass-through", "requests", "itself", "undecided"];
+const TRANSPORTS: [&str; 8] =
+    ["tunnel", "same-node", "same-node-kernel", "plaintext", "pass-through", "requests", "itself", "undecided"];
 
 /// What the agents said. Its JSON is an interface.
 #[derive(Debug, Serialize)]
@@ -194,7 +195,7 @@ impl Connection {
 
     /// By whom the other end is shown who calls. In plaintext nobody shows anything.
     fn is_proved(&self) -> bool {
-        matches!(self.transport.as_str(), "tunnel" | "same-node" | "itself" | "requests")
+        matches!(self.transport.as_str(), "tunnel" | "same-node" | "same-node-kernel" | "itself" | "requests")
     }
 }
 

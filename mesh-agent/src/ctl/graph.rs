@@ -78,7 +78,7 @@ impl Graph {
             sum.inbound.add(ends.inbound);
         }
         let edges = counted.into_iter().map(|((from, to, transport), ends)| Edge {
-            proved: matches!(transport.as_str(), "tunnel" | "same-node" | "itself"),
+            proved: matches!(transport.as_str(), "tunnel" | "same-node" | "same-node-kernel" | "itself"),
             counted: ends.believed(),
             from,
             to,

@@ -19,6 +19,7 @@ mod requests;
 mod same_node;
 mod server_name;
 mod shares;
+mod straight;
 mod turns;
 mod witness;
 mod worker;
@@ -32,6 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
 pub use budget::Budgets;
+pub use straight::Neighbours;
 use worker::{Job, Pod, Pods, WorkerHandle};
 pub use worker::{LiveConnection, Shared};
 

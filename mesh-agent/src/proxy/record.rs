@@ -174,7 +174,7 @@ pub(super) fn blank(direction: Direction, client: ClientAddr) -> ConnectionRecor
     }
 }
 
-fn name(workload: &Workload) -> Arc<str> {
+pub(super) fn name(workload: &Workload) -> Arc<str> {
     format!("{}/{}", workload.namespace, workload.name).into()
 }
 

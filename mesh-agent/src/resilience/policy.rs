@@ -515,6 +515,11 @@ static DEFAULT_ENDPOINTS: Endpoints = Endpoints {
 };
 
 impl Traffic {
+    /// No policy says a word.
+    pub fn is_silent(&self) -> bool {
+        self.service.is_none() && self.route.is_none()
+    }
+
     /// Puts the policy of a Service and that of a route together.
     pub fn of(service: Option<&Arc<Settings>>, route: Option<&Arc<Settings>>) -> Self {
         Self { service: service.cloned(), route: route.cloned() }

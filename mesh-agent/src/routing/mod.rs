@@ -178,6 +178,43 @@ fn along(
     }
 }
 
+/// What a connection of bytes may come to, where chance alone decides.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choices {
+    /// The Service that was dialled, if it was one.
+    pub service: Option<Arc<Service>>,
+    /// Every endpoint that [`resolve`] chooses from.
+    pub upstreams: Vec<Upstream>,
+    /// Clients are bound to some of them.
+    pub has_affinity: bool,
+}
+
+/// What [`resolve`] chooses from. None: requests are spoken there, a route leads on, or there is nothing to choose.
+pub fn choices(state: &MeshState, source: &Workload, dialled: OrigDstAddr) -> Option<Choices> {
+    match state.destination(dialled.socket(), client_ip(source, dialled)) {
+        Destination::Service { service, port, frontend }
+            if state.protocol(service, port, &source.namespace) == AppProtocol::Bytes
+                && state.connections(service, port.port, &source.namespace).is_none() =>
+        {
+            let upstreams = port.behind(frontend, dialled.ip()).map(|endpoint| {
+                let address = ServerAddr::new(SocketAddr::new(endpoint.ip, endpoint.port));
+                upstream(state, source, address, endpoint.workload.as_ref())
+            });
+            let has_affinity = service.affinity != Affinity::None;
+            Some(Choices { service: Some(service.clone()), upstreams: upstreams.collect(), has_affinity })
+        }
+        Destination::Pod { workload, address } => {
+            let upstreams = vec![upstream(state, source, ServerAddr::new(address), Some(workload))];
+            Some(Choices { service: None, upstreams, has_affinity: false })
+        }
+        Destination::Service { .. }
+        | Destination::NoSuchPort
+        | Destination::NotAdmitted
+        | Destination::Endpoint(_)
+        | Destination::Unknown => None,
+    }
+}
+
 /// Decides where a connection goes that asks for this server, in lower case, or for none: the backend's Service, and
 /// the endpoints to try.
 pub fn by_server_name(

@@ -90,6 +90,8 @@ pub enum Transport {
     Plaintext,
     /// Between two pods of this node within the agent: identity by the kernel, no TLS.
     SameNode,
+    /// Between two pods of this node by the kernel alone: identity by the kernel, no TLS, no agent.
+    SameNodeKernel,
     /// A pod that reached itself through a Service, served inside the agent.
     Itself,
     /// A destination that the mesh does not know, passed as it is.
@@ -107,6 +109,7 @@ impl Transport {
             Transport::Tunnel => "tunnel",
             Transport::Plaintext => "plaintext",
             Transport::SameNode => "same-node",
+            Transport::SameNodeKernel => "same-node-kernel",
             Transport::Itself => "itself",
             Transport::PassThrough => "pass-through",
             Transport::Requests => "requests",

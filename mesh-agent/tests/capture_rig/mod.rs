@@ -14,13 +14,17 @@ use std::time::{Duration, Instant};
 use mesh_agent::addr::ClientAddr;
 use mesh_agent::capture::{Capture, Config, ObjectSource, OutcomeReader, Shutdown, TcMode, cgroups, detach_all};
 use mesh_agent::drain::Drain;
-use mesh_agent::podnet::{ClientRecord, DialRecord, EnrolledPod, Family, PodEvent, PodListener, PodNet, Role};
+use mesh_agent::podnet::{
+    ClientRecord, DialRecord, EnrolledPod, Family, PodEvent, PodListener, PodNet, Role, Straight, StraightConnection,
+    StraightPath,
+};
 use mesh_agent::readiness::Readiness;
 use mesh_agent::spiffe::SpiffeId;
 use mesh_agent::state::{Exclusions, MeshState, StateWriter, Workload, World};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-const POD_UID: &str = "5e6f0000-1111-2222-3333-0000nodemesh";
+pub const POD_UID: &str = "5e6f0000-1111-2222-3333-0000nodemesh";
+pub const OUTSIDER_UID: &str = "outsider";
 
 /// Python, because an application's own view of its socket is what the test is about.
 const CLIENT: &str = r#"
@@ -85,12 +89,25 @@ pub struct Pod {
 }
 
 /// A process that ends with its owner.
-pub struct Running(Child);
+pub struct Running {
+    child: Child,
+    stdout: io::BufReader<std::process::ChildStdout>,
+}
+
+impl Running {
+    /// Waits for the next line that it prints.
+    pub fn line(&mut self) -> String {
+        use std::io::BufRead;
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("a line of a program");
+        line.trim().to_string()
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -167,18 +184,19 @@ impl Pod {
     }
 
     pub fn serve(&self, port: u16) -> Running {
-        use std::io::BufRead;
-        let port = port.to_string();
-        let mut server = self.namespace.enter(|| {
-            let mut command = self.command(&self.cgroup, &["/usr/bin/python3", "-c", SERVER, &port]);
-            command.stdout(Stdio::piped()).spawn().expect("a server")
+        let mut server = self.start(SERVER, &port.to_string());
+        assert_eq!(server.line(), "ready");
+        server
+    }
+
+    /// A program with one argument, whose lines are read one by one.
+    pub fn start(&self, program: &str, argument: &str) -> Running {
+        let mut child = self.namespace.enter(|| {
+            let mut command = self.command(&self.cgroup, &["/usr/bin/python3", "-c", program, argument]);
+            command.stdout(Stdio::piped()).spawn().expect("a program that starts")
         });
-        let stdout = server.stdout.take().expect("its output");
-        let running = Running(server);
-        let mut line = String::new();
-        io::BufReader::new(stdout).read_line(&mut line).expect("a line of the server");
-        assert_eq!(line.trim(), "ready");
-        running
+        let stdout = child.stdout.take().expect("its output");
+        Running { child, stdout: io::BufReader::new(stdout) }
     }
 }
 
@@ -234,8 +252,10 @@ impl Rig {
             pins,
             object,
         };
-        // The pod's sandbox process: enrolment finds the namespace through it.
-        fs::write(rig.pod.cgroup.join("cgroup.procs"), rig.pod.namespace.keeper.id().to_string()).expect("the sandbox");
+        // The pods' sandbox processes: enrolment finds the namespaces through them.
+        for pod in [&rig.pod, &rig.outsider] {
+            fs::write(pod.cgroup.join("cgroup.procs"), pod.namespace.keeper.id().to_string()).expect("the sandbox");
+        }
         rig.connect();
         rig
     }
@@ -264,6 +284,11 @@ impl Rig {
                 run(&["ip", "-6", "route", "add", "default", "via", &format!("fd77:{number}::1")]);
             });
         }
+    }
+
+    /// Takes the outsider's link away, as a container network does when a pod goes.
+    pub fn cut_link_of_outsider(&self) {
+        run(&["ip", "link", "delete", "nodemesh2"]);
     }
 
     /// Runs `job` in the node's namespace.
@@ -332,14 +357,23 @@ struct Seen {
     stop: std::sync::atomic::AtomicBool,
 }
 
-fn world(enrolled: bool) -> World {
-    let workload = Workload {
-        uid: POD_UID.into(),
-        name: "app".into(),
+/// The pod alone, or the outsider as another pod of the mesh beside it.
+pub fn world(enrolled: &[&str]) -> World {
+    let pod = |uid, name, ips| workload(uid, name, ips, enrolled.contains(&uid));
+    let outsider = pod(OUTSIDER_UID, "neighbour", ["10.177.2.2", "fd77:2::2"]);
+    let mut workloads = vec![pod(POD_UID, "app", ["10.177.1.2", "fd77:1::2"])];
+    workloads.extend(enrolled.contains(&OUTSIDER_UID).then_some(outsider));
+    World { workloads, ..World::default() }
+}
+
+fn workload(uid: &str, name: &str, ips: [&str; 2], enrolled: bool) -> Workload {
+    Workload {
+        uid: uid.into(),
+        name: name.into(),
         namespace: "test".into(),
         node: "node".into(),
-        identity: SpiffeId::new("cluster.local", "test", "app").expect("an identity"),
-        ips: vec!["10.177.1.2".parse().expect("an IP"), "fd77:1::2".parse().expect("an IP")],
+        identity: SpiffeId::new("cluster.local", "test", name).expect("an identity"),
+        ips: ips.map(|ip| ip.parse().expect("an IP")).to_vec(),
         labels: BTreeMap::new(),
         named_ports: BTreeMap::new(),
         host_ips: vec![],
@@ -353,12 +387,31 @@ fn world(enrolled: bool) -> World {
         ready: true,
         terminating: false,
         created: None,
-    };
-    World { workloads: vec![workload], ..World::default() }
+    }
+}
+
+/// Nothing goes straight.
+pub struct Nobody;
+
+impl Straight for Nobody {
+    fn paths(&self, _: &MeshState, _: &dyn Fn(&str) -> bool) -> Vec<StraightPath> {
+        Vec::new()
+    }
+
+    fn may_go_on(&self, _: &MeshState, _: &Workload, _: &Workload, _: SocketAddr) -> bool {
+        false
+    }
+
+    fn ended(&self, _: StraightConnection) {}
 }
 
 impl Agent {
     pub fn start(rig: &Rig) -> Self {
+        Self::start_with(rig, &[POD_UID], None)
+    }
+
+    /// `straight` lets pods reach each other by the kernel alone.
+    pub fn start_with(rig: &Rig, enrolled: &[&str], straight: Option<Arc<dyn Straight>>) -> Self {
         let config = Config {
             node: "node".into(),
             cgroup_root: rig.root.clone(),
@@ -370,8 +423,10 @@ impl Agent {
                 _ => TcMode::Auto,
             },
             bpf_log: std::env::var_os("NODEMESH_TEST_BPF_LOG").is_some(),
+            same_node_kernel: straight.is_some(),
         };
-        let capture = Capture::start(config).unwrap_or_else(|error| panic!("capture does not start: {error}"));
+        let capture = Capture::start(config, straight.unwrap_or(Arc::new(Nobody)))
+            .unwrap_or_else(|error| panic!("capture does not start: {error}"));
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("tokio");
         let (writer, state) = StateWriter::new("node");
@@ -391,9 +446,10 @@ impl Agent {
             }
             capture.await.expect("capture's task").expect("capture");
         });
-        writer.publish(MeshState::build(1, "node", &world(true)));
+        writer.publish(MeshState::build(1, "node", &world(enrolled)));
         let start = Instant::now();
-        while !gates.missing().is_empty() || !rig.pins.path().join("nodemesh/v1/pods").join(POD_UID).exists() {
+        let pins = rig.pins.path().join("nodemesh/v1/pods");
+        while !gates.missing().is_empty() || !enrolled.iter().all(|uid| pins.join(uid).exists()) {
             assert!(start.elapsed() < Duration::from_secs(30), "not ready: {:?}", gates.missing());
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -412,7 +468,11 @@ impl Agent {
     }
 
     pub fn unenrol(&self) {
-        self.writer.publish(MeshState::build(2, "node", &world(false)));
+        self.publish(2, &[]);
+    }
+
+    pub fn publish(&self, version: u64, enrolled: &[&str]) {
+        self.writer.publish(MeshState::build(version, "node", &world(enrolled)));
     }
 
     pub fn last_dialled(&self) -> Option<SocketAddr> {

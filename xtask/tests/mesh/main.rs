@@ -24,6 +24,7 @@ mod requests;
 mod root;
 mod rough_network;
 mod same_node;
+mod same_node_kernel;
 mod sandboxes;
 mod scarce;
 mod scenes;
