@@ -32,6 +32,14 @@ spec:
   targetRefs: [{kind: Service, name: api}]
   action: AUDIT
   rules: [{sources: [{type: Any}], requests: [{methods: [GET]}]}]
+---
+apiVersion: nodemesh.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: readers, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: api}]
+  action: ALLOW
+  rules: [{sources: [{type: Any}], requests: [{methods: [GET]}]}]
 ";
 
 /// What is asked of Prometheus, and the least and the most that it may answer.
