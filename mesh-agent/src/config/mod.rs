@@ -62,7 +62,7 @@ pub mod default {
     pub const ACCESS_LOG: &str = "all";
     /// `--trace-sampling`, in percent: what Istio takes, too.
     pub const TRACE_SAMPLING: &str = "1";
-    /// `--metrics-series`: a scrape of 18 MB at most.
+    /// `--metrics-series`: a scrape of 14 MB, of 29 MB with Istio's.
     pub const METRICS_SERIES: &str = "50000";
     /// `--istio-metrics`
     pub const ISTIO_METRICS: &str = "false";

@@ -233,7 +233,8 @@ impl EdgeSeen {
         let ever = track.ever.believed(&track.ever);
         let rate = |count: u64| count as f64 / seconds;
         let (health, why) = health(&counts, seconds);
-        let is_proof = |transport: &String| matches!(transport.as_str(), "tunnel" | "same-node" | "itself");
+        let is_proof =
+            |transport: &String| matches!(transport.as_str(), "tunnel" | "same-node" | "same-node-kernel" | "itself");
         Self {
             from: from.id(),
             to: to.id(),
