@@ -43,7 +43,7 @@ pub enum Command {
     /// Be the plugin of the node's container network (CNI), put it on the node, or take it off
     #[command(subcommand)]
     Cni(CniCommand),
-    /// Ask a running agent: /readyz /metrics /config_dump /connections /log-level /access-log
+    /// Ask a running agent: /readyz /metrics /config_dump /connections /flows /log-level /access-log
     ///
     /// Exit status: 0 a good answer, such as "ready"; 1 any other.
     Get(GetArgs),
@@ -450,7 +450,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DURATION", value_parser = Setting::flag, help_heading = TRAFFIC)]
     pub drain_window: Option<Setting>,
 
-    /// Where everything is shown and changed: /readyz /metrics /config_dump /connections /rotate /drain /log-level
+    /// Where everything is shown and changed: /readyz /metrics /config_dump /connections /flows /rotate /drain /log-level
     /// /access-log. A loopback address or a unix socket, for whoever reaches it may use it [default: 127.0.0.1:15000]
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_parser = Setting::flag, help_heading = HTTP)]
     pub admin: Option<Setting>,

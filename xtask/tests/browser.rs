@@ -12,13 +12,16 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use xtask::demo::stage::Stage;
 use xtask::rings::can_use_browser;
-use xtask::testbed::Family;
+use xtask::testbed::{AgentOptions, Family, Links, eventually};
 use xtask::{build, ui};
 
 /// Within this a failure has to show.
 const PROMISED: Duration = Duration::from_secs(10);
 /// For what is not timed, on a machine with much else to do.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// In its node's own network.
+const OWN_MAP: &str = "127.0.0.1:15080";
 
 const DENY: &str = include_str!("../src/demo/policies/deny-ledger.yaml");
 
@@ -113,7 +116,9 @@ fn the_map_of_the_running_demo() {
     if !can_use_browser("the_map_of_the_running_demo") {
         return;
     }
-    let mut stage = Stage::build(Family::V4).unwrap();
+    // Each agent also serves the map of what it alone knows.
+    let agents = AgentOptions::with([format!("--map={OWN_MAP}")]);
+    let mut stage = Stage::build_over(Family::V4, Links::default(), agents).unwrap();
     let played = play(&mut stage);
     played.map_err(|error| stage.bed.explain(error)).unwrap();
 }
@@ -136,6 +141,16 @@ fn play(stage: &mut Stage) -> Result<()> {
     let spoken = spoken.as_str().unwrap_or_default();
     ensure!(spoken.contains("req/s") && spoken.contains("mutual TLS"), "{spoken}");
     browser.shoot("demo-light")?;
+
+    // An agent's own map knows the callers of its node.
+    let own = stage.bed.node("n1").tool_place();
+    let asked = format!("http://{OWN_MAP}/api/snapshot");
+    eventually(PATIENCE, "the map of n1's agent to show shop → web", || {
+        let said = own.run(&["curl", "-sS", "--fail", "--max-time", "5", &asked], PATIENCE)?.expect_ok("curl")?;
+        let picture: Value = serde_json::from_str(&said)?;
+        let is_it = |edge: &Value| edge["from"] == "demo/shop" && edge["requestsPerSecond"].as_f64() > Some(0.0);
+        Ok(picture["edges"].as_array().into_iter().flatten().any(is_it).then_some(()))
+    })?;
 
     // By keys alone: an edge, its details, and back.
     browser.act(json!({"do": "focus", "selector": edge("shop", "web")}))?;

@@ -10,6 +10,7 @@
 //! | `GET /metrics` | OpenMetrics text |
 //! | `GET /config_dump` | JSON: every named section that `app` has registered; those alone of `?sections=agent,settings` |
 //! | `GET /connections` | JSON: live connections |
+//! | `GET /flows` | JSON, a line for each connection and request that ends from now on; those alone that the query names |
 //! | `GET /denials` | JSON: the last refusals, the newest first |
 //! | `POST /rotate` | renews every certificate now |
 //! | `POST /drain` | begins the drain, as SIGTERM does |
@@ -24,6 +25,7 @@ pub(crate) mod fuzzing;
 mod listener;
 mod respond;
 mod serve;
+mod stream;
 
 #[cfg(test)]
 mod tests;
@@ -37,7 +39,7 @@ use crate::limit::{Limit, limits};
 use crate::readiness::Readiness;
 use crate::telemetry::{AccessLog, Metrics, access_log, logs};
 
-pub use ask::{Answer, MAX_ANSWER_BYTES, ask};
+pub use ask::{Answer, MAX_ANSWER_BYTES, ask, follow};
 pub use listener::{Address, AddressError, Listener, bind_private, bind_tcp};
 pub use respond::tell;
 pub use serve::{REQUEST_TIMEOUT, serve, serve_with};
@@ -111,6 +113,9 @@ pub fn limits() -> Vec<Limit> {
         serve::HEADER_TIMEOUT, "milliseconds", "for a request's line and headers, and for an idle connection";
         serve::REQUEST_TIMEOUT, "milliseconds", "for one answer to be made";
         serve::CONNECTION_TIMEOUT, "milliseconds", "a client that reads a byte at a time ends here";
+        serve::STREAM_TIMEOUT, "milliseconds", "more for one whose answer goes on; whoever wants more asks again";
+        stream::HEARTBEAT, "milliseconds", "between two empty lines of /flows: who went away is noticed";
+        ask::SILENCE, "milliseconds", "without even an empty line, after which /flows is over for who listens";
         serve::MAX_HEADER_BYTES, "bytes", "a request's line and headers together";
         serve::MAX_HEADERS, "headers", "of one request";
         serve::ACCEPT_PAUSE, "milliseconds", "no spinning when descriptors run out";

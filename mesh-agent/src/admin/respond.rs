@@ -1,5 +1,6 @@
 //! Which endpoint a request means, and its answer.
 
+use std::convert::Infallible;
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
@@ -14,9 +16,10 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::serve::REQUEST_TIMEOUT;
+use super::stream::FlowLines;
 use super::{Hook, Provider, Sources, Surface};
 use crate::telemetry::access_log::FilterError;
-use crate::telemetry::{AccessLog, logs, metrics};
+use crate::telemetry::{AccessLog, flows, logs, metrics};
 
 /// How large the body of a request may be, in bytes: a log filter.
 pub(super) const MAX_BODY_BYTES: usize = 4096;
@@ -25,9 +28,14 @@ pub(super) const MAX_BODY_BYTES: usize = 4096;
 pub(super) const SECTION_TIMEOUT: Duration = Duration::from_secs(3);
 
 const JSON: &str = "application/json";
+/// Of answers that go on.
+pub(super) const JSON_LINES: &str = "application/x-ndjson";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-type Answer = Response<Full<Bytes>>;
+/// An answer that is whole, or one that goes on.
+pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+type Answer = Response<Body>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Endpoint {
@@ -35,6 +43,7 @@ enum Endpoint {
     Metrics,
     ConfigDump,
     Connections,
+    Flows,
     Denials,
     Rotate,
     Drain,
@@ -43,11 +52,12 @@ enum Endpoint {
 }
 
 impl Endpoint {
-    const ALL: [Endpoint; 9] = [
+    const ALL: [Endpoint; 10] = [
         Endpoint::Ready,
         Endpoint::Metrics,
         Endpoint::ConfigDump,
         Endpoint::Connections,
+        Endpoint::Flows,
         Endpoint::Denials,
         Endpoint::Rotate,
         Endpoint::Drain,
@@ -61,6 +71,7 @@ impl Endpoint {
             Endpoint::Metrics => "/metrics",
             Endpoint::ConfigDump => "/config_dump",
             Endpoint::Connections => "/connections",
+            Endpoint::Flows => "/flows",
             Endpoint::Denials => "/denials",
             Endpoint::Rotate => "/rotate",
             Endpoint::Drain => "/drain",
@@ -74,6 +85,7 @@ impl Endpoint {
             Endpoint::Ready | Endpoint::Metrics | Endpoint::ConfigDump | Endpoint::Connections | Endpoint::Denials => {
                 "GET, HEAD"
             }
+            Endpoint::Flows => "GET",
             Endpoint::Rotate | Endpoint::Drain => "POST",
             Endpoint::LogLevel | Endpoint::AccessLog => "GET, HEAD, PUT",
         }
@@ -120,6 +132,7 @@ async fn act(endpoint: Endpoint, request: Request<Incoming>, sources: &Sources) 
         Endpoint::Metrics => scrape(sources).await,
         Endpoint::ConfigDump => json_answer(StatusCode::OK, &config_dump(request.uri().query(), sources).await),
         Endpoint::Connections => json_answer(StatusCode::OK, &connections(sources).await),
+        Endpoint::Flows => follow(request.uri().query().unwrap_or_default(), sources.access_log.flows()),
         Endpoint::Denials => json_answer(StatusCode::OK, &json!(sources.access_log.denials().recent())),
         Endpoint::Rotate => run_hook(&sources.rotate).await,
         Endpoint::Drain => run_hook(&sources.drain).await,
@@ -150,7 +163,12 @@ pub async fn tell(path: &str, sources: &Sources) -> Option<Bytes> {
         Endpoint::ConfigDump => Some(config_dump(query, sources).await.to_string().into()),
         Endpoint::Connections => Some(connections(sources).await.to_string().into()),
         Endpoint::Denials => Some(json!(sources.access_log.denials().recent()).to_string().into()),
-        Endpoint::Ready | Endpoint::Rotate | Endpoint::Drain | Endpoint::LogLevel | Endpoint::AccessLog => None,
+        Endpoint::Ready
+        | Endpoint::Flows
+        | Endpoint::Rotate
+        | Endpoint::Drain
+        | Endpoint::LogLevel
+        | Endpoint::AccessLog => None,
     }
 }
 
@@ -186,6 +204,21 @@ async fn config_dump(query: Option<&str>, sources: &Sources) -> Value {
 
 async fn connections(sources: &Sources) -> Value {
     Section::start(&sources.connections).finish(Instant::now() + SECTION_TIMEOUT).await
+}
+
+/// Lines that go on for as long as somebody reads them.
+fn follow(query: &str, flows: &flows::Flows) -> Answer {
+    let filter = match flows::Filter::of_query(query) {
+        Ok(filter) => filter,
+        Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    };
+    let subscription = match flows.listen(filter) {
+        Ok(subscription) => subscription,
+        Err(error) => return text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+    };
+    let answer = Response::new(FlowLines::new(subscription).boxed_unsync());
+    let answer = with_header(answer, header::CONTENT_TYPE, HeaderValue::from_static(JSON_LINES));
+    with_header(answer, header::CACHE_CONTROL, HeaderValue::from_static("no-store"))
 }
 
 /// A provider that runs in a task of its own: one that panics or hangs costs its own section alone.
@@ -293,7 +326,7 @@ fn text(status: StatusCode, body: impl Into<String>) -> Answer {
 }
 
 fn typed(status: StatusCode, content_type: HeaderValue, body: String) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    let mut answer = Response::new(Full::new(Bytes::from(body)).boxed_unsync());
     *answer.status_mut() = status;
     let answer = with_header(answer, header::CONTENT_TYPE, content_type);
     with_header(answer, header::CACHE_CONTROL, HeaderValue::from_static("no-store"))

@@ -2,11 +2,12 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::CONTENT_TYPE;
 use http_body::Body;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -32,6 +33,9 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one connection may last, whatever it does: a client that reads its answer a byte at a time ends here.
 pub(super) const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long one connection may last whose answer goes on (/flows); whoever wants more asks again.
+pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// How large a request's line and headers may be together, in bytes.
 pub(super) const MAX_HEADER_BYTES: usize = 16 * 1024;
 
@@ -50,7 +54,7 @@ pub async fn serve(listener: Listener, surface: Surface, sources: Arc<Sources>) 
 fn answers(
     surface: Surface,
     sources: Arc<Sources>,
-) -> impl Fn(Request<Incoming>) -> BoxFuture<Response<Full<Bytes>>> + Clone + Send + Sync + 'static {
+) -> impl Fn(Request<Incoming>) -> BoxFuture<Response<respond::Body>> + Clone + Send + Sync + 'static {
     move |request| {
         let sources = sources.clone();
         Box::pin(async move { respond::answer(request, surface, &sources).await })
@@ -103,9 +107,17 @@ where
     A: Fn(Request<Incoming>) -> BoxFuture<Response<B>> + Send + Sync + 'static,
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
+    let is_stream = Arc::new(AtomicBool::new(false));
+    let noted = is_stream.clone();
     let service = service_fn(move |request| {
-        let answered = answer(request);
-        async move { Ok::<_, Infallible>(answered.await) }
+        let (answered, noted) = (answer(request), noted.clone());
+        async move {
+            let answer = answered.await;
+            if answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == respond::JSON_LINES) {
+                noted.store(true, Ordering::Relaxed);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -113,9 +125,18 @@ where
         .max_buf_size(MAX_HEADER_BYTES)
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "connection to this server ended badly"),
-        Err(_) => debug!("connection to this server lasted too long and was closed"),
+    tokio::select! {
+        ended = connection => if let Err(error) = ended {
+            debug!(%error, "connection to this server ended badly");
+        },
+        () = too_long(&is_stream) => debug!("connection to this server lasted too long and was closed"),
+    }
+}
+
+/// Returns when a connection has lasted long enough.
+async fn too_long(is_stream: &AtomicBool) {
+    tokio::time::sleep(CONNECTION_TIMEOUT).await;
+    if is_stream.load(Ordering::Relaxed) {
+        tokio::time::sleep(STREAM_TIMEOUT).await;
     }
 }

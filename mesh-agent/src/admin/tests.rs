@@ -306,3 +306,62 @@ async fn an_agent_is_asked_as_a_probe_does_it() {
     assert!(super::ask(&address, "no path").await.is_err());
     assert!(super::ask(&"unix:/nonexistent/nodemesh.sock".parse().unwrap(), "/readyz").await.is_err());
 }
+
+fn ended(path: &'static str) -> crate::telemetry::RequestRecord {
+    crate::telemetry::RequestRecord {
+        path: Some(path.parse().unwrap()),
+        ..crate::telemetry::RequestRecord::blank(crate::telemetry::Direction::Outbound, "10.0.0.1:1".parse().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn flows_go_on_while_somebody_reads() {
+    let server = server(Surface::Admin).await;
+    let address = Address::Tcp(server.address);
+    let log = server.sources.access_log.clone();
+    let mut text = String::new();
+    let followed = follow(&address, "/flows?path=/a", |part| {
+        if text.is_empty() {
+            // The first line is empty, and says that somebody listens now.
+            ["/a", "/b", "/a/c?secret"].iter().for_each(|path| log.write_request(&ended(path)));
+        }
+        text.push_str(std::str::from_utf8(part).unwrap());
+        text.lines().filter(|line| !line.is_empty()).count() < 2
+    });
+    assert_eq!(followed.await.unwrap(), None);
+    let lines: Vec<Value> =
+        text.lines().filter(|line| !line.is_empty()).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let paths: Vec<&str> = lines.iter().map(|line| line["path"].as_str().unwrap()).collect();
+    assert_eq!(paths, ["/a", "/a/c"]);
+    let refused = follow(&address, "/flows?colour=red", |_| true).await.unwrap().unwrap();
+    assert!(!refused.is_ok && refused.body.starts_with(b"colour=red is refused"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn few_follow_and_who_goes_away_makes_room() {
+    let server = server(Surface::Admin).await;
+    let open = || async {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(b"GET /flows HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.unwrap();
+        (stream, String::from_utf8_lossy(&status).into_owned())
+    };
+    let mut readers = Vec::new();
+    loop {
+        let (stream, status) = open().await;
+        if status.ends_with("503") {
+            break;
+        }
+        assert!(status.ends_with("200"), "{status}");
+        readers.push(stream);
+        assert!(readers.len() < 100, "nobody is refused");
+    }
+    drop(readers);
+    let came = async {
+        while !open().await.1.ends_with("200") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), came).await.expect("room again");
+}

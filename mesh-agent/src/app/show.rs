@@ -23,6 +23,7 @@ pub fn agent(agent: &Agent) -> Value {
         "node": agent.config.node,
         "pid": std::process::id(),
         "started": unix_seconds(agent.started),
+        "now": unix_seconds(std::time::SystemTime::now()),
         "notReady": missing.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
         "connectionsByWorker": agent.proxy.loads(),
         "descriptorsForConnections": agent.descriptors.count(),
@@ -252,7 +253,7 @@ fn addresses(endpoints: &[crate::state::Endpoint]) -> Vec<String> {
     endpoints.iter().map(|e| std::net::SocketAddr::new(e.ip, e.port).to_string()).collect()
 }
 
-/// Every route with its conditions, by Gateway API's words, and the ReferenceGrants.
+/// Every route with its conditions, by Gateway API's words, and what it does in ours; and the ReferenceGrants.
 pub fn routes(agent: &Agent) -> Value {
     let state = agent.state.current();
     let grant =
@@ -268,7 +269,7 @@ pub fn routes(agent: &Agent) -> Value {
                 "services": grant.to,
             })
         };
-    json!({ "routes": state.route_status(), "referenceGrants": state.reference_grants().map(grant).collect::<Vec<_>>() })
+    json!({ "routes": state.shown_routes(), "referenceGrants": state.reference_grants().map(grant).collect::<Vec<_>>() })
 }
 
 /// Every policy object as it was understood, and those that could not be read.
@@ -411,6 +412,7 @@ mod tests {
         "DRAIN_WINDOW_MAX",
         "ENVIRONMENT",
         "FIRST",
+        "FIRST_MINOR",
         "FIRST_V4",
         "GATHER",
         "HASH",

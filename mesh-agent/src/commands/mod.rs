@@ -8,6 +8,7 @@ mod policy;
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -74,20 +75,45 @@ pub fn validate(args: ValidateArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!findings.is_empty())))
 }
 
+/// The routes, policies and authorizers of a file or a directory of YAML, as an agent shows them at `/config_dump`; and how
+/// many things are wrong there.
+pub(crate) fn objects_of(path: &Path, trust_domain: Option<&str>) -> anyhow::Result<(serde_json::Value, usize)> {
+    std::fs::metadata(path).with_context(|| path.display().to_string())?;
+    let trust_domain = trust_domain.unwrap_or(config::default::TRUST_DOMAIN).to_string();
+    let (state, findings) = discovery::load(path, &discovery::Config { node: String::new(), trust_domain })?;
+    let objects = serde_json::json!({
+        "routes": { "routes": state.shown_routes() },
+        "policies": state.policies(),
+        "authorizers": state.authorizers(),
+    });
+    Ok((objects, findings.len()))
+}
+
 /// `mesh-agent get PATH`
 pub fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
     let GetArgs { path, admin } = args;
     let admin = admin.as_deref().unwrap_or(config::default::ADMIN);
     let address: Address = admin.parse().with_context(|| format!("--admin {admin}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(admin::ask(&address, &path));
+    let goes_on = path == "/flows" || path.starts_with("/flows?");
+    let answer = match goes_on {
+        true => runtime.block_on(admin::follow(&address, &path, print_part)),
+        false => runtime.block_on(admin::ask(&address, &path)).map(Some),
+    };
     let answer = answer.with_context(|| format!("asking the agent at {admin} for {path}"))?;
+    let Some(answer) = answer else { return Ok(ExitCode::SUCCESS) };
     let mut out = io::stdout().lock();
     out.write_all(&answer.body)?;
     if !answer.body.ends_with(b"\n") {
         out.write_all(b"\n")?;
     }
     Ok(ExitCode::from(u8::from(!answer.is_ok)))
+}
+
+/// A part of an answer that goes on; whether somebody reads it.
+fn print_part(part: &[u8]) -> bool {
+    let mut out = io::stdout().lock();
+    out.write_all(part).and_then(|()| out.flush()).is_ok()
 }
 
 /// `mesh-agent ca`

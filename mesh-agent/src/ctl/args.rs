@@ -5,10 +5,16 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use super::check::CheckArgs;
 use super::connections::ConnectionsArgs;
+use super::convert::ConvertCommand;
+use super::diff::DiffArgs;
+use super::explain::ExplainArgs;
+use super::flows::{FlowsArgs, TapArgs};
 use super::graph::GraphArgs;
 use super::identity::IdentityArgs;
 use super::map::MapArgs;
+use super::routes::RoutesArgs;
 use super::status::StatusArgs;
 use super::top::TopArgs;
 use crate::admin::Address;
@@ -68,6 +74,9 @@ pub enum Command {
     /// Look at YAML before an agent meets it
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Write objects of another mesh as those of this one
+    #[command(subcommand)]
+    Convert(ConvertCommand),
     /// Print what makes a shell complete this command
     ///
     /// For example: source <(meshctl completion bash)
@@ -82,17 +91,33 @@ pub enum Command {
 /// What agents are asked.
 #[derive(Debug, Subcommand)]
 pub enum Question {
+    /// Say whether a cluster is fit for the mesh, and whether the mesh is well; what to do where it is not
+    ///
+    /// Exit status: 0 nothing is wrong, 1 something is, 2 nobody answers.
+    Check(CheckArgs),
     /// Say how every agent is: version, pods, certificates, age of its configuration
     ///
     /// Exit status: 0 all are well, 1 something is wrong (it is said what), 2 nobody answers.
     Status(StatusArgs),
     /// Show the live connections of the mesh
-    #[command(visible_alias = "flows")]
     Connections(ConnectionsArgs),
+    /// Hear of connections and requests as they end: who, how long, how it went, by which policy
+    ///
+    /// Agents tell of what ends while somebody listens, and keep nothing. Exit status: 0 all agents were heard to the end,
+    /// 1 one was not, 2 none was.
+    Flows(FlowsArgs),
+    /// Hear of requests as they are answered: method, path without query, status, latency, route and policy
+    ///
+    /// Headers and bodies are never told. Exit status: 0 all agents were heard to the end, 1 one was not, 2 none was.
+    Tap(TapArgs),
     /// Show the identities of the mesh and their certificates, or those of one pod
     ///
     /// Exit status: 0 each has a certificate in force, 1 one has not, or no agent knows the pod; 2 nobody answers.
     Identity(IdentityArgs),
+    /// Show which requests and connections go where: the routes of every Service, with conditions, backends and weights
+    ///
+    /// Exit status: 0 each is as its author meant, 1 one is refused or leads nowhere, 2 nobody answers.
+    Routes(RoutesArgs),
     /// Draw who talks to whom, and how that is protected
     ///
     /// Counted by every agent since it started, by namespace and service account.
@@ -103,6 +128,27 @@ pub enum Question {
     ///
     /// It shows and changes nothing. On another address than a loopback one it takes a token.
     Map(MapArgs),
+    /// `meshctl policy explain`
+    #[command(skip)]
+    Explain(ExplainArgs),
+    /// `meshctl config diff`
+    #[command(skip)]
+    Diff(DiffArgs),
+}
+
+impl Command {
+    /// What agents are asked, wherever among the commands it stands; else the command again.
+    ///
+    /// # Errors
+    /// One that asks no agent.
+    pub fn question(self) -> Result<Question, Box<Self>> {
+        match self {
+            Command::Ask(question) => Ok(question),
+            Command::Policy(PolicyCommand::Explain(args)) => Ok(Question::Explain(args)),
+            Command::Config(ConfigCommand::Diff(args)) => Ok(Question::Diff(args)),
+            other => Err(Box::new(other)),
+        }
+    }
 }
 
 /// `meshctl policy`
@@ -112,6 +158,10 @@ pub enum PolicyCommand {
     ///
     /// Exit status: 0 allowed, 1 refused, 2 the question cannot be answered.
     Test(Box<PolicyTestArgs>),
+    /// Say which policies select a pod, and what each says
+    ///
+    /// Exit status: 0 all that select it can be read, 1 one cannot, or no agent has the pod; 2 nobody answers.
+    Explain(ExplainArgs),
 }
 
 /// `meshctl config`
@@ -121,6 +171,10 @@ pub enum ConfigCommand {
     ///
     /// Exit status: 0 nothing, 1 something.
     Validate(ValidateArgs),
+    /// Say where agents differ from each other, or from YAML that is meant to be in force
+    ///
+    /// Exit status: 0 nowhere, 1 somewhere (it is said where) or somebody did not answer, 2 nobody answers.
+    Diff(DiffArgs),
 }
 
 /// A shell that can complete.

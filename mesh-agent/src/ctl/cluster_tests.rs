@@ -9,7 +9,6 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::args::Command;
 use super::table::Paint;
 use super::{Ctl, Screen, Verdict, ask, parsed};
 
@@ -172,9 +171,8 @@ fn base64(bytes: &[u8]) -> String {
 async fn asked(kubeconfig: &std::path::Path, typed: &[&str]) -> (anyhow::Result<Verdict>, String) {
     let own = ["--kubeconfig".into(), kubeconfig.as_os_str().to_owned()];
     let typed = ["meshctl"].iter().chain(typed).map(OsString::from).chain(own).collect();
-    let Ctl { whom, command: Command::Ask(question) } = parsed("meshctl", typed).unwrap() else {
-        panic!("no question")
-    };
+    let Ctl { whom, command } = parsed("meshctl", typed).unwrap();
+    let Ok(question) = command.question() else { panic!("no question") };
     let mut out = Vec::new();
     let mut screen = Screen { out: &mut out, is_terminal: false, paint: Paint::Plain };
     let verdict = ask(&whom, &question, &mut screen).await;

@@ -6,11 +6,17 @@
 //! not its end. Nothing here changes an agent.
 
 mod args;
+mod check;
 mod connections;
+mod convert;
+mod diff;
+mod explain;
+mod flows;
 mod graph;
 mod identity;
 mod map;
 mod reach;
+mod routes;
 mod status;
 mod table;
 mod top;
@@ -18,6 +24,8 @@ mod words;
 
 #[cfg(test)]
 mod cluster_tests;
+#[cfg(test)]
+mod golden_tests;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +54,13 @@ pub fn limits() -> Vec<Limit> {
         reach::AT_ONCE, "agents", "that meshctl asks at once";
         reach::CHUNK_BYTES, "bytes", "of an answer through the API server that wait to be read";
         reach::MAX_COMPLAINT_BYTES, "bytes", "that are kept of what a failed command in a pod says";
+        check::MAX_SKEW, "milliseconds", "that the clocks of two nodes may differ: certificates begin a minute early";
+        check::ROOT_SOON, "milliseconds", "of a root's life, under which it is time to replace it";
+        check::SHOWN, "things", "of one kind that a line of `check` names";
+        diff::SHOWN_FIELDS, "fields", "in which two objects differ that `config diff` names";
+        flows::WAITING, "lines", "of agents that wait to be printed";
+        reach::PARTS, "parts", "of an answer that goes on that wait to be cut into lines; with more, that agent is heard no more";
+        reach::MAX_LINE_BYTES, "bytes", "of one line of an answer that goes on";
         status::LATE_PART, "parts of a life", "a certificate with less than one left is late: it is renewed at half";
         connections::LOOK_EVERY, "milliseconds", "between two looks of `connections --watch`";
         identity::SHOWN_OF_ROOT, "characters", "of a root in a table of identities: enough to tell it from others";
@@ -91,19 +106,13 @@ impl From<Verdict> for ExitCode {
 pub fn run(typed: impl Iterator<Item = OsString>) -> ExitCode {
     let typed: Vec<OsString> = typed.collect();
     let name = name(typed.first());
-    let (whom, question) = match parsed(name, typed) {
+    let (whom, command) = match parsed(name, typed) {
         Err(refusal) => return refused(name, &refusal),
-        Ok(Ctl { whom, command: Command::Ask(question) }) => (whom, question),
-        Ok(Ctl { command: Command::Policy(PolicyCommand::Test(args)), .. }) => {
-            return told(commands::policy(cli::PolicyCommand::Test(args)));
-        }
-        Ok(Ctl { command: Command::Config(ConfigCommand::Validate(args)), .. }) => {
-            return told(commands::validate(args));
-        }
-        Ok(Ctl { command: Command::Completion { shell }, .. }) => return told(complete(shell, name)),
-        Ok(Ctl { command: Command::Version, .. }) => {
-            return told(commands::print_lines(&[version()]).map(|()| ExitCode::SUCCESS));
-        }
+        Ok(Ctl { whom, command }) => (whom, command),
+    };
+    let question = match command.question() {
+        Ok(question) => question,
+        Err(command) => return told(alone(*command, name, &whom)),
     };
     let mut out = io::stdout();
     let mut screen = Screen { is_terminal: out.is_terminal(), paint: paint(), out: &mut out };
@@ -112,15 +121,36 @@ pub fn run(typed: impl Iterator<Item = OsString>) -> ExitCode {
     told(ended.and_then(|runtime| runtime.block_on(ask(&whom, &question, &mut screen)).map(ExitCode::from)))
 }
 
+/// What asks no agent.
+fn alone(command: Command, name: &str, whom: &WhomArgs) -> Result<ExitCode> {
+    match command {
+        Command::Convert(command) => convert::run(&command, &whom.mesh_namespace).map(ExitCode::from),
+        Command::Policy(PolicyCommand::Test(args)) => commands::policy(cli::PolicyCommand::Test(args)),
+        Command::Config(ConfigCommand::Validate(args)) => commands::validate(args),
+        Command::Completion { shell } => complete(shell, name),
+        Command::Version => commands::print_lines(&[version()]).map(|()| ExitCode::SUCCESS),
+        // `Command::question` has these.
+        Command::Ask(_) | Command::Policy(PolicyCommand::Explain(_)) | Command::Config(ConfigCommand::Diff(_)) => {
+            Ok(Verdict::Unasked.into())
+        }
+    }
+}
+
 async fn ask(whom: &WhomArgs, question: &Question, screen: &mut Screen<'_>) -> Result<Verdict> {
-    let agents = Agents::find(whom).await?;
+    let agents = || Agents::find(whom);
     match question {
-        Question::Status(args) => status::run(args, &agents, screen).await,
-        Question::Connections(args) => connections::run(args, &agents, screen).await,
-        Question::Identity(args) => identity::run(args, &agents, screen).await,
-        Question::Graph(args) => graph::run(args, &agents, screen).await,
-        Question::Top(args) => top::run(args, &agents, screen).await,
-        Question::Map(args) => map::run(args, whom, agents, screen).await,
+        Question::Check(args) => check::run(args, whom, screen).await,
+        Question::Status(args) => status::run(args, &agents().await?, screen).await,
+        Question::Connections(args) => connections::run(args, &agents().await?, screen).await,
+        Question::Identity(args) => identity::run(args, &agents().await?, screen).await,
+        Question::Graph(args) => graph::run(args, &agents().await?, screen).await,
+        Question::Flows(args) => flows::flows(args, &agents().await?, screen).await,
+        Question::Tap(args) => flows::tap(args, &agents().await?, screen).await,
+        Question::Routes(args) => routes::run(args, &agents().await?, screen).await,
+        Question::Explain(args) => explain::run(args, &agents().await?, screen).await,
+        Question::Diff(args) => diff::run(args, &agents().await?, screen).await,
+        Question::Top(args) => top::run(args, &agents().await?, screen).await,
+        Question::Map(args) => map::run(args, whom, agents().await?, screen).await,
     }
 }
 
@@ -156,12 +186,19 @@ fn right_command(refusal: &clap::Error) -> Option<&'static str> {
 }
 
 /// What is typed for what is meant.
-const RIGHT: [(&[&str], &str); 5] = [
-    (&["agents", "nodes", "check", "get", "proxy-status", "ps", "health"], "status"),
-    (&["conn", "conntrack", "tap", "observe", "monitor"], "connections --watch"),
+const RIGHT: [(&[&str], &str); 12] = [
+    (&["agents", "nodes", "get", "proxy-status", "ps", "health"], "status"),
+    (&["doctor", "preflight", "precheck", "verify", "verify-install"], "check"),
+    (&["conn", "conntrack"], "connections --watch"),
+    (&["observe", "monitor", "hubble"], "flows --follow"),
+    (&["requests", "trace"], "tap"),
+    (&["migrate", "translate", "import"], "convert istio PATH"),
     (&["cert", "certs", "certificate", "certificates", "svid", "identities", "secret"], "identity"),
     (&["validate", "lint", "analyze", "vet"], "config validate PATH"),
     (&["test", "auth", "authz", "can-i"], "policy test PATH --from WHO --to WHOM"),
+    (&["explain", "describe", "x", "why"], "policy explain NAMESPACE/POD"),
+    (&["diff", "proxy-config", "pc", "config-diff"], "config diff"),
+    (&["route", "httproutes", "httproute", "stat"], "routes"),
 ];
 
 /// The command line. A plugin of kubectl tells its usage as it is typed.
@@ -215,9 +252,14 @@ impl Screen<'_> {
 
     /// Shows a text. A reader that has seen enough (`| head`) ends the program, and is no error.
     fn print(&mut self, text: &str) -> Result<()> {
+        self.show(text).map(|_| ())
+    }
+
+    /// Shows a text; whether somebody reads it.
+    fn show(&mut self, text: &str) -> Result<bool> {
         match self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            written => Ok(written?),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            written => Ok(written.map(|()| true)?),
         }
     }
 

@@ -3,17 +3,17 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::Api;
-use kube::api::{AttachParams, ListParams};
+use kube::api::{AttachParams, AttachedProcess, ListParams};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::args::WhomArgs;
@@ -28,6 +28,11 @@ pub(super) const AT_ONCE: usize = 16;
 pub(super) const CHUNK_BYTES: usize = 64 * 1024;
 /// How much of what a failed command says is kept.
 pub(super) const MAX_COMPLAINT_BYTES: u64 = 4096;
+
+/// How many parts of an answer that goes on wait to be cut into lines.
+pub(super) const PARTS: usize = 4096;
+/// The longest line of such an answer: a path of 16 KiB and names, all escaped.
+pub(super) const MAX_LINE_BYTES: usize = 256 * 1024;
 
 /// The label of the agents' pods.
 const AGENTS: &str = "app.kubernetes.io/name=nodemesh-agent";
@@ -57,6 +62,26 @@ enum Way {
     None(String),
 }
 
+/// What is heard of an agent that is listened to: a line without its end, or why there are no more.
+pub struct Heard {
+    /// Whose it is.
+    pub name: Name,
+    /// What.
+    pub what: Result<String, String>,
+}
+
+/// When an agent was asked, and when its answer was here.
+pub type Between = (f64, f64);
+
+/// What agents are asked for.
+#[derive(Clone)]
+enum Asked {
+    /// A path of their own HTTP.
+    Path(String),
+    /// What the kernel of their node offers: `mesh-agent check` in their pod.
+    Kernel,
+}
+
 impl Agents {
     /// Those at the addresses that were named, else those of the cluster.
     ///
@@ -72,21 +97,54 @@ impl Agents {
         self.agents.len()
     }
 
+    /// Their names.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        self.agents.iter().map(|agent| &agent.name)
+    }
+
     /// Asks every agent for a path, several at once. The answers are in the order of the agents' names.
     pub async fn ask(&self, path: &str) -> Vec<Told> {
+        self.ask_timed(path).await.into_iter().map(|(told, _)| told).collect()
+    }
+
+    /// The same, each with when it was asked and when its answer was here, in seconds of this machine's Unix time.
+    pub async fn ask_timed(&self, path: &str) -> Vec<(Told, Between)> {
+        self.ask_for(Asked::Path(path.to_string())).await
+    }
+
+    /// Asks every agent what the kernel of its node offers, as `mesh-agent check --json` says it: in their pods alone.
+    pub async fn ask_kernels(&self) -> Vec<Told> {
+        self.ask_for(Asked::Kernel).await.into_iter().map(|(told, _)| told).collect()
+    }
+
+    /// Listens to every agent at a path whose answer goes on, for as long as lines are taken. Each line, and why somebody is
+    /// heard no more, goes to `lines`, in the order in which they come.
+    pub fn follow(&self, path: &str, lines: &mpsc::Sender<Heard>) {
+        for agent in self.agents.iter().cloned() {
+            let (path, lines) = (path.to_string(), lines.clone());
+            tokio::spawn(async move {
+                let ended = agent.follow(&path, &lines).await.unwrap_or_else(|error| error);
+                // Nobody hears who listens no more.
+                let _ = lines.send(Heard { name: agent.name, what: Err(ended) }).await;
+            });
+        }
+    }
+
+    async fn ask_for(&self, wanted: Asked) -> Vec<(Told, Between)> {
         let permits = Arc::new(Semaphore::new(AT_ONCE));
         let mut asked = JoinSet::new();
         for agent in self.agents.iter().cloned() {
-            let (permits, path, timeout) = (permits.clone(), path.to_string(), self.timeout);
+            let (permits, wanted, timeout) = (permits.clone(), wanted.clone(), self.timeout);
             asked.spawn(async move {
                 let _permit = permits.acquire_owned().await;
+                let begun = now();
                 let late = |_| Err(format!("no answer within {}", humantime::format_duration(timeout)));
-                let answer = tokio::time::timeout(timeout, agent.answer(&path)).await.unwrap_or_else(late);
-                Told { name: agent.name, answer }
+                let answer = tokio::time::timeout(timeout, agent.answer(&wanted)).await.unwrap_or_else(late);
+                (Told { name: agent.name, answer }, (begun, now()))
             });
         }
         let mut told = asked.join_all().await;
-        told.sort_by(|one, other| one.name.cmp(&other.name));
+        told.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
         told
     }
 
@@ -95,10 +153,11 @@ impl Agents {
     /// # Errors
     /// Why the last one did not.
     pub async fn ask_one(&self, path: &str) -> Result<Bytes, String> {
+        let asked = Asked::Path(path.to_string());
         let mut answer = Err("there is no agent".to_string());
         for agent in &self.agents {
             let late = |_| Err(format!("no answer within {}", humantime::format_duration(self.timeout)));
-            answer = tokio::time::timeout(self.timeout, agent.answer(path)).await.unwrap_or_else(late);
+            answer = tokio::time::timeout(self.timeout, agent.answer(&asked)).await.unwrap_or_else(late);
             if answer.is_ok() {
                 break;
             }
@@ -132,6 +191,11 @@ impl Unanswered {
         let lines: String = unanswered.iter().map(line).collect();
         if lines.is_empty() { lines } else { format!("\n{lines}") }
     }
+}
+
+/// This machine's clock, in seconds of Unix time.
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// What the answers say, read by `read`, and who gave none that can be read.
@@ -194,23 +258,129 @@ fn of_pod(pod: &Pod, pods: &Api<Pod>) -> Agent {
 }
 
 impl Agent {
-    async fn answer(&self, path: &str) -> Result<Bytes, String> {
-        match &self.way {
-            Way::Admin(address) => {
+    fn pod(&self) -> &str {
+        self.name.pod.as_deref().unwrap_or_default()
+    }
+
+    async fn answer(&self, wanted: &Asked) -> Result<Bytes, String> {
+        match (&self.way, wanted) {
+            (Way::Admin(address), Asked::Path(path)) => {
                 let answer = admin::ask(address, path).await.map_err(|error| error.to_string())?;
                 if answer.is_ok { Ok(answer.body) } else { Err(complaint(&answer.body, "it refuses")) }
             }
-            Way::Exec(pods) => run(pods, self.name.pod.as_deref().unwrap_or_default(), path).await,
-            Way::None(why) => Err(why.clone()),
+            (Way::Admin(_), Asked::Kernel) => Err("told in its pod alone; on its node: mesh-agent check".into()),
+            (Way::Exec(pods), Asked::Path(path)) => {
+                let Ran { said, complained, ended } = run(pods, self.pod(), &["get", path]).await?;
+                outcome(said, &complained, ended)
+            }
+            (Way::Exec(pods), Asked::Kernel) => {
+                let Ran { said, complained, ended } = run(pods, self.pod(), &["check", "--json"]).await?;
+                // Its exit status says what the list says, too.
+                match said.is_empty() {
+                    true => outcome(said, &complained, ended),
+                    false => Ok(said.into()),
+                }
+            }
+            (Way::None(why), _) => Err(why.clone()),
         }
     }
 }
 
-/// `/mesh-agent get PATH` in an agent's pod.
-async fn run(pods: &Api<Pod>, pod: &str, path: &str) -> Result<Bytes, String> {
+impl Agent {
+    /// Hands over lines until there are no more; why that is so.
+    async fn follow(&self, path: &str, lines: &mpsc::Sender<Heard>) -> Result<String, String> {
+        let mut cut = Lines::default();
+        match &self.way {
+            Way::Admin(address) => {
+                let (parts, mut arrived) = mpsc::channel(PARTS);
+                let take = |part: &[u8]| parts.try_send(Bytes::copy_from_slice(part)).is_ok();
+                let asking = admin::follow(address, path, take);
+                let mut asking = pin!(asking);
+                loop {
+                    tokio::select! {
+                        part = arrived.recv() => if !self.hand_over(cut.take(&part.unwrap_or_default()), lines).await {
+                            return Ok("nobody listens".into());
+                        },
+                        ended = &mut asking => {
+                            while let Ok(part) = arrived.try_recv() {
+                                self.hand_over(cut.take(&part), lines).await;
+                            }
+                            return match ended {
+                            Ok(Some(answer)) => Err(complaint(&answer.body, "it refuses")),
+                            Ok(None) => Ok("its answer ended".into()),
+                            Err(error) => Err(error.to_string()),
+                            };
+                        }
+                    }
+                }
+            }
+            Way::Exec(pods) => {
+                let mut process = start(pods, self.pod(), &["get", path]).await?;
+                let (stdout, stderr) = (process.stdout(), process.stderr());
+                let Some(mut stdout) = stdout else { return Err("its pod gives no output".into()) };
+                let mut part = vec![0; CHUNK_BYTES];
+                loop {
+                    let read = stdout.read(&mut part).await.map_err(|error| error.to_string())?;
+                    if read == 0 {
+                        let said = read_all(stderr, MAX_COMPLAINT_BYTES).await.unwrap_or_default();
+                        return Err(complaint(&said, "its answer ended"));
+                    }
+                    if !self.hand_over(cut.take(part.get(..read).unwrap_or_default()), lines).await {
+                        return Ok("nobody listens".into());
+                    }
+                }
+            }
+            Way::None(why) => Err(why.clone()),
+        }
+    }
+
+    /// Whether somebody takes them.
+    async fn hand_over(&self, all: Vec<String>, lines: &mpsc::Sender<Heard>) -> bool {
+        for line in all {
+            if lines.send(Heard { name: self.name.clone(), what: Ok(line) }).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Cuts what comes in parts into lines. Empty ones say only that somebody is there.
+#[derive(Default)]
+struct Lines {
+    begun: Vec<u8>,
+}
+
+impl Lines {
+    fn take(&mut self, part: &[u8]) -> Vec<String> {
+        let mut whole = Vec::new();
+        for piece in part.split_inclusive(|byte| *byte == b'\n') {
+            self.begun.extend_from_slice(piece);
+            if piece.ends_with(b"\n") {
+                let line = String::from_utf8_lossy(&self.begun).trim().to_string();
+                self.begun.clear();
+                whole.extend((!line.is_empty()).then_some(line));
+            } else if self.begun.len() > MAX_LINE_BYTES {
+                // No agent says such a thing; what follows begins anew.
+                self.begun.clear();
+            }
+        }
+        whole
+    }
+}
+
+/// What a command in a pod said, and how it ended, if it was told.
+struct Ran {
+    said: Vec<u8>,
+    complained: Vec<u8>,
+    ended: Option<Status>,
+}
+
+/// `/mesh-agent` with some arguments in an agent's pod.
+async fn start(pods: &Api<Pod>, pod: &str, arguments: &[&str]) -> Result<AttachedProcess, String> {
     let parameters = AttachParams::default().container(CONTAINER).stdin(false).max_stdout_buf_size(CHUNK_BYTES);
-    let started = pods.exec(pod, [PROGRAM, "get", path], &parameters).await;
-    let mut process = started.map_err(|error| match &error {
+    let started = pods.exec(pod, [&[PROGRAM], arguments].concat(), &parameters).await;
+    started.map_err(|error| match &error {
         kube::Error::Api(status) if status.code == 403 => {
             format!(
                 "you may not exec in its pod: {}; see: kubectl auth can-i get pods/exec, and create",
@@ -218,7 +388,12 @@ async fn run(pods: &Api<Pod>, pod: &str, path: &str) -> Result<Bytes, String> {
             )
         }
         _ => chain(&error),
-    })?;
+    })
+}
+
+/// Such a command, to its end.
+async fn run(pods: &Api<Pod>, pod: &str, arguments: &[&str]) -> Result<Ran, String> {
+    let mut process = start(pods, pod, arguments).await?;
     let (stdout, stderr, status) = (process.stdout(), process.stderr(), process.take_status());
     let bound = MAX_ANSWER_BYTES as u64;
     // Read side by side: one that nobody reads holds back the others.
@@ -234,14 +409,14 @@ async fn run(pods: &Api<Pod>, pod: &str, path: &str) -> Result<Bytes, String> {
         // Where the connection broke nothing ends what is read.
         ended = &mut ending => match ended {
             Some(_) => (reading.await, ended),
-            None => return outcome(Vec::new(), b"", None),
+            None => return Ok(Ran { said: Vec::new(), complained: Vec::new(), ended: None }),
         },
     };
     let said = said.map_err(|error| error.to_string())?;
     if said.len() as u64 > bound {
         return Err(format!("its answer is longer than {bound} bytes"));
     }
-    outcome(said, &complained.unwrap_or_default(), ended)
+    Ok(Ran { said, complained: complained.unwrap_or_default(), ended })
 }
 
 async fn read_all(stream: Option<impl AsyncRead + Unpin>, bound: u64) -> std::io::Result<Vec<u8>> {

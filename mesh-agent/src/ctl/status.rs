@@ -295,7 +295,8 @@ impl Pods {
     }
 }
 
-fn is_late(svid: &SvidEntry) -> bool {
+/// Whether it should have been renewed.
+pub fn is_late(svid: &SvidEntry) -> bool {
     let life = svid.not_after.zip(svid.issued).map(|(end, begin)| end - begin);
     life.zip(svid.seconds_left).is_some_and(|(life, left)| left < life / f64::from(LATE_PART))
 }

@@ -15,14 +15,16 @@ use crate::readiness::Readiness;
 use crate::spiffe::SpiffeId;
 use crate::telemetry::{AccessLog, ConnectionKey, Direction, Metrics, Transport};
 
-const DUMP: &str = include_str!("fixtures/config_dump.json");
+pub(super) const DUMP: &str = include_str!("fixtures/config_dump.json");
 const CONNECTIONS: &str = include_str!("fixtures/connections.json");
 const OTHER_END: &str = include_str!("fixtures/connections_of_the_other_end.json");
 
 /// Agents at sockets of their own.
-struct Rig {
+pub(super) struct Rig {
     place: TempDir,
     servers: Vec<JoinHandle<()>>,
+    /// Where each tells what ends.
+    pub(super) logs: BTreeMap<String, AccessLog>,
 }
 
 impl Drop for Rig {
@@ -32,8 +34,8 @@ impl Drop for Rig {
 }
 
 impl Rig {
-    fn new() -> Self {
-        Self { place: tempfile::tempdir().unwrap(), servers: Vec::new() }
+    pub(super) fn new() -> Self {
+        Self { place: tempfile::tempdir().unwrap(), servers: Vec::new(), logs: BTreeMap::new() }
     }
 
     fn address(&self, name: &str) -> String {
@@ -41,12 +43,12 @@ impl Rig {
     }
 
     /// An agent that shows these sections and connections.
-    async fn agent(&mut self, name: &str, dump: Value, connections: Value, metrics: Metrics) {
+    pub(super) async fn agent(&mut self, name: &str, dump: Value, connections: Value, metrics: Metrics) {
         let section = |name: &str| {
             let value = dump[name].clone();
             provider(move || std::future::ready(value.clone()))
         };
-        let names = ["agent", "discovery", "identities", "workloads"];
+        let names = ["agent", "discovery", "identities", "workloads", "routes", "policies", "authorizers"];
         let mut config_dump: BTreeMap<_, _> = names.into_iter().map(|name| (name, section(name))).collect();
         // What nobody asks for here is not made.
         config_dump.insert("services", provider(std::future::pending));
@@ -59,7 +61,7 @@ impl Rig {
             rotate: nothing(),
             drain: nothing(),
             log_filter: None,
-            access_log: AccessLog::default(),
+            access_log: self.logs.entry(name.to_string()).or_default().clone(),
         };
         let address: Address = self.address(name).parse().unwrap();
         let listener = Listener::bind(&address).await.unwrap();
@@ -67,11 +69,11 @@ impl Rig {
     }
 
     /// What a command answers that asks these agents, and prints. Names of sockets are as they were given.
-    async fn ask(&self, agents: &[&str], typed: &[&str]) -> (Verdict, String) {
+    pub(super) async fn ask(&self, agents: &[&str], typed: &[&str]) -> (Verdict, String) {
         let addresses = agents.iter().flat_map(|agent| ["--admin".to_string(), self.address(agent)]);
         let typed = ["meshctl"].into_iter().chain(typed.iter().copied()).map(str::to_string);
         let Ctl { whom, command } = parsed("meshctl", typed.chain(addresses).map(OsString::from).collect()).unwrap();
-        let Command::Ask(question) = command else { panic!("no question") };
+        let Ok(question) = command.question() else { panic!("no question") };
         let mut out = Vec::new();
         let mut screen = Screen { out: &mut out, is_terminal: false, paint: Paint::Plain };
         let verdict = ask(&whom, &question, &mut screen).await.unwrap();
@@ -80,7 +82,7 @@ impl Rig {
     }
 }
 
-fn json_of(text: &str) -> Value {
+pub(super) fn json_of(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
@@ -208,7 +210,7 @@ shop/web-0       shop/api-1:8080    ns/shop/sa/web   tunnel         1.5Ki/716.8K
 ";
     assert_eq!((verdict, text.as_str()), (Verdict::Well, expected));
     // Without the caller's agent there is the other's word.
-    let (_, text) = rig.ask(&["two"], &["flows", "-o", "wide"]).await;
+    let (_, text) = rig.ask(&["two"], &["connections", "-o", "wide"]).await;
     assert!(text.contains("10.244.1.5:40112   shop/api-1:8080   spiffe://cluster.local/ns/shop/sa/web"), "{text}");
     assert!(text.contains("shop/api-callers"), "{text}");
 }
@@ -442,7 +444,8 @@ async fn questions_that_cannot_be_asked() {
     ];
     for (typed, expected) in table {
         let typed = ["meshctl"].iter().chain(typed).map(OsString::from).collect();
-        let Ctl { whom, command: Command::Ask(question) } = parsed("meshctl", typed).unwrap() else { panic!() };
+        let Ctl { whom, command } = parsed("meshctl", typed).unwrap();
+        let Ok(question) = command.question() else { panic!() };
         let mut screen = Screen { out: &mut Vec::new(), is_terminal: false, paint: Paint::Plain };
         let error = ask(&whom, &question, &mut screen).await.unwrap_err();
         assert!(format!("{error:#}").contains(expected), "{expected:?} in {error:#}");

@@ -187,6 +187,31 @@ pub fn load(path: &Path, config: &Config) -> std::io::Result<(MeshState, Vec<Fin
     Ok((current.engine.snapshot(), current.findings()))
 }
 
+/// What is wrong with each object of a text by itself.
+pub fn validate_text(text: &str, trust_domain: &str) -> Vec<Finding> {
+    let mut current = Current::new(&Config { node: String::new(), trust_domain: trust_domain.to_string() });
+    let file = file::SourceFile { path: "converted.yaml".into(), content: Ok(text.to_string()) };
+    current.take(&Changes { changed: vec![file], gone: Vec::new() });
+    current.findings()
+}
+
+/// Every document of a directory or a file as it is, whatever it is about; or what is wrong with it, and where.
+pub fn raw(path: &Path) -> std::io::Result<Vec<Result<serde_json::Value, String>>> {
+    let mut documents = Vec::new();
+    for file::SourceFile { path, content } in read_once(path)? {
+        match content {
+            Err(error) => documents.push(Err(format!("{}: {error}", path.display()))),
+            Ok(content) => documents.extend(document::split(&content).iter().map(|document| {
+                let at = |line: u64| format!("{}:{line}", path.display());
+                document
+                    .parse()
+                    .map_err(|error| format!("{}: {}", at(error.line.unwrap_or(document.line)), error.reason))
+            })),
+        }
+    }
+    Ok(documents)
+}
+
 fn read_once(path: &Path) -> std::io::Result<Vec<file::SourceFile>> {
     Ok(Directory::default().changes(file::list(path)?, SystemTime::now()).changed)
 }

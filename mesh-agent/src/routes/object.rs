@@ -131,6 +131,13 @@ pub struct Call {
     pub(super) path: Box<PathMatch>,
 }
 
+impl Call {
+    /// As a path.
+    pub fn path(&self) -> &PathMatch {
+        &self.path
+    }
+}
+
 /// How far a name is given; what comes first here goes before the others. Exact names that match one request are equally
 /// long, so that the number of their characters decides nothing between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use tracing::info;
 
+use super::flows::Flows;
 use super::series::RESULT_NAMES;
 use super::{ConnectionRecord, ConnectionResult, Denials, RequestRecord};
 use crate::spiffe::SpiffeId;
@@ -36,6 +37,8 @@ struct Inner {
     filter: ArcSwap<Filter>,
     /// Connections that ended well and were to be sampled.
     ok: AtomicU64,
+    /// Those who hear the same as it happens.
+    flows: Flows,
     /// The last refusals, whatever the filter says.
     denials: Denials,
 }
@@ -125,7 +128,7 @@ impl Filter {
     }
 
     /// Whether this connection gets a line; `ok` counts those that are sampled.
-    fn admits(&self, line: &Line<'_>, ok: &AtomicU64) -> bool {
+    pub(super) fn admits(&self, line: &Line<'_>, ok: &AtomicU64) -> bool {
         let names_namespace = |name: &String| {
             let of_pod = line.pods.into_iter().flatten();
             of_pod.filter_map(|pod| pod.split_once('/')).any(|(namespace, _)| namespace == name)
@@ -143,7 +146,7 @@ impl Filter {
 }
 
 /// What a filter looks at.
-struct Line<'a> {
+pub(super) struct Line<'a> {
     result: &'static str,
     pods: [Option<&'a Arc<str>>; 2],
     identities: [Option<&'a SpiffeId>; 2],
@@ -192,8 +195,15 @@ impl AccessLog {
         &self.inner.denials
     }
 
-    /// Writes the line of a connection that has ended. Costs one look at the filters when they admit none.
+    /// Those who listen to the same, whatever the filter of the log.
+    pub fn flows(&self) -> &Flows {
+        &self.inner.flows
+    }
+
+    /// Writes the line of a connection that has ended. Costs one look at the filters when they admit none, and one at
+    /// whether somebody listens.
     pub fn write(&self, record: &ConnectionRecord) {
+        self.inner.flows.tell(record);
         self.inner.denials.connection(record);
         if self.admits(&record.into()) {
             write(record);
@@ -202,6 +212,7 @@ impl AccessLog {
 
     /// Writes the line of a request that is over, by the same filter.
     pub fn write_request(&self, record: &RequestRecord) {
+        self.inner.flows.tell_request(record);
         self.inner.denials.request(record);
         if self.admits(&record.into()) {
             write_request(record);

@@ -7,6 +7,7 @@
 pub mod access_log;
 mod denials;
 mod exposition;
+pub mod flows;
 pub mod istio;
 mod json_line;
 pub mod logs;
@@ -44,6 +45,8 @@ pub fn limits() -> Vec<Limit> {
         table::GRACE, "milliseconds", "then a set of labels goes that names whom the mesh does not have any more";
         table::IDLE, "milliseconds", "then an unused set of labels makes room in a full table";
         table::SWEEP_INTERVAL, "milliseconds", "between two searches for sets of labels that may go";
+        flows::MAX_LISTENERS, "listeners", "to what ends at one agent; each costs the data path a copy of what it asks for";
+        flows::QUEUE, "records", "that wait for one listener, about a KiB each; more are lost for it and counted";
         logs::QUEUE_LINES, "lines", "that wait for a slow reader of the log; more are lost and counted";
         logs::FLUSH_WAIT, "milliseconds", "for a slow reader of the log at the end of the process";
         spans::QUEUE_SPANS, "spans", "that wait for the collector, 2 KiB each; more are lost and counted";

@@ -31,6 +31,8 @@ pub struct AgentSection {
     pub node: String,
     /// Unix time.
     pub started: f64,
+    /// Unix time when it was asked, by its node's clock. None where it does not say.
+    pub now: Option<f64>,
     pub not_ready: BTreeMap<String, String>,
     pub connections_by_worker: Vec<u64>,
 }
@@ -50,7 +52,29 @@ pub struct DiscoverySection {
 pub struct HealthEntry {
     pub unreachable: Option<String>,
     pub objects: Option<u64>,
-    pub findings: Vec<Value>,
+    pub findings: Vec<FindingEntry>,
+    pub watches: Vec<WatchEntry>,
+}
+
+/// Something wrong with an object.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(default)]
+pub struct FindingEntry {
+    pub kind: String,
+    /// `<namespace>/<name>`
+    pub object: String,
+    pub field: String,
+    pub reason: String,
+}
+
+/// A list of the API server that an agent follows.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct WatchEntry {
+    pub watch: String,
+    /// `following` where all is well.
+    pub state: String,
+    pub reason: Option<String>,
 }
 
 /// Certificates and roots.
@@ -114,10 +138,15 @@ impl SvidEntry {
     }
 }
 
+/// A whole answer, section by section.
+pub fn sections(answer: &[u8]) -> Result<Value, String> {
+    serde_json::from_slice(answer).map_err(|error| format!("no /config_dump: {error}"))
+}
+
 impl Dump {
     /// Reads an answer.
     pub fn read(answer: &[u8]) -> Result<Self, String> {
-        let mut dump: Value = serde_json::from_slice(answer).map_err(|error| format!("no /config_dump: {error}"))?;
+        let mut dump = sections(answer)?;
         Ok(Self {
             agent: section(&mut dump, "agent"),
             discovery: section(&mut dump, "discovery"),
@@ -127,7 +156,8 @@ impl Dump {
     }
 }
 
-fn section<T: DeserializeOwned>(dump: &mut Value, name: &str) -> Result<T, String> {
+/// One section of an answer.
+pub fn section<T: DeserializeOwned>(dump: &mut Value, name: &str) -> Result<T, String> {
     let value = dump.get_mut(name).map(Value::take).ok_or_else(|| format!("{name}: the agent says nothing of it"))?;
     if let Some(error) = value.get("error").and_then(Value::as_str) {
         return Err(format!("{name}: {error}"));

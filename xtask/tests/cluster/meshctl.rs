@@ -56,6 +56,36 @@ fn meshctl_asks_every_agent_through_the_api_server() {
         ensure!(shown.contains("looked-at/web"), "{shown}");
         ensure!(graph.0 == Some(0) && graph.1.contains("looked-at/shop"), "{graph:?}");
 
+        // What the API server says, too; other tests' objects may be in trouble.
+        let (_, said) = meshctl(&["check"])?;
+        for part in [
+            "ok      API server: v1.",
+            "ok      your rights",
+            "ok      nodes have an agent: all 2",
+            "ok      agents answer: all 2",
+        ] {
+            ensure!(said.contains(part), "{part:?} is not in {said}");
+        }
+        for part in ["ok      agents are rolled out", "ok      controller: 2 of 2 ready", "ok      clocks", "kernels: "]
+        {
+            ensure!(said.contains(part), "{part:?} is not in {said}");
+        }
+        let (status, said) = meshctl(&["policy", "explain", "looked-at/web"])?;
+        ensure!(status == Some(0) && said.contains("everybody else may"), "{status:?}: {said}");
+
+        // What ends while somebody listens is heard through the API server.
+        let heard = std::thread::scope(|scope| {
+            let listening =
+                scope.spawn(|| meshctl(&["flows", "--namespace", "looked-at", "--for", "15s", "-o", "json"]));
+            while !listening.is_finished() {
+                namespace.run("shop", &["sh", "-c", "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 web 80"])?;
+            }
+            listening.join().map_err(|_| anyhow::anyhow!("listening panicked"))?
+        })?;
+        let flows = heard.1.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let told: Vec<Value> = flows.filter(|flow| flow["source"]["pod"] == "looked-at/shop").collect();
+        ensure!(heard.0 == Some(0) && !told.is_empty(), "{heard:?}");
+
         // Who may not, is told so.
         let (status, said) = meshctl(&["status", "-n", "nowhere"])?;
         ensure!(status == Some(2) && said.contains("no agents in namespace nowhere"), "{status:?}: {said}");
