@@ -36,7 +36,7 @@ pub use spans::{Span, Spans};
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
     limits![
-        metrics::DEFAULT_SERIES, "lines of a scrape", "of connections and requests, 18 MB; the rest counts under _overflow (--metrics-series)";
+        metrics::DEFAULT_SERIES, "lines of a scrape", "of connections and requests; the rest counts under _overflow (--metrics-series)";
         metrics::MAX_WORDS, "sets of labels", "of denials, audit matches and checks, each; words of the configuration";
         series::LINES_OF_CONNECTIONS, "lines", "of a scrape that a set of labels of connections takes";
         requests::LINES_OF_REQUESTS, "lines", "of a scrape that a set of labels of requests takes";
