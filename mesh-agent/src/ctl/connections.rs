@@ -13,6 +13,7 @@ use super::args::Output;
 use super::reach::{self, Agents, Name, Told, Unanswered};
 use super::table::{Breadth, Cell, Paint, Table, Tone};
 use super::{Screen, Verdict, words};
+use crate::told::is_proof;
 
 /// Between two looks with `--watch`.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -193,9 +194,9 @@ impl Connection {
         }
     }
 
-    /// By whom the other end is shown who calls. In plaintext nobody shows anything.
+    /// Of a connection that is many requests each goes its own way, and is told by itself.
     fn is_proved(&self) -> bool {
-        matches!(self.transport.as_str(), "tunnel" | "same-node" | "same-node-kernel" | "itself" | "requests")
+        is_proof(&self.transport) || self.transport == "requests"
     }
 }
 

@@ -11,7 +11,7 @@ use super::connections::tone;
 use super::reach::{self, Agents, Told, Unanswered};
 use super::table::{Cell, Paint, Table};
 use super::{Screen, Verdict, words};
-use crate::told::{Counted, Tallies, UNKNOWN, tallies};
+use crate::told::{Counted, Tallies, UNKNOWN, is_proof, tallies};
 
 /// `meshctl graph`
 #[derive(Args, Debug)]
@@ -78,7 +78,7 @@ impl Graph {
             sum.inbound.add(ends.inbound);
         }
         let edges = counted.into_iter().map(|((from, to, transport), ends)| Edge {
-            proved: matches!(transport.as_str(), "tunnel" | "same-node" | "same-node-kernel" | "itself"),
+            proved: is_proof(&transport),
             counted: ends.believed(),
             from,
             to,

@@ -292,7 +292,7 @@ where
             leaving.started().await;
             let _ = tokio::time::timeout(HEAD_TIMEOUT, session.conversation().begun()).await;
         });
-        let mut rested = pin!(rested(session));
+        let mut rested = pin!(rested(session, IDLE_CLIENT));
         tokio::select! {
             biased;
             () = cut.as_mut() => return Driven::Cut,
@@ -317,13 +317,10 @@ where
 
 /// Returns when nothing has been under way for a while: all that was asked is answered, and the answer has left.
 async fn may_rest<S: Serves>(session: &S, gate: &Gate) {
-    loop {
-        let rested = session.conversation().rests_since().map_or(Duration::ZERO, |since| since.elapsed());
-        match REST_AFTER.checked_sub(rested) {
-            Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
-            Some(_) | None if gate.is_at_rest() => return,
-            Some(_) | None => tokio::time::sleep(REST_AFTER).await,
-        }
+    rested(session, REST_AFTER).await;
+    while !gate.is_at_rest() {
+        tokio::time::sleep(REST_AFTER).await;
+        rested(session, REST_AFTER).await;
     }
 }
 
@@ -339,16 +336,15 @@ async fn rest<S: Serves>(
         () = cut => None,
         () = client.readable() => Some(()),
         () = leaving.started() => Some(()),
-        () = rested(session) => Some(()),
+        () = rested(session, IDLE_CLIENT) => Some(()),
     }
 }
 
-/// Returns when no request was under way for as long as a connection may rest. Wakes once in that time, not at every
-/// request.
-async fn rested<S: Serves>(session: &S) {
+/// Returns when no request was under way for so long. Wakes once in that time, not at every request.
+async fn rested<S: Serves>(session: &S, length: Duration) {
     loop {
         let rested = session.conversation().rests_since().map_or(Duration::ZERO, |since| since.elapsed());
-        match IDLE_CLIENT.checked_sub(rested) {
+        match length.checked_sub(rested) {
             Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
             Some(_) | None => return,
         }

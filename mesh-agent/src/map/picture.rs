@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::history::{History, Now, Sample, Track, success};
 use super::reading::{Edge, Party};
 use super::world::{AgentFacts, Certificate, Pod, Service, Workload, World, account};
-use crate::told::{Name, UNKNOWN};
+use crate::told::{Name, UNKNOWN, is_proof};
 
 /// How many refusals are shown.
 pub(super) const MOST_DENIALS: usize = 200;
@@ -233,14 +233,12 @@ impl EdgeSeen {
         let ever = track.ever.believed(&track.ever);
         let rate = |count: u64| count as f64 / seconds;
         let (health, why) = health(&counts, seconds);
-        let is_proof =
-            |transport: &String| matches!(transport.as_str(), "tunnel" | "same-node" | "same-node-kernel" | "itself");
         Self {
             from: from.id(),
             to: to.id(),
             health,
             why,
-            proved: !ever.transports.is_empty() && ever.transports.keys().all(is_proof),
+            proved: !ever.transports.is_empty() && ever.transports.keys().all(|transport| is_proof(transport)),
             requests_per_second: rate(counts.requests.count),
             success: success(&counts),
             p50: counts.requests.quantile(0.5),

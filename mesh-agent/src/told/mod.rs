@@ -27,6 +27,11 @@ pub struct Told {
     pub answer: Result<Bytes, String>,
 }
 
+/// Whether the other end of what is carried so is shown who calls. In plaintext nobody shows anything.
+pub fn is_proof(transport: &str) -> bool {
+    matches!(transport, "tunnel" | "same-node" | "same-node-kernel" | "itself")
+}
+
 /// Who is at an end that nobody knows.
 pub const UNKNOWN: &str = "unknown";
 

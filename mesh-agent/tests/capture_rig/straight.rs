@@ -104,6 +104,15 @@ fn is_cut(end: &mut Running) {
     assert!(["ConnectionAbortedError", "ConnectionResetError"].contains(&&*line), "{line}");
 }
 
+/// Both ends of a connection that stays.
+fn connected(rig: &Rig) -> (Running, Running) {
+    let mut server = rig.outsider.start(HOLDS, "8090");
+    assert_eq!(server.line(), "ready");
+    let mut client = rig.pod.start(STAYS, "10.96.0.8:80");
+    assert_eq!((client.line(), server.line()), ("open".into(), "accepted".into()));
+    (client, server)
+}
+
 /// Dials, and tells whether the server saw the client itself and the client what it dialled.
 fn dial(rig: &Rig, target: &str) {
     let answer = rig.pod.dial(target);
@@ -151,10 +160,7 @@ fn what_may_no_more_is_cut_at_both_ends() {
     run(|rig| {
         let word = Word::new();
         let agent = start(rig, &word);
-        let mut server = rig.outsider.start(HOLDS, "8090");
-        assert_eq!(server.line(), "ready");
-        let mut client = rig.pod.start(STAYS, "10.96.0.8:80");
-        assert_eq!((client.line(), server.line()), ("open".into(), "accepted".into()));
+        let (mut client, mut server) = connected(rig);
         // A path that goes ends no connection by itself.
         let paths = std::mem::take(&mut *word.paths.lock().unwrap());
         agent.publish(2, &BOTH);
@@ -178,10 +184,7 @@ fn without_the_agent_paths_hold_for_a_while() {
         let word = Word::new();
         let agent = start(rig, &word);
         let _echo = rig.outsider.serve(8080);
-        let mut server = rig.outsider.start(HOLDS, "8090");
-        assert_eq!(server.line(), "ready");
-        let mut client = rig.pod.start(STAYS, "10.96.0.8:80");
-        assert_eq!((client.line(), server.line()), ("open".into(), "accepted".into()));
+        let (mut client, _server) = connected(rig);
         agent.stop();
         dial(rig, VIP_V4);
         assert_eq!(rig.pod.dial("10.177.2.2:8081"), "ConnectionRefusedError", "what the agent carries");
@@ -205,10 +208,7 @@ fn a_pod_that_goes_takes_its_paths_along() {
         let word = Word::new();
         let agent = start(rig, &word);
         let _echo = rig.outsider.serve(8080);
-        let mut server = rig.outsider.start(HOLDS, "8090");
-        assert_eq!(server.line(), "ready");
-        let mut client = rig.pod.start(STAYS, "10.96.0.8:80");
-        assert_eq!((client.line(), server.line()), ("open".into(), "accepted".into()));
+        let (mut client, _server) = connected(rig);
         agent.publish(2, &[POD_UID]);
         is_cut(&mut client);
         rig.wait("its paths to go", || {

@@ -206,14 +206,20 @@ async fn a_judged_connection_that_rested_goes_on_as_if_it_had_not() {
     tell_all(&pair).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_rests_is_let_go_when_the_agent_leaves() {
-    let pair = pair("http").await;
-    answering(&pair);
+/// A connection that has asked once, and rests.
+async fn resting(pair: &Pair) -> TcpStream {
     let mut tcp = pair.client.connect(vip()).await.unwrap();
     tcp.write_all(b"GET / HTTP/1.1\r\nHost: w\r\n\r\n").await.unwrap();
     until(&mut tcp, "\nbody: ").await;
     tokio::time::sleep(LONG).await;
+    tcp
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_rests_is_let_go_when_the_agent_leaves() {
+    let pair = pair("http").await;
+    answering(&pair);
+    let mut tcp = resting(&pair).await;
     pair.mesh.nodes[0].leaving.start();
     assert_eq!(tokio::time::timeout(PATIENCE, tcp.read(&mut [0])).await.unwrap().unwrap(), 0);
 }
@@ -222,10 +228,7 @@ async fn who_rests_is_let_go_when_the_agent_leaves() {
 async fn who_rests_is_cut_when_its_pod_leaves() {
     let pair = pair("http").await;
     answering(&pair);
-    let mut tcp = pair.client.connect(vip()).await.unwrap();
-    tcp.write_all(b"GET / HTTP/1.1\r\nHost: w\r\n\r\n").await.unwrap();
-    until(&mut tcp, "\nbody: ").await;
-    tokio::time::sleep(LONG).await;
+    let _tcp = resting(&pair).await;
     pair.mesh.unenrol(&pair.client).await;
     for node in &pair.mesh.nodes {
         node.until_live("nothing is left", <[_]>::is_empty).await;
