@@ -555,6 +555,15 @@ pub struct ControllerArgs {
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_parser = Setting::flag)]
     pub http: Option<Setting>,
 
+    /// Where the live map of the cluster is served, such as 127.0.0.1:15080; other than on loopback only with
+    /// --map-token-file [default: nowhere, and agents tell nothing for it]
+    #[arg(long, value_name = "IP:PORT", value_parser = Setting::flag)]
+    pub map: Option<Setting>,
+
+    /// A file with the token that opens the map
+    #[arg(long, value_name = "FILE", value_parser = Setting::flag)]
+    pub map_token_file: Option<Setting>,
+
     /// Lines for people or for machines [default: text]
     #[arg(long, value_name = "text|json", value_parser = Setting::flag)]
     pub log_format: Option<Setting>,
@@ -583,6 +592,8 @@ impl ControllerArgs {
             names: setting(self.names, "names"),
             listen: setting(self.listen, "listen"),
             http: setting(self.http, "http"),
+            map: setting(self.map, "map"),
+            map_token_file: setting(self.map_token_file, "map-token-file"),
             log_format: setting(self.log_format, "log-format"),
             log_level: setting(self.log_level, "log-level"),
         }

@@ -1,20 +1,23 @@
 //! The controller's rooms, connected: much fewer than an agent's.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::{CONTROL_THREADS, Signals};
-use crate::admin::{self, Listener, Sources, Surface};
+use super::{CONTROL_THREADS, Signals, show};
+use crate::admin::{self, Address, Listener, Sources, Surface};
 use crate::apiserver::ApiServer;
 use crate::config::ControllerConfig;
 use crate::controller::{Config, Controller, SETTLE, ServiceAccount, World, lease};
 use crate::discovery::{self, Health, Pace, Source};
 use crate::drain::Drain;
+use crate::map::{self, Cluster, Gate, Heard, Map};
 use crate::readiness::Readiness;
 use crate::sandboxes::Sandboxes;
-use crate::state::StateWriter;
+use crate::state::{StateReader, StateWriter};
 use crate::telemetry::{AuthorityNumbers, Metrics, logs};
 
 /// Runs the controller until SIGTERM or SIGINT.
@@ -47,7 +50,14 @@ async fn serve(config: ControllerConfig, log_filter: logs::Filter) -> Result<()>
         let health = health.clone();
         move || health.report().seen?.elapsed().ok()
     }));
-    let controller = Controller::new(settings(config), client, World { state, health }, readiness.clone());
+    let map = match config.map {
+        Some(address) => Some(map_of(address, config.map_token_file.as_deref(), state.clone()).await?),
+        None => None,
+    };
+    let mut controller = Controller::new(settings(config), client, World { state, health }, readiness.clone());
+    if let Some(map) = &map {
+        controller = controller.listening(map.heard.clone());
+    }
     register(&metrics, &controller);
     let sources = Sources::status(readiness, metrics, log_filter);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), api_server = server.address(), "started");
@@ -56,6 +66,7 @@ async fn serve(config: ControllerConfig, log_filter: logs::Filter) -> Result<()>
         tokio::select! {
             () = signals.any() => drain.start(),
             () = admin::serve(http, Surface::Status, sources.into()) => {}
+            () = Served::run(map) => {}
         }
         // The controller lets go of what it has; until then somebody may want to look no more.
         std::future::pending::<()>().await
@@ -66,6 +77,61 @@ async fn serve(config: ControllerConfig, log_filter: logs::Filter) -> Result<()>
         ended = world => ended.context("following the cluster's objects ended")?,
     }
     Ok(())
+}
+
+/// The live map, of what agents tell.
+struct Served {
+    heard: Heard,
+    map: Map,
+    listener: Listener,
+    gate: Gate,
+}
+
+impl Served {
+    /// Never ends.
+    async fn run(served: Option<Self>) {
+        let Some(Self { map, listener, gate, .. }) = served else { return std::future::pending().await };
+        tokio::select! {
+            () = map.run(map::LOOK_EVERY) => {}
+            () = map::serve(listener, map.clone(), gate) => {}
+        }
+    }
+}
+
+async fn map_of(address: SocketAddr, token: Option<&Path>, state: StateReader) -> Result<Served> {
+    let token =
+        token.map(|file| std::fs::read_to_string(file).with_context(|| format!("--map-token-file {}", file.display())));
+    let gate = Gate::new(address, token.transpose()?.as_deref(), Vec::new()).context("--map")?;
+    let listener = Listener::bind(&Address::Tcp(address)).await.with_context(|| format!("--map {address}"))?;
+    let heard = Heard::new(Whole { state });
+    Ok(Served { map: Map::new(heard.clone()), heard, listener, gate })
+}
+
+/// The whole cluster, as the map is told of it.
+struct Whole {
+    state: StateReader,
+}
+
+impl Cluster for Whole {
+    fn pods(&self) -> map::Pods {
+        let mut nodes = map::Pods::new();
+        for pod in self.state.current().workloads() {
+            let node = nodes.entry(pod.node.to_string()).or_default();
+            let facts = (pod.identity.to_string(), pod.ips.clone());
+            node.pods.insert(format!("{}/{}", pod.namespace, pod.name), facts);
+            node.is_meshed |= pod.enrolled;
+        }
+        nodes
+    }
+
+    fn shown(&self) -> Value {
+        let state = self.state.current();
+        json!({
+            "policies": state.policies(),
+            "routes": show::routes_of(&state),
+            "services": show::services_of(&state),
+        })
+    }
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener> {

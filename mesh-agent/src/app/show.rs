@@ -9,6 +9,7 @@ use crate::config::{self, Config};
 use crate::identity::Identities;
 use crate::limit::Limit;
 use crate::proxy::{LiveConnection, Proxy};
+use crate::state::MeshState;
 use crate::telemetry::{CertificateFacts, RootFacts};
 use crate::{
     admin, apiserver, capture, cni, conditions, ctl, discovery, extauth, hbone, http, identity, issuers, proxy,
@@ -225,7 +226,11 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
 
 /// Services and their endpoints.
 pub fn services(agent: &Agent) -> Value {
-    let state = agent.state.current();
+    services_of(&agent.state.current())
+}
+
+/// The same of any world.
+pub fn services_of(state: &MeshState) -> Value {
     let port = |port: &crate::state::ServicePort| {
         json!({
             "name": port.name,
@@ -256,7 +261,11 @@ fn addresses(endpoints: &[crate::state::Endpoint]) -> Vec<String> {
 
 /// Every route with its conditions, by Gateway API's words, and what it does in ours; and the ReferenceGrants.
 pub fn routes(agent: &Agent) -> Value {
-    let state = agent.state.current();
+    routes_of(&agent.state.current())
+}
+
+/// The same of any world.
+pub fn routes_of(state: &MeshState) -> Value {
     let grant =
         |(namespace, name, grant): (&std::sync::Arc<str>, &std::sync::Arc<str>, &crate::state::ReferenceGrant)| {
             let from = grant
@@ -404,6 +413,7 @@ mod tests {
     /// What bounds nothing at run time: numbers of the kernel's interface, forms of names, ranges of settings, what another
     /// constant of the list is made of, and the sizes of a test world.
     const NO_LIMITS: &[&str] = &[
+        "ACCOUNT",
         "ANY_COOKIE",
         "ANY_INTERFACE",
         "ANY_STATE",
@@ -444,6 +454,7 @@ mod tests {
         "NOT_CAPTURED",
         "NOW",
         "ONLY_IF_ABSENT",
+        "OTHER",
         "OTHERS",
         "PER_MILLION",
         "PODS",
@@ -454,6 +465,7 @@ mod tests {
         "ROUNDS",
         "ROUND_TIME",
         "RTT",
+        "SERVICE",
         "SERVICES",
         "SHARDS",
         "SHOWN",
@@ -465,6 +477,7 @@ mod tests {
         "TCX_EGRESS",
         "TCX_INGRESS",
         "TOTAL_RETRANS",
+        "UNKNOWN",
         "UNREADABLE",
         "UP",
         "V4_BITS",

@@ -14,10 +14,14 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::Channel;
 
 use super::{Agent, Ended, part, show};
 use crate::admin::{self, Address, BoxFuture, Listener, Provider, Sources, Surface};
 use crate::capture::Standing;
+use crate::config;
+use crate::identity::RemoteCa;
 use crate::map::{self, Asked, Gate, Map, Source};
 use crate::told::{Name, Told};
 
@@ -33,6 +37,15 @@ pub async fn start(parts: &mut JoinSet<Ended>, agent: &Arc<Agent>, predecessor: 
         ("--metrics", &http.metrics, Surface::Metrics),
         ("--readiness", &http.readiness, Surface::Readiness),
     ];
+    if let config::Ca::Remote(remote) = &agent.config.identity.ca {
+        // By a connection of its own, and by what it reads itself: certificates do not wait for it.
+        let line = ToController(RemoteCa::new(remote.clone()));
+        let own = Own { node: agent.config.node.clone(), sources: sources.clone() };
+        part(parts, "what the controller's map is told", async move {
+            map::tell(own, line, map::Patience::default()).await;
+            Ok(())
+        });
+    }
     let mut shown: Vec<(&'static str, Address, Serve)> = Vec::new();
     for (flag, address, surface) in surfaces {
         let sources = sources.clone();
@@ -85,6 +98,15 @@ fn map_of(parts: &mut JoinSet<Ended>, agent: &Agent, address: SocketAddr, source
             }
         })
     }))
+}
+
+/// The controller, called for its map.
+struct ToController(RemoteCa);
+
+impl map::Line for ToController {
+    fn open(&self) -> Asked<'_, Result<(Channel, AsciiMetadataValue), String>> {
+        Box::pin(async move { self.0.call().await.map_err(|error| error.to_string()) })
+    }
 }
 
 /// This agent, asked for the map.

@@ -33,6 +33,10 @@ pub struct ControllerConfig {
     pub listen: SocketAddr,
     /// /readyz and /metrics.
     pub http: Address,
+    /// The live map.
+    pub map: Option<SocketAddr>,
+    /// Who has what is in there may look.
+    pub map_token_file: Option<PathBuf>,
     /// Text or JSON.
     pub log_format: logs::Format,
     /// A level or a list of filter directives.
@@ -64,6 +68,8 @@ fn meaning(reader: &mut Reader, typed: ControllerArgs) -> Option<ControllerConfi
         names,
         listen,
         http,
+        map,
+        map_token_file,
         log_format,
         log_level,
     } = typed;
@@ -79,6 +85,8 @@ fn meaning(reader: &mut Reader, typed: ControllerArgs) -> Option<ControllerConfi
     };
     let listen = reader.value(&LISTEN, listen);
     let http = reader.value(&HTTP, http);
+    let map = map.map(|setting| reader.value(&MAP, Some(setting)));
+    let map_token_file = map_token_file.map(|setting| reader.value(&MAP_TOKEN_FILE, Some(setting)));
     let log_format = reader.value(&LOG_FORMAT, log_format);
     let log_level = reader.value(&LOG_LEVEL, log_level);
     Some(ControllerConfig {
@@ -97,6 +105,14 @@ fn meaning(reader: &mut Reader, typed: ControllerArgs) -> Option<ControllerConfi
         names: names?,
         listen: listen?,
         http: http?,
+        map: match map {
+            Some(map) => Some(map?),
+            None => None,
+        },
+        map_token_file: match map_token_file {
+            Some(file) => Some(file?),
+            None => None,
+        },
         log_format: log_format?,
         log_level: log_level?,
     })
@@ -133,6 +149,22 @@ const KUBECONFIG: Row<PathBuf> = Row {
     default: None,
     expected: "the path of a kubeconfig",
     example: "/etc/kubernetes/admin.conf",
+    parse: path,
+};
+
+const MAP: Row<SocketAddr> = Row {
+    name: "map",
+    default: None,
+    expected: "an address and a port",
+    example: "127.0.0.1:15080",
+    parse: |text| text.to_str()?.parse().ok(),
+};
+
+const MAP_TOKEN_FILE: Row<PathBuf> = Row {
+    name: "map-token-file",
+    default: None,
+    expected: "the path of a file with a token",
+    example: "/etc/nodemesh/map-token",
     parse: path,
 };
 

@@ -176,6 +176,22 @@ pub fn decide(
     }
 }
 
+/// Of which node a caller may tell: where it runs, if it is an agent.
+///
+/// # Errors
+/// It is none, or it is gone.
+pub fn agents_node<'a>(
+    agents: &ServiceAccount,
+    caller: &Caller,
+    pod: Option<&'a PodFacts>,
+    now: SystemTime,
+) -> Result<&'a str, Refusal> {
+    if caller.account != *agents {
+        return Err(Refusal::NotAnAgent(caller.account.clone()));
+    }
+    callers_node(caller, pod, now)
+}
+
 /// Where the caller runs: by its pod, which must be the one that its token is bound to.
 fn callers_node<'a>(caller: &Caller, pod: Option<&'a PodFacts>, now: SystemTime) -> Result<&'a str, Refusal> {
     let gone = |why| Refusal::CallerGone { why };

@@ -3,6 +3,7 @@
 //! ```text
 //! agent ──TLS, token──► server ─► service: review (who calls?) ─► authorize (may it?) ─► authority (sign) ─► audit
 //!                                            TokenReview            pods (watch, look)      Secret nodemesh-ca
+//!       └─the same─► telling ─► map::heard: what agents tell for the live map
 //! lease (who leads?) ─► keeper: Secret nodemesh-ca, ConfigMap nodemesh-ca-roots
 //! ```
 //! Every replica serves certificates; the one that holds the Lease writes. What a caller may have is decided in
@@ -25,6 +26,7 @@ mod server;
 mod service;
 mod status;
 mod status_writer;
+mod telling;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +39,7 @@ use crate::discovery::Health;
 use crate::drain;
 use crate::identity::Clock;
 use crate::limit::{Limit, limits};
+use crate::map::Heard;
 use crate::readiness::Readiness;
 use crate::state::StateReader;
 
@@ -53,6 +56,7 @@ use pods::Pods;
 use review::Reviews;
 use service::Service;
 use status_writer::StatusWriter;
+use telling::Listening;
 
 /// What a controller is told.
 #[derive(Clone, Debug)]
@@ -87,6 +91,8 @@ pub fn limits() -> Vec<Limit> {
         server::MAX_STREAMS, "requests", "at once on one connection";
         server::MAX_HEADER_BYTES, "bytes", "of a request's headers, the token among them";
         server::MAX_REQUEST_BYTES, "bytes", "of a request";
+        telling::BREATH, "milliseconds", "between two reports of an agent for the map: more of them wait in its connection";
+        telling::SILENCE, "milliseconds", "without a report, then its stream is ended";
         server::REQUEST_TIMEOUT, "milliseconds", "for one request, whatever it waits for";
         server::FAREWELL, "milliseconds", "for what is under way when the process ends";
         server::ACCEPT_PAUSE, "milliseconds", "no spinning when descriptors run out";
@@ -132,6 +138,8 @@ pub struct Controller {
     candidate: Candidate,
     leadership: Leadership,
     world: World,
+    /// What agents tell for the map, where that is wanted.
+    heard: Option<Heard>,
 }
 
 /// The world of the whole cluster, for who speaks of it. `app` has it kept.
@@ -155,7 +163,12 @@ impl Controller {
         readiness.waiting(pods::GATE, "the pods of the cluster were not read yet");
         let (candidate, leadership) = Candidate::new(client.clone(), &config.namespace, &config.replica, config.pace);
         let (authority, tally) = (Arc::new(authority), Arc::default());
-        Self { config, client, readiness, authority, tally, candidate, leadership, world }
+        Self { config, client, readiness, authority, tally, candidate, leadership, world, heard: None }
+    }
+
+    /// Agents may tell what the map is made of.
+    pub fn listening(self, heard: Heard) -> Self {
+        Self { heard: Some(heard), ..self }
     }
 
     /// What became of requests.
@@ -170,7 +183,8 @@ impl Controller {
 
     /// Serves on `listener` and keeps what it leads, until `shutdown` starts.
     pub async fn run(self, listener: TcpListener, shutdown: drain::Token) {
-        let Self { config, client, readiness, authority, tally, candidate, leadership, world } = self;
+        let Self { config, client, readiness, authority, tally, candidate, leadership, world, heard } = self;
+        let listening = heard.map(|heard| Listening { heard, replica: config.replica.clone() });
         let World { state, health } = world;
         let writer =
             StatusWriter::new(client.clone(), &config.replica, &config.trust_domain, leadership.clone(), state, health);
@@ -193,7 +207,8 @@ impl Controller {
             tokio::join!(pods.follow(client, readiness), keeper.run(), writer.run());
         };
         let serve = async {
-            tokio::join!(server::serve(listener, Arc::new(service), shutdown.clone()), candidate.run(shutdown.clone()));
+            let served = server::serve(listener, Arc::new(service), listening, shutdown.clone());
+            tokio::join!(served, candidate.run(shutdown.clone()));
         };
         tokio::select! {
             () = follow => {}

@@ -59,6 +59,13 @@ impl Pods {
         Some(Known { caller, bearers })
     }
 
+    /// One pod; none while the watch is broken.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<PodFacts> {
+        let table = self.read();
+        let pod = table.pods.get(&(namespace.to_string(), name.to_string()));
+        pod.filter(|_| table.is_current).cloned()
+    }
+
     /// Watches until dropped.
     pub async fn follow(self, client: Client, readiness: Readiness) {
         let config = watcher::Config::default().page_size(PAGE);

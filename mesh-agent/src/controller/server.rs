@@ -21,8 +21,10 @@ use tonic_prost::ProstCodec;
 use tracing::{debug, warn};
 
 use super::service::Service;
+use super::telling::{Listening, Tell};
 use crate::drain;
 use crate::identity::istio::{CREATE_CERTIFICATE, CertificateRequest, CertificateResponse};
+use crate::map::{MAX_REPORT_BYTES, Report, TELL, Welcome};
 
 /// Connections at once, one per agent; more wait in the kernel's queue.
 pub(super) const MAX_CONNECTIONS: usize = 8192;
@@ -51,7 +53,12 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(5);
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves until `shutdown` starts, then lets go of what is under way.
-pub async fn serve(listener: TcpListener, service: Arc<Service>, mut shutdown: drain::Token) {
+pub async fn serve(
+    listener: TcpListener,
+    service: Arc<Service>,
+    listening: Option<Listening>,
+    mut shutdown: drain::Token,
+) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let addresses = Addresses::default();
     let mut connections = JoinSet::new();
@@ -76,10 +83,10 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, mut shutdown: d
         };
         // Never closed, so this does not fail; if it did, there would be nothing to serve with.
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        let (service, shutdown) = (service.clone(), shutdown.clone());
+        let (service, listening, shutdown) = (service.clone(), listening.clone(), shutdown.clone());
         connections.spawn(async move {
             let _held = (permit, place);
-            serve_connection(tcp, peer, service, shutdown).await;
+            serve_connection(tcp, peer, service, listening, shutdown).await;
         });
     }
     drop(listener);
@@ -87,7 +94,13 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, mut shutdown: d
     let _ = tokio::time::timeout(FAREWELL, finished).await;
 }
 
-async fn serve_connection(tcp: TcpStream, peer: SocketAddr, service: Arc<Service>, mut shutdown: drain::Token) {
+async fn serve_connection(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    service: Arc<Service>,
+    listening: Option<Listening>,
+    mut shutdown: drain::Token,
+) {
     let Some(serving) = service.authority.serving() else { return };
     let _ = tcp.set_nodelay(true);
     let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, serving.accept(tcp)).await {
@@ -95,9 +108,16 @@ async fn serve_connection(tcp: TcpStream, peer: SocketAddr, service: Arc<Service
         Ok(Err(error)) => return debug!(%peer, %error, "handshake failed"),
         Err(_) => return debug!(%peer, "handshake timed out"),
     };
-    let answer = service_fn(move |request| {
-        let service = service.clone();
-        async move { Ok::<_, Infallible>(answer(request, peer, service).await) }
+    let stopping = shutdown.clone();
+    let answer = service_fn(move |request: Request<Incoming>| {
+        let (service, listening, shutdown) = (service.clone(), listening.clone(), stopping.clone());
+        async move {
+            let answered = match (request.uri().path(), listening) {
+                (TELL, Some(listening)) => listen(request, Tell { service, peer, listening, shutdown }).await,
+                _ => answer(request, peer, service).await,
+            };
+            Ok::<_, Infallible>(answered)
+        }
     });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -132,6 +152,15 @@ where
     match tokio::time::timeout(REQUEST_TIMEOUT, connection).await {
         Ok(ended) => ended,
         Err(_) => Ok(()),
+    }
+}
+
+/// The first answer within the time that any request has; then the stream lives as long as its connection.
+async fn listen(request: Request<Incoming>, tell: Tell) -> http::Response<tonic::body::Body> {
+    let mut grpc = Grpc::new(ProstCodec::<Welcome, Report>::default()).max_decoding_message_size(MAX_REPORT_BYTES);
+    match tokio::time::timeout(REQUEST_TIMEOUT, grpc.streaming(tell, request)).await {
+        Ok(response) => response,
+        Err(_) => Status::deadline_exceeded("who calls was not known in time").into_http(),
     }
 }
 

@@ -10,10 +10,11 @@ use tonic::{Code, Status};
 
 use super::audit::{Request, Tally};
 use super::authority::Authority;
-use super::authorize::{Asked, Caller, Grant, Refusal, ServiceAccount, decide};
+use super::authorize::{Asked, Caller, Grant, Refusal, ServiceAccount, agents_node, decide};
 use super::buckets::Buckets;
 use super::pods::{self, Pods};
 use super::review::{Nobody, Reviews, bearer};
+use super::telling::Teller;
 use crate::identity::istio::{CertificateRequest, CertificateResponse};
 use crate::identity::{CaError, Signed, SigningRequest};
 use crate::spiffe::SpiffeId;
@@ -141,6 +142,22 @@ impl Service {
                 Err(Status::new(no.code(), no.message()))
             }
         }
+    }
+
+    /// Whose node a caller may tell of: its own, if it is an agent that lives.
+    ///
+    /// # Errors
+    /// What the caller is told.
+    pub async fn teller(&self, peer: SocketAddr, authorization: Option<&[u8]>) -> Result<Teller, Status> {
+        let told = self.tell_node(peer, authorization).await;
+        told.map_err(|no| Status::new(no.code(), no.message()))
+    }
+
+    async fn tell_node(&self, peer: SocketAddr, authorization: Option<&[u8]>) -> Result<Teller, No> {
+        let caller = self.caller(peer.ip(), authorization).await?;
+        let pod = self.pods.pod(&caller.account.namespace, &caller.pod);
+        let node = agents_node(&self.agents, &caller, pod.as_ref(), SystemTime::now()).map_err(No::Refused)?;
+        Ok(Teller { node: node.to_string(), pod: caller.pod.clone() })
     }
 
     async fn sign(&self, caller: &Caller, request: &CertificateRequest) -> Result<(Grant, Signed), No> {

@@ -124,6 +124,19 @@ impl RemoteCa {
     }
 }
 
+impl RemoteCa {
+    /// For what else is served where certificates are: a new connection, and the `authorization` of a call.
+    ///
+    /// # Errors
+    /// The token cannot be read, or the address is none.
+    pub async fn call(&self) -> Result<(Channel, AsciiMetadataValue), CaError> {
+        let shared = self.shared.clone();
+        let authorization = shared.clone().aside(|shared| shared.authorization()).await?;
+        shared.clone().look_aside().await;
+        Ok((shared.connect_lazily()?, authorization))
+    }
+}
+
 impl CertificateAuthority for RemoteCa {
     fn issue(&self, request: CertificateRequest) -> BoxFuture<'_, Result<IssuedCertificate, CaError>> {
         Box::pin(self.shared.clone().issue(request))

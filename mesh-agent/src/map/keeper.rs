@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::Source;
 use super::history::History;
 use super::picture::{self, DenialSeen, Picture};
 use super::world::{self, World};
-use super::{Source, reading};
 use crate::told::dump::Dump;
 use crate::told::{Name, Told};
 
@@ -120,10 +120,9 @@ impl Map {
     /// Counts and refusals, and a picture of all.
     async fn round(&self) {
         let source = &self.inner.source;
-        let (counts, denials) = tokio::join!(source.ask("/metrics"), source.ask("/denials"));
+        let (readings, denials) = tokio::join!(source.counts(), source.ask("/denials"));
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-        let read = counts.into_iter().filter_map(|Told { name, answer }| Some((name, reading::read(&answer.ok()?))));
-        let readings = read.collect();
+        let readings = readings.into_iter().collect();
         let denials = denials.into_iter().filter_map(|Told { name, answer }| Some((name, list(&answer.ok()?)?)));
         let denials: Vec<(Name, Vec<Value>)> = denials.collect();
         let json = {

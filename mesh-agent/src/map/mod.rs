@@ -1,6 +1,7 @@
 //! The live map: a web page of who talks to whom, how well, how it is protected, and who was refused by which rule.
 //!
-//! It asks agents what they tell anyone on their admin addresses ([`Source`]): meshctl asks many, an agent asks itself.
+//! It asks agents what they tell anyone on their admin addresses ([`Source`]): meshctl asks many, an agent asks itself. The
+//! controller asks nobody: agents tell it (`teller`, in `words`), and it answers by what it `heard`.
 //! `reading` makes counts of `/metrics`, `history` rates of counts, `world` facts of `/config_dump`, and `picture` the whole
 //! of it, all of them pure. `keeper` asks in turn and keeps; `web` serves the page, a snapshot and a stream of them; `gate`
 //! says who may see it.
@@ -11,12 +12,15 @@
 //! Not here: TLS (`kubectl port-forward`, or a proxy that has a certificate) and users.
 
 mod gate;
+mod heard;
 mod history;
 mod keeper;
 mod page;
 mod picture;
 mod reading;
+mod teller;
 mod web;
+mod words;
 mod world;
 
 #[cfg(test)]
@@ -29,11 +33,15 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::limit::{Limit, limits};
-use crate::told::Told;
+use crate::told::{Name, Told};
 
 pub use gate::{Gate, GateError};
+pub use heard::{Cluster, Heard, NotHeard, OnNode, Pods, Telling};
 pub use keeper::Map;
+pub use reading::Reading;
+pub use teller::{Line, MAX_REPORT_BYTES, Patience, tell};
 pub use web::serve;
+pub use words::{Report, TELL, Welcome};
 
 /// What somebody will answer.
 pub type Asked<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -45,6 +53,14 @@ pub trait Source: Send + Sync + 'static {
 
     /// What one of them answers, whichever: of what all know alike.
     fn ask_one(&self, path: &'static str) -> Asked<'_, Result<Bytes, String>>;
+
+    /// What each of them has counted since it started; who does not answer is left out.
+    fn counts(&self) -> Asked<'_, Vec<(Name, Reading)>> {
+        Box::pin(async move {
+            let told = self.ask("/metrics").await.into_iter();
+            told.filter_map(|Told { name, answer }| Some((name, reading::read(&answer.ok()?)))).collect()
+        })
+    }
 }
 
 /// How often agents are asked, where nobody says otherwise.
@@ -69,6 +85,19 @@ pub fn limits() -> Vec<Limit> {
         web::MOST_STREAMS, "streams", "of events at once; as many connections again are left for the rest";
         web::MOST_LAG, "pictures", "that a stream may be behind before it ends; its page comes back by itself";
         web::MAX_FORM_BYTES, "bytes", "of a login";
+        words::MOST_EDGES_TOLD, "edges", "that are read of what one agent tells the controller";
+        teller::REPLICAS, "replicas", "of the controller that an agent tells";
+        teller::MAX_REPORT_BYTES, "bytes", "that an agent tells the controller at once; what would be more is left out";
+        teller::SLACK, "bytes", "of that for what stands around its parts";
+        teller::MAX_WELCOME_BYTES, "bytes", "of what a replica says of itself";
+        teller::WELCOME_TIMEOUT, "milliseconds", "for a connection to the controller and its welcome";
+        teller::AGAIN, "milliseconds", "and up to twice that, until a stream to the controller is begun anew";
+        teller::LOOK_FOR_ANOTHER, "milliseconds", "and up to twice that, until a replica is looked for that is not told yet";
+        teller::NOT_WANTED, "milliseconds", "and up to twice that, where nobody wants to be told";
+        heard::SILENT, "milliseconds", "without a word, then a node is shown as silent";
+        heard::FORGOTTEN, "milliseconds", "without a word, then a node is forgotten";
+        heard::MOST_BYTES, "bytes", "that the controller keeps of what all nodes tell";
+        heard::INDEX_AGE, "milliseconds", "how old the controller's view may be of which pod is on which node";
         gate::MAX_TOKEN_BYTES, "bytes", "of a token";
         gate::MIN_TOKEN_BYTES, "bytes", "of a token: a shorter one can be guessed";
         gate::GUESS_PAUSE, "milliseconds", "until a wrong token is told so; one at a time is judged";

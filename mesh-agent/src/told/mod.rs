@@ -32,6 +32,9 @@ pub fn is_proof(transport: &str) -> bool {
     matches!(transport, "tunnel" | "same-node" | "same-node-kernel" | "itself")
 }
 
+/// How connections are carried whose way is known, as agents say it.
+pub const TRANSPORTS: [&str; 6] = ["tunnel", "plaintext", "same-node", "same-node-kernel", "itself", "pass-through"];
+
 /// Who is at an end that nobody knows.
 pub const UNKNOWN: &str = "unknown";
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
@@ -21,11 +22,15 @@ use mesh_agent::controller::{
 use mesh_agent::discovery::{self, Health, Source};
 use mesh_agent::drain::Drain;
 use mesh_agent::identity::{self, CaError, CertificateAuthority, Identities, Phase, Remote, RemoteCa};
+use mesh_agent::map::{self, Asked, Heard, Source as _};
 use mesh_agent::readiness::Readiness;
 use mesh_agent::spiffe::SpiffeId;
 use mesh_agent::state::StateWriter;
+use mesh_agent::told::Told;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::Channel;
 
 use crate::apiserver_rig::Plane;
 use crate::support::{TRUST_DOMAIN, loopback, uri};
@@ -157,6 +162,10 @@ impl Bed {
     }
 
     async fn controller_as(&self, client: Client, replica: &str, settle: Duration) -> Replica {
+        self.start(client, replica, settle, None).await
+    }
+
+    async fn start(&self, client: Client, replica: &str, settle: Duration, heard: Option<Heard>) -> Replica {
         let listener = TcpListener::bind(loopback()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let config = Config {
@@ -179,7 +188,10 @@ impl Bed {
         let whole = discovery::Config { node: String::new(), trust_domain: TRUST_DOMAIN.to_string() };
         let (ready, sandboxes) = (Readiness::default(), mesh_agent::sandboxes::Sandboxes::default());
         tokio::spawn(discovery::run(source, whole, writer, health.clone(), ready, sandboxes, drain.token()));
-        let controller = Controller::new(config, client, World { state, health }, readiness.clone());
+        let mut controller = Controller::new(config, client, World { state, health }, readiness.clone());
+        if let Some(heard) = heard {
+            controller = controller.listening(heard);
+        }
         let (leadership, tally) = (controller.leadership(), controller.tally());
         let running = tokio::spawn(controller.run(listener, drain.token()));
         Replica { address, readiness, leadership, tally, drain, running }
@@ -313,6 +325,74 @@ fn an_agent_gets_what_lives_on_its_node_and_nothing_else() {
         })
         .await;
         assert!(matches!(error, CaError::Refused(_)), "{error}");
+        controller.end().await;
+    });
+}
+
+/// What the map is told of; nothing of it is told here but who tells.
+struct Cluster;
+
+impl map::Cluster for Cluster {
+    fn pods(&self) -> map::Pods {
+        map::Pods::new()
+    }
+
+    fn shown(&self) -> Value {
+        json!({})
+    }
+}
+
+/// An agent that says that it is another.
+struct Liar;
+
+impl map::Source for Liar {
+    fn ask(&self, _: &'static str) -> Asked<'_, Vec<Told>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+
+    fn ask_one(&self, path: &'static str) -> Asked<'_, Result<Bytes, String>> {
+        let answer =
+            if path == "/denials" { "[]".to_string() } else { json!({"agent": {"node": "node-2"}}).to_string() };
+        Box::pin(std::future::ready(Ok(answer.into())))
+    }
+}
+
+/// To one replica.
+struct Line(RemoteCa);
+
+impl map::Line for Line {
+    fn open(&self) -> Asked<'_, Result<(Channel, AsciiMetadataValue), String>> {
+        Box::pin(async move { self.0.call().await.map_err(|error| error.to_string()) })
+    }
+}
+
+#[test]
+fn an_agent_tells_the_map_of_its_own_node_and_nobody_else_is_heard() {
+    cluster("told", async |bed| {
+        let heard = Heard::new(Cluster);
+        let client = bed.client.clone();
+        let controller = bed.start(client, "one", Duration::from_secs(2), Some(heard.clone())).await;
+        controller.ready().await;
+        bed.mount().await;
+        let agent = bed.agent("node-1").await;
+        let web = bed.pod(&bed.users, "web-1", "web", "node-1").await;
+        let web_token = bed.token(&bed.users, "web", AUDIENCE, Some(&web)).await;
+        let quick = map::Patience { again: Duration::from_millis(200), ..map::Patience::default() };
+        let nodes = async || {
+            let told = heard.ask("/denials").await.into_iter();
+            told.map(|told| (told.name.node, told.name.pod.unwrap_or_default())).collect::<Vec<_>>()
+        };
+
+        let telling = tokio::spawn(map::tell(Liar, Line(bed.remote(&controller, &web_token)), quick));
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(nodes().await.is_empty(), "a workload is no agent: {:?}", nodes().await);
+        telling.abort();
+
+        let telling = tokio::spawn(map::tell(Liar, Line(bed.remote(&controller, &agent)), quick));
+        let told =
+            eventually("the agent to be heard", async || Some(nodes().await).filter(|told| !told.is_empty())).await;
+        assert_eq!(told, [("node-1".to_string(), "agent-node-1".to_string())], "by its token, whatever it says");
+        telling.abort();
         controller.end().await;
     });
 }

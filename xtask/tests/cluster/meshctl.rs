@@ -1,12 +1,15 @@
 //! What people look at the mesh with, through the API server and with their own rights.
 
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::build;
-use xtask::cluster::{control, layout};
+use xtask::cluster::{self, control, layout};
 use xtask::testbed::eventually;
 
-use crate::support::{PATIENCE, in_cluster};
+use crate::support::{Kube, PATIENCE, in_cluster};
 
 /// meshctl beside the API server; its exit status and what it said.
 fn meshctl(arguments: &[&str]) -> Result<(Option<i32>, String)> {
@@ -91,4 +94,62 @@ fn meshctl_asks_every_agent_through_the_api_server() {
         ensure!(status == Some(2) && said.contains("no agents in namespace nowhere"), "{status:?}: {said}");
         Ok(())
     });
+}
+
+/// The controller's map shows what goes between two nodes, whichever replica is asked; agents tell it.
+#[test]
+fn the_controllers_map_shows_an_edge_between_nodes() {
+    in_cluster("the_controllers_map_shows_an_edge_between_nodes", |kube| {
+        let namespace = kube.shop("mapped", &[("shop", "n2")])?;
+        let selector = "app.kubernetes.io/name=nodemesh-controller";
+        let listed = ["-n", "nodemesh-system", "get", "pods", "-l", selector, "-o", "name"];
+        let replicas = kube.kubectl(&listed)?;
+        ensure!(replicas.lines().count() == 2, "{replicas}");
+        // Both are told within a minute or two, by chance of the Service.
+        let forwarded: Vec<PortForward> = (0u16..)
+            .zip(replicas.lines())
+            .map(|(n, pod)| PortForward::start(kube, pod, 25080 + n))
+            .collect::<Result<_>>()?;
+        for PortForward { port, .. } in &forwarded {
+            let url = format!("http://127.0.0.1:{port}/api/snapshot");
+            let shown = eventually(TO_BE_TOLD, "the map to show the edge", || {
+                namespace.run("shop", &["sh", "-c", "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 web 80"])?;
+                let output = control::place()?.command(&["curl", "-s", "--max-time", "5", &url])?.output()?;
+                let Ok(picture) = serde_json::from_slice::<Value>(&output.stdout) else { return Ok(None) };
+                let edges = picture["edges"].as_array().into_iter().flatten();
+                let ends = |edge: &&Value| edge["from"] == "mapped/shop" && edge["to"] == "mapped/web";
+                let is_there = edges.clone().any(|edge| ends(&edge));
+                Ok(is_there.then_some(picture))
+            })?;
+            let agents = shown["agents"].as_array().context("no agents")?;
+            ensure!(agents.len() == 2 && agents.iter().all(|agent| agent["health"] != "bad"), "{agents:?}");
+        }
+        Ok(())
+    });
+}
+
+/// Until both replicas of the controller are told: an agent looks for another within two minutes.
+const TO_BE_TOLD: Duration = Duration::from_secs(300);
+
+/// kubectl port-forward beside the API server, until it is dropped.
+struct PortForward {
+    child: Child,
+    port: u16,
+}
+
+impl PortForward {
+    fn start(kube: &Kube, pod: &str, port: u16) -> Result<Self> {
+        let ports = format!("{port}:15080");
+        let argv = ["-n", "nodemesh-system", "port-forward", pod, &ports];
+        let mut command = cluster::kubectl_command(&kube.parts, &argv)?;
+        let child = command.stdout(Stdio::null()).spawn().context("kubectl port-forward")?;
+        Ok(Self { child, port })
+    }
+}
+
+impl Drop for PortForward {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

@@ -1,0 +1,220 @@
+//! An agent's end of the channel: tells the controller's replicas what their map is made of.
+//!
+//! What is told is made when there is room to send it: a controller that is slow, or away, is told less often, and nothing
+//! waits here. Each of [`REPLICAS`] streams looks for a replica that no other of them tells; whom the controller's Service leads
+//! to is chance.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tonic::client::Grpc;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
+
+use super::keeper::WORLD_EVERY;
+use super::words::{self, Report, TELL, Welcome};
+use super::{Asked, LOOK_EVERY, Source, reading, world};
+
+/// Replicas that an agent tells at once.
+pub(super) const REPLICAS: usize = 2;
+/// What is told at once; parts that would make it more are left out.
+pub const MAX_REPORT_BYTES: usize = 1 << 20;
+/// A replica that says no more than who it is needs no more.
+pub(super) const MAX_WELCOME_BYTES: usize = 1024;
+/// For a connection, and for a replica's welcome.
+pub(super) const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
+/// See [`Patience::again`].
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
+/// See [`Patience::another`].
+pub(super) const LOOK_FOR_ANOTHER: Duration = Duration::from_secs(60);
+/// See [`Patience::not_wanted`].
+pub(super) const NOT_WANTED: Duration = Duration::from_secs(120);
+
+/// How a replica of the controller is called.
+pub trait Line: Send + Sync + 'static {
+    /// A new connection, to whichever replica there is, and the `authorization` of a call.
+    fn open(&self) -> Asked<'_, Result<(Channel, AsciiMetadataValue), String>>;
+}
+
+/// The replicas that are told.
+type Replicas = Arc<Mutex<BTreeSet<String>>>;
+
+/// How often things are done, at least; up to twice that is waited.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Until a stream that ended is begun anew.
+    pub again: Duration,
+    /// The same where the replica was told already, and there may be no other.
+    pub another: Duration,
+    /// The same where nobody wants to be told: an authority that is not our controller, or one without a map.
+    pub not_wanted: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { again: AGAIN, another: LOOK_FOR_ANOTHER, not_wanted: NOT_WANTED }
+    }
+}
+
+/// Tells until it is dropped.
+pub async fn tell(source: impl Source, line: impl Line, patience: Patience) {
+    let (source, replicas) = (Arc::new(source), Replicas::default());
+    let streams = (0..REPLICAS).map(|_| keep_telling(&source, &line, &replicas, patience));
+    futures_util::future::join_all(streams).await;
+}
+
+async fn keep_telling<S: Source>(source: &Arc<S>, line: &impl Line, replicas: &Replicas, patience: Patience) {
+    loop {
+        let pause = match once(source, line, replicas).await {
+            Ended::Over => patience.again,
+            Ended::Twice => patience.another,
+            Ended::NotWanted => patience.not_wanted,
+        };
+        // A thousand agents are not to come at once.
+        sleep(pause.mul_f64(1.0 + fastrand::f64())).await;
+    }
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// As any may.
+    Over,
+    /// Its replica is told by another.
+    Twice,
+    /// Nobody listens there.
+    NotWanted,
+}
+
+async fn once<S: Source>(source: &Arc<S>, line: &impl Line, replicas: &Replicas) -> Ended {
+    let (channel, authorization) = match line.open().await {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::debug!(%error, "the controller's map is not told");
+            return Ended::Over;
+        }
+    };
+    match call(source, channel, authorization, replicas).await {
+        Ok(ended) => ended,
+        Err(status) => {
+            tracing::debug!(%status, "the controller's map is told no more");
+            if status.code() == Code::Unimplemented { Ended::NotWanted } else { Ended::Over }
+        }
+    }
+}
+
+async fn call<S: Source>(
+    source: &Arc<S>,
+    channel: Channel,
+    authorization: AsciiMetadataValue,
+    replicas: &Replicas,
+) -> Result<Ended, Status> {
+    let late = |_| Status::deadline_exceeded("no welcome in time");
+    let (begin, begun) = oneshot::channel();
+    let mut request = Request::new(reports(source.clone(), begun));
+    request.metadata_mut().insert("authorization", authorization);
+    let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_WELCOME_BYTES);
+    let welcomed = async {
+        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let codec = ProstCodec::<Report, Welcome>::default();
+        let mut answers =
+            grpc.streaming(request, http::uri::PathAndQuery::from_static(TELL), codec).await?.into_inner();
+        let welcome = answers.message().await?.ok_or_else(|| Status::unavailable("no welcome"))?;
+        Ok::<_, Status>((answers, welcome))
+    };
+    let (mut answers, Welcome { replica }) = timeout(WELCOME_TIMEOUT, welcomed).await.map_err(late)??;
+    let Some(_place) = Place::take(replicas, replica) else { return Ok(Ended::Twice) };
+    if begin.send(()).is_err() {
+        return Ok(Ended::Over);
+    }
+    while answers.message().await?.is_some() {}
+    Ok(Ended::Over)
+}
+
+/// That a replica is told, until this is dropped.
+struct Place {
+    replicas: Replicas,
+    replica: String,
+}
+
+impl Place {
+    fn take(replicas: &Replicas, replica: String) -> Option<Self> {
+        let is_new = replicas.lock().unwrap_or_else(PoisonError::into_inner).insert(replica.clone());
+        is_new.then(|| Self { replicas: replicas.clone(), replica })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.replica);
+    }
+}
+
+/// What was told last on a stream.
+#[derive(Default)]
+struct Last {
+    denials: Bytes,
+    looked: Option<Instant>,
+    /// What was more than is told at once was told in the log.
+    was_large: bool,
+}
+
+/// One after the other, each as things are when there is room for it; nothing before `begun`.
+fn reports<S: Source>(source: Arc<S>, begun: oneshot::Receiver<()>) -> impl Stream<Item = Report> + Send + 'static {
+    let mut ticks = interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    futures_util::stream::unfold(
+        (source, Some(begun), ticks, Last::default()),
+        |(source, mut begun, mut ticks, mut last)| async {
+            if let Some(begun) = begun.take() {
+                begun.await.ok()?;
+            }
+            ticks.tick().await;
+            let report = report(&*source, &mut last).await;
+            Some((report, (source, begun, ticks, last)))
+        },
+    )
+}
+
+async fn report(source: &impl Source, last: &mut Last) -> Report {
+    let (metrics, denials) = tokio::join!(source.ask_one("/metrics"), source.ask_one("/denials"));
+    let counts = metrics.map(|metrics| words::written(&reading::read(&metrics))).unwrap_or_default();
+    let mut left = MAX_REPORT_BYTES.saturating_sub(SLACK);
+    let mut fits = |part: &Bytes| {
+        let fits = part.len() <= left;
+        if fits {
+            left -= part.len();
+        }
+        fits
+    };
+    let counts = if fits(&counts) { counts } else { Bytes::new() };
+    let mut report = Report { counts, denials: None, world: None };
+    if let Ok(denials) = denials
+        && denials != last.denials
+        && fits(&denials)
+    {
+        last.denials = denials.clone();
+        report.denials = Some(denials);
+    }
+    if last.looked.is_none_or(|looked| looked.elapsed() >= WORLD_EVERY)
+        && let Ok(world) = source.ask_one(world::OF_AGENTS).await
+    {
+        last.looked = Some(Instant::now());
+        if fits(&world) {
+            report.world = Some(world);
+        } else if !std::mem::replace(&mut last.was_large, true) {
+            tracing::warn!(bytes = world.len(), "this node's pods are more than the controller's map is told at once");
+        }
+    }
+    report
+}
+
+/// For what stands around the parts of a report.
+pub(super) const SLACK: usize = 1024;
