@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_common::outcome::Outcome;
 use socket2::Socket;
 
 use crate::addr::{ClientAddr, OrigDstAddr};
@@ -86,6 +87,9 @@ pub trait Straight: Send + Sync + 'static {
 
     /// One ended.
     fn ended(&self, connection: StraightConnection);
+
+    /// The kernel refused a connection, whichever way it was to go.
+    fn refused(&self, world: &MeshState, refusal: KernelRefusal);
 }
 
 /// What one pod may reach under one address.
@@ -122,6 +126,23 @@ pub struct StraightConnection {
     pub was_open: bool,
     /// Why the agent ended it, if it did: a label.
     pub cut: Option<&'static str>,
+    /// The caller's round trip time at the end.
+    pub rtt: Duration,
+    /// Segments that the caller sent again.
+    pub retransmits: u32,
+}
+
+/// A connection that the kernel refused or dropped.
+#[derive(Clone, Debug)]
+pub struct KernelRefusal {
+    /// Which way out of which program: a label.
+    pub outcome: Outcome,
+    /// The enrolled pod at which it was refused, by its namespace or its link; none where the program does not say.
+    pub pod: Option<Arc<Workload>>,
+    /// Where it came from, as its first packet says; unspecified at connect().
+    pub source: SocketAddr,
+    /// Whom it was for.
+    pub destination: SocketAddr,
 }
 
 /// Why the record of an accepted outbound connection could not be had. The connection is closed in every case.

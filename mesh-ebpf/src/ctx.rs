@@ -346,6 +346,13 @@ impl<'a> OpsContext<'a> {
         }
     }
 
+    /// The smoothed round trip time in eighths of a microsecond, and the segments that were sent again.
+    #[inline(always)]
+    pub fn measured(&self) -> (u32, u32) {
+        // SAFETY: readable fields of the context.
+        unsafe { (read_volatile(addr_of!((*self.raw).srtt_us)), read_volatile(addr_of!((*self.raw).total_retrans))) }
+    }
+
     /// The path that the socket took, if it did. Kernel 5.7.
     #[inline(always)]
     pub fn straight(&self) -> Option<StraightSocket> {

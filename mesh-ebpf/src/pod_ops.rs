@@ -57,7 +57,9 @@ fn closed(ops: &OpsContext<'_>) -> Outcome {
     }
     match EVENTS.reserve::<StraightEnd>(0) {
         Some(mut entry) => {
-            entry.write(StraightEnd::new(tuple, record, now(), ops.bytes(), ops.old_state()));
+            let (rtt, retransmits) = ops.measured();
+            let end = StraightEnd::new(tuple, record, now(), ops.bytes(), ops.old_state());
+            entry.write(end.measured(rtt, retransmits));
             entry.submit(0);
         }
         None => count(Outcome::EventLost),

@@ -453,6 +453,7 @@ mod tests {
         "ROUND",
         "ROUNDS",
         "ROUND_TIME",
+        "RTT",
         "SERVICES",
         "SHARDS",
         "SHOWN",
@@ -463,10 +464,12 @@ mod tests {
         "SVID_TTL_MIN",
         "TCX_EGRESS",
         "TCX_INGRESS",
+        "TOTAL_RETRANS",
         "UNREADABLE",
         "UP",
         "V4_BITS",
         "VERIFIER_LIMIT",
+        "WORDS",
         "WORKERS_MAX",
         "WRITE_BY_OTHERS",
     ];
@@ -540,6 +543,7 @@ mod tests {
             bytes_sent: 0,
             bytes_received: 0,
             duration: std::time::Duration::ZERO,
+            network: None,
         }
     }
 

@@ -287,6 +287,8 @@ impl Enroller {
     /// Whom pods may reach by the kernel alone follows the world and what is enrolled: before enrolment's steps, which take
     /// their time, and after them.
     async fn lead_straight(&mut self, world: &MeshState) {
+        let held = self.state.held.iter();
+        self.neighbours.know(held.map(|(cookie, pod)| (*cookie, &pod.workload, &pod.guards)));
         if self.state.paths.are_idle(&self.neighbours) {
             return;
         }

@@ -170,8 +170,7 @@ impl Capture {
         loaded.file_agent(&tables)?;
         let log = ProgramLog::open(&mut loaded, config.bpf_log)?;
         tracing::info!(node = config.node, kubepods = %loaded.kubepods.display(), "capture is loaded");
-        let straight = config.same_node_kernel.then_some(straight);
-        let neighbours = Arc::new(Neighbours::new(straight));
+        let neighbours = Arc::new(Neighbours::new(straight, config.same_node_kernel));
         Ok(Self { loaded, ownership, tables: Arc::new(tables), tc: config.tc, log, neighbours })
     }
 
@@ -202,13 +201,13 @@ impl Capture {
     ) -> Result<(), Error> {
         let Self { loaded, ownership, tables, tc, log, neighbours } = self;
         let pins = loaded.pins.clone();
-        let told = neighbours.clone();
+        let (told, world) = (neighbours.clone(), state.clone());
         let enroller = Enroller::new(loaded, tables, tc, events, readiness, sandboxes, ownership.clone(), neighbours);
         tokio::select! {
             () = enroller.run(state, shutdown) => Ok(()),
             () = ownership.watch() => Ok(()),
             () = log.run() => Ok(()),
-            failed = log_events(&pins, ownership.standing(), told) => failed,
+            failed = log_events(&pins, ownership.standing(), told, world) => failed,
         }
     }
 }
@@ -218,13 +217,14 @@ async fn log_events(
     pins: &Pins,
     mut standing: watch::Receiver<Standing>,
     neighbours: Arc<Neighbours>,
+    world: StateReader,
 ) -> Result<(), Error> {
     loop {
         // An error means that the ownership is gone, and with it capture's task.
         if standing.wait_for(|standing| *standing == Standing::Owner).await.is_err() {
             return std::future::pending().await;
         }
-        let ring = Events::open(&pins.maps(), neighbours.clone())?;
+        let ring = Events::open(&pins.maps(), neighbours.clone(), world.clone())?;
         tokio::select! {
             () = ring.run() => {}
             _ = standing.wait_for(|standing| *standing != Standing::Owner) => {}

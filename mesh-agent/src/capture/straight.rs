@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_common::addr::{Endpoint, FourTuple};
+use mesh_common::outcome::Outcome;
+use mesh_common::record::Event;
 use mesh_common::same_node::{MAX_STRAIGHT, Path, PathKey, StraightEnd, StraightRecord};
 
 use super::netlink;
@@ -19,7 +21,7 @@ use super::pod_thread::PodThread;
 use super::sweep::MAX_KEYS;
 
 use super::tables::Tables;
-use crate::podnet::{Straight, StraightConnection, StraightPath};
+use crate::podnet::{KernelRefusal, Straight, StraightConnection, StraightPath};
 use crate::state::{MeshState, Workload};
 use crate::sys;
 
@@ -51,22 +53,31 @@ pub(super) struct Neighbour<'a> {
 pub(super) struct Neighbours {
     /// None where connections are not to go straight.
     decides: Option<Arc<dyn Straight>>,
+    /// Who is told what the kernel refused.
+    tells: Arc<dyn Straight>,
     /// Pods by the cookie of their namespace, those too that left while their connections ended.
-    pods: Mutex<HashMap<u64, Arc<Workload>>>,
+    pods: Mutex<HashMap<u64, Known>>,
     /// Why the sockets of connections were ended that this agent ended, by cookie.
     cut: Mutex<HashMap<u64, &'static str>>,
 }
 
+struct Known {
+    workload: Arc<Workload>,
+    /// The host's ends of its links.
+    links: BTreeSet<u32>,
+}
+
 impl Neighbours {
-    pub fn new(decides: Option<Arc<dyn Straight>>) -> Self {
-        let decides = decides.filter(|_| match netlink::can_destroy_sockets() {
+    /// `is_wanted`: connections are to go straight.
+    pub fn new(tells: Arc<dyn Straight>, is_wanted: bool) -> Self {
+        let decides = is_wanted.then(|| tells.clone()).filter(|_| match netlink::can_destroy_sockets() {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(%error, "this kernel cannot end connections of pods: none goes straight from pod to pod");
                 false
             }
         });
-        Self { decides, pods: Mutex::default(), cut: Mutex::default() }
+        Self { decides, tells, pods: Mutex::default(), cut: Mutex::default() }
     }
 
     /// Tells of an end.
@@ -81,9 +92,10 @@ impl Neighbours {
             return;
         };
         let (sent, received) = end.bytes();
+        let (rtt, retransmits) = end.network();
         decides.ended(StraightConnection {
-            from: from.clone(),
-            to: to.clone(),
+            from: from.workload.clone(),
+            to: to.workload.clone(),
             client: end.tuple().source().into(),
             dialled: record.dialled().into(),
             server: end.tuple().destination().into(),
@@ -92,15 +104,30 @@ impl Neighbours {
             duration: Duration::from_nanos(end.time().saturating_sub(record.time())),
             was_open: end.was_open(),
             cut,
+            rtt: Duration::from_micros(rtt.into()),
+            retransmits,
         });
     }
 
-    fn know(&self, pods: &BTreeMap<u64, Neighbour<'_>>) {
-        let mut known = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|cookie, _| pods.contains_key(cookie));
-        for (cookie, pod) in pods {
-            known.entry(*cookie).or_insert_with(|| pod.workload.clone());
-        }
+    /// Tells of a refusal.
+    pub fn tell_refusal(&self, event: &Event, world: &MeshState) {
+        // One that a newer agent's program knows.
+        let Some(outcome) = Outcome::from_number(event.outcome()) else { return };
+        let pod = {
+            let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+            let by_link = || pods.values().find(|pod| pod.links.contains(&event.interface()));
+            pods.get(&event.netns()).or_else(by_link).map(|pod| pod.workload.clone())
+        };
+        let (source, destination) = (event.source().into(), event.destination().into());
+        self.tells.refused(world, KernelRefusal { outcome, pod, source, destination });
+    }
+
+    /// The pods that this agent has something of, with the cookies of their namespaces and the host's ends of their links.
+    pub fn know<'a>(&self, pods: impl Iterator<Item = (u64, &'a Arc<Workload>, &'a BTreeSet<u32>)>) {
+        let known =
+            pods.map(|(cookie, workload, links)| (cookie, Known { workload: workload.clone(), links: links.clone() }));
+        let known = known.collect();
+        *self.pods.lock().unwrap_or_else(PoisonError::into_inner) = known;
     }
 
     fn note_cut(&self, cookie: u64, reason: &'static str) {
@@ -167,7 +194,6 @@ impl Paths {
         if is_first {
             self.adopt(tables);
         }
-        neighbours.know(pods);
         let acts = if has_changed { self.acts(world, pods, neighbours) } else { Vec::new() };
         let (gone, new): (Vec<Act>, Vec<Act>) = acts.into_iter().partition(|act| matches!(act, Act::Remove(_)));
         self.act(&gone, tables);

@@ -19,7 +19,7 @@ use super::gather::Gather;
 use super::limits::{self, Limits};
 use super::liveness;
 use super::pool::Occupied;
-use super::socket::Socket;
+use super::socket::{Below, Socket};
 use super::stream::Stream;
 use super::words::{self, ConnectRequest};
 use crate::identity::{Peer, Svid};
@@ -172,7 +172,7 @@ pub(super) async fn establish(
     address: IpAddr,
     expected: &SpiffeId,
     limits: &Limits,
-) -> Result<(SendRequest<Bytes>, Driver, Peer), OpenError> {
+) -> Result<(SendRequest<Bytes>, Driver, Peer, Below), OpenError> {
     let established = async {
         let _ = tcp.set_nodelay(true);
         liveness::watch(&tcp, limits);
@@ -180,7 +180,8 @@ pub(super) async fn establish(
         // The name is neither sent nor checked: the identity is.
         let tls = connector.connect(ServerName::IpAddress(address.into()), Socket::new(tcp)).await;
         let tls = tls.map_err(|error| OpenError::Tls(error.to_string()))?;
-        let (_, session) = tls.get_ref();
+        let (socket, session) = tls.get_ref();
+        let below = socket.below();
         let peer = svid.peer(session.peer_certificates()).map_err(|error| OpenError::Tls(error.to_string()))?;
         if peer.id != *expected {
             return Err(OpenError::WrongIdentity { expected: expected.clone(), presented: peer.id });
@@ -189,7 +190,7 @@ pub(super) async fn establish(
             return Err(OpenError::Tls("the peer does not speak HTTP/2".to_string()));
         }
         let (send, driver) = handshake(tls, limits).await.map_err(|error| OpenError::Lost(error.to_string()))?;
-        Ok((send, driver, peer))
+        Ok((send, driver, peer, below))
     };
     match tokio::time::timeout(limits.handshake_timeout, established).await {
         Ok(established) => established,
@@ -224,7 +225,8 @@ pub(super) async fn connect(
         return Err(OpenError::Refused(response.status()));
     }
     let baggage = words::baggage(response.headers());
-    Ok(Stream::new(body, response.into_body(), baggage, occupied))
+    let below = occupied.as_ref().map(Occupied::below).unwrap_or_default();
+    Ok(Stream::new(body, response.into_body(), baggage, occupied, below))
 }
 
 fn before_answer(error: h2::Error) -> OpenError {

@@ -25,6 +25,7 @@ use super::backoff::{Backoffs, Turn};
 use super::client::{self, OpenError, Timeout};
 use super::limits::{self, Limits};
 use super::liveness;
+use super::socket::Below;
 use super::stream::Stream;
 use super::tally::Tally;
 use super::words::ConnectRequest;
@@ -97,6 +98,8 @@ struct Tunnel {
     /// Opens streams; none once the tunnel is retired. With the last of it gone, the connection says goodbye by itself.
     send: RefCell<Option<SendRequest<Bytes>>>,
     tally: Arc<Tally>,
+    /// Its socket.
+    below: Below,
 }
 
 /// The tunnel that a stream is in, for whoever keeps the stream for later.
@@ -119,6 +122,11 @@ impl Occupied {
         tunnel.streams.set(tunnel.streams.get() + 1);
         tunnel.tally.streams.fetch_add(1, Ordering::Relaxed);
         Self(tunnel.clone())
+    }
+
+    /// The tunnel's socket.
+    pub(super) fn below(&self) -> Below {
+        self.0.below.clone()
     }
 
     /// The tunnel, without a place in it.
@@ -294,8 +302,8 @@ impl Pool {
             Ok(Err(error)) => return Err(OpenError::Connect { kind: error.kind(), message: error.to_string() }),
             Err(_) => return Err(OpenError::TimedOut(Timeout::Connect)),
         };
-        let (send, driver, peer) = client::establish(tcp, svid, key.address, &key.destination, limits).await?;
-        let tunnel = Tunnel::new(key.clone(), svid.generation, peer, send.clone(), self.inner.tally.clone());
+        let (send, driver, peer, below) = client::establish(tcp, svid, key.address, &key.destination, limits).await?;
+        let tunnel = Tunnel::new(key.clone(), svid.generation, peer, send.clone(), below, self.inner.tally.clone());
         let tunnel = Rc::new(tunnel);
         self.inner.living.borrow_mut().retain(|tunnel| tunnel.strong_count() > 0);
         self.inner.living.borrow_mut().push(Rc::downgrade(&tunnel));
@@ -357,10 +365,18 @@ impl Inner {
 }
 
 impl Tunnel {
-    fn new(key: TunnelKey, generation: u64, peer: Peer, send: SendRequest<Bytes>, tally: Arc<Tally>) -> Self {
+    fn new(
+        key: TunnelKey,
+        generation: u64,
+        peer: Peer,
+        send: SendRequest<Bytes>,
+        below: Below,
+        tally: Arc<Tally>,
+    ) -> Self {
         tally.tunnels.fetch_add(1, Ordering::Relaxed);
         Self {
             tally,
+            below,
             key,
             generation,
             peer,

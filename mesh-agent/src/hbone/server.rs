@@ -20,7 +20,7 @@ use tokio_rustls::server::TlsStream;
 use super::gather::Gather;
 use super::limits::{self, Limits};
 use super::liveness;
-use super::socket::Socket;
+use super::socket::{Below, Socket};
 use super::stream::{Stream, StreamError};
 use super::words::{self, Headers, TraceParent};
 use crate::drain;
@@ -93,6 +93,7 @@ pub struct Incoming {
     /// The trace, if the peer sent one that reads.
     pub traceparent: Option<TraceParent>,
     answer: Option<(SendResponse<Bytes>, RecvStream)>,
+    below: Below,
 }
 
 impl Incoming {
@@ -102,7 +103,7 @@ impl Incoming {
         let mut response = Response::new(());
         words::put_baggage(response.headers_mut(), baggage);
         let send = respond.send_response(response, false)?;
-        Ok(Stream::new(send, recv, None, None))
+        Ok(Stream::new(send, recv, None, None, std::mem::take(&mut self.below)))
     }
 
     /// Answers no.
@@ -148,12 +149,15 @@ async fn handshake(tcp: TcpStream, svid: &Svid, limits: &Limits) -> Result<Tunne
     let _ = tcp.set_nodelay(true);
     liveness::watch(&tcp, limits);
     let tls = TlsAcceptor::from(svid.server.clone()).accept(Socket::new(tcp)).await.map_err(ServeError::Tls)?;
-    let (_, session) = tls.get_ref();
+    let (socket, session) = tls.get_ref();
+    let below = socket.below();
     let peer = svid.peer(session.peer_certificates())?;
     if session.alpn_protocol() != Some(b"h2") {
         return Err(ServeError::NotHttp2);
     }
-    Tunnel::with(peer, tls, limits).await
+    let mut tunnel = Tunnel::with(peer, tls, limits).await?;
+    tunnel.handlers.below = below;
+    Ok(tunnel)
 }
 
 fn builder(limits: &Limits) -> Builder {
@@ -280,6 +284,7 @@ fn handle<H, F>(
         baggage,
         traceparent,
         answer: Some((respond, request.into_body())),
+        below: handlers.below.clone(),
     };
     let work = on_connect(incoming);
     tokio::task::spawn_local(async move {
@@ -329,6 +334,8 @@ async fn farewell<T: AsyncRead + AsyncWrite + Unpin>(
 struct Handlers {
     count: Rc<Cell<u64>>,
     idle_since: Rc<Cell<Instant>>,
+    /// The tunnel's socket.
+    below: Below,
 }
 
 /// One request in work.
@@ -336,7 +343,7 @@ struct Handler(Handlers);
 
 impl Handlers {
     fn new() -> Self {
-        Self { count: Rc::default(), idle_since: Rc::new(Cell::new(Instant::now())) }
+        Self { count: Rc::default(), idle_since: Rc::new(Cell::new(Instant::now())), below: Below::default() }
     }
 
     fn enter(&self) -> Option<Handler> {

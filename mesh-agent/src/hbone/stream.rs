@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::{FlowControl, Reason, RecvStream, SendStream};
 
 use super::pool::{Carrier, Occupied};
+use super::socket::{Below, Line};
 
 /// Both halves of a tunnelled connection. Dropping it before both have ended resets it: the far side must never take
 /// a connection that broke for one that was closed.
@@ -22,6 +23,7 @@ pub struct Stream {
     baggage: Option<String>,
     /// The client's place in its tunnel; given back on drop.
     occupied: Option<Occupied>,
+    below: Below,
 }
 
 /// Tells how much of what came by a stream waits in this agent. Not to be kept for longer than the stream.
@@ -67,8 +69,14 @@ impl Stream {
         recv: RecvStream,
         baggage: Option<String>,
         occupied: Option<Occupied>,
+        below: Below,
     ) -> Self {
-        Self { send, recv, sent_end: false, received_end: false, baggage, occupied }
+        Self { send, recv, sent_end: false, received_end: false, baggage, occupied, below }
+    }
+
+    /// The TCP connection below, for who tells how it was while this stream lived.
+    pub fn line(&self) -> Option<Line> {
+        self.below.watch()
     }
 
     /// Who the far side says it is; from the answer to our CONNECT. Not trusted for anything.

@@ -15,6 +15,7 @@ pub mod limits;
 mod outbound;
 mod plaintext;
 mod record;
+mod refused;
 mod requests;
 mod same_node;
 mod server_name;

@@ -15,8 +15,8 @@ use mesh_agent::addr::ClientAddr;
 use mesh_agent::capture::{Capture, Config, ObjectSource, OutcomeReader, Shutdown, TcMode, cgroups, detach_all};
 use mesh_agent::drain::Drain;
 use mesh_agent::podnet::{
-    ClientRecord, DialRecord, EnrolledPod, Family, PodEvent, PodListener, PodNet, Role, Straight, StraightConnection,
-    StraightPath,
+    ClientRecord, DialRecord, EnrolledPod, Family, KernelRefusal, PodEvent, PodListener, PodNet, Role, Straight,
+    StraightConnection, StraightPath,
 };
 use mesh_agent::readiness::Readiness;
 use mesh_agent::spiffe::SpiffeId;
@@ -403,6 +403,8 @@ impl Straight for Nobody {
     }
 
     fn ended(&self, _: StraightConnection) {}
+
+    fn refused(&self, _: &MeshState, _: KernelRefusal) {}
 }
 
 impl Agent {

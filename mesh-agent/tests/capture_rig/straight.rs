@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mesh_agent::podnet::{Straight, StraightConnection, StraightPath};
+use mesh_agent::podnet::{KernelRefusal, Straight, StraightConnection, StraightPath};
 use mesh_agent::state::{MeshState, Workload};
 
 use crate::ONE_AT_A_TIME;
@@ -62,6 +62,8 @@ impl Straight for Word {
     fn ended(&self, connection: StraightConnection) {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
+
+    fn refused(&self, _: &MeshState, _: KernelRefusal) {}
 }
 
 impl Word {

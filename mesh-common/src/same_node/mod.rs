@@ -384,6 +384,8 @@ pub struct StraightEnd {
     sent: u64,
     received: u64,
     state: u64,
+    rtt: u32,
+    retransmits: u32,
 }
 
 /// Numbers of TCP's states.
@@ -404,7 +406,19 @@ impl StraightEnd {
         (sent, received): (u64, u64),
         state: u32,
     ) -> Self {
-        Self { tuple, zero: [0; 4], record, time, sent, received, state: state as u64 }
+        Self { tuple, zero: [0; 4], record, time, sent, received, state: state as u64, rtt: 0, retransmits: 0 }
+    }
+
+    /// With the smoothed round trip time in eighths of a microsecond, as the kernel keeps it, and how many segments the caller
+    /// sent again.
+    #[inline(always)]
+    pub const fn measured(self, rtt: u32, retransmits: u32) -> Self {
+        Self { rtt, retransmits, ..self }
+    }
+
+    /// The round trip time in microseconds, and how many segments the caller sent again.
+    pub const fn network(&self) -> (u32, u32) {
+        (self.rtt / 8, self.retransmits)
     }
 
     /// Between whom.

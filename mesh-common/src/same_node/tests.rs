@@ -292,7 +292,8 @@ fn bytes_are_the_applications() {
         ("never answered", (0, 0), 2, (0, 0), false),
     ];
     for (name, counted, state, bytes, was_open) in table {
-        let end = StraightEnd::new(tuple(), record(), NOW, counted, state);
+        let end = StraightEnd::new(tuple(), record(), NOW, counted, state).measured(8 * 250, 3);
+        assert_eq!(end.network(), (250, 3), "{name}");
         assert_eq!((end.bytes(), end.was_open()), (bytes, was_open), "{name}");
     }
 }
@@ -303,5 +304,5 @@ fn layouts_have_no_padding() {
     assert_eq!(size_of::<Path>(), 8 + 20 + 4 + 4 + 4);
     assert_eq!(size_of::<StraightSocket>(), 32 + 40);
     assert_eq!(size_of::<StraightRecord>(), 72 + 8 + 8 + 4 + 4);
-    assert_eq!(size_of::<StraightEnd>(), 36 + 4 + 96 + 8 * 4);
+    assert_eq!(size_of::<StraightEnd>(), 36 + 4 + 96 + 8 * 4 + 4 * 2);
 }

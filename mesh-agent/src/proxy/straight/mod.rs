@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use mesh_common::same_node::{Facts, Said, decide};
 
-use super::record;
+use super::{record, refused};
 use crate::addr::{ClientAddr, OrigDstAddr};
-use crate::podnet::{Straight, StraightConnection, StraightPath};
+use crate::podnet::{KernelRefusal, Straight, StraightConnection, StraightPath};
 use crate::policy::{self, Admission};
 use crate::routing::{self, Choices, Transport, Upstream};
 use crate::state::{MeshState, Service, Workload};
-use crate::telemetry::{self, AccessLog, ConnectionRecord, ConnectionResult, Direction, Metrics};
+use crate::telemetry::{self, AccessLog, ConnectionRecord, ConnectionResult, Direction, Metrics, Network};
 
 /// Decides by `routing` and `policy`, tells metrics and access log.
 pub struct Neighbours {
@@ -37,6 +37,12 @@ impl Straight for Neighbours {
         for record in records(&connection) {
             self.metrics.closed(&record);
             self.access_log.write(&record);
+        }
+    }
+
+    fn refused(&self, world: &MeshState, refusal: KernelRefusal) {
+        if let Some(record) = refused::record(world, &refusal) {
+            self.access_log.tell(&record);
         }
     }
 }
@@ -167,6 +173,7 @@ fn records(connection: &StraightConnection) -> [ConnectionRecord; 2] {
         bytes_sent: connection.sent,
         bytes_received: connection.received,
         duration: connection.duration,
+        network: connection.was_open.then_some(Network { rtt: connection.rtt, retransmits: connection.retransmits }),
         ..record::blank(Direction::Outbound, ClientAddr::new(*client))
     };
     let inbound = ConnectionRecord { direction: Direction::Inbound, dialled: None, ..outbound.clone() };
@@ -174,4 +181,4 @@ fn records(connection: &StraightConnection) -> [ConnectionRecord; 2] {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

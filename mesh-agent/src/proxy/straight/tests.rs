@@ -17,7 +17,7 @@ use crate::state::{
     Affinity, AppProtocol, Backend, Backends, Exclusions, PortSpec, ServiceSpec, TargetPort, Traffic, World,
 };
 
-fn pod(name: &str, ip: &str, node: &str, enrolled: bool) -> Workload {
+pub fn pod(name: &str, ip: &str, node: &str, enrolled: bool) -> Workload {
     Workload {
         uid: name.into(),
         name: name.into(),
@@ -77,7 +77,7 @@ fn peer(mode: Option<Mode>, same_node: Option<SameNode>) -> PeerAuthentication {
 }
 
 /// `client`, `near` and `other` on this node, `far` on another, `outside` not in the mesh.
-fn world(peers: Vec<PeerAuthentication>, policies: Vec<AuthorizationPolicy>) -> World {
+pub fn world(peers: Vec<PeerAuthentication>, policies: Vec<AuthorizationPolicy>) -> World {
     let bytes = AppProtocol::Bytes;
     World {
         workloads: vec![
@@ -305,6 +305,8 @@ fn both_sides_are_told() {
         duration: std::time::Duration::from_millis(3),
         was_open,
         cut,
+        rtt: std::time::Duration::from_micros(250),
+        retransmits: 2,
     };
     let [outbound, inbound] = records(&connection(true, None));
     assert_eq!((outbound.direction, inbound.direction), (Direction::Outbound, Direction::Inbound));
@@ -316,6 +318,8 @@ fn both_sides_are_told() {
             (Some("shop/client"), Some("shop/near"))
         );
         assert_eq!((record.bytes_sent, record.bytes_received, &record.result), (5, 7, &ConnectionResult::Ok));
+        let network = record.network.unwrap();
+        assert_eq!((network.rtt.as_micros(), network.retransmits), (250, 2));
     }
     let [cut, _] = records(&connection(true, Some("policy-revoked")));
     assert_eq!((cut.result.name(), cut.result.reason()), ("cut", Some("policy-revoked")));
