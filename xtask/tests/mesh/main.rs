@@ -14,6 +14,7 @@ mod hostile;
 mod kernel;
 mod lifecycle;
 mod many;
+mod meshctl;
 mod odd_sockets;
 mod pair;
 mod policy;
