@@ -1,7 +1,12 @@
 //! Every verb of meshctl on a running pair of agents, by their admin sockets: an operator's questions, each answered by one
-//! command.
+//! command. What is said is compared with golden/; after a change that is meant: `GOLDEN=write cargo test -p xtask --test mesh
+//! an_operators_questions`, then look at what git shows.
 
-use std::process::{Command, Output};
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -9,7 +14,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::build;
 use xtask::rings::can_use_kernel;
-use xtask::testbed::{AgentOptions, Family, PodSpec, ServiceSpec, Testbed, eventually, start_nginx, start_redis};
+use xtask::testbed::{
+    AgentOptions, Family, PodSpec, Process, ServiceSpec, Testbed, eventually, start_nginx, start_redis,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -53,46 +60,65 @@ spec:
     - backendRefs: [{name: web, port: 80, weight: 9}, {name: web-next, port: 80, weight: 1}]
 ";
 
+/// What other meshes' objects are converted from.
+const ISTIO: &str = include_str!("../../../mesh-agent/src/ctl/fixtures/convert/istio-traffic.yaml");
+const SMI: &str = include_str!("../../../mesh-agent/src/ctl/fixtures/convert/smi.yaml");
+
 struct Scene {
     bed: Testbed,
+    /// WORLD, another world, and what other meshes' objects are converted from.
+    place: tempfile::TempDir,
+    /// A connection that lives while it is looked at.
+    _call: Process,
 }
 
 impl Scene {
     fn build() -> Result<Self> {
         let mut bed = Testbed::of_two_nodes("shop")?;
         bed.add_pod(PodSpec::new("shop", "client", "n1"))?;
-        bed.add_pod(PodSpec::new("shop", "web", "n2"))?;
-        bed.add_pod(PodSpec::new("shop", "web-next", "n2"))?;
-        bed.add_pod(PodSpec::new("shop", "cache", "n2"))?;
+        for name in ["web", "web-next", "cache", "queue"] {
+            bed.add_pod(PodSpec::new("shop", name, "n2"))?;
+        }
         for name in ["web", "web-next"] {
             bed.add_service(ServiceSpec::new("shop", name).port("http", 80, 80))?;
+            start_nginx(bed.pod(name))?;
         }
-        bed.add_service(ServiceSpec::new("shop", "cache").port("redis", 6379, 6379))?;
-        start_nginx(bed.pod("web"))?;
-        start_nginx(bed.pod("web-next"))?;
-        start_redis(bed.pod("cache"))?;
+        for name in ["cache", "queue"] {
+            bed.add_service(ServiceSpec::new("shop", name).port("redis", 6379, 6379))?;
+            start_redis(bed.pod(name))?;
+        }
         bed.world.apply("policies", WORLD)?;
         bed.start_agents(&AgentOptions::default())?;
-        Ok(Self { bed })
+        let place = tempfile::tempdir()?;
+        let other = WORLD.replace("weight: 9", "weight: 8").replace("name: no-admin", "name: no-admins");
+        let wrong = WORLD.replace("mode: STRICT", "mode: STRICTER");
+        for (name, text) in [("same", WORLD), ("other", &other), ("wrong", &wrong), ("istio", ISTIO), ("smi", SMI)] {
+            std::fs::write(place.path().join(name).with_extension("yaml"), text)?;
+        }
+        let queue = bed.service("queue").socket(Family::V4, 6379);
+        let call = format!("until redis-cli -h {} -p {} SUBSCRIBE news; do sleep 0.2; done", queue.ip(), queue.port());
+        let call = bed.pod("client").spawn("caller", &["sh", "-c", &call])?;
+        Ok(Self { bed, place, _call: call })
     }
 
-    /// meshctl, asking both agents; names of sockets are those of nodes.
-    fn meshctl(&self, typed: &[&str]) -> Result<(Option<i32>, String)> {
-        let output = self.command(typed).output().context("starting meshctl")?;
+    /// meshctl, asking both agents; its exit status and what it said.
+    fn meshctl(&self, typed: &[&str], asks: bool) -> Result<(Option<i32>, String)> {
+        let output = self.command(typed, asks).output().context("starting meshctl")?;
         let said = self.said(&output);
         println!("$ meshctl {}\n{said}", typed.join(" "));
         Ok((output.status.code(), said))
     }
 
-    fn command(&self, typed: &[&str]) -> Command {
+    fn command(&self, typed: &[&str], asks: bool) -> Command {
         let mut command = Command::new(build::target_dir().join("debug/meshctl"));
-        command.args(typed);
-        for node in ["n1", "n2"] {
+        command.args(typed).current_dir(self.place.path());
+        for node in ["n1", "n2"].iter().filter(|_| asks) {
             command.arg(format!("--admin=unix:{}", self.bed.agent(node).admin().display()));
         }
         command
     }
 
+    /// Names of sockets are those of nodes.
     fn said(&self, output: &Output) -> String {
         let mut said =
             format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -102,7 +128,6 @@ impl Scene {
         said
     }
 
-    /// Of both families one will do.
     fn ask(&self, path: &str) -> Result<String> {
         let url = format!("http://{}{path}", self.bed.service("web").socket(Family::V4, 80));
         let curl = ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", &url];
@@ -115,53 +140,100 @@ impl Scene {
         let curl = ["curl", "-sS", "--max-time", "2", &format!("telnet://{address}")];
         self.bed.pod("client").run(&curl, PATIENCE).map(|_| ())
     }
+
+    /// Somebody asks, until what listens has ended.
+    fn while_asked(&self, typed: &[&str]) -> Result<(Option<i32>, String)> {
+        thread::scope(|scope| {
+            let listening = scope.spawn(|| self.meshctl(typed, true));
+            while !listening.is_finished() {
+                self.ask("/?token=secret")?;
+                self.ask("/admin")?;
+                self.dial_the_cache()?;
+            }
+            listening.join().map_err(|_| anyhow::anyhow!("listening panicked"))?
+        })
+    }
 }
 
-/// What a verb is asked, how it ends, and what it must say.
-type Verb = (&'static [&'static str], i32, &'static [&'static str]);
+/// How what was said is made the same in every run.
+#[derive(Clone, Copy, PartialEq)]
+enum Steady {
+    /// Ages, times, addresses, serials and the version are words.
+    Ages,
+    /// Numbers are, too; not shares such as 1/1.
+    Numbers,
+    /// Pairs of bytes are, too.
+    Bytes,
+    /// The same, while somebody asks: lines in the order of letters, each once.
+    Heard,
+}
+use Steady::{Ages, Bytes, Heard, Numbers};
 
-const VERBS: [Verb; 16] = [
-    (
-        &["check"],
-        0,
-        &[
-            "ok      agents answer: all 2",
-            "ok      pods are captured: all 4 that ask for it",
-            "ok      clocks: of 2 nodes",
-            "nothing is wrong",
-        ],
-    ),
-    (&["status"], 0, &["n1", "n2", "1/1", "3/3"]),
-    (&["status", "-o", "wide"], 0, &["FINDINGS"]),
-    (&["connections"], 0, &[]),
-    (&["identity"], 0, &["ns/shop/sa/web", "ns/shop/sa/client"]),
-    (&["identity", "shop/web"], 0, &["spiffe://cluster.local/ns/shop/sa/web", "signed by"]),
-    (&["graph"], 0, &["shop/client", "==mTLS==>", "shop/web"]),
-    (&["graph", "-o", "dot"], 0, &["digraph"]),
-    (&["top", "--once", "--interval", "1s"], 0, &[]),
-    (
+/// What is typed, how it ends, how it is compared, and what it must say besides.
+struct Case {
+    golden: &'static str,
+    typed: &'static [&'static str],
+    status: i32,
+    steady: Steady,
+    says: &'static [&'static str],
+}
+
+const fn case(
+    golden: &'static str,
+    typed: &'static [&'static str],
+    status: i32,
+    steady: Steady,
+    says: &'static [&'static str],
+) -> Case {
+    Case { golden, typed, status, steady, says }
+}
+
+/// Of the agents.
+const ASKED: [Case; 17] = [
+    case("check", &["check"], 0, Ages, &["all 5 that ask for it", "nothing is wrong"]),
+    case("status", &["status"], 0, Numbers, &["1/1", "4/4"]),
+    case("status-wide", &["status", "-o", "wide"], 0, Numbers, &["FINDINGS"]),
+    case("connections", &["connections", "--pod", "shop/queue"], 0, Bytes, &["shop/client", "shop/queue"]),
+    case("identity", &["identity"], 0, Numbers, &["ns/shop/sa/web", "ns/shop/sa/client"]),
+    case("identity-of-a-pod", &["identity", "shop/web"], 0, Numbers, &["spiffe://cluster.local/ns/shop/sa/web"]),
+    case("graph", &["graph"], 0, Bytes, &["shop/client", "==mTLS==>", "shop/web"]),
+    case("top", &["top", "--once", "--interval", "6s"], 0, Heard, &["shop/client", "shop/web"]),
+    case("flows", &["flows", "--for", "4s", "--kind", "connection", "--result", "failures"], 0, Heard, &["denied"]),
+    case("tap", &["tap", "--for", "4s"], 0, Heard, &["GET /admin N", "policy=shop/no-admin#0"]),
+    case(
+        "routes",
         &["routes"],
         0,
-        &["shop/web:80", "HTTPRoute shop/web", "/*", "shop/web:80 90% (1 ready), shop/web-next:80 10% (1 ready)"],
+        Ages,
+        &["shop/web:80", "HTTPRoute shop/web", "shop/web:80 90% (1 ready), shop/web-next:80 10% (1 ready)"],
     ),
-    (
-        &["policy", "explain", "shop/web"],
-        0,
-        &[
-            "refused (STRICT) by shop/strict",
-            "deny        shop/no-admin at ports 80",
-            "asking for /admin",
-            "allow       shop/web-callers",
-            "ns/shop/sa/client",
-            "nobody else may",
-        ],
-    ),
-    (&["policy", "explain", "shop/none"], 1, &["no agent that answered has shop/none"]),
-    (&["config", "diff"], 0, &["no difference in 5 objects"]),
-    (&["completion", "bash"], 0, &["_meshctl"]),
-    (&["version"], 0, &["meshctl "]),
-    (&["proxy-status"], 2, &["tip: meshctl status"]),
+    case("policy-explain", &["policy", "explain", "shop/web"], 0, Ages, &["nobody else may"]),
+    case("policy-explain-none", &["policy", "explain", "shop/none"], 1, Ages, &[]),
+    case("config-diff", &["config", "diff"], 0, Ages, &["no difference in 5 objects"]),
+    case("config-diff-same", &["config", "diff", "same.yaml"], 0, Ages, &["no difference in 5 objects"]),
+    case("config-diff-other", &["config", "diff", "other.yaml"], 1, Ages, &["rules[0].backends[0].weight: "]),
+    case("proxy-status", &["proxy-status"], 2, Ages, &["tip: meshctl status"]),
 ];
+
+/// Of nobody.
+const ALONE: [Case; 7] = [
+    case("config-validate", &["config", "validate", "same.yaml"], 0, Ages, &[]),
+    case("config-validate-wrong", &["config", "validate", "wrong.yaml"], 1, Ages, &["STRICTER"]),
+    case(
+        "policy-test",
+        &["policy", "test", "world", "--from", "shop/client", "--to", "service/shop/web", "--path", "/admin"],
+        1,
+        Ages,
+        &["shop/no-admin"],
+    ),
+    case("convert-istio", &["convert", "istio", "istio.yaml"], 1, Ages, &["kind: HTTPRoute"]),
+    case("convert-smi", &["convert", "smi", "smi.yaml"], 1, Ages, &["kind: HTTPRoute"]),
+    case("version", &["version"], 0, Ages, &["meshctl VERSION"]),
+    case("no-verb", &["top", "--intervall", "1s"], 2, Ages, &["--interval"]),
+];
+
+/// Those with stories of their own: below, and at a real API server (mesh-agent/tests/kubernetes).
+const ELSEWHERE: [&str; 6] = ["map", "completion", "install", "upgrade", "uninstall", "support-bundle"];
 
 #[test]
 fn an_operators_questions_have_answers() -> Result<()> {
@@ -174,73 +246,144 @@ fn an_operators_questions_have_answers() -> Result<()> {
     play(&scene).map_err(|error| scene.bed.explain(error))
 }
 
-fn play(scene: &Scene) -> Result<()> {
-    eventually(PATIENCE, "web to answer", || Ok((scene.ask("/")? == "200").then_some(())))?;
-    heard(scene)?;
-    for (typed, status, expected) in VERBS {
-        let (ended, said) = if matches!(typed[0], "completion" | "version" | "proxy-status") {
-            let output = Command::new(build::target_dir().join("debug/meshctl")).args(typed).output()?;
-            (output.status.code(), scene.said(&output))
-        } else {
-            scene.meshctl(typed)?
-        };
-        ensure!(ended == Some(status), "{typed:?} ended with {ended:?}: {said}");
-        for part in expected {
-            ensure!(said.contains(part), "{part:?} is not in what {typed:?} said: {said}");
-        }
+#[test]
+fn every_verb_has_a_golden_output() -> Result<()> {
+    let cases = ASKED.iter().chain(&ALONE).filter(|case| case.status < 2);
+    let typed: Vec<String> = cases.map(|case| case.typed.join(" ")).collect();
+    for verb in mesh_agent::ctl::verbs().iter().filter(|verb| !ELSEWHERE.contains(&verb.as_str())) {
+        ensure!(
+            typed.iter().any(|typed| format!("{typed} ").starts_with(&format!("{verb} "))),
+            "meshctl {verb} has none"
+        );
     }
-    diff_of_yaml(scene)
+    Ok(())
 }
 
-/// What is slow, and who was refused and why: heard as it happens.
-fn heard(scene: &Scene) -> Result<()> {
-    let listen = |typed: &'static [&'static str]| {
-        thread::scope(|scope| {
-            let listening = scope.spawn(move || scene.meshctl(typed));
-            while !listening.is_finished() {
-                scene.ask("/?token=secret")?;
-                scene.ask("/admin")?;
-                scene.dial_the_cache()?;
-            }
-            let (status, said) = listening.join().map_err(|_| anyhow::anyhow!("listening panicked"))??;
-            ensure!(status == Some(0), "{typed:?} ended with {status:?}: {said}");
-            ensure!(!said.contains("secret"), "a query was told: {said}");
-            Ok(said)
-        })
-    };
-    let requests = listen(&["tap", "--for", "4s", "--direction", "outbound"])?;
-    for part in ["shop/client -> shop/web  GET /  200", "GET /admin  403", "route=shop/web"] {
-        ensure!(requests.contains(part), "{part:?} is not in {requests}");
+fn play(scene: &Scene) -> Result<()> {
+    eventually(PATIENCE, "web to answer", || Ok((scene.ask("/")? == "200").then_some(())))?;
+    eventually(PATIENCE, "the queue to be listened to", || {
+        let (_, said) = scene.meshctl(&["connections", "--pod", "shop/queue"], true)?;
+        Ok(said.contains("shop/client").then_some(()))
+    })?;
+    // What policy test reads is a directory, of the world as the agents see it.
+    std::os::unix::fs::symlink(scene.bed.world.dir(), scene.place.path().join("world"))?;
+    let mut wrong = Vec::new();
+    for (case, asks) in ASKED.iter().map(|case| (case, true)).chain(ALONE.iter().map(|case| (case, false))) {
+        let heard = case.steady == Heard;
+        let (ended, said) = if heard { scene.while_asked(case.typed)? } else { scene.meshctl(case.typed, asks)? };
+        let Case { golden, typed, status, steady, says } = case;
+        if ended != Some(*status) {
+            wrong.push(format!("{typed:?} ended with {ended:?}"));
+        }
+        ensure!(!said.contains("secret"), "a query was told: {said}");
+        let said = steady.of(&said);
+        let missing = says.iter().filter(|part| !said.contains(**part));
+        wrong.extend(missing.map(|part| format!("{part:?} is not in what {typed:?} said:\n{said}")));
+        wrong.extend(compared(golden, &said)?);
     }
-    let judged = listen(&["tap", "--for", "4s", "--result", "denied", "--direction", "inbound"])?;
-    ensure!(judged.contains("policy=shop/no-admin#0") && !judged.contains("  200  "), "{judged}");
-    let refused = listen(&["flows", "--for", "5s", "--kind", "connection", "--result", "failures", "-o", "json"])?;
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    denials_name_who(scene)?;
+    completion(scene)?;
+    the_map(scene)
+}
+
+/// What is otherwise than the file has it.
+fn compared(golden: &str, said: &str) -> Result<Option<String>> {
+    let file: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/mesh/golden/{golden}.txt"));
+    if std::env::var_os("GOLDEN").is_some_and(|what| what == "write") {
+        std::fs::write(&file, said)?;
+    }
+    let expected = std::fs::read_to_string(&file).unwrap_or_default();
+    Ok((expected != said).then(|| format!("{golden}.txt is otherwise:\n{said}\nexpected:\n{expected}")))
+}
+
+impl Steady {
+    fn of(self, said: &str) -> String {
+        let line = |line: &str| {
+            let words: Vec<String> = line.split_whitespace().map(|word| self.word(word)).collect();
+            words.join(" ") + "\n"
+        };
+        // One request of ten goes there, or none.
+        let is_chance = |line: &&str| matches!(self, Bytes | Heard) && line.contains("web-next");
+        let lines = said.lines().filter(|line| !is_chance(line)).map(line);
+        if self == Heard { lines.collect::<BTreeSet<String>>().into_iter().collect() } else { lines.collect() }
+    }
+
+    fn word(self, word: &str) -> String {
+        let bare = word.trim_end_matches([',', ';', '.', ')']);
+        let rest = word.strip_prefix(bare).unwrap_or_default();
+        let (open, bare) = bare.strip_prefix('(').map_or(("", bare), |bare| ("(", bare));
+        let is_age = bare.ends_with(['s', 'm', 'h', 'd'])
+            && bare.starts_with(|c: char| c.is_ascii_digit())
+            && bare.chars().all(|c| c.is_ascii_digit() || ".dhms".contains(c));
+        let is_time = bare.len() >= "00:00:00".len()
+            && bare.contains(':')
+            && bare.chars().all(|c| c.is_ascii_digit() || ":.TZ-".contains(c));
+        let is_id = bare.len() >= 12 && bare.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_number = |text: &str| {
+            text.starts_with(|c: char| c.is_ascii_digit())
+                && text.trim_end_matches(['K', 'M', 'G', 'i']).chars().all(|c| c.is_ascii_digit() || c == '.')
+        };
+        let shown = match bare {
+            _ if bare.parse::<SocketAddr>().is_ok() || bare.parse::<IpAddr>().is_ok() => "ADDRESS",
+            _ if is_age => "AGE",
+            _ if is_time => "TIME",
+            _ if is_id => "ID",
+            env!("CARGO_PKG_VERSION") => "VERSION",
+            _ if self != Ages && is_number(bare) => "N",
+            _ if matches!(self, Bytes | Heard)
+                && bare.split_once('/').is_some_and(|(a, b)| is_number(a) && is_number(b)) =>
+            {
+                "N/N"
+            }
+            _ => bare,
+        };
+        format!("{open}{shown}{rest}")
+    }
+}
+
+/// Who was refused, by which policy, for machines.
+fn denials_name_who(scene: &Scene) -> Result<()> {
+    let typed = ["flows", "--for", "5s", "--kind", "connection", "--result", "failures", "-o", "json"];
+    let (_, refused) = scene.while_asked(&typed)?;
     let denied = refused
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .find(|flow| flow["result"] == "denied" && flow["destination"]["pod"] == "shop/cache");
     let denied = denied.with_context(|| format!("no denial of the cache in {refused}"))?;
-    ensure!(denied["node"] == "n2" && denied["reason"].is_string(), "{denied}");
+    ensure!(
+        denied["node"].as_str().is_some_and(|node| node.contains("n2")) && denied["reason"].is_string(),
+        "{denied}"
+    );
     Ok(())
 }
 
-/// The YAML that is in force, and one that says something else.
-fn diff_of_yaml(scene: &Scene) -> Result<()> {
-    let place = tempfile::tempdir()?;
-    let same = place.path().join("same.yaml");
-    std::fs::write(&same, WORLD)?;
-    let (status, said) = scene.meshctl(&["config", "diff", &same.display().to_string()])?;
-    ensure!(status == Some(0) && said.contains("no difference in 5 objects"), "{status:?}: {said}");
-    let other = place.path().join("other.yaml");
-    std::fs::write(&other, WORLD.replace("weight: 9", "weight: 8").replace("name: no-admin", "name: no-admins"))?;
-    let (status, said) = scene.meshctl(&["config", "diff", &other.display().to_string()])?;
-    ensure!(status == Some(1), "{status:?}: {said}");
-    for part in [
-        "n1: HTTPRoute shop/web is in force in another form",
-        "rules[0].backends[0].weight: ",
-        "n2: AuthorizationPolicy shop/no-admins is not in force",
-    ] {
-        ensure!(said.contains(part), "{part:?} is not in {said}");
+/// Shells complete every verb.
+fn completion(scene: &Scene) -> Result<()> {
+    for shell in ["bash", "zsh", "fish"] {
+        let (status, script) = scene.meshctl(&["completion", shell], false)?;
+        ensure!(status == Some(0), "{status:?}");
+        for verb in mesh_agent::ctl::verbs() {
+            ensure!(verb.split(' ').all(|word| script.contains(word)), "{shell} does not complete {verb}");
+        }
     }
     Ok(())
+}
+
+/// The map says where it is, and is there.
+fn the_map(scene: &Scene) -> Result<()> {
+    let mut command = scene.command(&["map", "--listen", "127.0.0.1:0"], true);
+    let mut map = command.stdout(Stdio::piped()).spawn().context("starting meshctl")?;
+    let mut line = String::new();
+    let seen = (|| {
+        BufReader::new(map.stdout.take().context("its output")?).read_line(&mut line)?;
+        let said = line.trim().strip_prefix("the map of 2 agent(s): ").with_context(|| line.clone())?;
+        let page = Command::new("curl").args(["-sS", "--max-time", "5", said]).output()?;
+        let page = String::from_utf8_lossy(&page.stdout).into_owned();
+        ensure!(page.contains("<title>"), "{page}");
+        Ok(())
+    })();
+    map.kill()?;
+    map.wait()?;
+    seen
 }
