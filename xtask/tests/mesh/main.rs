@@ -15,6 +15,7 @@ mod hostile;
 mod kernel;
 mod lifecycle;
 mod many;
+mod meshctl;
 mod odd_sockets;
 mod pair;
 mod policy;
