@@ -99,7 +99,7 @@ pub struct StraightPath {
     pub endpoints: Vec<(SocketAddr, Arc<str>)>,
 }
 
-/// A connection from pod to pod that is over.
+/// A connection from pod to pod: one that is over, or one that lives, of which it is not known yet what it carried.
 #[derive(Clone, Debug)]
 pub struct StraightConnection {
     /// The caller.

@@ -12,12 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_common::addr::{Endpoint, FourTuple};
-use mesh_common::same_node::{MAX_STRAIGHT, Path, PathKey, StraightEnd, StraightRecord};
+use mesh_common::same_node::{NODE, Path, PathKey, StraightEnd, StraightRecord};
 
 use super::netlink;
 use super::pod_thread::PodThread;
+use super::room::{self, Counts, Room};
 use super::sweep::MAX_KEYS;
-
 use super::tables::Tables;
 use crate::podnet::{Straight, StraightConnection, StraightPath};
 use crate::state::{MeshState, Workload};
@@ -32,10 +32,10 @@ pub(super) const MAX_PATHS: usize = 65_536;
 pub(super) const MAX_SLOTS: usize = 16;
 /// Rounds between two walks where nothing changed.
 pub(super) const WALK_EVERY: u32 = 20;
-/// With more connections than this on file none is added, until there are half as many: three quarters of what it holds.
-pub(super) const CROWDED: usize = MAX_STRAIGHT as usize / 4 * 3;
 /// Connections that were cut and whose end was not told yet.
 pub(super) const MAX_CUT: usize = 65_536;
+/// Connections that are listed when somebody asks.
+pub(super) const MAX_LISTED: usize = 4_096;
 
 /// A pod of this node that this agent has something of.
 pub(super) struct Neighbour<'a> {
@@ -55,10 +55,12 @@ pub(super) struct Neighbours {
     pods: Mutex<HashMap<u64, Arc<Workload>>>,
     /// Why the sockets of connections were ended that this agent ended, by cookie.
     cut: Mutex<HashMap<u64, &'static str>>,
+    /// How many connections a pod may have a part in.
+    of_one_pod: u32,
 }
 
 impl Neighbours {
-    pub fn new(decides: Option<Arc<dyn Straight>>) -> Self {
+    pub fn new(decides: Option<Arc<dyn Straight>>, of_one_pod: u32) -> Self {
         let decides = decides.filter(|_| match netlink::can_destroy_sockets() {
             Ok(()) => true,
             Err(error) => {
@@ -66,33 +68,37 @@ impl Neighbours {
                 false
             }
         });
-        Self { decides, pods: Mutex::default(), cut: Mutex::default() }
+        Self { decides, pods: Mutex::default(), cut: Mutex::default(), of_one_pod }
     }
 
     /// Tells of an end.
     pub fn tell(&self, end: &StraightEnd) {
         let record = end.record();
         let cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner).remove(&record.cookie());
-        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        let (Some(decides), Some(from), Some(to)) =
-            (&self.decides, pods.get(&record.client()), pods.get(&record.server()))
+        let (Some(decides), Some(connection)) = (&self.decides, self.connection(end.tuple(), record, end.time()))
         else {
             tracing::debug!(tuple = ?end.tuple(), "a connection between pods that are not known ended");
             return;
         };
         let (sent, received) = end.bytes();
-        decides.ended(StraightConnection {
-            from: from.clone(),
-            to: to.clone(),
-            client: end.tuple().source().into(),
+        decides.ended(StraightConnection { sent, received, was_open: end.was_open(), cut, ..connection });
+    }
+
+    /// One that lives at `now`, between pods that are known; what it carried is not known yet.
+    fn connection(&self, tuple: &FourTuple, record: &StraightRecord, now: u64) -> Option<StraightConnection> {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(StraightConnection {
+            from: pods.get(&record.client())?.clone(),
+            to: pods.get(&record.server())?.clone(),
+            client: tuple.source().into(),
             dialled: record.dialled().into(),
-            server: end.tuple().destination().into(),
-            sent,
-            received,
-            duration: Duration::from_nanos(end.time().saturating_sub(record.time())),
-            was_open: end.was_open(),
-            cut,
-        });
+            server: tuple.destination().into(),
+            sent: 0,
+            received: 0,
+            duration: Duration::from_nanos(now.saturating_sub(record.time())),
+            was_open: true,
+            cut: None,
+        })
     }
 
     fn know(&self, pods: &BTreeMap<u64, Neighbour<'_>>) {
@@ -121,16 +127,15 @@ pub(super) struct Paths {
     /// Rounds since the last walk that found nothing changed.
     rounds: u32,
     walk_again: bool,
-    is_crowded: bool,
+    room: Room,
     /// As many connections were on file at the last walk.
-    live: usize,
+    live: i64,
 }
 
 /// What paths follow from.
 #[derive(PartialEq, Eq)]
 struct Seen {
     version: u64,
-    is_crowded: bool,
     enrolled: BTreeMap<u64, Option<u32>>,
 }
 
@@ -157,11 +162,8 @@ impl Paths {
         tables: &Tables,
     ) {
         let enrolled = pods.iter().filter(|(_, pod)| pod.is_enrolled == Some(true));
-        let seen = Seen {
-            version: world.version,
-            is_crowded: self.is_crowded,
-            enrolled: enrolled.map(|(key, pod)| (*key, pod.interface)).collect(),
-        };
+        let seen =
+            Seen { version: world.version, enrolled: enrolled.map(|(key, pod)| (*key, pod.interface)).collect() };
         let is_first = self.seen.is_none();
         let has_changed = self.seen.as_ref() != Some(&seen);
         if is_first {
@@ -173,12 +175,17 @@ impl Paths {
         self.act(&gone, tables);
         self.rounds = self.rounds.saturating_add(1);
         if has_changed || self.walk_again || self.rounds >= WALK_EVERY {
-            self.live = walk(world, pods, neighbours, tables).await;
-            self.is_crowded = self.live > if self.is_crowded { CROWDED / 2 } else { CROWDED };
+            let before = Room::live(tables);
+            let on_file = walk(world, pods, neighbours, tables).await;
+            self.room.learn(&before, &on_file, &Room::live(tables));
+            self.live = on_file.get(&NODE).copied().unwrap_or_default();
             self.rounds = 0;
         }
         self.walk_again = has_changed;
         self.link(pods, tables, has_changed, neighbours.decides.is_some());
+        let may_go = |pod: &Neighbour<'_>| neighbours.decides.is_some() && pod.is_enrolled == Some(true);
+        let enrolled = pods.iter().filter(|(_, pod)| may_go(pod)).map(|(cookie, _)| *cookie);
+        self.room.give(enrolled, neighbours.of_one_pod, tables);
         self.act(&new, tables);
         self.give_word(neighbours, tables);
         self.seen = Some(seen);
@@ -192,8 +199,7 @@ impl Paths {
     }
 
     fn acts(&self, world: &MeshState, pods: &BTreeMap<u64, Neighbour<'_>>, neighbours: &Neighbours) -> Vec<Act> {
-        let decides = neighbours.decides.as_ref().filter(|_| !self.is_crowded);
-        let Some(decides) = decides else { return steps(&self.published, &HashMap::new()) };
+        let Some(decides) = &neighbours.decides else { return steps(&self.published, &HashMap::new()) };
         let held = by_uid(pods);
         let paths = decides.paths(world, &|uid| held.contains_key(uid));
         steps(&self.published, &entries(&paths, &held))
@@ -324,19 +330,51 @@ fn fate(
     }
 }
 
-/// Ends every connection that may not go on. How many there were.
+/// Tells which connections live. Cheap to clone.
+#[derive(Clone)]
+pub struct StraightReader {
+    tables: Arc<Tables>,
+    neighbours: Arc<Neighbours>,
+}
+
+impl StraightReader {
+    pub(super) fn new(tables: Arc<Tables>, neighbours: Arc<Neighbours>) -> Self {
+        Self { tables, neighbours }
+    }
+
+    /// How many there are.
+    pub fn open(&self) -> u64 {
+        room::open(&self.tables)
+    }
+
+    /// Those between pods that this agent knows, in no order and not all of very many. What they carried is known when they
+    /// end.
+    pub fn connections(&self) -> Vec<StraightConnection> {
+        let now = sys::monotonic_time();
+        let tuples = self.tables.straight.keys(MAX_LISTED).into_iter();
+        let connections = tuples.filter_map(|tuple| {
+            let record = self.tables.straight.get(&tuple).filter(StraightRecord::is_good)?;
+            self.neighbours.connection(&tuple, &record, now)
+        });
+        connections.collect()
+    }
+}
+
+/// Ends every connection that may not go on. How many there were, and whose.
 async fn walk(
     world: &MeshState,
     pods: &BTreeMap<u64, Neighbour<'_>>,
     neighbours: &Neighbours,
     tables: &Tables,
-) -> usize {
+) -> Counts {
     let mut jobs: BTreeMap<u64, Vec<(Endpoint, Endpoint, Option<u64>)>> = BTreeMap::new();
     let mut ended = Vec::new();
-    let tuples = tables.straight.keys(MAX_KEYS);
-    let number = tuples.len();
-    for tuple in tuples {
+    let mut on_file = Counts::new();
+    for tuple in tables.straight.keys(MAX_KEYS) {
         let Some(record) = tables.straight.get(&tuple) else { continue };
+        for whose in [NODE, record.client(), record.server()] {
+            *on_file.entry(whose).or_default() += 1;
+        }
         let (client, server) = (pods.get(&record.client()), pods.get(&record.server()));
         let may_go_on = || match (client, server) {
             (Some(from), Some(to)) => may_go_on(world, neighbours, from, to, &tuple),
@@ -357,7 +395,7 @@ async fn walk(
         ended.push((tuple, record.client()));
     }
     if ended.is_empty() {
-        return number;
+        return on_file;
     }
     tracing::info!(connections = ended.len(), "connections between pods of this node may not go on: they are ended");
     let mut done = HashSet::new();
@@ -376,7 +414,7 @@ async fn walk(
             tables.straight.remove(&tuple);
         }
     }
-    number
+    on_file
 }
 
 /// Each of them, also after one that failed.
@@ -438,6 +476,14 @@ mod tests {
         fn pod(&self, _: u64) -> Option<PodConfig> {
             None
         }
+
+        fn live(&self, _: u64) -> Option<i64> {
+            Some(0)
+        }
+
+        fn room(&self, _: u64) -> Option<i64> {
+            Some(1)
+        }
     }
 
     /// A table: per destination, its endpoints.
@@ -460,7 +506,7 @@ mod tests {
         let maps = Maps(table.clone());
         let all = (0..3).flat_map(|number| (0..12).map(move |chance| (number, chance)));
         let chosen = all.filter_map(|(number, chance)| {
-            let socket = choose(&maps, CLIENT, at(100 + number, 80), 1, chance)?;
+            let socket = choose(&maps, CLIENT, at(100 + number, 80), 1, chance).ok()?;
             Some((number, socket.endpoint()))
         });
         chosen.collect()

@@ -148,7 +148,7 @@ fn may_go_on(world: &MeshState, from: &Workload, to: &Workload, server: SocketAd
 }
 
 /// What is told on either side.
-fn records(connection: &StraightConnection) -> [ConnectionRecord; 2] {
+pub fn records(connection: &StraightConnection) -> [ConnectionRecord; 2] {
     let StraightConnection { from, to, client, dialled, server, .. } = connection;
     let result = match (connection.cut, connection.was_open) {
         (Some(reason), _) => ConnectionResult::Cut { reason },
