@@ -92,8 +92,8 @@ mod tests {
 
     #[test]
     fn what_is_counted_and_not_on_file_is_seen_where_nothing_moves() {
-        const POD: u64 = 7;
-        let of = |count: Option<i64>| count.map(|count| (POD, count)).into_iter().collect::<Counts>();
+        const CLIENT: u64 = 7;
+        let of = |count: Option<i64>| count.map(|count| (CLIENT, count)).into_iter().collect::<Counts>();
         // (counted before, on file, counted after, known before, known then)
         let table = [
             (Some(3), Some(3), Some(3), None, Some(0)),
