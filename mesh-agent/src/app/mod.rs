@@ -123,7 +123,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let (writer, state) = StateWriter::new(&config.node);
     let identities = identities(&config.identity)?;
     let (access_log, tunnels) = (AccessLog::new(config.logs.access.clone()), Arc::<hbone::Tally>::default());
-    let neighbours = Arc::new(Neighbours { metrics: metrics.clone(), access_log: access_log.clone() });
+    let neighbours = Arc::new(Neighbours::new(metrics.clone(), access_log.clone()));
     let capture = Capture::start(capture_config(&config), neighbours).context("cannot capture on this node")?;
     let descriptors = Descriptors::raise();
     let (requests, keys) = (Arc::<http::Tally>::default(), Ring::default());

@@ -117,12 +117,17 @@ impl Neighbours {
     }
 }
 
+/// Of pods by uid: the cookie of the namespace, the host's end of the link.
+type Places = HashMap<Arc<str>, (u64, u32)>;
+
 /// What is in the tables, as far as this agent knows.
 #[derive(Default)]
 pub(super) struct Paths {
     /// What they were made from; none before the first.
     seen: Option<Seen>,
     published: HashMap<PathKey, Path>,
+    /// What was decided last, and what of it the table was made from.
+    decided: Option<(Arc<[StraightPath]>, Places)>,
     linked: BTreeSet<u32>,
     /// Rounds since the last walk that found nothing changed.
     rounds: u32,
@@ -198,11 +203,19 @@ impl Paths {
         self.linked = tables.linked.keys(MAX_KEYS).into_iter().collect();
     }
 
-    fn acts(&self, world: &MeshState, pods: &BTreeMap<u64, Neighbour<'_>>, neighbours: &Neighbours) -> Vec<Act> {
+    fn acts(&mut self, world: &MeshState, pods: &BTreeMap<u64, Neighbour<'_>>, neighbours: &Neighbours) -> Vec<Act> {
         let Some(decides) = &neighbours.decides else { return steps(&self.published, &HashMap::new()) };
         let held = by_uid(pods);
         let paths = decides.paths(world, &|uid| held.contains_key(uid));
-        steps(&self.published, &entries(&paths, &held))
+        if let Some((known, places)) = &self.decided
+            && Arc::ptr_eq(known, &paths)
+            && *places == held
+        {
+            return Vec::new();
+        }
+        let acts = steps(&self.published, &entries(&paths, &held));
+        self.decided = Some((paths, held));
+        acts
     }
 
     fn act(&mut self, acts: &[Act], tables: &Tables) {
@@ -253,7 +266,7 @@ impl Paths {
 }
 
 /// The enrolled pods by uid, with cookie and link; none of which there are two.
-fn by_uid(pods: &BTreeMap<u64, Neighbour<'_>>) -> HashMap<Arc<str>, (u64, u32)> {
+fn by_uid(pods: &BTreeMap<u64, Neighbour<'_>>) -> Places {
     let mut held = HashMap::new();
     let mut twice = Vec::new();
     for (cookie, pod) in pods.iter().filter(|(_, pod)| pod.is_enrolled == Some(true)) {
@@ -268,7 +281,7 @@ fn by_uid(pods: &BTreeMap<u64, Neighbour<'_>>) -> HashMap<Arc<str>, (u64, u32)> 
 }
 
 /// The table's content. An address of which an endpoint's pod is not known has none.
-fn entries(paths: &[StraightPath], held: &HashMap<Arc<str>, (u64, u32)>) -> HashMap<PathKey, Path> {
+fn entries(paths: &[StraightPath], held: &Places) -> HashMap<PathKey, Path> {
     let mut entries = HashMap::new();
     for StraightPath { client, dialled, endpoints } in paths {
         let Some((netns, _)) = held.get(client) else { continue };
@@ -537,7 +550,7 @@ mod tests {
 
     #[test]
     fn addresses_whose_pods_are_not_all_known_have_no_path() {
-        let held: HashMap<Arc<str>, (u64, u32)> = [("a".into(), (1, 11)), ("b".into(), (2, 12))].into();
+        let held: Places = [("a".into(), (1, 11)), ("b".into(), (2, 12))].into();
         let path = |client: &str, servers: &[&str]| StraightPath {
             client: client.into(),
             dialled: "10.96.0.1:80".parse().unwrap(),

@@ -68,9 +68,9 @@ struct Word {
 }
 
 impl Straight for Word {
-    fn paths(&self, _: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Vec<StraightPath> {
+    fn paths(&self, _: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Arc<[StraightPath]> {
         let both = BOTH.iter().all(|uid| is_held(uid));
-        if both { self.paths.lock().unwrap_or_else(PoisonError::into_inner).clone() } else { Vec::new() }
+        if both { self.paths.lock().unwrap_or_else(PoisonError::into_inner).clone().into() } else { Arc::default() }
     }
 
     fn may_go_on(&self, _: &MeshState, _: &Workload, _: &Workload, _: SocketAddr) -> bool {
