@@ -79,8 +79,9 @@ pub enum PodEvent {
 /// What pods of this node may do without the agent (`mesh_common::same_node`): whoever decides about connections decides
 /// this, capture publishes and ends it.
 pub trait Straight: Send + Sync + 'static {
-    /// Whom pods may reach by the kernel alone. `is_held`: this agent has the pod of that uid.
-    fn paths(&self, world: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Vec<StraightPath>;
+    /// Whom pods may reach by the kernel alone: the same object as at the last time, if that has not changed. `is_held`: this
+    /// agent has the pod of that uid.
+    fn paths(&self, world: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Arc<[StraightPath]>;
 
     /// Whether a connection that lives may go on.
     fn may_go_on(&self, world: &MeshState, from: &Workload, to: &Workload, server: SocketAddr) -> bool;
@@ -103,7 +104,7 @@ pub struct StraightPath {
     pub endpoints: Vec<(SocketAddr, Arc<str>)>,
 }
 
-/// A connection from pod to pod that is over.
+/// A connection from pod to pod: one that is over, or one that lives, of which it is not known yet what it carried.
 #[derive(Clone, Debug)]
 pub struct StraightConnection {
     /// The caller.

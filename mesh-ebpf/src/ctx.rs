@@ -54,6 +54,23 @@ pub fn increment(map: &PerCpuArray<u64>, index: u32) {
     }
 }
 
+/// Adds to a number that all CPUs count in, if it is there.
+#[inline(always)]
+pub fn add(map: &HashMap<u64, i64>, key: &u64, by: i64) {
+    let Some(number) = map.get_ptr_mut(key) else { return };
+    // SAFETY: the verifier checked the pointer against null, and that eight bytes are there; the element stays whole as in
+    // `get`. The core library has no atomics for BPF.
+    #[cfg(target_arch = "bpf")]
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({number} + 0) += {by}", number = in(reg) number, by = in(reg) by)
+    }
+    // SAFETY: never run: on the host there is no map.
+    #[cfg(not(target_arch = "bpf"))]
+    unsafe {
+        *number += by
+    }
+}
+
 /// CLOCK_MONOTONIC in nanoseconds.
 #[inline(always)]
 pub fn monotonic_time() -> u64 {

@@ -20,7 +20,7 @@ use crate::sys;
 
 /// How many events are read before the reader rests: a pod that provokes drops must not keep a core busy.
 pub(super) const BATCH: usize = 256;
-pub(super) const REST: Duration = Duration::from_millis(100);
+pub(super) const REST: Duration = Duration::from_millis(10);
 
 /// The ring buffer's reader.
 pub(super) struct Events {

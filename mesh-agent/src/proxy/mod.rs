@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
 pub use budget::Budgets;
-pub use straight::Neighbours;
+pub use straight::{Neighbours, records as straight_records};
 use worker::{Job, Pod, Pods, WorkerHandle};
 pub use worker::{LiveConnection, Shared};
 

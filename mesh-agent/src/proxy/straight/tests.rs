@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use mesh_common::addr::Endpoint;
@@ -41,7 +41,7 @@ pub fn pod(name: &str, ip: &str, node: &str, enrolled: bool) -> Workload {
     }
 }
 
-fn service(name: &str, ip: &str, backends: &[(&str, u16)], protocol: AppProtocol) -> ServiceSpec {
+pub fn service(name: &str, ip: &str, backends: &[(&str, u16)], protocol: AppProtocol) -> ServiceSpec {
     let backend = |(ip, port): &(&str, u16)| Backend::ready(ip.parse().unwrap(), *port);
     ServiceSpec {
         namespace: "shop".into(),
@@ -63,7 +63,7 @@ fn meta(name: &str) -> PolicyMeta {
     PolicyMeta { id: format!("shop/{name}").into(), created: None }
 }
 
-fn policy(action: Action, account: &str, ports: &[u16], operations: Vec<Operation>) -> AuthorizationPolicy {
+pub fn policy(action: Action, account: &str, ports: &[u16], operations: Vec<Operation>) -> AuthorizationPolicy {
     let identity = SpiffeId::new("cluster.local", "shop", account).unwrap();
     let sources = vec![Source::Principal(Principal::Exact(identity))];
     let rule = Rule { sources, ports: ports.to_vec(), operations, ..Rule::default() };
@@ -71,7 +71,7 @@ fn policy(action: Action, account: &str, ports: &[u16], operations: Vec<Operatio
     AuthorizationPolicy { meta: meta("p"), targets, action, provider: None, rules: vec![rule] }
 }
 
-fn peer(mode: Option<Mode>, same_node: Option<SameNode>) -> PeerAuthentication {
+pub fn peer(mode: Option<Mode>, same_node: Option<SameNode>) -> PeerAuthentication {
     let targets = vec![Target::Namespace("shop".into())];
     PeerAuthentication { meta: meta("peer"), targets, mode, ports: BTreeMap::new(), same_node }
 }
@@ -108,12 +108,15 @@ pub fn world(peers: Vec<PeerAuthentication>, policies: Vec<AuthorizationPolicy>)
 
 /// What `client` may reach by the kernel alone, as "dialled > endpoints".
 fn of_client(state: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Vec<String> {
-    let own = paths(state, is_held).into_iter().filter(|path| &*path.client == "client");
+    let paths = Memory::default().paths(state, is_held);
+    let own = paths.iter().filter(|path| &*path.client == "client");
     let words = own.map(|path| {
         let endpoints: Vec<String> = path.endpoints.iter().map(|(address, uid)| format!("{uid} {address}")).collect();
         format!("{} > {}", path.dialled, endpoints.join(", "))
     });
-    words.collect()
+    let mut words: Vec<String> = words.collect();
+    words.sort();
+    words
 }
 
 #[test]
@@ -201,6 +204,14 @@ impl Published for Maps {
         let nowhere = mesh_common::addr::Ip::UNSPECIFIED;
         Some(PodConfig::new(PodAddresses::new(nowhere, nowhere), Gate::Open))
     }
+
+    fn live(&self, _: u64) -> Option<i64> {
+        Some(0)
+    }
+
+    fn room(&self, _: u64) -> Option<i64> {
+        Some(1)
+    }
 }
 
 fn maps(paths: &[StraightPath], cookies: &HashMap<&str, u64>) -> Maps {
@@ -243,7 +254,7 @@ proptest! {
     fn kernel_and_agent_answer_alike(world in a_world(), chance in any::<u32>()) {
         let state = MeshState::build(1, "node", &world);
         let cookies: HashMap<&str, u64> = [("client", 1), ("near", 2), ("other", 3)].into();
-        let maps = maps(&paths(&state, &|uid| cookies.contains_key(uid)), &cookies);
+        let maps = maps(&Memory::default().paths(&state, &|uid| cookies.contains_key(uid)), &cookies);
         let dialled: BTreeSet<SocketAddr> = world.services.iter()
             .flat_map(|service| service.cluster_ips.iter().map(|ip| SocketAddr::new(*ip, 80)))
             .chain((8080..8083).map(|port| SocketAddr::new(server_ip(), port)))
@@ -251,7 +262,7 @@ proptest! {
         for (name, cookie) in &cookies {
             let client = state.local_workloads().find(|pod| &*pod.name == *name).unwrap();
             for dialled in &dialled {
-                let chosen = same_node::choose(&maps, *cookie, Endpoint::from(*dialled), 1, chance);
+                let chosen = same_node::choose(&maps, *cookie, Endpoint::from(*dialled), 1, chance).ok();
                 let by_agent: BTreeSet<_> = (0..16).flat_map(|seed| by_agent(&state, client, *dialled, seed)).collect();
                 match chosen {
                     Some(socket) => {
