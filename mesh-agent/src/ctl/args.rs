@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use super::bundle::BundleArgs;
 use super::check::CheckArgs;
 use super::connections::ConnectionsArgs;
 use super::convert::ConvertCommand;
@@ -13,6 +14,7 @@ use super::explain::ExplainArgs;
 use super::flows::{FlowsArgs, TapArgs};
 use super::graph::GraphArgs;
 use super::identity::IdentityArgs;
+use super::install::{InstallArgs, UninstallArgs, UpgradeArgs};
 use super::map::MapArgs;
 use super::routes::RoutesArgs;
 use super::status::StatusArgs;
@@ -22,7 +24,8 @@ use crate::cli::{PolicyTestArgs, ValidateArgs};
 
 const AFTER_HELP: &str = "\
 The agents are those of the cluster that kubectl talks to, asked with your own rights: you may list
-and exec pods in the mesh's namespace. With --admin they are those at these addresses.
+and exec pods in the mesh's namespace. With --admin they are those at these addresses. Nothing is
+changed but by install, upgrade and uninstall.
 
 Installed in your PATH as kubectl-mesh it is `kubectl mesh`.
 
@@ -128,6 +131,22 @@ pub enum Question {
     ///
     /// It shows and changes nothing. On another address than a loopback one it takes a token.
     Map(MapArgs),
+    /// Install the mesh in a cluster, and wait until it is there; or print what would be installed
+    ///
+    /// Exit status: 0 controller and agents are ready, 1 they are not yet, 2 nothing was installed or not all of it.
+    Install(InstallArgs),
+    /// Have the agents and the controller of this version, a node after the other; live connections go on
+    ///
+    /// Exit status: 0 all are ready, 1 they are not yet, 2 nothing was changed or not all of it.
+    Upgrade(UpgradeArgs),
+    /// Take the mesh off a cluster: its agents first, and the rest when they are gone
+    ///
+    /// Exit status: 0 it is gone, 1 nothing was changed, as you wished, 2 it is not gone.
+    Uninstall(UninstallArgs),
+    /// Write one file for whoever helps from afar: what agents say, logs, events, policies and routes; no secrets
+    ///
+    /// Exit status: 0 all of it is there, 1 something could not be had (its index says what), 2 there is no file.
+    SupportBundle(BundleArgs),
     /// `meshctl policy explain`
     #[command(skip)]
     Explain(ExplainArgs),

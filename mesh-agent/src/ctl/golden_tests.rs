@@ -1,6 +1,7 @@
 //! What commands print of a mesh whose world is manifests/samples, compared with files in fixtures/golden. After a change that
 //! is meant: `GOLDEN=write cargo test -p mesh-agent --lib ctl::`, then look at what git shows.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -165,6 +166,8 @@ async fn check_of_single_agents() {
     let text = text.replace(" 1m29s ", " 1m30s ");
     golden("check.txt", &without_roots(&text));
     assert_eq!(verdict, Verdict::Wrong);
+    let (_, text) = rig.ask(&["one", "two", "away"], &["check", "-n", "mesh"]).await;
+    assert!(text.contains("kubectl -n mesh get pods") && !text.contains("nodemesh-system"), "{text}");
     let (verdict, text) = rig.ask(&["away"], &["check", "-o", "json"]).await;
     assert_eq!((verdict, &json_of(&text)["healthy"]), (Verdict::Unasked, &json!(false)));
 }
@@ -202,6 +205,58 @@ fn denied() -> ConnectionRecord {
         duration: Duration::from_micros(300),
         network: None,
     }
+}
+
+/// What is in a bundle, and what is not.
+#[tokio::test]
+async fn a_bundle_for_who_helps() {
+    let rig = rig(|dump| {
+        dump["agent"]["note"] = "authorization: Bearer abcdefghijkl".into();
+        dump["routes"]["routes"][0]["rules"][0]["set"] = json!([{"name": "Cookie", "value": "s3cret"}]);
+    })
+    .await;
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("bundle.tar.gz");
+    let typed = ["support-bundle", "--file", file.to_str().unwrap()];
+    let (verdict, text) = rig.ask(&["one", "two", "away"], &typed).await;
+    let text = text.replace(&file.display().to_string(), "bundle.tar.gz");
+    // Sizes move with times, and names of files with where sockets are.
+    let steady = |line: &str| {
+        let of_agent = |word: &str| {
+            ["one", "two", "away"].into_iter().find_map(|name| {
+                let (_, rest) = word.strip_prefix("agents/")?.split_once(&format!("_{name}/"))?;
+                Some(format!("agents/{name}/{rest}"))
+            })
+        };
+        let words = line.split_whitespace().map(|word| match word.trim_end_matches("Ki").parse::<f64>() {
+            Ok(_) => "N".to_string(),
+            Err(_) => of_agent(word).unwrap_or_else(|| word.to_string()),
+        });
+        words.collect::<Vec<_>>().join(" ") + "\n"
+    };
+    golden("bundle.txt", &text.lines().map(steady).collect::<String>());
+    assert_eq!(verdict, Verdict::Wrong, "one does not answer");
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(&file).unwrap()));
+    let mut all = BTreeMap::new();
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().display().to_string();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut entry, &mut text).unwrap();
+        for secret in ["abcdefghijkl", "s3cret"] {
+            assert!(!text.contains(secret), "{secret} is in {name}");
+        }
+        all.insert(name, text);
+    }
+    let index = json_of(&all["nodemesh-support/index.json"]);
+    assert_eq!(index["files"].as_array().unwrap().len(), all.len() - 1);
+    let removed: u64 = index["files"].as_array().unwrap().iter().map(|file| file["removed"].as_u64().unwrap()).sum();
+    assert_eq!(removed, 2, "{index}");
+    let dump = all.iter().find(|(name, _)| name.ends_with("one/config_dump.json"));
+    assert!(dump.is_some_and(|(_, text)| json_of(text)["agent"]["node"] == "node-1"), "{:?}", all.keys());
+    // Nothing is written over.
+    let again = rig.refused(&["one"], &typed).await;
+    assert!(again.contains("--file: making"), "{again}");
 }
 
 /// What is heard while things end at both agents.

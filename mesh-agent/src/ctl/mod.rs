@@ -3,9 +3,10 @@
 //!
 //! How agents are reached is `reach`'s business; a command is a file, and what it shows is made of the answers by pure
 //! functions. JSON and YAML are interfaces, tables are for people. An agent that does not answer is a line of the output,
-//! not its end. Nothing here changes an agent.
+//! not its end. Nothing here changes an agent, and nothing but `install` a cluster.
 
 mod args;
+mod bundle;
 mod check;
 mod connections;
 mod convert;
@@ -14,6 +15,7 @@ mod explain;
 mod flows;
 mod graph;
 mod identity;
+mod install;
 mod map;
 mod reach;
 mod routes;
@@ -51,6 +53,11 @@ const PLUGIN: &str = "kubectl-mesh";
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
     limits![
+        bundle::MAX_BUNDLE_BYTES, "bytes", "of a support bundle before it is compressed";
+        bundle::LONGEST, "milliseconds", "that a support bundle takes to gather";
+        bundle::MAX_OBJECTS, "objects", "of one kind in a support bundle";
+        bundle::MAX_LOG_LINES, "lines", "of a container's log in a support bundle, the last ones";
+        bundle::MAX_LOG_BYTES, "bytes", "of these lines";
         reach::AT_ONCE, "agents", "that meshctl asks at once";
         reach::CHUNK_BYTES, "bytes", "of an answer through the API server that wait to be read";
         reach::MAX_COMPLAINT_BYTES, "bytes", "that are kept of what a failed command in a pod says";
@@ -63,6 +70,7 @@ pub fn limits() -> Vec<Limit> {
         reach::MAX_LINE_BYTES, "bytes", "of one line of an answer that goes on";
         status::LATE_PART, "parts of a life", "a certificate with less than one left is late: it is renewed at half";
         connections::LOOK_EVERY, "milliseconds", "between two looks of `connections --watch`";
+        install::LOOK_EVERY, "milliseconds", "between two looks at how far an install, an upgrade or an uninstall is";
         identity::SHOWN_OF_ROOT, "characters", "of a root in a table of identities: enough to tell it from others";
         map::FIND_EVERY, "milliseconds", "between two looks at which agents a cluster has, while the map is served";
         map::MAX_TOKEN_FILE_BYTES, "bytes", "of the file of the map's token";
@@ -150,6 +158,10 @@ async fn ask(whom: &WhomArgs, question: &Question, screen: &mut Screen<'_>) -> R
         Question::Explain(args) => explain::run(args, &agents().await?, screen).await,
         Question::Diff(args) => diff::run(args, &agents().await?, screen).await,
         Question::Top(args) => top::run(args, &agents().await?, screen).await,
+        Question::Install(args) => install::install(args, whom, screen).await,
+        Question::Upgrade(args) => install::upgrade(args, whom, screen).await,
+        Question::Uninstall(args) => install::uninstall(args, whom, screen).await,
+        Question::SupportBundle(args) => bundle::run(args, whom, screen).await,
         Question::Map(args) => map::run(args, whom, agents().await?, screen).await,
     }
 }
@@ -201,9 +213,12 @@ fn right_command(refusal: &clap::Error) -> Option<&'static str> {
 }
 
 /// What is typed for what is meant.
-const RIGHT: [(&[&str], &str); 12] = [
+const RIGHT: [(&[&str], &str); 15] = [
     (&["agents", "nodes", "get", "proxy-status", "ps", "health"], "status"),
     (&["doctor", "preflight", "precheck", "verify", "verify-install"], "check"),
+    (&["bug-report", "sysdump", "support", "dump", "diagnostics"], "support-bundle"),
+    (&["apply", "deploy", "init", "manifest"], "install"),
+    (&["delete", "remove", "purge", "prune"], "uninstall"),
     (&["conn", "conntrack"], "connections --watch"),
     (&["observe", "monitor", "hubble"], "flows --follow"),
     (&["requests", "trace"], "tap"),

@@ -102,6 +102,11 @@ impl Agents {
         self.agents.iter().map(|agent| &agent.name)
     }
 
+    /// The same agents, as many together as are asked at once.
+    pub fn few(&self) -> impl Iterator<Item = Self> {
+        self.agents.chunks(AT_ONCE).map(|agents| Self { agents: agents.to_vec(), timeout: self.timeout })
+    }
+
     /// Asks every agent for a path, several at once. The answers are in the order of the agents' names.
     pub async fn ask(&self, path: &str) -> Vec<Told> {
         self.ask_timed(path).await.into_iter().map(|(told, _)| told).collect()

@@ -70,13 +70,23 @@ impl Rig {
 
     /// What a command answers that asks these agents, and prints. Names of sockets are as they were given.
     pub(super) async fn ask(&self, agents: &[&str], typed: &[&str]) -> (Verdict, String) {
+        let (verdict, text) = self.typed(agents, typed).await;
+        (verdict.unwrap(), text)
+    }
+
+    /// Why a command is not even begun.
+    pub(super) async fn refused(&self, agents: &[&str], typed: &[&str]) -> String {
+        format!("{:#}", self.typed(agents, typed).await.0.unwrap_err())
+    }
+
+    async fn typed(&self, agents: &[&str], typed: &[&str]) -> (Result<Verdict>, String) {
         let addresses = agents.iter().flat_map(|agent| ["--admin".to_string(), self.address(agent)]);
         let typed = ["meshctl"].into_iter().chain(typed.iter().copied()).map(str::to_string);
         let Ctl { whom, command } = parsed("meshctl", typed.chain(addresses).map(OsString::from).collect()).unwrap();
         let Ok(question) = command.question() else { panic!("no question") };
         let mut out = Vec::new();
         let mut screen = Screen { out: &mut out, is_terminal: false, paint: Paint::Plain };
-        let verdict = ask(&whom, &question, &mut screen).await.unwrap();
+        let verdict = ask(&whom, &question, &mut screen).await;
         let text = String::from_utf8(out).unwrap();
         (verdict, text.replace(&format!("unix:{}/", self.place.path().display()), ""))
     }

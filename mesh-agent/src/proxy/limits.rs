@@ -37,8 +37,9 @@ pub const SPILL: usize = 4;
 /// Pause after accept() failed for want of descriptors or memory: long enough not to spin, short against SYN retries.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
-/// How often the byte counters of live connections are brought up to date: below a common scrape interval (15 s).
-pub const COUNT_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the byte counters of live connections are brought up to date: often enough for who looks at two readings that
+/// are two seconds apart (`meshctl top`, the map).
+pub const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often what waits in tunnels for readers of requests is counted. What comes in between is beyond the budget for so
 /// long.

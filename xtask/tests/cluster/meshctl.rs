@@ -6,10 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::build;
+use xtask::cluster::layout::NODES;
 use xtask::cluster::{self, control, layout};
 use xtask::testbed::eventually;
 
 use crate::support::{Kube, PATIENCE, in_cluster};
+use crate::uninstall::LEFT;
 
 /// meshctl beside the API server; its exit status and what it said.
 fn meshctl(arguments: &[&str]) -> Result<(Option<i32>, String)> {
@@ -152,4 +154,69 @@ impl Drop for PortForward {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The same that manifests and kubectl do, by one command each; and what whoever helps is sent.
+#[test]
+fn meshctl_upgrades_takes_off_and_installs() {
+    in_cluster("meshctl_upgrades_takes_off_and_installs", |kube| {
+        let built = build::cargo().args(["build", "--package=mesh-agent", "--bin=meshctl"]).status()?;
+        ensure!(built.success(), "building meshctl: {built}");
+        kube.spoil();
+        let namespace = kube.shop("commanded", &[("shop", "n2")])?;
+        done(&["upgrade"], "the mesh is upgraded")?;
+        namespace.eventually_answers("shop", "http://web/", "web to ")?;
+        bundle(kube)?;
+
+        done(&["uninstall", "--yes", "--purge"], "the mesh is uninstalled")?;
+        for node in NODES {
+            let left = kube.on_node(node, LEFT)?;
+            ensure!(left.is_empty(), "left on {node}: {left}");
+        }
+        namespace.eventually_answers("shop", "http://web/", "web to ")?;
+
+        // The namespace still goes when its successor is wanted.
+        eventually(PATIENCE, "the namespace to be gone", || {
+            let namespaces = kube.kubectl(&["get", "namespaces", "-o", "name"])?;
+            Ok((!namespaces.contains("nodemesh-system")).then_some(()))
+        })?;
+        done(&["install", "--profile", "cni"], "the mesh is installed")?;
+        namespace.eventually_answers("shop", "http://web/", "web to ")?;
+        namespace.client("late", "n1")?;
+        namespace.wait_ready()?;
+        namespace.eventually_answers("late", "http://web/", "web to ")?;
+        done(&["uninstall", "--yes", "--purge"], "the mesh is uninstalled")
+    });
+}
+
+fn done(typed: &[&str], said: &str) -> Result<()> {
+    let (status, told) = meshctl(typed)?;
+    println!("$ meshctl {}\n{told}", typed.join(" "));
+    ensure!(status == Some(0) && told.contains(said), "{typed:?}: {status:?}: {told}");
+    Ok(())
+}
+
+/// All is in it but what is secret.
+fn bundle(kube: &Kube) -> Result<()> {
+    let place = tempfile::tempdir()?;
+    let file = place.path().join("bundle.tar.gz").display().to_string();
+    let (status, said) = meshctl(&["support-bundle", "--file", &file])?;
+    ensure!(matches!(status, Some(0 | 1)), "{status:?}: {said}");
+    let unpacked = std::process::Command::new("tar").args(["-xzf", &file, "-C"]).arg(place.path()).status()?;
+    ensure!(unpacked.success(), "tar: {unpacked}");
+    let files = std::process::Command::new("grep").args(["-rc", "", "."]).current_dir(place.path()).output()?;
+    let files = String::from_utf8_lossy(&files.stdout).into_owned();
+    for part in
+        ["cluster/nodes.json", "mesh/pods.json", "config_dump.json", "metrics.txt", "/agent.log", "/controller.log"]
+    {
+        ensure!(files.contains(part), "{part} is not in {files}");
+    }
+    let key = kube.kubectl(&["-n", "nodemesh-system", "get", "secret", "nodemesh-ca", "-o", "jsonpath={.data}"])?;
+    let longest = key.split('"').max_by_key(|part| part.len()).context("a key")?.to_string();
+    for secret in ["PRIVATE KEY", "eyJhbGci", longest.get(..64).unwrap_or(&longest)] {
+        let found =
+            std::process::Command::new("grep").args(["-rlF", "--", secret, "."]).current_dir(place.path()).output()?;
+        ensure!(found.stdout.is_empty(), "{secret}: {}", String::from_utf8_lossy(&found.stdout));
+    }
+    Ok(())
 }

@@ -7,7 +7,7 @@ use xtask::testbed::eventually;
 use crate::support::{Kube, PATIENCE, in_cluster};
 
 /// Everything that the mesh may leave on a node, one name a line.
-const LEFT: &str = "find /sys/fs/bpf/nodemesh /opt/cni/bin/nodemesh-cni /etc/cni/net.d/nodemesh-* 2>/dev/null; \
+pub const LEFT: &str = "find /sys/fs/bpf/nodemesh /opt/cni/bin/nodemesh-cni /etc/cni/net.d/nodemesh-* 2>/dev/null; \
                     find /run/nodemesh -type f -o -type s 2>/dev/null; grep -l nodemesh /etc/cni/net.d/*; true";
 
 #[test]

@@ -310,6 +310,14 @@ impl Facts {
         lines
     }
 
+    /// The lines about what the mesh needs and does not bring.
+    pub fn fitness(&self) -> Vec<Line> {
+        match self.version {
+            Err(_) => vec![self.reached()],
+            Ok(_) => vec![self.reached(), self.kernels()],
+        }
+    }
+
     fn reached(&self) -> Line {
         let name = "API server";
         match &self.version {

@@ -79,7 +79,9 @@ enum Judged {
 
 /// Asks, prints, and says by its exit status whether nothing is wrong.
 pub async fn run(args: &CheckArgs, whom: &WhomArgs, screen: &mut Screen<'_>) -> Result<Verdict> {
-    let (lines, is_answered) = if whom.admin.is_empty() { of_cluster(whom).await? } else { of_addresses(whom).await? };
+    let (mut lines, is_answered) =
+        if whom.admin.is_empty() { of_cluster(whom).await? } else { of_addresses(whom).await? };
+    lines.iter_mut().for_each(|line| line.be_about(&whom.mesh_namespace));
     let healthy = lines.iter().all(|line| line.result != Judged::Failed);
     let report = Report { healthy, checks: lines };
     match args.output {
@@ -92,6 +94,13 @@ pub async fn run(args: &CheckArgs, whom: &WhomArgs, screen: &mut Screen<'_>) -> 
         (true, false) => Verdict::Wrong,
         (true, true) => Verdict::Well,
     })
+}
+
+/// What keeps the mesh from a cluster, as `check` says it; nothing where it is fit.
+pub async fn unfit(server: &ApiServer, namespace: &str, timeout: Duration) -> Result<Vec<String>> {
+    let facts = cluster::Asked { server, namespace, timeout }.look().await?;
+    let wrong = facts.fitness().into_iter().filter(|line| line.result == Judged::Failed);
+    Ok(wrong.map(|line| line.render(Paint::Plain)).collect())
 }
 
 /// Of single agents: what they themselves say, and whether anybody answered.
@@ -155,6 +164,13 @@ impl Line {
 
     fn unknown(part: Part, name: &'static str, found: impl Into<String>, todo: Option<String>) -> Self {
         Self { part, name, result: Judged::Unknown, found: found.into(), todo }
+    }
+
+    /// What to do is said for the namespace that the mesh usually has.
+    fn be_about(&mut self, namespace: &str) {
+        if let Some(todo) = &mut self.todo {
+            *todo = todo.replace("-n nodemesh-system", &format!("-n {namespace}"));
+        }
     }
 
     fn render(&self, paint: Paint) -> String {
