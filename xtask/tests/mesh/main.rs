@@ -15,6 +15,7 @@ mod kernel;
 mod lifecycle;
 mod many;
 mod odd_sockets;
+mod otlp;
 mod pair;
 mod policy;
 mod probes;
