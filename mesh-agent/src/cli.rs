@@ -488,9 +488,18 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILTER", value_parser = Setting::flag, help_heading = LOG)]
     pub access_log: Option<Setting>,
 
-    /// Where spans of requests go: a collector that takes OTLP over HTTP. Without it there are none
-    #[arg(long, value_name = "http://HOST:PORT", value_parser = Setting::flag, help_heading = LOG)]
-    pub trace_collector: Option<Setting>,
+    /// A collector that takes OTLP, over HTTP (protobuf) or gRPC: it is told spans of requests, lines of the access log,
+    /// metrics. Without it nobody is
+    #[arg(long, value_name = "http|grpc://HOST:PORT", value_parser = Setting::flag, help_heading = LOG)]
+    pub otlp: Option<Setting>,
+
+    /// What it is told: traces, logs, metrics, joined by commas [default: traces,logs,metrics]
+    #[arg(long, value_name = "SIGNALS", value_parser = Setting::flag, help_heading = LOG)]
+    pub otlp_signals: Option<Setting>,
+
+    /// How often it is told metrics [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = Setting::flag, help_heading = LOG)]
+    pub otlp_interval: Option<Setting>,
 
     /// How many of the requests that come without a trace begin one, in percent. Those that come with one keep what
     /// their caller decided [default: 1]
@@ -657,7 +666,9 @@ impl RunArgs {
             log_format: setting("log-format"),
             log_level: setting("log-level"),
             access_log: setting("access-log"),
-            trace_collector: setting("trace-collector"),
+            otlp: setting("otlp"),
+            otlp_signals: setting("otlp-signals"),
+            otlp_interval: setting("otlp-interval"),
             trace_sampling: setting("trace-sampling"),
             metrics_series: setting("metrics-series"),
             istio_metrics: setting("istio-metrics"),
@@ -702,7 +713,9 @@ impl RunArgs {
             log_format: self.log_format.or(lower.log_format),
             log_level: self.log_level.or(lower.log_level),
             access_log: self.access_log.or(lower.access_log),
-            trace_collector: self.trace_collector.or(lower.trace_collector),
+            otlp: self.otlp.or(lower.otlp),
+            otlp_signals: self.otlp_signals.or(lower.otlp_signals),
+            otlp_interval: self.otlp_interval.or(lower.otlp_interval),
             trace_sampling: self.trace_sampling.or(lower.trace_sampling),
             metrics_series: self.metrics_series.or(lower.metrics_series),
             istio_metrics: self.istio_metrics.or(lower.istio_metrics),

@@ -9,6 +9,7 @@ pub mod bench;
 pub mod build;
 pub mod clean;
 pub mod cluster;
+pub mod collector;
 pub mod demo;
 pub mod ebpf;
 pub mod exec;

@@ -38,7 +38,7 @@ use crate::proxy::{Budgets, Neighbours, Proxy, Shared};
 use crate::readiness::Readiness;
 use crate::sandboxes::Sandboxes;
 use crate::state::{StateReader, StateWriter};
-use crate::telemetry::{AccessLog, KeysFacts, Metrics, Spans, TunnelNumbers, WatchFacts, logs, spans};
+use crate::telemetry::{AccessLog, KeysFacts, Metrics, TunnelNumbers, WatchFacts, logs, otlp};
 use crate::{admin, conditions, departure, discovery, hbone, http};
 
 /// Threads of the control runtime: discovery may compile a large world while the admin endpoints answer.
@@ -122,12 +122,16 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let [leaving, drain, handed_over, closing, end] = std::array::from_fn(|_| Drain::new());
     let (writer, state) = StateWriter::new(&config.node);
     let identities = identities(&config.identity)?;
-    let (access_log, tunnels) = (AccessLog::new(config.logs.access.clone()), Arc::<hbone::Tally>::default());
+    let started = SystemTime::now();
+    let (spans, lines, exporter) = match telling(&config, started, &metrics)? {
+        Some(otlp::Telling { spans, lines, exporter }) => (spans, lines, Some(exporter)),
+        None => Default::default(),
+    };
+    let (access_log, tunnels) = (AccessLog::telling(config.logs.access.clone(), lines), Arc::<hbone::Tally>::default());
     let neighbours = Arc::new(Neighbours::new(metrics.clone(), access_log.clone()));
     let capture = Capture::start(capture_config(&config), neighbours).context("cannot capture on this node")?;
     let descriptors = Descriptors::raise();
     let (requests, keys) = (Arc::<http::Tally>::default(), Ring::default());
-    let (spans, exporter) = traces(&config, &metrics)?;
     let shared = Shared {
         state: state.clone(),
         identities: identities.clone(),
@@ -150,7 +154,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     register_usage(&metrics, &proxy, tunnels, requests);
     register_keys(&metrics, keys.clone());
     parties::register(&metrics, state.clone(), &config.node);
-    let (logs, started) = (LogControls { levels: log_filter, access: access_log }, SystemTime::now());
+    let logs = LogControls { levels: log_filter, access: access_log };
     let sandboxes = Sandboxes::default();
     let (standing, predecessor) = (capture.standing(), capture.predecessor());
     let straight = capture.straight();
@@ -179,7 +183,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     surfaces::start(&mut parts, &agent, predecessor).await?;
     if let Some(exporter) = exporter {
         let mut token = agent.end.token();
-        part(&mut parts, "the exporter of spans", async move {
+        part(&mut parts, "the exporter of telemetry", async move {
             exporter.run(token.started()).await;
             Ok(())
         });
@@ -332,15 +336,12 @@ fn identities(config: &config::Identity) -> Result<Identities> {
     Ok(Identities::new(ca, settings))
 }
 
-/// Spans of requests, and who takes them to the collector, if there is one.
-fn traces(config: &Config, metrics: &Metrics) -> Result<(Spans, Option<spans::Exporter>)> {
-    let config::Traces { collector: Some(collector), sampling } = &config.traces else {
-        return Ok((Spans::default(), None));
-    };
-    let (spans, queue, tally) = Spans::new(*sampling);
-    let exporter = spans::Exporter::new(collector.clone(), &config.node, queue, tally.clone());
-    metrics.register_spans(Box::new(move || tally.numbers()));
-    Ok((spans, Some(exporter.with_context(|| format!("--trace-collector {collector}"))?)))
+/// What a collector is told, if there is one.
+fn telling(config: &Config, started: SystemTime, metrics: &Metrics) -> Result<Option<otlp::Telling>> {
+    let config::Otlp { collector, signals, interval, sampling } = config.otlp.clone();
+    let Some(collector) = collector else { return Ok(None) };
+    let settings = otlp::Settings { collector, signals, interval, sampling };
+    Ok(Some(otlp::Telling::new(settings, &config.node, started, metrics).context("--otlp")?))
 }
 
 fn capture_config(config: &Config) -> capture::Config {

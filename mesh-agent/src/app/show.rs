@@ -52,7 +52,7 @@ fn settings_of(config: &Config) -> Value {
         proxy,
         http,
         logs,
-        traces,
+        otlp,
         metrics: shown,
     } = config;
     let config::Capture { cgroup_root, bpf_pins, bpf_object, map_connections, tc, bpf_log, same_node_kernel } = capture;
@@ -61,7 +61,7 @@ fn settings_of(config: &Config) -> Value {
     let config::PodBudget { connections, accept_rate, accept_burst, handshakes, buffer } = pod;
     let config::Http { admin, metrics, readiness, map } = http;
     let config::Logs { format, level, access } = logs;
-    let config::Traces { collector, sampling } = traces;
+    let config::Otlp { collector, signals, interval, sampling } = otlp;
     let duration = |duration: &std::time::Duration| humantime::format_duration(*duration).to_string();
     json!({
         "node": node,
@@ -124,7 +124,9 @@ fn settings_of(config: &Config) -> Value {
         },
         "log-level": level,
         "access-log": access.to_string(),
-        "trace-collector": collector.as_ref().map(ToString::to_string),
+        "otlp": collector.as_ref().map(ToString::to_string),
+        "otlp-signals": signals.to_string(),
+        "otlp-interval": duration(interval),
         "trace-sampling": sampling.as_percent(),
         "metrics-series": shown.series,
         "istio-metrics": shown.istio,

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    Ca, Capture, Config, Discovery, Http, Identity, Logs, PodBudget, Proxy, Refusal, Refusals, Surroundings, Tc,
-    Traces, default,
+    Ca, Capture, Config, Discovery, Http, Identity, Logs, Otlp, PodBudget, Proxy, Refusal, Refusals, Surroundings, Tc,
+    default,
 };
 use crate::admin::Address;
 use crate::cli::{Origin, RunArgs, Setting};
@@ -16,7 +16,7 @@ use crate::departure::OwnDaemonSet;
 use crate::identity::{Remote, RemoteAddress};
 use crate::issuers;
 use crate::routing::OutboundMode;
-use crate::telemetry::{access_log, logs, metrics as shown, spans};
+use crate::telemetry::{access_log, logs, metrics as shown, otlp, spans};
 
 /// Shorter lives would be renewed more often than a CA and a clock can be trusted to follow.
 pub(super) const SVID_TTL_MIN: Duration = Duration::from_secs(10);
@@ -30,6 +30,8 @@ const MAP_CONNECTIONS: std::ops::RangeInclusive<u32> = 1024..=16_777_216;
 
 /// More than a machine has ports for.
 const POD_COUNT: std::ops::RangeInclusive<u32> = 1..=16_777_216;
+/// Shorter ones are all work; longer ones are no use to whoever looks.
+const OTLP_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// One connection's window at the least.
 const POD_BUFFER_RANGE: std::ops::RangeInclusive<usize> = 1 << 20..=1 << 40;
 
@@ -117,7 +119,9 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         log_format,
         log_level,
         access_log,
-        trace_collector,
+        otlp,
+        otlp_signals,
+        otlp_interval,
         trace_sampling,
         metrics_series,
         istio_metrics,
@@ -178,7 +182,9 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     let format = reader.value(&LOG_FORMAT, log_format);
     let level = reader.value(&LOG_LEVEL, log_level);
     let access = reader.value(&ACCESS_LOG, access_log);
-    let collector = trace_collector.map(|setting| reader.value(&TRACE_COLLECTOR, Some(setting)));
+    let collector = otlp.map(|setting| reader.value(&OTLP, Some(setting)));
+    let signals = reader.value(&OTLP_SIGNALS, otlp_signals);
+    let interval = reader.value(&OTLP_INTERVAL, otlp_interval);
     let sampling = reader.value(&TRACE_SAMPLING, trace_sampling);
     let series = reader.value(&METRICS_SERIES, metrics_series);
     let istio = reader.value(&ISTIO_METRICS, istio_metrics);
@@ -246,11 +252,13 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
             },
         },
         logs: Logs { format: format?, level: level?, access: access? },
-        traces: Traces {
+        otlp: Otlp {
             collector: match collector {
                 Some(collector) => Some(collector?),
                 None => None,
             },
+            signals: signals?,
+            interval: interval?,
             sampling: sampling?,
         },
         metrics: shown::Settings { series: series?, istio: istio? },
@@ -584,12 +592,28 @@ const ACCESS_LOG: Row<access_log::Filter> = Row {
     parse: |text| text.to_str()?.parse().ok(),
 };
 
-const TRACE_COLLECTOR: Row<spans::Collector> = Row {
-    name: "trace-collector",
+const OTLP: Row<otlp::Collector> = Row {
+    name: "otlp",
     default: None,
-    expected: "http://HOST:PORT of a collector that takes OTLP over HTTP; there is no TLS on this way",
-    example: "http://127.0.0.1:4318",
+    expected: "http://HOST:PORT or grpc://HOST:PORT of a collector that takes OTLP; there is no TLS on this way",
+    example: "grpc://127.0.0.1:4317",
     parse: |text| text.to_str()?.parse().ok(),
+};
+
+const OTLP_SIGNALS: Row<otlp::Signals> = Row {
+    name: "otlp-signals",
+    default: Some(default::OTLP_SIGNALS),
+    expected: "one or more of traces, logs, metrics, joined by commas",
+    example: "traces,metrics",
+    parse: |text| text.to_str()?.parse().ok(),
+};
+
+const OTLP_INTERVAL: Row<Duration> = Row {
+    name: "otlp-interval",
+    default: Some(default::OTLP_INTERVAL),
+    expected: "a duration from 1s to 1h",
+    example: "30s",
+    parse: |text| duration(text).filter(|interval| OTLP_INTERVALS.contains(interval)),
 };
 
 const TRACE_SAMPLING: Row<spans::Sampling> = Row {

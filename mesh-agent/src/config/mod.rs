@@ -23,7 +23,7 @@ use crate::departure::OwnDaemonSet;
 use crate::identity::Remote;
 use crate::issuers;
 use crate::routing::OutboundMode;
-use crate::telemetry::{access_log, logs, metrics, spans};
+use crate::telemetry::{access_log, logs, metrics, otlp, spans};
 
 pub use controller::ControllerConfig;
 pub use meaning::{PINS_EXPECTED, cgroup_root, is_pins_path};
@@ -60,6 +60,10 @@ pub mod default {
     pub const POD_BUFFER: &str = "256Mi";
     /// `--access-log`
     pub const ACCESS_LOG: &str = "all";
+    /// `--otlp-signals`
+    pub const OTLP_SIGNALS: &str = "traces,logs,metrics";
+    /// `--otlp-interval`: OpenTelemetry's own.
+    pub const OTLP_INTERVAL: &str = "60s";
     /// `--trace-sampling`, in percent: what Istio takes, too.
     pub const TRACE_SAMPLING: &str = "1";
     /// `--metrics-series`: a scrape of 14 MB, of 29 MB with Istio's.
@@ -113,8 +117,8 @@ pub struct Config {
     pub http: Http,
     /// The log.
     pub logs: Logs,
-    /// Spans of requests.
-    pub traces: Traces,
+    /// What a collector is told.
+    pub otlp: Otlp,
     /// What a scrape may have.
     pub metrics: metrics::Settings,
 }
@@ -235,11 +239,15 @@ pub struct Logs {
     pub access: access_log::Filter,
 }
 
-/// Spans of requests.
+/// What a collector is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Traces {
-    /// Where they go; none: there are none.
-    pub collector: Option<spans::Collector>,
+pub struct Otlp {
+    /// Where it is; none: nothing is told.
+    pub collector: Option<otlp::Collector>,
+    /// What.
+    pub signals: otlp::Signals,
+    /// How often metrics go.
+    pub interval: Duration,
     /// Of requests that come without a trace.
     pub sampling: spans::Sampling,
 }

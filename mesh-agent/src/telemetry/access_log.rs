@@ -19,6 +19,7 @@ use arc_swap::ArcSwap;
 use tracing::info;
 
 use super::flows::Flows;
+use super::otlp::lines::Lines;
 use super::series::RESULT_NAMES;
 use super::{ConnectionRecord, ConnectionResult, Denials, RequestRecord};
 use crate::spiffe::SpiffeId;
@@ -39,6 +40,8 @@ struct Inner {
     ok: AtomicU64,
     /// Those who hear the same as it happens.
     flows: Flows,
+    /// Where lines go besides: to a collector.
+    lines: Option<Lines>,
     /// The last refusals, whatever the filter says.
     denials: Denials,
 }
@@ -175,9 +178,12 @@ impl<'a> From<&'a RequestRecord> for Line<'a> {
 impl AccessLog {
     /// A log with this filter.
     pub fn new(filter: Filter) -> Self {
-        let log = Self::default();
-        log.set(filter);
-        log
+        Self::telling(filter, None)
+    }
+
+    /// The same, which tells a collector as well.
+    pub fn telling(filter: Filter, lines: Option<Lines>) -> Self {
+        Self { inner: Arc::new(Inner { filter: ArcSwap::from_pointee(filter), lines, ..Inner::default() }) }
     }
 
     /// The filter as it is.
@@ -204,8 +210,15 @@ impl AccessLog {
     /// whether somebody listens.
     pub fn write(&self, record: &ConnectionRecord) {
         self.tell(record);
-        if self.admits(&record.into()) {
+        let (is_written, lines) = (is_written(), &self.inner.lines);
+        if !(is_written || lines.is_some()) || !self.admits(&record.into()) {
+            return;
+        }
+        if is_written {
             write(record);
+        }
+        if let Some(lines) = lines {
+            lines.tell(record);
         }
     }
 
@@ -219,15 +232,26 @@ impl AccessLog {
     pub fn write_request(&self, record: &RequestRecord) {
         self.inner.flows.tell_request(record);
         self.inner.denials.request(record);
-        if self.admits(&record.into()) {
+        let (is_written, lines) = (is_written(), &self.inner.lines);
+        if !(is_written || lines.is_some()) || !self.admits(&record.into()) {
+            return;
+        }
+        if is_written {
             write_request(record);
+        }
+        if let Some(lines) = lines {
+            lines.tell_request(record);
         }
     }
 
     fn admits(&self, line: &Line<'_>) -> bool {
-        let is_enabled = tracing::enabled!(target: TARGET, tracing::Level::INFO);
-        is_enabled && self.inner.filter.load().admits(line, &self.inner.ok)
+        self.inner.filter.load().admits(line, &self.inner.ok)
     }
+}
+
+/// Whether lines go to the log; a collector gets them all the same.
+fn is_written() -> bool {
+    tracing::enabled!(target: TARGET, tracing::Level::INFO)
 }
 
 /// The query is left out: it may hold what nobody should read in a log.

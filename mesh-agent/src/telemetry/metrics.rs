@@ -41,7 +41,7 @@
 //! | `nodemesh_log_lines_dropped_total` | counter | – ; lines that a slow reader of the log lost |
 //! | `nodemesh_http_…` | – | requests; see `requests.rs` |
 //! | `nodemesh_http_requests_overflow_total` | counter | – ; requests counted under `_overflow` |
-//! | `nodemesh_spans_total` | counter | `result` (exported, failed, dropped: the queue was full) |
+//! | `nodemesh_otlp_records_total` | counter | `signal` (traces, logs, metrics), `result` (exported, failed, rejected: the collector did not want them, dropped: the queue was full) |
 //! | `nodemesh_http_upstream_connections_open` | gauge | – ; connections to applications that requests share |
 //! | `nodemesh_http_upstream_connections_made_total` | counter | – |
 //! | `nodemesh_http_upstream_reuses_total` | counter | – ; requests that went out on one that was there |
@@ -82,6 +82,7 @@ use prometheus_client::registry::Registry;
 
 use super::exposition;
 use super::istio::{self, Istio, PartySource};
+use super::otlp;
 use super::requests::{self, Requests};
 use super::series::{self, Series};
 use super::table::{Entry, Key, OVERFLOW_NAME, Owner, Present, Table};
@@ -186,8 +187,8 @@ pub type TunnelSource = Box<dyn Fn() -> TunnelNumbers + Send + Sync>;
 /// Reads what became of the connections that requests share.
 pub type UpstreamSource = Box<dyn Fn() -> UpstreamNumbers + Send + Sync>;
 
-/// Reads what became of spans, by stable label.
-pub type SpanSource = Box<dyn Fn() -> [(&'static str, u64); 3] + Send + Sync>;
+/// Reads what became of what a collector was told.
+pub type OtlpSource = Box<dyn Fn() -> otlp::Numbers + Send + Sync>;
 
 /// What became of what a controller was asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -484,9 +485,9 @@ impl Metrics {
         self.inner.collect(UpstreamCollector(source));
     }
 
-    /// Shows what became of spans as `nodemesh_spans_total`.
-    pub fn register_spans(&self, source: SpanSource) {
-        self.inner.collect(SpanCollector(source));
+    /// Shows what became of what a collector was told as `nodemesh_otlp_records_total`.
+    pub fn register_otlp(&self, source: OtlpSource) {
+        self.inner.collect(OtlpCollector(source));
     }
 
     /// Shows what a controller was asked as `nodemesh_ca_…`.
@@ -977,7 +978,7 @@ macro_rules! debug_by_name {
 
 debug_by_name! { OutcomeCollector CertificateCollector KeysCollector ConfigAgeCollector PodCountCollector }
 debug_by_name! { StraightCollector ReadyCollector WatchCollector WorkloadCollector TunnelCollector UpstreamCollector }
-debug_by_name! { SpanCollector AuthorityCollector }
+debug_by_name! { OtlpCollector AuthorityCollector }
 
 /// Shows the connections that requests share.
 struct UpstreamCollector(UpstreamSource);
@@ -1025,15 +1026,16 @@ impl Collector for AuthorityCollector {
     }
 }
 
-/// Shows what became of spans.
-struct SpanCollector(SpanSource);
+/// Shows what became of what a collector was told.
+struct OtlpCollector(OtlpSource);
 
-impl Collector for SpanCollector {
+impl Collector for OtlpCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let help = "Spans of requests: exported to the collector, failed to be, or dropped for a full queue";
-        let mut family = encoder.encode_descriptor("spans", help, None, MetricType::Counter)?;
-        for (result, count) in (self.0)() {
-            family.encode_family(&[("result", result)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        let help = "Spans, lines of the access log and points of metrics for the collector, by what became of them";
+        let mut family = encoder.encode_descriptor("otlp_records", help, None, MetricType::Counter)?;
+        for (signal, result, count) in (self.0)() {
+            let labels = [("signal", signal), ("result", result)];
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
         Ok(())
     }

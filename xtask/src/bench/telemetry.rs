@@ -1,7 +1,8 @@
 //! What telemetry costs: agents as they come beside agents that tell all they can, in turns.
 //!
-//! All they can: Istio's metrics too, spans of the sampled share of requests to a collector, a line of the access log for
-//! everything (as they come), and a scrape every second.
+//! All they can: Istio's metrics too, spans of the sampled share of requests, a line of the access log for everything (as
+//! they come, and to a collector besides), metrics for the collector as often as it usually gets them, and a scrape every
+//! second.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,7 +31,7 @@ pub fn measure(bench: &Bench, stage: &mut Stage, meter: &Meter, agents: &AgentOp
     let all_on = AgentOptions {
         arguments: [
             &agents.arguments[..],
-            &["--istio-metrics=true".to_string(), format!("--trace-collector=http://127.0.0.1:{COLLECTOR}")],
+            &["--istio-metrics=true".to_string(), format!("--otlp=http://127.0.0.1:{COLLECTOR}")],
         ]
         .concat(),
         ..agents.clone()

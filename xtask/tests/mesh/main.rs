@@ -17,6 +17,7 @@ mod lifecycle;
 mod many;
 mod meshctl;
 mod odd_sockets;
+mod otlp;
 mod pair;
 mod policy;
 mod probes;

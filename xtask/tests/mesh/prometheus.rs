@@ -121,7 +121,7 @@ fn a_real_prometheus_has_answers() -> Result<()> {
         "--metrics=[::]:15020",
         "--istio-metrics=true",
         // Nobody is there: every request has a trace, and its span is lost.
-        "--trace-collector=http://127.0.0.1:9",
+        "--otlp=http://127.0.0.1:9",
         "--trace-sampling=100",
     ]))?;
     let _prometheus = start_prometheus(&bed)?;

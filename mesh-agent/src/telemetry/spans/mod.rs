@@ -9,10 +9,8 @@
 
 mod context;
 mod events;
-mod export;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use http::{HeaderMap, StatusCode, Version};
@@ -21,11 +19,11 @@ use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{SpanData, SpanLinks};
 use tokio::sync::mpsc;
 
+use super::otlp::{Counts, cut};
 use super::{Direction, RequestRecord};
 use context::{Context, Decision};
 
 pub use events::{Event, Events, MOST_EVENTS};
-pub use export::{Collector, EXPORT_TIMEOUT, Exporter, LINGER, MOST_AT_ONCE};
 
 /// Spans that wait for the collector, of some 2 KiB each.
 pub const QUEUE_SPANS: usize = 4096;
@@ -70,36 +68,17 @@ struct Inner {
     sampling: Sampling,
     queue: mpsc::Sender<SpanData>,
     scope: InstrumentationScope,
-    tally: Arc<Tally>,
-}
-
-/// What became of spans.
-#[derive(Debug, Default)]
-pub struct Tally {
-    /// The collector has them.
-    exported: AtomicU64,
-    /// The collector was given them and did not take them.
-    failed: AtomicU64,
-    /// The queue was full.
-    dropped: AtomicU64,
-}
-
-impl Tally {
-    /// By stable label.
-    pub fn numbers(&self) -> [(&'static str, u64); 3] {
-        [("exported", &self.exported), ("failed", &self.failed), ("dropped", &self.dropped)]
-            .map(|(label, count)| (label, count.load(Ordering::Relaxed)))
-    }
+    counts: Arc<Counts>,
 }
 
 impl Spans {
     /// Spans that go to an exporter, which the caller runs.
-    pub fn new(sampling: Sampling) -> (Self, mpsc::Receiver<SpanData>, Arc<Tally>) {
+    pub fn new(sampling: Sampling) -> (Self, mpsc::Receiver<SpanData>, Arc<Counts>) {
         let (queue, spans) = mpsc::channel(QUEUE_SPANS);
-        let tally = Arc::<Tally>::default();
+        let counts = Arc::<Counts>::default();
         let scope = InstrumentationScope::builder("nodemesh").with_version(env!("CARGO_PKG_VERSION")).build();
-        let inner = Inner { sampling, queue, scope, tally: tally.clone() };
-        (Self(Some(Arc::new(inner))), spans, tally)
+        let inner = Inner { sampling, queue, scope, counts: counts.clone() };
+        (Self(Some(Arc::new(inner))), spans, counts)
     }
 
     /// Decides about a request. One that is sampled goes on with this span as its parent.
@@ -128,7 +107,7 @@ impl Spans {
     pub fn end(&self, record: &RequestRecord) {
         let (Some(inner), Some(span)) = (&self.0, &record.span) else { return };
         if inner.queue.try_send(inner.data(span, record)).is_err() {
-            inner.tally.dropped.fetch_add(1, Ordering::Relaxed);
+            inner.counts.drop_one();
         }
     }
 }
@@ -206,8 +185,8 @@ fn attributes(record: &RequestRecord) -> Vec<KeyValue> {
     ];
     let mut add = |name: &'static str, value: Option<String>| all.extend(value.map(|value| KeyValue::new(name, value)));
     add("http.request.method", record.method.as_ref().map(|method| method.to_string()));
-    add("url.path", record.path.as_ref().map(|path| path.path().to_string()));
-    add("server.address", record.host.as_ref().and_then(|host| host.to_str().ok()).map(str::to_string));
+    add("url.path", record.path.as_ref().map(|path| cut(path.path()).to_string()));
+    add("server.address", record.host.as_ref().and_then(|host| host.to_str().ok()).map(|host| cut(host).to_string()));
     add("network.peer.address", record.server.map(|server| server.ip().to_string()));
     add("error.type", record.result.reason().map(str::to_string));
     add("nodemesh.route", record.route.as_ref().map(|route| route.to_string()));
@@ -320,12 +299,12 @@ mod tests {
 
     #[test]
     fn what_the_collector_does_not_take_is_counted() {
-        let (spans, _queue, tally) = Spans::new(Sampling::percent(100.0).unwrap());
+        let (spans, _queue, counts) = Spans::new(Sampling::percent(100.0).unwrap());
         let span = spans.begin(&mut HeaderMap::new(), || 1);
         for _ in 0..QUEUE_SPANS + 3 {
             spans.end(&record(span));
         }
-        assert_eq!(tally.numbers(), [("exported", 0), ("failed", 0), ("dropped", 3)]);
+        assert_eq!(counts.numbers(), [("exported", 0), ("failed", 0), ("rejected", 0), ("dropped", 3)]);
     }
 
     #[test]
