@@ -36,12 +36,7 @@ fn poll_block<T>(
     keep: impl FnOnce(&mut BytesMut) -> T,
 ) -> Poll<io::Result<T>> {
     READ_BLOCK.with_borrow_mut(|block| {
-        if block.capacity() < CHUNK {
-            // Takes the old block again if nobody holds a part of it, else a new one.
-            block.reserve(BLOCK);
-        }
-        let mut room = block.limit(most.min(CHUNK));
-        ready!(pin!(tcp.read_buf(&mut room)).poll(cx))?;
+        ready!(poll_into(cx, tcp, block, most))?;
         let kept = keep(block);
         block.clear();
         Poll::Ready(Ok(kept))
@@ -49,8 +44,34 @@ fn poll_block<T>(
 }
 
 /// What was read, as a part of the block; a small one as its own, since it would hold on to all of it.
-fn take(block: &mut BytesMut) -> Bytes {
-    if block.len() > SMALL { block.split().freeze() } else { Bytes::copy_from_slice(block) }
+pub(super) fn take(block: &mut BytesMut) -> Bytes {
+    if block.len() > SMALL {
+        return block.split().freeze();
+    }
+    let copied = Bytes::copy_from_slice(block);
+    block.clear();
+    copied
+}
+
+/// The first bytes, as a part; a small one as its own.
+pub(super) fn part(bytes: &mut Bytes, length: usize) -> Bytes {
+    let part = bytes.split_to(length.min(bytes.len()));
+    if part.len() > SMALL { part } else { Bytes::copy_from_slice(&part) }
+}
+
+/// Reads behind what is in the block, up to `most` bytes.
+pub(super) fn poll_into<T: AsyncRead + Unpin>(
+    cx: &mut Context<'_>,
+    io: &mut T,
+    block: &mut BytesMut,
+    most: usize,
+) -> Poll<io::Result<usize>> {
+    if block.capacity() - block.len() < most.min(CHUNK) {
+        // Takes the old block again if nobody holds a part of it, else a new one.
+        block.reserve(BLOCK);
+    }
+    let mut room = block.limit(most.min(CHUNK));
+    pin!(io.read_buf(&mut room)).poll(cx)
 }
 
 /// A TCP connection that reads ahead.
