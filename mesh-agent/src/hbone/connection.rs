@@ -13,10 +13,11 @@ use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::coop::unconstrained;
 use tokio::task::yield_now;
+use tokio::time::Sleep;
 
 use super::frame::{self, HEAD, Head};
-use super::limits::{self, COPY_CHUNK_BYTES, COPY_ROUND_BYTES, READ_ROUND_MS};
-use super::session::{Broken, Fault, Session};
+use super::limits::{self, COPY_CHUNK_BYTES, COPY_ROUND_BYTES, FAREWELL_MS, READ_ROUND_MS};
+use super::session::{Broken, Fault, Request, Session};
 use super::socket;
 
 const CHUNK: usize = COPY_CHUNK_BYTES as usize;
@@ -45,8 +46,9 @@ pub(super) struct Connection<T> {
     /// Nothing was read because what is to be said had no room.
     is_stalled: bool,
     is_closing: bool,
-    /// Why, once nothing more is to be read.
+    /// Why, once nothing more is to be read; and when its last words need not leave any more.
     broken: Option<Broken>,
+    farewell: Option<Pin<Box<Sleep>>>,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
@@ -62,6 +64,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
             is_stalled: false,
             is_closing: false,
             broken: None,
+            farewell: None,
         }
     }
 
@@ -80,20 +83,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
     }
 
     /// Drives it until there is a request, or to its end.
-    pub(super) fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<super::session::Request, Broken>>> {
-        loop {
-            if let Some(request) = self.session.next_request() {
-                return Poll::Ready(Some(Ok(request)));
-            }
-            match self.poll(cx) {
-                Poll::Ready(Ok(())) => return Poll::Ready(None),
-                Poll::Ready(Err(broken)) => return Poll::Ready(Some(Err(broken))),
-                // What came in this wake-up may hold one.
-                Poll::Pending => match self.session.next_request() {
-                    Some(request) => return Poll::Ready(Some(Ok(request))),
-                    None => return Poll::Pending,
-                },
-            }
+    pub(super) fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request, Broken>>> {
+        if let Some(request) = self.session.next_request() {
+            return Poll::Ready(Some(Ok(request)));
+        }
+        match self.poll(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(None),
+            Poll::Ready(Err(broken)) => Poll::Ready(Some(Err(broken))),
+            // What came in this wake-up may hold one.
+            Poll::Pending => match self.session.next_request() {
+                Some(request) => Poll::Ready(Some(Ok(request))),
+                None => Poll::Pending,
+            },
         }
     }
 
@@ -142,10 +143,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let closed = match self.broken {
             Some(Broken::Io(_)) => Ok(()),
-            Some(_) | None => match ready!(self.poll_write(cx)) {
-                Ok(()) => ready!(Pin::new(&mut self.io).poll_shutdown(cx)),
-                Err(error) => Err(error),
+            Some(_) => match self.poll_last_words(cx) {
+                Poll::Ready(closed) => closed,
+                Poll::Pending => {
+                    let patience = Duration::from_millis(FAREWELL_MS);
+                    let farewell = self.farewell.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+                    ready!(farewell.as_mut().poll(cx));
+                    Ok(())
+                }
             },
+            None => ready!(self.poll_last_words(cx)),
         };
         let ended = match self.broken.take() {
             Some(broken) => Err(broken),
@@ -154,6 +161,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         let why = ended.as_ref().map_or_else(ToString::to_string, |()| "the tunnel was closed".to_string());
         self.session.lose(&why);
         Poll::Ready(ended)
+    }
+
+    fn poll_last_words(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write(cx))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
     /// Reads what has come, as far as this wake-up's share goes. Ready when nothing more is to be read.
@@ -192,6 +204,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
     /// What has come, up to a chunk: TLS gives it out record by record.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         READ_BLOCK.with_borrow_mut(|block| {
+            socket::make_room(block);
             let mut ended = Ok(());
             while block.len() < CHUNK {
                 match socket::poll_into(cx, &mut self.io, block, CHUNK - block.len()) {
@@ -206,7 +219,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
                 }
             }
             // An error comes again, behind what was read before it.
-            if block.is_empty() { Poll::Ready(ended.map(|()| Bytes::new())) } else { Poll::Ready(Ok(socket::take(block))) }
+            if block.is_empty() {
+                Poll::Ready(ended.map(|()| Bytes::new()))
+            } else {
+                Poll::Ready(Ok(socket::take(block)))
+            }
         })
     }
 
@@ -422,4 +439,90 @@ fn deliver(session: &Session, mut data: Data, bytes: &mut Bytes) -> Data {
         data.padding = data.padding.saturating_sub(padding);
     }
     data
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use proptest::prelude::*;
+
+    use super::super::head::{self, Asked};
+    use super::super::limits::Limits;
+    use super::super::words::ConnectRequest;
+    use super::*;
+    use crate::addr::ClientAddr;
+
+    const AUTHORITY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)), 80);
+
+    /// What a client says that opens a stream and sends bytes by it, padded and in frames of any size.
+    fn said(sent: &[u8], cuts: &[usize]) -> Vec<u8> {
+        let mut out = frame::PREFACE.to_vec();
+        frame::put_settings(&mut out, &[(frame::INITIAL_WINDOW_SIZE, 1 << 20)]);
+        frame::put(&mut out, 0xfa, 0, 0, b"unknown");
+        let block = head::request(&ConnectRequest {
+            authority: AUTHORITY,
+            forwarded: ClientAddr::new(AUTHORITY),
+            host: None,
+            baggage: String::new(),
+            traceparent: String::new(),
+        });
+        let (first, rest) = block.split_at(5);
+        frame::put(&mut out, frame::HEADERS, 0, 1, first);
+        frame::put(&mut out, frame::CONTINUATION, frame::END_HEADERS, 1, rest);
+        let mut left = sent;
+        for cut in cuts {
+            let (part, rest) = left.split_at((*cut).min(left.len()));
+            left = rest;
+            let padding = cut % 7;
+            let padded = [&[padding as u8][..], part, &vec![0; padding]].concat();
+            frame::put(&mut out, frame::DATA, frame::PADDED, 1, &padded);
+        }
+        frame::put(&mut out, frame::DATA, frame::END_STREAM, 1, left);
+        out
+    }
+
+    fn received(bytes: &[u8], pieces: &[usize]) -> Vec<u8> {
+        let session = Session::server(&Limits::default());
+        let mut parser = Parser::new(&session);
+        let (mut left, mut pieces) = (bytes, pieces.iter().cycle());
+        while !left.is_empty() {
+            let (piece, rest) = left.split_at((*pieces.next().unwrap()).min(left.len()));
+            parser.take(&session, Bytes::copy_from_slice(piece)).unwrap();
+            left = rest;
+        }
+        assert!(!parser.is_within());
+        let request = session.next_request().unwrap();
+        assert!(matches!(&request.asked, Asked::Connect(wish) if wish.authority == AUTHORITY));
+        let mut came = Vec::new();
+        let cx = Context::from_waker(std::task::Waker::noop());
+        while let Poll::Ready(Some(bytes)) = request.handle.poll_recv(&cx) {
+            came.extend_from_slice(&bytes.unwrap());
+        }
+        assert!(request.handle.poll_recv(&cx).is_ready(), "its end came");
+        assert_eq!(request.handle.unreleased(), came.len(), "padding waits for nobody");
+        came
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_taken_alike_however_they_come(
+            sent in proptest::collection::vec(any::<u8>(), 0..40_000),
+            cuts in proptest::collection::vec(0usize..9000, 0..6),
+            pieces in proptest::collection::vec(prop_oneof![1usize..40, 1usize..30_000], 1..8),
+        ) {
+            let said = said(&sent, &cuts);
+            prop_assert!(received(&said, &[said.len()]) == sent);
+            prop_assert!(received(&said, &pieces) == sent);
+        }
+    }
+
+    #[test]
+    fn what_is_no_http2_is_told_so_at_once() {
+        for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"PRI * HTTP/1.1", b"\x16\x03\x01"] {
+            let session = Session::server(&Limits::default());
+            let fault = Parser::new(&session).take(&session, Bytes::copy_from_slice(bytes)).unwrap_err();
+            assert_eq!(fault, NO_PREFACE);
+        }
+    }
 }

@@ -30,7 +30,6 @@ pub(super) const PADDED: u8 = 0x8;
 /// Of HEADERS.
 pub(super) const PRIORITISED: u8 = 0x20;
 
-pub(super) const HEADER_TABLE_SIZE: u16 = 1;
 pub(super) const ENABLE_PUSH: u16 = 2;
 pub(super) const MAX_CONCURRENT_STREAMS: u16 = 3;
 pub(super) const INITIAL_WINDOW_SIZE: u16 = 4;
@@ -99,18 +98,18 @@ pub(super) fn put_goodbye(out: &mut Vec<u8>, last: u32, reason: Reason) {
 }
 
 pub(super) fn put_settings(out: &mut Vec<u8>, settings: &[(u16, u32)]) {
-    let payload: Vec<u8> = settings
-        .iter()
-        .flat_map(|(name, value)| name.to_be_bytes().into_iter().chain(value.to_be_bytes()))
-        .collect();
+    let payload: Vec<u8> =
+        settings.iter().flat_map(|(name, value)| name.to_be_bytes().into_iter().chain(value.to_be_bytes())).collect();
     put(out, SETTINGS, 0, 0, &payload);
 }
 
 /// Settings as a peer says them, in order.
 pub(super) fn settings(payload: &[u8]) -> impl Iterator<Item = (u16, u32)> {
-    payload.as_chunks::<6>().0.iter().map(|[a, b, c, d, e, f]| {
-        (u16::from_be_bytes([*a, *b]), u32::from_be_bytes([*c, *d, *e, *f]))
-    })
+    payload
+        .as_chunks::<6>()
+        .0
+        .iter()
+        .map(|[a, b, c, d, e, f]| (u16::from_be_bytes([*a, *b]), u32::from_be_bytes([*c, *d, *e, *f])))
 }
 
 /// A number of four bytes.

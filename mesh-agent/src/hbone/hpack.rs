@@ -80,10 +80,13 @@ const STATIC: [(&str, &str); 61] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unreadable;
 
+/// A name and a value.
+type Field<Text> = (Text, Text);
+
 /// Reads the blocks of one connection, in order.
 pub(super) struct Decoder {
     /// The newest first.
-    table: VecDeque<(Box<[u8]>, Box<[u8]>)>,
+    table: VecDeque<Field<Box<[u8]>>>,
     size: usize,
     most: usize,
 }
@@ -129,11 +132,7 @@ impl Decoder {
     }
 
     /// A field as it stands there.
-    fn literal<'a, 'b>(
-        &'a self,
-        rest: &mut &'b [u8],
-        prefix: u32,
-    ) -> Result<(Cow<'a, [u8]>, Cow<'b, [u8]>), Unreadable>
+    fn literal<'a, 'b>(&'a self, rest: &mut &'b [u8], prefix: u32) -> Result<Field<Cow<'a, [u8]>>, Unreadable>
     where
         'b: 'a,
     {
@@ -149,7 +148,8 @@ impl Decoder {
         if let Some((name, value)) = STATIC.get(index) {
             return Ok((name.as_bytes(), value.as_bytes()));
         }
-        let (name, value) = index.checked_sub(STATIC.len()).and_then(|index| self.table.get(index)).ok_or(Unreadable)?;
+        let (name, value) =
+            index.checked_sub(STATIC.len()).and_then(|index| self.table.get(index)).ok_or(Unreadable)?;
         Ok((name, value))
     }
 
@@ -255,4 +255,88 @@ fn put_string(out: &mut Vec<u8>, value: &[u8]) {
         out.push(left as u8);
     }
     out.extend_from_slice(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(text: &str) -> Vec<u8> {
+        let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+        digits.chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+    }
+
+    fn read(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<String>, Unreadable> {
+        let mut fields = Vec::new();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        decoder.decode(block, |name, value| fields.push(format!("{}: {}", text(name), text(value))))?;
+        Ok(fields)
+    }
+
+    /// RFC 7541, C.4: three requests on one connection, in Huffman's code.
+    #[test]
+    fn requests_as_the_rfc_shows_them() {
+        let mut decoder = Decoder::new();
+        let base = [":method: GET", ":scheme: http", ":path: /", ":authority: www.example.com"];
+        assert_eq!(read(&mut decoder, &hex("8286 8441 8cf1 e3c2 e5f2 3a6b a0ab 90f4 ff")).unwrap(), base);
+        let second = read(&mut decoder, &hex("8286 84be 5886 a8eb 1064 9cbf")).unwrap();
+        assert_eq!(second, [&base[..], &["cache-control: no-cache"]].concat());
+        let third = read(&mut decoder, &hex("8287 85bf 4088 25a8 49e9 5ba9 7d7f 8925 a849 e95b b8e8 b4bf")).unwrap();
+        let expected = [
+            ":method: GET",
+            ":scheme: https",
+            ":path: /index.html",
+            ":authority: www.example.com",
+            "custom-key: custom-value",
+        ];
+        assert_eq!(third, expected);
+        assert_eq!(decoder.size, 164);
+    }
+
+    /// RFC 7541, C.5: a table of 256 bytes, from which the oldest goes.
+    #[test]
+    fn the_oldest_goes_when_the_table_is_full() {
+        let mut decoder = Decoder::new();
+        let first =
+            "3fe101 4803 3330 3258 0770 7269 7661 7465 611d 4d6f 6e2c 2032 3120 4f63 7420 3230 3133 2032 303a 3133
+             3a32 3120 474d 546e 1768 7474 7073 3a2f 2f77 7777 2e65 7861 6d70 6c65 2e63 6f6d";
+        let fields = read(&mut decoder, &hex(first)).unwrap();
+        assert_eq!(fields[0], ":status: 302");
+        assert_eq!((decoder.size, decoder.table.len()), (222, 4));
+        let fields = read(&mut decoder, &hex("4803 3330 37c1 c0bf")).unwrap();
+        assert_eq!(fields[0], ":status: 307");
+        assert_eq!(fields[3], "location: https://www.example.com");
+        assert_eq!((decoder.size, decoder.table.len()), (222, 4));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_to_be_so() {
+        for (block, why) in [
+            ("80", "the entry 0"),
+            ("be", "an entry of an empty table"),
+            ("ff80808080808001", "a number without end"),
+            ("0001", "a string that ends too soon"),
+            ("00ff", "a length that ends too soon"),
+            ("0081ff00", "a padding that is none"),
+            ("3fe21f", "a table larger than was agreed"),
+            ("8220", "a size behind a field"),
+        ] {
+            assert_eq!(read(&mut Decoder::new(), &hex(block)), Err(Unreadable), "{why}");
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut decoder = Decoder::new();
+        for length in [0, 100, 1000, 4000, TABLE - FIELD_OVERHEAD, 5000] {
+            for _ in 0..100 {
+                let mut block = vec![0x40];
+                put_string(&mut block, b"");
+                put_string(&mut block, &vec![b'x'; length]);
+                read(&mut decoder, &block).unwrap();
+                assert!(decoder.size <= TABLE && decoder.table.len() * FIELD_OVERHEAD <= TABLE);
+            }
+        }
+        assert_eq!(decoder.size, 0, "one that is larger than the table empties it");
+    }
 }

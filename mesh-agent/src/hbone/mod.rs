@@ -8,7 +8,6 @@
 pub mod limits;
 
 pub use client::{OpenError, Timeout};
-pub use gather::Gather;
 pub use limits::{Limits, PORT};
 pub use pool::{Carrier, Pool, TunnelKey, TunnelStatus};
 pub use server::{Incoming, ServeError, Status, Tunnel, accept};
@@ -24,7 +23,6 @@ mod connection;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod gather;
 mod head;
 mod hpack;
 mod huffman;

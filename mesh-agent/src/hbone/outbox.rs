@@ -99,3 +99,43 @@ impl Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_said_leaves_in_order(
+            said in proptest::collection::vec((any::<bool>(), 0usize..3 * SMALL, 0usize..4 * SMALL), 0..40),
+        ) {
+            let (mut out, mut expected, mut left) = (Outbox::default(), Vec::new(), Vec::new());
+            for (number, (is_small, length, written)) in said.into_iter().enumerate() {
+                let bytes = vec![number as u8; length];
+                expected.extend_from_slice(&bytes);
+                if is_small { out.put(|tail| tail.extend_from_slice(&bytes)) } else { out.push(bytes.into()) }
+                write(&mut out, written, &mut left);
+                prop_assert_eq!(out.len(), expected.len() - left.len());
+            }
+            while out.len() > 0 {
+                write(&mut out, usize::MAX, &mut left);
+            }
+            prop_assert!(left == expected);
+            prop_assert!(out.tail.capacity() <= FIRST, "an idle tunnel holds what a burst needed");
+        }
+    }
+
+    /// As a socket that takes so much.
+    fn write(out: &mut Outbox, most: usize, left: &mut Vec<u8>) {
+        let before = left.len();
+        let mut slices = [IoSlice::new(&[]); 3];
+        let filled = out.slices(&mut slices);
+        for slice in &slices[..filled] {
+            let room = most - (left.len() - before);
+            left.extend_from_slice(&slice[..slice.len().min(room)]);
+        }
+        out.advance(left.len() - before);
+    }
+}

@@ -50,3 +50,25 @@ impl Received {
         front
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_out_in_order_and_small_ones_joined() {
+        let mut received = Received::default();
+        let mut expected = Vec::new();
+        for round in 0..3u8 {
+            for length in [1, 2, JOIN - 1, JOIN, 5, 3 * JOIN, 1, 1, 0] {
+                let bytes = vec![round * 10 + length as u8; length];
+                expected.extend_from_slice(&bytes);
+                received.push(bytes.into());
+            }
+        }
+        let came: Vec<u8> = std::iter::from_fn(|| received.pop()).flatten().collect();
+        assert!(came == expected);
+        (0..1 << 20).for_each(|_| received.push(Bytes::from_static(b"x")));
+        assert!(received.blocks.len() <= 2 + (1 << 20) / (2 * JOIN), "{} blocks", received.blocks.len());
+    }
+}

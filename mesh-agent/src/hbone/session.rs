@@ -341,7 +341,8 @@ impl Session {
     /// The end of a client's connection whose last opener and stream are gone.
     pub(super) fn take_leave(&self) {
         let core = &mut *self.0.borrow_mut();
-        if core.role == Role::Client && core.goodbye == Goodbye::Unsaid && core.openers == 0 && core.streams.is_empty() {
+        if core.role == Role::Client && core.goodbye == Goodbye::Unsaid && core.openers == 0 && core.streams.is_empty()
+        {
             core.say_goodbye(Reason::NO_ERROR);
         }
     }

@@ -329,10 +329,6 @@ mod tests {
         assert!(!evil.to_string().contains("x"), "{evil}");
     }
 
-    fn address() -> impl Strategy<Value = SocketAddr> {
-        (any::<std::net::IpAddr>(), 1u16..).prop_map(|(ip, port)| SocketAddr::new(ip.to_canonical(), port))
-    }
-
     proptest! {
         #[test]
         fn nothing_panics(text in "\\PC{0,80}") {
