@@ -6,12 +6,11 @@ use h2::Reason;
 use http::{HeaderName, HeaderValue};
 
 use super::hpack::{self, Known};
-use super::limits::{MAX_BAGGAGE_BYTES, MAX_HEADER_LIST_BYTES};
+use super::limits::{HEADER_FLOOD_BYTES, MAX_BAGGAGE_BYTES, MAX_HEADER_LIST_BYTES};
 use super::words::{self, ConnectRequest, Forwarded, TraceParent};
 
 const LIST: usize = MAX_HEADER_LIST_BYTES as usize;
-/// So many times more than that is no mistake.
-const FLOOD: usize = 4 * LIST;
+const FLOOD: usize = HEADER_FLOOD_BYTES as usize;
 
 /// What a peer asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -29,6 +29,8 @@ limits! {
         "One read of a bulk transfer is one frame; larger frames would only delay the streams beside it.";
     MAX_HEADER_LIST_BYTES = 16 << 10, "bytes",
         "Our own requests have under 1 KiB; ztunnel's baggage under 4 KiB.";
+    HEADER_FLOOD_BYTES = 64 << 10, "bytes",
+        "A head beyond MAX_HEADER_LIST_BYTES is refused, which a mistake may be; one of four times that ends the tunnel.";
     HEADER_TABLE_BYTES = 4 << 10, "bytes",
         "HPACK's default, which a peer may use before it has heard of another; a larger table is memory that a peer can make us hold.";
     SEND_BUFFER_BYTES = 256 << 10, "bytes per tunnel",

@@ -61,7 +61,7 @@ mod tests {
         let mut expected = Vec::new();
         for round in 0..3u8 {
             for length in [1, 2, JOIN - 1, JOIN, 5, 3 * JOIN, 1, 1, 0] {
-                let bytes = vec![round * 10 + length as u8; length];
+                let bytes = vec![round.wrapping_mul(77).wrapping_add(length as u8); length];
                 expected.extend_from_slice(&bytes);
                 received.push(bytes.into());
             }
