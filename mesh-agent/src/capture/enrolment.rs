@@ -14,6 +14,7 @@ use mesh_common::record::{Gate, PodAddresses, PodConfig};
 use tokio::sync::mpsc::Sender;
 
 use super::exclusions::Exclusions;
+use super::guard::HostSide;
 use super::links::{self, Target};
 use super::loader::Loaded;
 use super::namespace::{self, Found};
@@ -45,6 +46,9 @@ pub(super) const ROUTES_OUTLIVE: Duration = Duration::from_secs(1);
 /// How long pods that were never captured hold an agent back that has just started. Longer than a few tries; a pod that
 /// cannot be enrolled at all must not stop the DaemonSet's rollout.
 pub(super) const ENROL_PATIENCE: Duration = Duration::from_secs(10);
+/// What becomes of a pod that something of its own keeps from being enrolled.
+const REFUSED: &str =
+    "it is refused until that is gone, or until the label nodemesh.dev/mesh=disabled takes it out of the mesh";
 /// As many as the pods' and the guards' map hold.
 const MAP_KEYS: usize = 65_536;
 
@@ -73,6 +77,8 @@ struct Bookkeeping {
     captured: HashSet<Uid>,
     /// Why wanted pods are not captured, in this round.
     obstacles: HashMap<Uid, String>,
+    /// Those of them that pods can make themselves, in this round: they hold nobody's readiness back.
+    barred: HashSet<Uid>,
     /// The readiness gates that were declared.
     gates: BTreeMap<Uid, String>,
     refused: Refused,
@@ -205,6 +211,7 @@ impl Enroller {
         let newest = self.ownership.newest();
         let duty = self.duty(newest).await;
         self.state.obstacles.clear();
+        self.state.barred.clear();
         if duty != Duty::LetGo {
             self.publish(world).await;
         }
@@ -291,7 +298,7 @@ impl Enroller {
 
     /// Opens and closes the pods' readiness gates.
     fn tell(&mut self, wanted: &BTreeMap<Uid, Arc<Workload>>, is_starting: bool) {
-        let Bookkeeping { held, captured, obstacles, gates, was_ready, .. } = &mut self.state;
+        let Bookkeeping { held, captured, obstacles, barred, gates, was_ready, .. } = &mut self.state;
         let readiness = &self.readiness;
         captured.retain(|uid| wanted.contains_key(uid));
         gates.retain(|uid, gate| {
@@ -309,7 +316,8 @@ impl Enroller {
                 reason => {
                     let reason = reason.map_or("it is being enrolled", String::as_str);
                     tracing::debug!(pod = %workload.name, namespace = %workload.namespace, reason, "not enrolled");
-                    if captured.contains(uid) || (is_starting && !*was_ready) {
+                    let is_lost = captured.contains(uid) && !barred.contains(uid);
+                    if is_lost || (is_starting && !*was_ready) {
                         readiness.waiting(gate, reason);
                     } else {
                         readiness.noted(gate, reason);
@@ -365,9 +373,14 @@ impl Enroller {
             let mut interfaces = None;
             if look == Look::Close && is_enrolled && pod.present {
                 match guard::host_side(pod.net.thread()).await {
-                    Ok(found) => {
-                        interfaces = Some(indexes(&found));
-                        pod.interfaces = found;
+                    Ok(mut seen) => {
+                        seen.keep(&pod.guards);
+                        interfaces = Some(indexes(&seen.links));
+                        pod.interfaces = seen.links;
+                        if let Some(reason) = seen.obstacle {
+                            self.state.obstacles.insert(uid.clone(), reason);
+                            self.state.barred.insert(uid.clone());
+                        }
                     }
                     Err(reason) => drop(self.state.obstacles.insert(uid.clone(), reason)),
                 }
@@ -391,16 +404,24 @@ impl Enroller {
             if held.values().any(|pod| pod.uid == *uid && pod.phase == Phase::Enrolled && pod.fits && pod.present) {
                 continue;
             }
-            if self.loaded.pins.pod(uid).join("lookup").exists() {
-                self.state.captured.insert(uid.clone());
-            }
+            let mut was_captured = self.loaded.pins.pod(uid).join("lookup").exists();
             match self.prepare(workload).await {
-                Ok((cookie, prepared)) => {
-                    let interfaces = indexes(&prepared.found.interfaces);
+                Ok((cookie, mut prepared)) => {
+                    // One that was refused has a lookup too.
+                    was_captured &= self.tables.pods.get(&cookie).is_none_or(|pod| pod.gate() == Gate::Open);
+                    let HostSide { links, obstacle, .. } = &mut prepared.found.host_side;
+                    let (interfaces, barred) = (indexes(links), obstacle.is_some());
+                    if let Some(reason) = obstacle.take() {
+                        self.state.obstacles.insert(uid.clone(), format!("{reason}; {REFUSED}"));
+                        self.state.barred.insert(uid.clone());
+                    }
                     self.state.found.insert(cookie, prepared);
-                    found.insert(uid.clone(), plan::Found { cookie, interfaces });
+                    found.insert(uid.clone(), plan::Found { cookie, interfaces, barred });
                 }
                 Err(reason) => drop(self.state.obstacles.insert(uid.clone(), reason)),
+            }
+            if was_captured {
+                self.state.captured.insert(uid.clone());
             }
         }
         found
@@ -410,13 +431,17 @@ impl Enroller {
         let first = *workload.ips.first().ok_or("it has no IP yet")?;
         // The newest sandbox, if it is known: of one before it processes may still run.
         let in_sandbox = match self.sandboxes.get(&workload.uid) {
-            Some(sandbox) => namespace::of_sandbox(&sandbox, first).await?,
+            Some(sandbox) => Some(namespace::of_sandbox(&sandbox, first).await?),
             None => None,
         };
-        let found = match in_sandbox {
-            Some(found) => found,
-            None => namespace::find(&self.loaded.kubepods, &workload.uid, Some(first)).await?,
+        let mut found = match in_sandbox {
+            Some(found) if found.host_side.obstacle.is_none() => found,
+            barred => namespace::find(&self.loaded.kubepods, &workload.uid, Some(first))
+                .await
+                .or_else(|error| barred.filter(|found| !found.host_side.links.is_empty()).ok_or(error))?,
         };
+        // A link that the pod moved elsewhere within itself stays guarded.
+        found.host_side.keep(&guarded_in(&self.loaded.pins.pod(&workload.uid)));
         let cookie = found.thread.run(|| {
             let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
             sys::netns_cookie(socket.as_fd())
@@ -474,14 +499,14 @@ impl Enroller {
             return true;
         };
         let prepared = self.state.found.get(&cookie).map(|prepared| prepared.workload.uid.clone());
-        let (uid, phase) = match self.state.held.get(&cookie) {
-            Some(pod) => (Some(pod.workload.uid.clone()), pod.phase),
-            None => (prepared, Phase::Joining),
+        let (uid, phase, interfaces) = match self.state.held.get(&cookie) {
+            Some(pod) => (Some(pod.workload.uid.clone()), pod.phase, indexes(&pod.interfaces)),
+            None => (prepared, Phase::Joining, BTreeSet::new()),
         };
         if let Some(uid) = uid {
             self.state.obstacles.insert(uid, reason);
         }
-        for step in plan::after_failure(cookie, phase, step) {
+        for step in plan::after_failure(cookie, phase, step, &interfaces) {
             match self.carry_out_one(&step).await {
                 Some(Ok(())) => {}
                 Some(Err(reason)) => tracing::error!(?step, reason, "a pod that should be refused may not be"),
@@ -531,14 +556,14 @@ impl Enroller {
     fn join(&mut self, uid: &Uid, cookie: u64) -> Result<(), String> {
         fs::create_dir_all(self.loaded.pins.pod(uid)).map_err(step("making its pin directory"))?;
         let Prepared { workload, found } = self.state.found.remove(&cookie).ok_or("its namespace is not at hand")?;
-        let Found { namespace, inode, thread, interfaces } = found;
+        let Found { namespace, inode, thread, host_side } = found;
         let pod = Pod {
             routes: routes(&workload.ips),
             net: Arc::new(self.pod_namespace(cookie, thread)),
             workload,
             namespace,
             inode,
-            interfaces,
+            interfaces: host_side.links,
             guards: BTreeSet::new(),
             phase: Phase::Joining,
             due: Instant::now(),

@@ -1,5 +1,6 @@
 //! Puts the guard on the host-side peers of a pod's interfaces, where nothing inside the pod can go round it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -30,8 +31,28 @@ const WAYS: [(&str, TcAttachType, u32, &str); 2] = [
     (programs::GUARD_TO_POD, TcAttachType::Egress, TCX_EGRESS, "to"),
 ];
 
-/// The host-side peers of every interface of the pod but lo, also of those that are down: the pod may bring them up.
-pub(super) async fn host_side(thread: &PodThread) -> Result<Vec<Interface>, String> {
+/// A pod's links, seen from a network namespace of its and from the node's.
+pub(super) struct HostSide {
+    /// The host-side peers of every interface but lo, also of those that are down: the pod may bring them up.
+    pub links: Vec<Interface>,
+    /// Why the pod cannot be enrolled as it is. Its links are to be guarded all the same: it can make such a thing itself.
+    pub obstacle: Option<String>,
+    /// The node's interfaces.
+    node: Vec<Interface>,
+}
+
+impl HostSide {
+    /// Adds those of `guarded` that the node still has: the pod may have moved the other end into a namespace of its own.
+    pub fn keep(&mut self, guarded: &BTreeSet<u32>) {
+        let Self { links, node, .. } = self;
+        let is_moved = |seen: &Interface| guarded.contains(&seen.index) && links.iter().all(|l| l.index != seen.index);
+        let moved: Vec<_> = node.iter().filter(|seen| is_moved(seen)).cloned().collect();
+        links.extend(moved);
+    }
+}
+
+/// Looks at the links of the namespace that `thread` is in.
+pub(super) async fn host_side(thread: &PodThread) -> Result<HostSide, String> {
     let failed = |what: &str| {
         let what = what.to_string();
         move |error: io::Error| format!("{what}: {error}")
@@ -40,27 +61,30 @@ pub(super) async fn host_side(thread: &PodThread) -> Result<Vec<Interface>, Stri
     let namespace = thread.run(|| File::open("/proc/thread-self/ns/net")).await;
     let namespace = namespace.map_err(failed("opening the pod's namespace"))?;
     // The dump also makes the kernel number the pod's namespace, which the next request asks for.
-    let outside = netlink::interfaces().map_err(failed("listing the node's interfaces"))?;
+    let node = netlink::interfaces().map_err(failed("listing the node's interfaces"))?;
     let id = netlink::namespace_id(namespace.as_fd()).map_err(failed("asking for the pod's namespace id"))?;
-    let mut found = Vec::new();
-    let mut up = false;
+    let mut links = Vec::new();
+    let (mut up, mut obstacle) = (false, None);
     for interface in inside.iter().filter(|interface| !interface.loopback) {
-        let peer = outside.iter().find(|candidate| {
+        let peer = node.iter().find(|candidate| {
             id.is_some() && candidate.peer_namespace == id && candidate.peer == Some(interface.index)
         });
         match peer {
             Some(peer) => {
-                found.push(peer.clone());
+                links.push(peer.clone());
                 up |= interface.up;
             }
             None if !interface.up || interface.leads_through_others() => {}
             None => {
                 let name = &interface.name;
-                return Err(format!("its interface {name} has no host-side peer in this network namespace"));
+                obstacle = Some(format!("its interface {name} has no host-side peer in this network namespace"));
             }
         }
     }
-    if up { Ok(found) } else { Err("it has no interface to this network namespace that is up".into()) }
+    if !up && obstacle.is_none() {
+        obstacle = Some("it has no interface to this network namespace that is up".into());
+    }
+    Ok(HostSide { links, obstacle, node })
 }
 
 /// Guards one host-side interface, both ways. The addresses are filed first: without them all TCP is dropped.

@@ -10,8 +10,8 @@ use std::path::Path;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::cgroups;
-use super::guard;
-use super::netlink::{self, Interface};
+use super::guard::{self, HostSide};
+use super::netlink;
 use super::pod_thread::PodThread;
 use crate::sandboxes::Sandbox;
 
@@ -20,17 +20,18 @@ pub(super) struct Found {
     pub namespace: File,
     pub inode: u64,
     pub thread: PodThread,
-    /// The host-side peers of its interfaces.
-    pub interfaces: Vec<Interface>,
+    pub host_side: HostSide,
 }
 
 /// Opens the namespace of the pod `uid` that holds `ip`, if one is given. A pod may have several, as docker in docker
 /// does, and any process of it may make one and give it the pod's address: the sandbox's is the one that hangs on this
-/// node, which nothing inside the pod can imitate.
+/// node, which nothing inside the pod can imitate. Where that is not as it should be, it is what is found, with what is
+/// in the way.
 pub(super) async fn find(kubepods: &Path, uid: &str, ip: Option<IpAddr>) -> Result<Found, String> {
     let cgroup = cgroups::pod(kubepods, uid).ok_or("its cgroup is not there yet")?;
     let mut seen = Vec::new();
     let mut trouble = "it has no process yet".to_string();
+    let mut barred = None;
     for pid in cgroups::processes(&cgroup) {
         let opened = match open(pid, &cgroup) {
             Ok(opened) => opened,
@@ -45,30 +46,31 @@ pub(super) async fn find(kubepods: &Path, uid: &str, ip: Option<IpAddr>) -> Resu
         }
         seen.push(inode);
         match enter(opened, inode, ip).await {
-            Ok(Some(found)) => return Ok(found),
-            Ok(None) => trouble = "no network namespace of its processes holds its IP yet".into(),
+            Ok(found) if found.host_side.obstacle.is_none() => return Ok(found),
+            // Nothing leaves the node by it, so there is nothing to guard.
+            Ok(found) if found.host_side.links.is_empty() => trouble = found.host_side.obstacle.unwrap_or(trouble),
+            Ok(found) => barred = Some(found),
             Err(error) => trouble = error,
         }
     }
-    Err(trouble)
+    barred.ok_or(trouble)
 }
 
-/// The namespace that the runtime's plugin handed over: no process of the pod may run yet. None while it does not hold
-/// `ip`.
-pub(super) async fn of_sandbox(sandbox: &Sandbox, ip: IpAddr) -> Result<Option<Found>, String> {
+/// The namespace that the runtime's plugin handed over: no process of the pod may run yet.
+pub(super) async fn of_sandbox(sandbox: &Sandbox, ip: IpAddr) -> Result<Found, String> {
     let namespace = sandbox.netns.try_clone().map_err(|error| format!("opening its network namespace: {error}"))?;
     enter(namespace, sandbox.inode(), Some(ip)).await
 }
 
-async fn enter(namespace: File, inode: u64, ip: Option<IpAddr>) -> Result<Option<Found>, String> {
+async fn enter(namespace: File, inode: u64, ip: Option<IpAddr>) -> Result<Found, String> {
     let entering = |error: io::Error| format!("entering its network namespace: {error}");
     let thread = PodThread::start(namespace.try_clone().map_err(entering)?).await.map_err(entering)?;
     let addresses = thread.run(netlink::addresses).await.map_err(entering)?;
+    let mut host_side = guard::host_side(&thread).await?;
     if ip.is_some_and(|ip| !addresses.contains(&ip)) {
-        return Ok(None);
+        host_side.obstacle = Some("no network namespace of its processes holds its IP yet".into());
     }
-    let interfaces = guard::host_side(&thread).await?;
-    Ok(Some(Found { namespace, inode, thread, interfaces }))
+    Ok(Found { namespace, inode, thread, host_side })
 }
 
 /// Opens the namespace of `pid`, and makes sure that it was that process's all along: a process id may be reused between

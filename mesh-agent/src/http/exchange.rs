@@ -14,7 +14,7 @@ use super::conversation::Conversation;
 use super::limits::{UNREAD_BYTES, UNREAD_PATIENCE};
 use super::traffic::Try;
 use crate::resilience::pool::Permit;
-use crate::telemetry::{RequestRecord, RequestResult};
+use crate::telemetry::{Event, RequestRecord, RequestResult};
 
 /// How the bytes of an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +91,14 @@ impl Exchange {
     /// Notes what was learnt.
     pub fn note(&self, note: impl FnOnce(&mut RequestRecord)) {
         note(&mut self.record.borrow_mut());
+    }
+
+    /// Notes what happened to a request that is part of a trace.
+    pub fn happened(&self, event: impl FnOnce() -> Event) {
+        let mut record = self.record.borrow_mut();
+        if record.span.is_some() {
+            record.events.add(event());
+        }
     }
 
     /// The application's side tells of this try as well, from now on. What it told of the last one is over.

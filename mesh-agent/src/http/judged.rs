@@ -43,7 +43,7 @@ use crate::extauth;
 use crate::path::{self, NormalPath};
 use crate::routes::grpc;
 use crate::routing::Transport;
-use crate::telemetry::{RequestRecord, RequestResult};
+use crate::telemetry::{Event, RequestRecord, RequestResult};
 
 /// Who is asked about each request of a connection, and makes connections to the application.
 pub trait Guard: Teller {
@@ -175,6 +175,9 @@ impl<G: Guard> Bench<G> {
         let mut noted = Noted::default();
         let judged = self.guard.judge(parts, &path, body, &mut noted).await;
         let Noted { policy, rule, audited, principal, authorizer, answer } = noted;
+        if let Some((authorizer, result)) = &authorizer {
+            exchange.happened(|| Event::Authorizer { authorizer: authorizer.clone(), result });
+        }
         exchange.note(|record| {
             (record.policy, record.rule, record.audited, record.principal) = (policy, rule, audited, principal);
             record.authorizer = authorizer;

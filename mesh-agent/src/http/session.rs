@@ -33,7 +33,7 @@ use crate::resilience::Refusal;
 use crate::resilience::fault::Injection;
 use crate::routes::CompiledRule;
 use crate::routing::Upstream;
-use crate::telemetry::{RequestRecord, RequestResult};
+use crate::telemetry::{Event, RequestRecord, RequestResult};
 
 /// The word of a copy that was not sent, since its body was too long, did not come whole, or had no room.
 const NOT_MIRRORED: &str = "mirror-body";
@@ -143,6 +143,7 @@ impl<M: Mesh> Session<M> {
     /// Lets go wrong what goes wrong on purpose.
     async fn inject(&self, injection: &Injection, deadline: Option<Instant>, exchange: &Exchange) -> Result<(), Local> {
         if let Some((name, length)) = &injection.delay {
+            exchange.happened(|| Event::Fault { rule: name.clone(), delay: Some(*length) });
             exchange.note(|record| record.traffic_rule = Some(name.clone()));
             let ends = Instant::now().checked_add(*length);
             match (ends, deadline) {
@@ -156,6 +157,7 @@ impl<M: Mesh> Session<M> {
         }
         match &injection.abort {
             Some((name, abort)) => {
+                exchange.happened(|| Event::Fault { rule: name.clone(), delay: None });
                 exchange.note(|record| record.traffic_rule = Some(name.clone()));
                 Err(Local::Refused(Refusal::Fault(*abort)))
             }

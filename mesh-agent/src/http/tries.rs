@@ -31,6 +31,7 @@ use crate::resilience::policy::Retry;
 use crate::resilience::retry::{Decision, Tried};
 use crate::resilience::{Outcome, Refusal};
 use crate::routing::MAX_TRIES;
+use crate::telemetry::Event;
 
 /// The word of an endpoint that has as many connections as the policy allows.
 const OVERFLOW: &str = "overflow";
@@ -109,6 +110,7 @@ impl<M: Mesh> Session<M> {
         treatment.note_request();
         loop {
             tries = tries.saturating_add(1);
+            let failed_before = tried.len();
             let ended = self.attempt(journey, Request::from_parts(head.clone(), body), &mut tried).await;
             let outcome = match &ended {
                 Ok(answer) => answer.outcome,
@@ -130,6 +132,8 @@ impl<M: Mesh> Session<M> {
                 }
                 Decision::OverBudget => return Err(Local::Refused(Refusal::RetryBudget)),
                 Decision::Again(pause) => {
+                    let failed = tried.get(failed_before..).and_then(<[_]>::last).copied();
+                    exchange.happened(|| retry_of(&ended, failed, pause));
                     if let Ok(Answer { response, connection, .. }) = ended {
                         discard(response, connection);
                     }
@@ -241,6 +245,7 @@ impl<M: Mesh> Session<M> {
                 }
             };
             tracing::debug!(%error, "a connection was closed before it answered; the request goes out again");
+            exchange.happened(|| Event::Resend);
             self.upstreams.tally().resent.fetch_add(1, Ordering::Relaxed);
             // What else rests there may have been closed at the same time.
             (resends, since) = (resends + 1, Some(Instant::now()));
@@ -302,7 +307,9 @@ impl<M: Mesh> Session<M> {
                         self.note(next, &Outcome::ConnectFailed);
                         failures += 1;
                     }
-                    tried.push(next.address());
+                    let endpoint = next.address();
+                    journey.exchange.happened(|| Event::Unreached { endpoint, reason: unreached.reason });
+                    tried.push(endpoint);
                     *current = None;
                     last = Some(unreached);
                 }
@@ -339,6 +346,18 @@ impl<M: Mesh> Session<M> {
             Ok(Reached { cut, ..reached })
         };
         self.upstreams.lease(&key, since, connect).await
+    }
+}
+
+/// How a try that is followed by another is told; `failed` is who was tried last without an answer.
+fn retry_of(ended: &Result<Answer, Failed>, failed: Option<SocketAddr>, pause: Duration) -> Event {
+    match ended {
+        Ok(Answer { response, of, .. }) => {
+            Event::Retry { endpoint: Some(of.address()), status: Some(response.status()), reason: None, pause }
+        }
+        Err(Failed { local, .. }) => {
+            Event::Retry { endpoint: failed, status: None, reason: Some(local.label()), pause }
+        }
     }
 }
 

@@ -31,7 +31,7 @@ pub use access_log::AccessLog;
 pub use denials::{Denial, Denials};
 pub use metrics::{AuthorityNumbers, CertificateFacts, KeysFacts, Metrics, OpenConnection, RootFacts, WatchFacts};
 pub use requests::{RequestMemo, RequestRecord, RequestResult};
-pub use spans::{Span, Spans};
+pub use spans::{Event, Span, Spans};
 
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
@@ -50,6 +50,7 @@ pub fn limits() -> Vec<Limit> {
         logs::QUEUE_LINES, "lines", "that wait for a slow reader of the log; more are lost and counted";
         logs::FLUSH_WAIT, "milliseconds", "for a slow reader of the log at the end of the process";
         spans::QUEUE_SPANS, "spans", "that wait for the collector, 2 KiB each; more are lost and counted";
+        spans::MOST_EVENTS, "events", "of a span: retries, faults; of more it is told how many";
         spans::MOST_AT_ONCE, "spans", "that go to the collector together: 500 KiB";
         spans::LINGER, "milliseconds", "how long a span waits for others to go with";
         spans::EXPORT_TIMEOUT, "milliseconds", "for the collector to take them; then they are lost and counted";

@@ -31,7 +31,7 @@ use http::{HeaderValue, Method, StatusCode, Version};
 use super::Direction;
 use super::exposition::{self, Distribution, Shape};
 use super::istio;
-use super::spans::Span;
+use super::spans::{Events, Span};
 use super::table::{Counters, Entry, Key as TableKey, OVERFLOW_NAME, Owner, Present, Table};
 use crate::spiffe::SpiffeId;
 
@@ -127,6 +127,8 @@ pub struct RequestRecord {
     pub traceparent: Option<HeaderValue>,
     /// This agent's part of the trace, where it is sampled.
     pub span: Option<Span>,
+    /// What happened to it on its way; kept where it is sampled.
+    pub events: Events,
     /// Bytes of the request's body.
     pub bytes_sent: u64,
     /// Bytes of the answer's body.
@@ -164,6 +166,7 @@ impl RequestRecord {
             traffic_rule: None,
             traceparent: None,
             span: None,
+            events: Events::default(),
             bytes_sent: 0,
             bytes_received: 0,
             duration: Duration::ZERO,

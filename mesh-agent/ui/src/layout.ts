@@ -152,14 +152,21 @@ function bezier(points: [number, number, number, number, number, number, number,
   };
 }
 
-/** Where labels stand: on their line, in its middle where that is free. */
+/** Between two labels. */
+const LABEL_GAP = 4;
+
+/** Where labels stand: on their line, in its middle where that is free; beside it where no part of it is. */
 export function spread(lines: { id: string; line: Curve; width: number; height: number }[]): Map<string, { x: number; y: number }> {
   const taken: Box[] = [];
   const places = new Map<string, { x: number; y: number }>();
   for (const { id, line, width, height } of lines) {
-    const boxAt = (part: number): Box => {
+    const at = (part: number, lift: number) => {
       const { x, y } = line.at(part);
-      return { x: x - width / 2, y: y - height / 2, width, height };
+      return { x, y: y + lift * (height + LABEL_GAP) };
+    };
+    const boxAt = (part: number, lift: number): Box => {
+      const { x, y } = at(part, lift);
+      return { x: x - (width + LABEL_GAP) / 2, y: y - (height + LABEL_GAP) / 2, width: width + LABEL_GAP, height: height + LABEL_GAP };
     };
     const overlap = (box: Box) =>
       taken.reduce((sum, other) => {
@@ -167,14 +174,16 @@ export function spread(lines: { id: string; line: Curve; width: number; height: 
         const high = Math.min(box.y + box.height, other.y + other.height) - Math.max(box.y, other.y);
         return sum + (wide > 0 && high > 0 ? wide * high : 0);
       }, 0);
-    let best = { part: 0.5, overlap: Number.POSITIVE_INFINITY };
-    for (const part of [0.5, 0.6, 0.4, 0.68, 0.33, 0.73]) {
-      const found = overlap(boxAt(part));
-      if (found < best.overlap) best = { part, overlap: found };
-      if (found === 0) break;
+    let best = { part: 0.5, lift: 0, overlap: Number.POSITIVE_INFINITY };
+    for (const lift of [0, -1, 1, -2, 2]) {
+      for (const part of [0.5, 0.6, 0.4, 0.68, 0.33, 0.73, 0.27]) {
+        if (best.overlap === 0) break;
+        const found = overlap(boxAt(part, lift));
+        if (found < best.overlap) best = { part, lift, overlap: found };
+      }
     }
-    taken.push(boxAt(best.part));
-    places.set(id, line.at(best.part));
+    taken.push(boxAt(best.part, best.lift));
+    places.set(id, at(best.part, best.lift));
   }
   return places;
 }

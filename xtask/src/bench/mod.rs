@@ -84,7 +84,12 @@ struct Case {
     server: String,
     bytes: bool,
     path: String,
+    /// The agents let the kernel carry it alone.
+    is_straight: bool,
 }
+
+/// What agents are told for that.
+const STRAIGHT: &str = "--same-node-kernel";
 
 impl Bench {
     /// Prints a row when all its samples are there.
@@ -140,7 +145,15 @@ impl Bench {
         if self.only.is_empty() || self.only.contains("mem") {
             rows.extend(self.memory(stage)?);
         }
-        for case in self.cases() {
+        let (straight, carried): (Vec<Case>, Vec<Case>) = self.cases().into_iter().partition(|case| case.is_straight);
+        for case in carried {
+            rows.extend(self.case(stage, &meter, &case).with_context(|| case.id.clone())?);
+        }
+        if !straight.is_empty() {
+            let arguments = [&agents.arguments[..], &[STRAIGHT.to_string()]].concat();
+            stage.go_straight(&AgentOptions { arguments, ..agents.clone() })?;
+        }
+        for case in straight {
             rows.extend(self.case(stage, &meter, &case).with_context(|| case.id.clone())?);
         }
         ensure!(!rows.is_empty(), "no row's id contains {:?}", self.only);
@@ -156,6 +169,8 @@ impl Bench {
                     cases.extend(h1.map(|load| Case::new(server, load).of_bytes()));
                     cases.extend([1, 8].map(|streams| Case::new(server, Load::Bulk(streams))));
                 }
+                cases.extend(h1.map(|load| Case::new("same", load).of_bytes().straight()));
+                cases.extend([1, 8].map(|streams| Case::new("same", Load::Bulk(streams)).straight()));
             }
             // Measured by themselves.
             What::Neighbour | What::Scale => {}
@@ -202,12 +217,14 @@ impl Bench {
             }
             for way in ways {
                 let address = stage.address(way, &case.server, case.load.port(case.bytes));
-                let before = seen(stage, case.bytes)?;
+                let before = case.seen(stage)?;
                 let run = || case.load.run(stage.caller(way), address, &case.path, self.seconds);
                 let (done, used) = meter.during(run).with_context(|| format!("{way:?}"))?;
                 // The other path than the one that is meant would be a figure of nothing.
-                let looked_at = seen(stage, case.bytes)? - before;
-                ensure!((looked_at > 0.0) == (way == Way::Mesh), "{way:?}: the agents counted {looked_at}");
+                let after = case.seen(stage)?;
+                let [meant, other] = std::array::from_fn(|which| after[which] - before[which]);
+                ensure!((meant > 0.0) == (way == Way::Mesh), "{way:?}: {meant} went that way");
+                ensure!(other == 0.0, "{way:?}: {other} went another way");
                 ensure!(done.units > 0.0, "{way:?}: nothing was done");
                 for (name, value) in case.values(way, &done, &used) {
                     figures.entry(name).or_default().add(way, value, used.others);
@@ -272,7 +289,8 @@ impl Bench {
 impl Case {
     fn new(server: &str, load: Load) -> Self {
         let id = format!("{server}.{}", load.name());
-        Self { id, load, server: server.to_string(), bytes: matches!(load, Load::Bulk(_)), path: "/".to_string() }
+        let bytes = matches!(load, Load::Bulk(_));
+        Self { id, load, server: server.to_string(), bytes, path: "/".to_string(), is_straight: false }
     }
 
     fn of_l7(name: &str, server: &str, load: Load) -> Self {
@@ -282,6 +300,10 @@ impl Case {
     fn of_bytes(mut self) -> Self {
         self.bytes = true;
         self
+    }
+
+    fn straight(self) -> Self {
+        Self { id: format!("{}.kernel.{}", self.server, self.load.name()), is_straight: true, ..self }
     }
 
     fn to(mut self, path: &str) -> Self {
@@ -329,6 +351,16 @@ impl Case {
             });
         }
         values
+    }
+}
+
+impl Case {
+    /// How much went the way that is meant, and how much another.
+    fn seen(&self, stage: &Stage) -> Result<[f64; 2]> {
+        if self.is_straight {
+            return stage.straight_and_captured();
+        }
+        Ok([seen(stage, self.bytes)?, 0.0])
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::{neighbour, peer};
-use crate::testbed::{AgentOptions, Family, Pod, PodSpec, ServiceSpec, Testbed};
+use crate::testbed::{AgentOptions, Family, Pod, PodSpec, ServiceSpec, Testbed, eventually};
 
 /// nginx, HTTP/1.1.
 pub const HTTP: u16 = 8080;
@@ -20,6 +21,9 @@ pub const IPERF: u16 = 5201;
 pub const ECHO: u16 = 7000;
 /// The Service's port that leads to [`HTTP`] as bytes.
 pub const BYTES: u16 = 7080;
+
+/// What an agent that was started is given to publish its paths.
+const TO_BE_STRAIGHT: Duration = Duration::from_secs(20);
 
 /// The body of every answer.
 const ANSWER_BYTES: usize = 1024;
@@ -122,6 +126,28 @@ impl Stage {
     /// The pod that calls.
     pub fn caller(&self, way: Way) -> &Pod {
         self.bed.pod(&way.pod("caller"))
+    }
+
+    /// From now on by agents that let the kernel carry alone what nobody reads; returns when it does.
+    pub fn go_straight(&mut self, agents: &AgentOptions) -> Result<()> {
+        for node in ["n1", "n2"] {
+            self.bed.agent_mut(node).stop()?;
+            self.bed.start_agent(node, agents)?;
+        }
+        let echo = self.address(Way::Mesh, "same", ECHO).to_string();
+        eventually(TO_BE_STRAIGHT, "connections to go straight", || {
+            let [before, _] = self.straight_and_captured()?;
+            self.caller(Way::Mesh).probe(&["connect", &echo])?;
+            let [after, _] = self.straight_and_captured()?;
+            Ok((after > before).then_some(()))
+        })
+    }
+
+    /// How many connections of n1's pods went straight from pod to pod, and how many to the agent.
+    pub fn straight_and_captured(&self) -> Result<[f64; 2]> {
+        let agent = self.bed.agent("n1");
+        let count = |name| agent.kernel_outcome(name).map(|count| count as f64);
+        Ok([count("connect_straight_v4")?, count("connect_captured_v4")?])
     }
 
     /// Where it calls: a server's own address, or its Service's.

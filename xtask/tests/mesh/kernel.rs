@@ -299,84 +299,6 @@ fn a_namespace_with_the_pods_address_is_not_taken_for_the_pods() -> Result<()> {
     pair.served()
 }
 
-/// A pod that forwards for a network of its own, by its own address: that network reaches others without a mesh, and with
-/// one neither this way nor any other.
-#[test]
-fn a_network_within_a_pod_has_no_way_past_the_guard() -> Result<()> {
-    let Some(mut pair) = built("a network within a pod")? else { return Ok(()) };
-    let _listener = pair.listen(&["echo"])?;
-    let inner = Inner::make(&pair)?;
-    for family in Family::BOTH {
-        let server = pair.bed.pod("server").ips.socket(family, PORT);
-        let dial = || inner.netns.within(|| TcpStream::connect_timeout(&server, Duration::from_millis(500)));
-        eventually(PATIENCE, "the inner network to have a way without a mesh", || Ok(dial()?.is_ok().then_some(())))?;
-    }
-    start(&mut pair, &[])?;
-    let marker = marker("inner")?;
-    let node = pair.bed.node("n1");
-    let recording = Recording::start(&node.tool_place(), &node.link_to("n2"), &pair.bed.dir().join("inner.pcap"))?;
-    for family in Family::BOTH {
-        let before = outcome(&pair.bed, "n1", "guard_syn_unfiled")?;
-        let server = pair.bed.pod("server").ips.socket(family, PORT);
-        let dialled = inner.netns.within(|| TcpStream::connect_timeout(&server, Duration::from_millis(500)))?;
-        ensure!(dialled.is_err(), "{family}: the inner network got past the guard");
-        let dropped = outcome(&pair.bed, "n1", "guard_syn_unfiled")? - before;
-        ensure!(dropped > 0, "{family}: it was not the guard that dropped it");
-        let answer = pair.connect(family, &[&format!("send:{marker}"), &format!("read:{}", marker.len())])?;
-        answer.expect_ok("the pod itself")?;
-    }
-    let packets = recording.stop()?;
-    ensure!(packets.containing(&marker) == 0 && !packets.tcp().is_empty(), "the recording is no witness");
-    Ok(())
-}
-
-/// A network behind a bridge of the client pod's, as docker in docker makes it. The pod forwards for it, and lends it its
-/// address.
-struct Inner {
-    netns: Netns,
-}
-
-impl Inner {
-    fn make(pair: &Pair) -> Result<Self> {
-        const LEND: &str = "table inet nodemesh {
-            chain out {
-                type nat hook postrouting priority 100
-                oifname \"eth0\" masquerade
-            }
-        }
-";
-        let pod = pair.bed.pod("client");
-        let inner = Self { netns: Netns::create_noted(format!("{}-inner", pod.netns.name))? };
-        pod.netns.batch(&format!(
-            "link add inner type bridge\nlink set inner up\n\
-             link add port type veth peer name eth0 netns {}\nlink set port master inner up\n\
-             address add 10.98.0.1/24 dev inner\naddress add fd98::1/64 dev inner nodad",
-            inner.netns.name
-        ))?;
-        inner.netns.batch(
-            "link set eth0 up\naddress add 10.98.0.2/24 dev eth0\naddress add fd98::2/64 dev eth0 nodad\n\
-             route add default via 10.98.0.1\nroute add default via fd98::1",
-        )?;
-        let rules = pod.dir.join("lend.nft");
-        std::fs::write(&rules, LEND)?;
-        let forward = || -> Result<()> {
-            std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
-            std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
-            let output = Command::new("nft").arg("-f").arg(&rules).output().context("starting nft")?;
-            ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
-            Ok(())
-        };
-        pod.netns.within(forward)??;
-        Ok(inner)
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "delete", &self.netns.name]).status();
-    }
-}
-
 #[test]
 fn an_interface_that_comes_later_is_guarded() -> Result<()> {
     let Some(pair) = meshed("a second interface")? else { return Ok(()) };
@@ -440,7 +362,7 @@ fn started_with(test: &str, arguments: &[&str]) -> Result<Option<Pair>> {
 }
 
 /// A pair without agents yet; None if this machine cannot run them.
-fn built(test: &str) -> Result<Option<Pair>> {
+pub fn built(test: &str) -> Result<Option<Pair>> {
     if !xtask::rings::can_use_kernel(test) {
         return Ok(None);
     }
@@ -448,14 +370,14 @@ fn built(test: &str) -> Result<Option<Pair>> {
 }
 
 /// The first node's agent gets the arguments.
-fn start(pair: &mut Pair, arguments: &[&str]) -> Result<()> {
+pub fn start(pair: &mut Pair, arguments: &[&str]) -> Result<()> {
     pair.bed.start_agent("n1", &options(arguments))?;
     pair.bed.start_agent("n2", &AgentOptions::default())?;
     pair.with_mesh = true;
     Ok(())
 }
 
-fn options(arguments: &[&str]) -> AgentOptions {
+pub fn options(arguments: &[&str]) -> AgentOptions {
     AgentOptions::with(arguments.iter().copied())
 }
 
@@ -476,7 +398,7 @@ fn filters(bed: &Testbed, way: &str) -> Result<String> {
     bed.node("n1").tool_place().run(&argv, PATIENCE)?.expect_ok("tc")
 }
 
-fn is_guard(pin: &Path) -> bool {
+pub fn is_guard(pin: &Path) -> bool {
     pin.file_name().is_some_and(|name| name.to_string_lossy().starts_with("guard-"))
 }
 

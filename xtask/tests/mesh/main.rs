@@ -36,3 +36,4 @@ mod streams;
 mod traffic;
 mod upgrade;
 mod wire;
+mod within;

@@ -70,6 +70,8 @@ pub(super) enum Phase {
 pub(super) struct Found {
     pub cookie: u64,
     pub interfaces: BTreeSet<u32>,
+    /// Something that the pod could have made itself keeps it from being enrolled: it is refused.
+    pub barred: bool,
 }
 
 /// What is in maps and pins.
@@ -252,14 +254,25 @@ pub(super) fn plan(view: &View, duty: Duty) -> Plan {
 }
 
 /// What is done when a step about a held pod has failed, so that nothing of it passes where it should not.
-pub(super) fn after_failure(cookie: u64, phase: Phase, step: &Step) -> Vec<Step> {
+/// `interfaces` are those that the pod has.
+pub(super) fn after_failure(cookie: u64, phase: Phase, step: &Step, interfaces: &BTreeSet<u32>) -> Vec<Step> {
     match (phase, step) {
-        (Phase::Joining, _) => give_up(cookie),
+        (Phase::Joining, Step::Join { .. }) => give_up(cookie),
+        (Phase::Joining, _) => refuse(cookie, interfaces),
         // Its captured connections fail; none goes astray.
         (Phase::Enrolled, Step::RestoreRoutes { .. }) => Vec::new(),
         (Phase::Enrolled, step) if step.is_owners() => vec![Step::CloseGate { cookie }],
         (Phase::Enrolled | Phase::Departed { .. }, _) => Vec::new(),
     }
+}
+
+/// The pod cannot be enrolled, and it may be itself that sees to that: neither what it dials nor what arrives passes, nor
+/// what a network within it sends.
+fn refuse(cookie: u64, interfaces: &BTreeSet<u32>) -> Vec<Step> {
+    let mut steps = vec![Step::AttachLookup { cookie }];
+    steps.extend(interfaces.iter().map(|index| Step::Guard { cookie, index: *index }));
+    steps.extend(give_up(cookie));
+    steps
 }
 
 /// Enrolment did not come to its end: the pod is refused, and nothing of this agent stays in it.
@@ -422,6 +435,10 @@ fn enrol_found(view: &View, plan: &mut Plan) {
 fn enrol(view: &View, uid: &Uid, found: &Found, steps: &mut Vec<Step>) {
     let cookie = found.cookie;
     steps.push(Step::Join { uid: uid.clone(), cookie });
+    if found.barred {
+        steps.extend(refuse(cookie, &found.interfaces));
+        return;
+    }
     steps.extend([Step::AddRoutes { cookie }, Step::Steer { cookie }, Step::Announce { cookie }]);
     steps.extend([Step::AttachLookup { cookie }, Step::OpenGate { cookie }]);
     steps.extend(found.interfaces.iter().map(|index| Step::Guard { cookie, index: *index }));

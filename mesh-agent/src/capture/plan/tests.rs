@@ -21,6 +21,8 @@ struct Sandbox {
     uid: Uid,
     ip: u8,
     interfaces: BTreeSet<u32>,
+    /// It has made something that keeps it from being enrolled.
+    barred: bool,
 }
 
 /// What outlives agents.
@@ -67,6 +69,7 @@ enum Event {
     ChangeIp { uid: u8, ip: u8 },
     AddInterface { uid: u8 },
     RemoveInterface { uid: u8 },
+    Bar { uid: u8, barred: bool },
     StartAgent,
     KillAgent { which: u8 },
     Reboot,
@@ -144,6 +147,11 @@ impl Node {
                     sandbox.interfaces.pop_first();
                 }
             }
+            Event::Bar { uid, barred } => {
+                if let Some(sandbox) = self.sandboxes.values_mut().find(|sandbox| sandbox.uid == name(*uid)) {
+                    sandbox.barred = *barred;
+                }
+            }
             Event::StartAgent => self.start_agent(),
             Event::KillAgent { which } => {
                 if let Some(index) = self.choose(*which) {
@@ -168,7 +176,7 @@ impl Node {
 
     fn add_sandbox(&mut self, uid: Uid, ip: u8) {
         let (cookie, index) = (self.number(), self.number() as u32);
-        self.sandboxes.insert(cookie, Sandbox { uid, ip, interfaces: BTreeSet::from([index]) });
+        self.sandboxes.insert(cookie, Sandbox { uid, ip, interfaces: BTreeSet::from([index]), barred: false });
     }
 
     fn end_sandbox(&mut self, uid: &Uid) -> Option<Sandbox> {
@@ -223,7 +231,8 @@ impl Node {
             duty != Duty::LetGo && wanted.get(&sandbox.uid) == Some(&ips) && !is_held(&sandbox.uid)
         });
         let found = to_find.map(|(cookie, sandbox)| {
-            (sandbox.uid.clone(), Found { cookie: *cookie, interfaces: sandbox.interfaces.clone() })
+            let Sandbox { uid, interfaces, barred, .. } = sandbox;
+            (uid.clone(), Found { cookie: *cookie, interfaces: interfaces.clone(), barred: *barred })
         });
         let found = found.collect();
         let ips = |ip: &u8| BTreeSet::from([address(*ip)]);
@@ -283,9 +292,10 @@ impl Node {
             if can_fail && matches!(mishap, Mishap::StepFails(at) if at == number) {
                 failures.add(step, |cookie| Some(self.agents[index].held.get(&cookie)?.uid.clone()));
                 let phase = step.cookie().and_then(|cookie| Some(self.agents[index].held.get(&cookie)?.phase));
-                for step in
-                    step.cookie().into_iter().flat_map(|c| after_failure(c, phase.unwrap_or(Phase::Joining), step))
-                {
+                let phase = phase.unwrap_or(Phase::Joining);
+                let has = |cookie: u64| self.sandboxes.get(&cookie).map(|sandbox| sandbox.interfaces.clone());
+                let has = step.cookie().and_then(has).unwrap_or_default();
+                for step in step.cookie().into_iter().flat_map(|cookie| after_failure(cookie, phase, step, &has)) {
                     self.act(id, &view, &step);
                 }
             } else {
@@ -411,14 +421,24 @@ impl Node {
         }
     }
 
+    /// Whether this is of a pod that the owner cannot enrol. What it has enrolled it keeps.
+    fn is_refused(&self, cookie: u64) -> bool {
+        let is_held = self.agents.last().is_some_and(|owner| owner.held.contains_key(&cookie));
+        !is_held && self.sandboxes.get(&cookie).is_some_and(|sandbox| sandbox.barred)
+    }
+
     /// What one agent makes of these pods where nothing was before.
     fn made_anew(&self, owner: u64) -> Pinned {
         let mut pinned = Pinned::default();
         let wanted = self.wanted();
         for (cookie, sandbox) in self.sandboxes.iter().filter(|(_, sandbox)| wanted.contains_key(&sandbox.uid)) {
+            let refused = self.is_refused(*cookie);
             pinned.pins.insert(sandbox.uid.clone(), (Some(*cookie), sandbox.interfaces.clone()));
-            pinned.gates.insert(*cookie, (sandbox.ip, true));
+            pinned.gates.insert(*cookie, (sandbox.ip, !refused));
             pinned.guards.extend(sandbox.interfaces.iter().map(|index| (*index, sandbox.ip)));
+            if refused {
+                continue;
+            }
             pinned.listeners.insert(sandbox.ip, (owner, *cookie));
             pinned.routes.insert(*cookie);
         }
@@ -459,7 +479,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => uid.clone().prop_map(|uid| Event::RenewSandbox { uid }),
         1 => (uid.clone(), ip).prop_map(|(uid, ip)| Event::ChangeIp { uid, ip }),
         1 => uid.clone().prop_map(|uid| Event::AddInterface { uid }),
-        1 => uid.prop_map(|uid| Event::RemoveInterface { uid }),
+        1 => uid.clone().prop_map(|uid| Event::RemoveInterface { uid }),
+        2 => (uid, any::<bool>()).prop_map(|(uid, barred)| Event::Bar { uid, barred }),
         2 => Just(Event::StartAgent),
         2 => any::<u8>().prop_map(|which| Event::KillAgent { which }),
         1 => Just(Event::Reboot),
@@ -481,11 +502,17 @@ proptest! {
         }
         let owner = node.rest();
         let expected = node.made_anew(owner);
+        // Routes lead nowhere, and an older agent serves what arrives for as long as it drains.
+        let refused: Vec<u64> = node.sandboxes.keys().copied().filter(|cookie| node.is_refused(*cookie)).collect();
+        node.pinned.routes.retain(|cookie| !refused.contains(cookie));
+        node.pinned.listeners.retain(|_, (_, cookie)| !refused.contains(cookie));
         prop_assert_eq!(&node.pinned, &expected);
         // And then there is nothing left to do but to look.
         for index in 0..node.agents.len() {
             let steps = node.round(index, true, Mishap::None);
-            prop_assert!(steps.iter().all(|step| matches!(step, Step::RestoreRoutes { .. })), "{:?}", steps);
+            let again = |step: &Step| step.cookie().is_some_and(|cookie| refused.contains(&cookie));
+            let rests = |step: &Step| matches!(step, Step::RestoreRoutes { .. }) || again(step);
+            prop_assert!(steps.iter().all(rests), "{:?}", steps);
         }
     }
 }
@@ -507,7 +534,7 @@ fn of_two_living_pods_with_one_address_the_first_keeps_it() {
     let view = View {
         wanted: BTreeMap::from([(name(1), ips.clone()), (name(2), ips)]),
         held: BTreeMap::from([(11, held)]),
-        found: BTreeMap::from([(name(2), Found { cookie: 12, interfaces: BTreeSet::from([8]) })]),
+        found: BTreeMap::from([(name(2), Found { cookie: 12, interfaces: BTreeSet::from([8]), barred: false })]),
         kernel: None,
     };
     let expected = Plan { steps: vec![Step::CloseGate { cookie: 12 }], in_conflict: vec![name(2)] };

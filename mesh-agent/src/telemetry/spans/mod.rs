@@ -8,6 +8,7 @@
 //! Nothing here waits: what the collector does not take fast enough is lost and counted.
 
 mod context;
+mod events;
 mod export;
 
 use std::sync::Arc;
@@ -17,12 +18,13 @@ use std::time::SystemTime;
 use http::{HeaderMap, StatusCode, Version};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
+use opentelemetry_sdk::trace::{SpanData, SpanLinks};
 use tokio::sync::mpsc;
 
 use super::{Direction, RequestRecord};
 use context::{Context, Decision};
 
+pub use events::{Event, Events, MOST_EVENTS};
 pub use export::{Collector, EXPORT_TIMEOUT, Exporter, LINGER, MOST_AT_ONCE};
 
 /// Spans that wait for the collector, of some 2 KiB each.
@@ -156,7 +158,7 @@ impl Inner {
             end_time: span.began.checked_add(record.duration).unwrap_or(span.began),
             attributes: attributes(record),
             dropped_attributes_count: 0,
-            events: SpanEvents::default(),
+            events: record.events.told(),
             links: SpanLinks::default(),
             status: status(record),
             instrumentation_scope: self.scope.clone(),
@@ -209,6 +211,7 @@ fn attributes(record: &RequestRecord) -> Vec<KeyValue> {
     add("network.peer.address", record.server.map(|server| server.ip().to_string()));
     add("error.type", record.result.reason().map(str::to_string));
     add("nodemesh.route", record.route.as_ref().map(|route| route.to_string()));
+    add("nodemesh.policy", record.policy.as_ref().map(|policy| policy.to_string()));
     add("nodemesh.service", record.service.as_ref().map(|service| service.to_string()));
     add("nodemesh.source.pod", record.source_pod.as_ref().map(|pod| pod.to_string()));
     add("nodemesh.source.identity", record.source_identity.as_ref().map(|id| id.to_string()));
@@ -219,6 +222,9 @@ fn attributes(record: &RequestRecord) -> Vec<KeyValue> {
     };
     count("http.request.body.size", record.bytes_sent);
     count("http.response.body.size", record.bytes_received);
+    if record.retries > 0 {
+        count("http.request.resend_count", u64::from(record.retries));
+    }
     if let Some(status) = record.status {
         count("http.response.status_code", u64::from(status.as_u16()));
     }
