@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_common::outcome::Outcome;
 use socket2::Socket;
 
 use crate::addr::{ClientAddr, OrigDstAddr};
@@ -78,14 +79,18 @@ pub enum PodEvent {
 /// What pods of this node may do without the agent (`mesh_common::same_node`): whoever decides about connections decides
 /// this, capture publishes and ends it.
 pub trait Straight: Send + Sync + 'static {
-    /// Whom pods may reach by the kernel alone. `is_held`: this agent has the pod of that uid.
-    fn paths(&self, world: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Vec<StraightPath>;
+    /// Whom pods may reach by the kernel alone: the same object as at the last time, if that has not changed. `is_held`: this
+    /// agent has the pod of that uid.
+    fn paths(&self, world: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Arc<[StraightPath]>;
 
     /// Whether a connection that lives may go on.
     fn may_go_on(&self, world: &MeshState, from: &Workload, to: &Workload, server: SocketAddr) -> bool;
 
     /// One ended.
     fn ended(&self, connection: StraightConnection);
+
+    /// The kernel refused a connection, whichever way it was to go.
+    fn refused(&self, world: &MeshState, refusal: KernelRefusal);
 }
 
 /// What one pod may reach under one address.
@@ -99,7 +104,7 @@ pub struct StraightPath {
     pub endpoints: Vec<(SocketAddr, Arc<str>)>,
 }
 
-/// A connection from pod to pod that is over.
+/// A connection from pod to pod: one that is over, or one that lives, of which it is not known yet what it carried.
 #[derive(Clone, Debug)]
 pub struct StraightConnection {
     /// The caller.
@@ -122,6 +127,23 @@ pub struct StraightConnection {
     pub was_open: bool,
     /// Why the agent ended it, if it did: a label.
     pub cut: Option<&'static str>,
+    /// The caller's round trip time at the end.
+    pub rtt: Duration,
+    /// Segments that the caller sent again.
+    pub retransmits: u32,
+}
+
+/// A connection that the kernel refused or dropped.
+#[derive(Clone, Debug)]
+pub struct KernelRefusal {
+    /// Which way out of which program: a label.
+    pub outcome: Outcome,
+    /// The enrolled pod at which it was refused, by its namespace or its link; none where the program does not say.
+    pub pod: Option<Arc<Workload>>,
+    /// Where it came from, as its first packet says; unspecified at connect().
+    pub source: SocketAddr,
+    /// Whom it was for.
+    pub destination: SocketAddr,
 }
 
 /// Why the record of an accepted outbound connection could not be had. The connection is closed in every case.

@@ -232,6 +232,33 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
+/// What the kernel has measured on a TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpInfo {
+    /// The smoothed time from a segment to its acknowledgement; zero before the first was measured.
+    pub rtt: Duration,
+    /// Segments that were sent again, since it was made.
+    pub retransmits: u32,
+}
+
+/// Asks for it. One system call, which takes the socket's lock for a moment.
+pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
+    // `struct tcp_info` up to and with `tcpi_total_retrans` (Linux 2.6): eight bytes, then words.
+    const WORDS: usize = 26;
+    const RTT: usize = 17;
+    const TOTAL_RETRANS: usize = 25;
+    let mut info = [0u32; WORDS];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: as many writable bytes as the length says; the kernel writes no more.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &mut length)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(TcpInfo { rtt: Duration::from_micros(info[RTT].into()), retransmits: info[TOTAL_RETRANS] })
+}
+
 /// Sets an integer socket option that no crate knows.
 pub fn set_socket_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
     // SAFETY: four readable bytes, and their length.

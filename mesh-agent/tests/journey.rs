@@ -827,7 +827,7 @@ fn plain_copies_close_reset_and_count() {
             near.read_to_end(&mut all).await.unwrap();
             assert_eq!(all, b"answer");
         };
-        let (end, ()) = tokio::join!(copy::plain(a, b, &counters, std::future::pending()), script);
+        let (end, ()) = tokio::join!(copy::plain(a, b, copy::Outer::Second, &counters, std::future::pending()), script);
         assert_eq!((end, counters.forward(), counters.backward()), (copy::End::Finished, 100_000, 6));
 
         let (near, a) = sockets().await;
@@ -836,7 +836,7 @@ fn plain_copies_close_reset_and_count() {
             SockRef::from(&near).set_linger(Some(Duration::ZERO)).unwrap();
             drop(near);
         };
-        let (end, ()) = tokio::join!(copy::plain(a, b, &counters, std::future::pending()), script);
+        let (end, ()) = tokio::join!(copy::plain(a, b, copy::Outer::Second, &counters, std::future::pending()), script);
         assert_eq!(end, copy::End::FirstReset(ErrorKind::ConnectionReset));
         assert_eq!(far.read(&mut [0; 8]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
     });

@@ -44,6 +44,10 @@ pub mod maps {
     pub const STRAIGHT: &str = "STRAIGHT";
     /// socket storage: StraightSocket
     pub const STRAIGHT_SOCKETS: &str = "STRAIGHT_SOCKETS";
+    /// netns cookie, or 0 for all → how many of these there are, as the kernel counts
+    pub const STRAIGHT_LIVE: &str = "STRAIGHT_LIVE";
+    /// netns cookie, or 0 for all → with how many no more come, as the agent says
+    pub const STRAIGHT_ROOM: &str = "STRAIGHT_ROOM";
     /// 0 → until when paths hold, CLOCK_MONOTONIC
     pub const LEASE: &str = "LEASE";
     /// host-side interface index → the interface, as long as the kernel has it
@@ -52,7 +56,7 @@ pub mod maps {
     pub const INSTANCES: &str = "INSTANCES";
 
     /// Every map of the kernel programs, all of which are pinned.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 23] = [
         PODS,
         DIALS,
         DIALLED,
@@ -72,6 +76,8 @@ pub mod maps {
         PATHS,
         STRAIGHT,
         STRAIGHT_SOCKETS,
+        STRAIGHT_LIVE,
+        STRAIGHT_ROOM,
         LEASE,
         LINKED,
     ];

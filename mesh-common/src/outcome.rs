@@ -189,6 +189,9 @@ outcomes! {
     LookupStraight = 71, "lookup_straight", Pass;
     /// A SYN of the pod's own to a pod of the node.
     GuardSynStraight = 72, "guard_syn_straight", Pass;
+    /// It might have gone straight, but a pod or the node has as many as may be: the agent carries it. Counted beside the
+    /// outcome that connect() had.
+    StraightNoRoom = 73, "straight_no_room", Pass;
     // all
     /// The ring buffer was full; counted beside the outcome that it was to report.
     EventLost = 52, "event_lost", Pass;

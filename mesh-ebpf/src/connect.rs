@@ -5,9 +5,9 @@ use mesh_common::capture::{self, Decision};
 use mesh_common::key::DialKey;
 use mesh_common::outcome::Outcome;
 use mesh_common::record::{DialRecord, DialStorage};
-use mesh_common::same_node;
+use mesh_common::same_node::{self, Not};
 
-use crate::count::{now, report};
+use crate::count::{count, now, report};
 use crate::ctx::{self, SocketContext};
 use crate::exclude::Published;
 use crate::maps::{AGENTS, DIALS, NO_ENDPOINT, PODS};
@@ -76,7 +76,14 @@ fn is_agent(socket: &SocketContext<'_>) -> bool {
 /// Leads a connection to the pod itself that serves it, where a path says so; none where it is the agent's.
 #[inline(always)]
 fn straight(socket: &SocketContext<'_>, destination: Endpoint, kind: Kind, netns: u64) -> Option<Outcome> {
-    let path = same_node::choose(&Maps, netns, destination, now(), ctx::chance())?;
+    let path = match same_node::choose(&Maps, netns, destination, now(), ctx::chance()) {
+        Ok(path) => path,
+        Err(Not::NoPath) => return None,
+        Err(Not::NoRoom) => {
+            count(Outcome::StraightNoRoom);
+            return None;
+        }
+    };
     // A device-bound socket might miss the other pod. Without storage nothing could be filed.
     if socket.is_bound_to_device() != Some(false) || !socket.remember_straight(path) {
         return None;

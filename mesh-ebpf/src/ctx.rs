@@ -54,6 +54,23 @@ pub fn increment(map: &PerCpuArray<u64>, index: u32) {
     }
 }
 
+/// Adds to a number that all CPUs count in, if it is there.
+#[inline(always)]
+pub fn add(map: &HashMap<u64, i64>, key: &u64, by: i64) {
+    let Some(number) = map.get_ptr_mut(key) else { return };
+    // SAFETY: the verifier checked the pointer against null, and that eight bytes are there; the element stays whole as in
+    // `get`. The core library has no atomics for BPF.
+    #[cfg(target_arch = "bpf")]
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({number} + 0) += {by}", number = in(reg) number, by = in(reg) by)
+    }
+    // SAFETY: never run: on the host there is no map.
+    #[cfg(not(target_arch = "bpf"))]
+    unsafe {
+        *number += by
+    }
+}
+
 /// CLOCK_MONOTONIC in nanoseconds.
 #[inline(always)]
 pub fn monotonic_time() -> u64 {
@@ -344,6 +361,13 @@ impl<'a> OpsContext<'a> {
         unsafe {
             (read_volatile(addr_of!((*self.raw).bytes_acked)), read_volatile(addr_of!((*self.raw).bytes_received)))
         }
+    }
+
+    /// The smoothed round trip time in eighths of a microsecond, and the segments that were sent again.
+    #[inline(always)]
+    pub fn measured(&self) -> (u32, u32) {
+        // SAFETY: readable fields of the context.
+        unsafe { (read_volatile(addr_of!((*self.raw).srtt_us)), read_volatile(addr_of!((*self.raw).total_retrans))) }
     }
 
     /// The path that the socket took, if it did. Kernel 5.7.

@@ -2,7 +2,7 @@
 //! returns an [`Outcome`]; here the outcome is counted, reported and turned into the verdict that the hook wants.
 //!
 //! On the host this builds to an empty program, so that the stable toolchain checks the types.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![allow(missing_docs, reason = "the entry point macros generate items that cannot carry docs")]
 #![allow(unsafe_code, reason = "the entry point macros export symbols; every unsafe block of ours is in ctx.rs")]
 #![cfg_attr(not(target_arch = "bpf"), allow(dead_code, reason = "only the kernel calls the entry points"))]

@@ -82,14 +82,23 @@ pub static AGENTS: HashMap<u64, u8> = HashMap::with_max_entries(64, ON_DEMAND);
 #[map]
 pub static PATHS: HashMap<PathKey, Path> = HashMap::with_max_entries(65_536, ON_DEMAND);
 
-/// Connections from pod to pod. pod_ops writes and removes; the agent removes, and takes all paths away before it is full.
-/// Full: the guard drops the SYN.
+/// Connections from pod to pod. pod_ops writes and removes; the agent removes. connect leaves them to the agent before it is
+/// full. Full: the guard drops the SYN.
 #[map]
 pub static STRAIGHT: HashMap<FourTuple, StraightRecord> = HashMap::with_max_entries(MAX_STRAIGHT, ON_DEMAND);
 
 /// The path that a socket's last connect() took. Lives and dies with the socket.
 #[btf_map]
 pub static STRAIGHT_SOCKETS: SkStorage<StraightSocket> = SkStorage::new();
+
+/// How many of them a pod has a part in, by netns cookie; all of them at 0. The agent makes and removes; pod_ops counts.
+/// Missing: none goes straight.
+#[map]
+pub static STRAIGHT_LIVE: HashMap<u64, i64> = HashMap::with_max_entries(8_192, ON_DEMAND);
+
+/// With how many of them no more come. The agent writes. Missing: none goes straight.
+#[map]
+pub static STRAIGHT_ROOM: HashMap<u64, i64> = HashMap::with_max_entries(8_192, ON_DEMAND);
 
 /// Until when paths hold. The agent writes, again and again. Missing: no path holds.
 #[map]

@@ -11,6 +11,8 @@ use crate::maps::{EVENTS, STRAIGHT};
 use crate::straight::{self, Maps};
 
 const CLOSE: u32 = 7;
+/// BPF_EXIST.
+const IF_PRESENT: u64 = 2;
 
 #[inline(always)]
 pub fn file_straight(ops: &OpsContext<'_>) -> Outcome {
@@ -35,14 +37,14 @@ fn dialled(ops: &OpsContext<'_>) -> Outcome {
     };
     ops.watch_state();
     let record = StraightRecord::new(socket, ops.socket_cookie(), now(), standing);
-    if STRAIGHT.insert(tuple, record, 0).is_err() {
+    if !straight::put(&tuple, &record) {
         return Outcome::StraightNotFiled;
     }
     // The record is there: whoever takes the path away from now on finds it.
     if let Some(Standing::Good) = same_node::file(&Maps, &socket, &tuple, now()) {
         return Outcome::StraightFiled;
     }
-    let _ = STRAIGHT.insert(tuple, record.refused(), 0);
+    let _ = STRAIGHT.insert(tuple, record.refused(), IF_PRESENT);
     Outcome::StraightRefused
 }
 
@@ -52,12 +54,14 @@ fn closed(ops: &OpsContext<'_>) -> Outcome {
     let Some(record) = straight::filed(&tuple) else {
         return Outcome::StraightOther;
     };
-    if !record.is_of(ops.socket_cookie()) || STRAIGHT.remove(tuple).is_err() {
+    if !record.is_of(ops.socket_cookie()) || !straight::take_off(&tuple, &record) {
         return Outcome::StraightOther;
     }
     match EVENTS.reserve::<StraightEnd>(0) {
         Some(mut entry) => {
-            entry.write(StraightEnd::new(tuple, record, now(), ops.bytes(), ops.old_state()));
+            let (rtt, retransmits) = ops.measured();
+            let end = StraightEnd::new(tuple, record, now(), ops.bytes(), ops.old_state());
+            entry.write(end.measured(rtt, retransmits));
             entry.submit(0);
         }
         None => count(Outcome::EventLost),

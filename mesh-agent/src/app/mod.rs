@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::apiserver::ApiServer;
-use crate::capture::{self, Capture, Standing, cgroups};
+use crate::capture::{self, Capture, Standing, StraightReader, cgroups};
 use crate::cni::desk::Desk;
 use crate::config::{self, Config};
 use crate::drain::Drain;
@@ -101,6 +101,8 @@ pub(crate) struct Agent {
     /// Of issuers of tokens.
     keys: Ring,
     proxy: Proxy,
+    /// What goes from pod to pod without it.
+    straight: StraightReader,
 }
 
 /// What is logged, as it is now; both change at run time.
@@ -121,7 +123,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let (writer, state) = StateWriter::new(&config.node);
     let identities = identities(&config.identity)?;
     let (access_log, tunnels) = (AccessLog::new(config.logs.access.clone()), Arc::<hbone::Tally>::default());
-    let neighbours = Arc::new(Neighbours { metrics: metrics.clone(), access_log: access_log.clone() });
+    let neighbours = Arc::new(Neighbours::new(metrics.clone(), access_log.clone()));
     let capture = Capture::start(capture_config(&config), neighbours).context("cannot capture on this node")?;
     let descriptors = Descriptors::raise();
     let (requests, keys) = (Arc::<http::Tally>::default(), Ring::default());
@@ -151,6 +153,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
     let (logs, started) = (LogControls { levels: log_filter, access: access_log }, SystemTime::now());
     let sandboxes = Sandboxes::default();
     let (standing, predecessor) = (capture.standing(), capture.predecessor());
+    let straight = capture.straight();
     let agent = Arc::new(Agent {
         config,
         started,
@@ -169,6 +172,7 @@ async fn serve(config: Config, log_filter: logs::Filter) -> Result<()> {
         identities,
         keys,
         proxy,
+        straight,
     });
 
     let mut parts = JoinSet::new();
@@ -358,6 +362,7 @@ fn capture_config(config: &Config) -> capture::Config {
         },
         bpf_log: *bpf_log,
         same_node_kernel: *same_node_kernel,
+        pod_connections: config.proxy.pod.connections,
     }
 }
 
@@ -370,6 +375,8 @@ fn register_collectors(
 ) {
     let outcomes = capture.outcomes();
     metrics.register_outcomes(Box::new(move || outcomes.read().into_iter().map(|(o, n)| (o.name(), n)).collect()));
+    let straight = capture.straight();
+    metrics.register_straight(Box::new(move || straight.open()));
     let identities = identities.clone();
     metrics.register_certificates(Box::new(move || show::certificates(&identities)));
     let (health, watched) = (health.clone(), health.clone());

@@ -5,6 +5,7 @@ use std::time::UNIX_EPOCH;
 use serde_json::{Value, json};
 
 use super::Agent;
+use crate::capture::StraightReader;
 use crate::config::{self, Config};
 use crate::identity::Identities;
 use crate::limit::Limit;
@@ -343,9 +344,22 @@ pub async fn tunnels(proxy: Proxy) -> Value {
     proxy.tunnels().await.into_iter().map(one).collect()
 }
 
-/// The live connections, of all workers.
-pub async fn connections(proxy: Proxy) -> Value {
-    proxy.connections().await.into_iter().map(connection).collect()
+/// The live connections: of all workers, and those that go from pod to pod by the kernel alone.
+pub async fn connections(proxy: Proxy, straight: StraightReader) -> Value {
+    let of_workers = proxy.connections().await;
+    // Some thousand calls of the kernel where there are as many.
+    let of_kernel = tokio::task::spawn_blocking(move || straight.connections()).await.unwrap_or_default();
+    let of_kernel = of_kernel.iter().flat_map(proxy::straight_records).map(uncarried);
+    of_workers.into_iter().map(connection).chain(of_kernel).collect()
+}
+
+/// One that no worker carries. What it carried is known when it ends.
+fn uncarried(record: telemetry::ConnectionRecord) -> Value {
+    let mut shown = connection(LiveConnection { worker: 0, record });
+    if let Some(fields) = shown.as_object_mut() {
+        fields.retain(|name, _| !["worker", "bytesSent", "bytesReceived"].contains(&&**name));
+    }
+    shown
 }
 
 fn connection(LiveConnection { worker, record }: LiveConnection) -> Value {
@@ -467,6 +481,7 @@ mod tests {
         "ROUND",
         "ROUNDS",
         "ROUND_TIME",
+        "RTT",
         "SERVICES",
         "SHARDS",
         "SHOWN",
@@ -478,10 +493,12 @@ mod tests {
         "TABLE",
         "TCX_EGRESS",
         "TCX_INGRESS",
+        "TOTAL_RETRANS",
         "UNREADABLE",
         "UP",
         "V4_BITS",
         "VERIFIER_LIMIT",
+        "WORDS",
         "WORKERS_MAX",
         "WRITE_BY_OTHERS",
     ];
@@ -555,6 +572,7 @@ mod tests {
             bytes_sent: 0,
             bytes_received: 0,
             duration: std::time::Duration::ZERO,
+            network: None,
         }
     }
 

@@ -198,7 +198,7 @@ fn sources(agent: &Arc<Agent>) -> Sources {
         config_dump,
         connections: {
             let agent = agent.clone();
-            admin::provider(move || show::connections(agent.proxy.clone()))
+            admin::provider(move || show::connections(agent.proxy.clone(), agent.straight.clone()))
         },
         rotate: {
             let agent = agent.clone();

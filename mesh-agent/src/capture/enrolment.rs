@@ -287,12 +287,17 @@ impl Enroller {
     /// Whom pods may reach by the kernel alone follows the world and what is enrolled: before enrolment's steps, which take
     /// their time, and after them.
     async fn lead_straight(&mut self, world: &MeshState) {
+        let held = self.state.held.iter();
+        self.neighbours.know(held.map(|(cookie, pod)| (*cookie, &pod.workload, &pod.guards)));
         if self.state.paths.are_idle(&self.neighbours) {
             return;
         }
         let Some(_turn) = self.ownership.turn().await else { return };
         let Self { tables, neighbours, state, .. } = self;
-        let pods = state.held.iter().map(|(cookie, pod)| (*cookie, neighbour(world, pod))).collect();
+        let wanted: HashMap<&str, &Arc<Workload>> = world.local_workloads().map(|pod| (&*pod.uid, pod)).collect();
+        let held = state.held.iter();
+        let pods =
+            held.map(|(cookie, pod)| (*cookie, neighbour(wanted.get(&*pod.workload.uid).copied(), pod))).collect();
         state.paths.follow(world, &pods, neighbours, tables).await;
     }
 
@@ -703,8 +708,9 @@ impl Enroller {
 }
 
 /// A held pod as its neighbours meet it.
-fn neighbour<'a>(world: &MeshState, pod: &'a Pod) -> Neighbour<'a> {
-    let wanted = world.local_workloads().find(|workload| workload.uid == pod.workload.uid && workload.enrolled);
+/// `workload`: what the world says of the pod.
+fn neighbour<'a>(workload: Option<&Arc<Workload>>, pod: &'a Pod) -> Neighbour<'a> {
+    let wanted = workload.filter(|workload| workload.enrolled);
     let is_wanted = pod.present && wanted.is_some_and(|wanted| !is_another(wanted, &pod.workload));
     let is_enrolled = match pod.phase {
         Phase::Enrolled | Phase::Joining if !is_wanted => Some(false),

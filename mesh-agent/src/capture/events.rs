@@ -1,5 +1,5 @@
-//! Drains the kernel's ring buffer: refusals and drops into the log, ends of connections from pod to pod to whoever tells
-//! them.
+//! Drains the kernel's ring buffer: refusals and drops into the log and to whoever tells them, ends of connections from pod to
+//! pod to the same.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,24 +15,26 @@ use tokio::io::unix::AsyncFd;
 
 use super::error::Error;
 use super::straight::Neighbours;
+use crate::state::StateReader;
 use crate::sys;
 
 /// How many events are read before the reader rests: a pod that provokes drops must not keep a core busy.
 pub(super) const BATCH: usize = 256;
-pub(super) const REST: Duration = Duration::from_millis(100);
+pub(super) const REST: Duration = Duration::from_millis(10);
 
 /// The ring buffer's reader.
 pub(super) struct Events {
     ring: AsyncFd<RingBuf<MapData>>,
     neighbours: Arc<Neighbours>,
+    world: StateReader,
 }
 
 impl Events {
-    pub fn open(directory: &Path, neighbours: Arc<Neighbours>) -> Result<Self, Error> {
+    pub fn open(directory: &Path, neighbours: Arc<Neighbours>, world: StateReader) -> Result<Self, Error> {
         let step = || Error::io("opening the ring buffer of kernel events");
         let map = MapData::from_pin(directory.join(maps::EVENTS)).map_err(std::io::Error::other).map_err(step())?;
         let ring = RingBuf::try_from(Map::RingBuf(map)).map_err(std::io::Error::other).map_err(step())?;
-        Ok(Self { ring: sys::watch_ring(ring).map_err(step())?, neighbours })
+        Ok(Self { ring: sys::watch_ring(ring).map_err(step())?, neighbours, world })
     }
 
     /// Never ends.
@@ -46,6 +48,7 @@ impl Events {
             {
                 if let Some(event) = Event::from_bytes(&item) {
                     log(&event);
+                    self.neighbours.tell_refusal(&event, &self.world.current());
                 } else if let Some(end) = sys::read_plain::<StraightEnd>(&item) {
                     self.neighbours.tell(&end);
                 }

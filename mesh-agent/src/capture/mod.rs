@@ -25,6 +25,7 @@ mod pod_thread;
 mod probes;
 mod program_log;
 mod refused;
+mod room;
 mod straight;
 mod sweep;
 mod table;
@@ -39,6 +40,7 @@ pub use error::Error;
 pub use mesh_common::outcome::Outcome;
 pub use outcomes::OutcomeReader;
 pub use ownership::Standing;
+pub use straight::StraightReader;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,6 +82,8 @@ pub struct Config {
     pub bpf_log: bool,
     /// Whether pods of the node may reach each other by the kernel alone.
     pub same_node_kernel: bool,
+    /// In how many such connections one pod may have a part; then the agent carries it.
+    pub pod_connections: u32,
 }
 
 /// Where the kernel programs come from.
@@ -147,7 +151,9 @@ pub fn limits() -> Vec<Limit> {
         straight::MAX_PATHS, "endpoints of addresses, for every pod that dials them", "what is beyond is carried by the agent";
         straight::MAX_SLOTS, "endpoints of an address", "with more of them the agent carries it";
         straight::WALK_EVERY, "rounds", "between two looks at all that goes from pod to pod, where nothing changed";
-        straight::CROWDED, "connections from pod to pod", "then the agent carries new ones, until there are half as many";
+        room::CROWDED, "connections from pod to pod", "then the agent carries new ones";
+        room::OF_ONE_POD, "connections from pod to pod", "that one pod has a part in, if its budget has as many; then the agent carries new ones";
+        straight::MAX_LISTED, "connections from pod to pod", "that /connections lists";
         straight::MAX_CUT, "connections", "whose end is told as a cut; more of them as an end";
         sweep::MAX_KEYS, "keys per map", "one sweep looks at no more";
         events::BATCH, "events", "then the reader rests: a pod that provokes drops must not keep a core busy";
@@ -170,14 +176,19 @@ impl Capture {
         loaded.file_agent(&tables)?;
         let log = ProgramLog::open(&mut loaded, config.bpf_log)?;
         tracing::info!(node = config.node, kubepods = %loaded.kubepods.display(), "capture is loaded");
-        let straight = config.same_node_kernel.then_some(straight);
-        let neighbours = Arc::new(Neighbours::new(straight));
+        let neighbours = Neighbours::new(straight, config.same_node_kernel, config.pod_connections);
+        let neighbours = Arc::new(neighbours);
         Ok(Self { loaded, ownership, tables: Arc::new(tables), tc: config.tc, log, neighbours })
     }
 
     /// The kernel's counters.
     pub fn outcomes(&self) -> OutcomeReader {
         OutcomeReader::new(self.tables.clone())
+    }
+
+    /// The connections that go from pod to pod by the kernel alone.
+    pub fn straight(&self) -> StraightReader {
+        StraightReader::new(self.tables.clone(), self.neighbours.clone())
     }
 
     /// Where this agent stands among the agents of its node, and every change of it.
@@ -202,13 +213,13 @@ impl Capture {
     ) -> Result<(), Error> {
         let Self { loaded, ownership, tables, tc, log, neighbours } = self;
         let pins = loaded.pins.clone();
-        let told = neighbours.clone();
+        let (told, world) = (neighbours.clone(), state.clone());
         let enroller = Enroller::new(loaded, tables, tc, events, readiness, sandboxes, ownership.clone(), neighbours);
         tokio::select! {
             () = enroller.run(state, shutdown) => Ok(()),
             () = ownership.watch() => Ok(()),
             () = log.run() => Ok(()),
-            failed = log_events(&pins, ownership.standing(), told) => failed,
+            failed = log_events(&pins, ownership.standing(), told, world) => failed,
         }
     }
 }
@@ -218,13 +229,14 @@ async fn log_events(
     pins: &Pins,
     mut standing: watch::Receiver<Standing>,
     neighbours: Arc<Neighbours>,
+    world: StateReader,
 ) -> Result<(), Error> {
     loop {
         // An error means that the ownership is gone, and with it capture's task.
         if standing.wait_for(|standing| *standing == Standing::Owner).await.is_err() {
             return std::future::pending().await;
         }
-        let ring = Events::open(&pins.maps(), neighbours.clone())?;
+        let ring = Events::open(&pins.maps(), neighbours.clone(), world.clone())?;
         tokio::select! {
             () = ring.run() => {}
             _ = standing.wait_for(|standing| *standing != Standing::Owner) => {}

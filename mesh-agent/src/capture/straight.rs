@@ -12,14 +12,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_common::addr::{Endpoint, FourTuple};
-use mesh_common::same_node::{MAX_STRAIGHT, Path, PathKey, StraightEnd, StraightRecord};
+use mesh_common::outcome::Outcome;
+use mesh_common::record::Event;
+use mesh_common::same_node::{NODE, Path, PathKey, StraightEnd, StraightRecord};
 
 use super::netlink;
 use super::pod_thread::PodThread;
+use super::room::{self, Counts, Room};
 use super::sweep::MAX_KEYS;
-
 use super::tables::Tables;
-use crate::podnet::{Straight, StraightConnection, StraightPath};
+use crate::podnet::{KernelRefusal, Straight, StraightConnection, StraightPath};
 use crate::state::{MeshState, Workload};
 use crate::sys;
 
@@ -32,10 +34,10 @@ pub(super) const MAX_PATHS: usize = 65_536;
 pub(super) const MAX_SLOTS: usize = 16;
 /// Rounds between two walks where nothing changed.
 pub(super) const WALK_EVERY: u32 = 20;
-/// With more connections than this on file none is added, until there are half as many: three quarters of what it holds.
-pub(super) const CROWDED: usize = MAX_STRAIGHT as usize / 4 * 3;
 /// Connections that were cut and whose end was not told yet.
 pub(super) const MAX_CUT: usize = 65_536;
+/// Connections that are listed when somebody asks.
+pub(super) const MAX_LISTED: usize = 4_096;
 
 /// A pod of this node that this agent has something of.
 pub(super) struct Neighbour<'a> {
@@ -51,56 +53,89 @@ pub(super) struct Neighbour<'a> {
 pub(super) struct Neighbours {
     /// None where connections are not to go straight.
     decides: Option<Arc<dyn Straight>>,
+    /// Who is told what the kernel refused.
+    tells: Arc<dyn Straight>,
     /// Pods by the cookie of their namespace, those too that left while their connections ended.
-    pods: Mutex<HashMap<u64, Arc<Workload>>>,
+    pods: Mutex<HashMap<u64, Known>>,
     /// Why the sockets of connections were ended that this agent ended, by cookie.
     cut: Mutex<HashMap<u64, &'static str>>,
+    /// How many connections a pod may have a part in.
+    of_one_pod: u32,
+}
+
+struct Known {
+    workload: Arc<Workload>,
+    /// The host's ends of its links.
+    links: BTreeSet<u32>,
 }
 
 impl Neighbours {
-    pub fn new(decides: Option<Arc<dyn Straight>>) -> Self {
-        let decides = decides.filter(|_| match netlink::can_destroy_sockets() {
+    /// `is_wanted`: connections are to go straight.
+    pub fn new(tells: Arc<dyn Straight>, is_wanted: bool, of_one_pod: u32) -> Self {
+        let decides = is_wanted.then(|| tells.clone()).filter(|_| match netlink::can_destroy_sockets() {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(%error, "this kernel cannot end connections of pods: none goes straight from pod to pod");
                 false
             }
         });
-        Self { decides, pods: Mutex::default(), cut: Mutex::default() }
+        Self { decides, tells, pods: Mutex::default(), cut: Mutex::default(), of_one_pod }
     }
 
     /// Tells of an end.
     pub fn tell(&self, end: &StraightEnd) {
         let record = end.record();
         let cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner).remove(&record.cookie());
-        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        let (Some(decides), Some(from), Some(to)) =
-            (&self.decides, pods.get(&record.client()), pods.get(&record.server()))
+        let (Some(decides), Some(connection)) = (&self.decides, self.connection(end.tuple(), record, end.time()))
         else {
             tracing::debug!(tuple = ?end.tuple(), "a connection between pods that are not known ended");
             return;
         };
         let (sent, received) = end.bytes();
-        decides.ended(StraightConnection {
-            from: from.clone(),
-            to: to.clone(),
-            client: end.tuple().source().into(),
-            dialled: record.dialled().into(),
-            server: end.tuple().destination().into(),
-            sent,
-            received,
-            duration: Duration::from_nanos(end.time().saturating_sub(record.time())),
-            was_open: end.was_open(),
-            cut,
-        });
+        let (rtt, retransmits) = end.network();
+        let rtt = Duration::from_micros(rtt.into());
+        let was_open = end.was_open();
+        decides.ended(StraightConnection { sent, received, was_open, cut, rtt, retransmits, ..connection });
     }
 
-    fn know(&self, pods: &BTreeMap<u64, Neighbour<'_>>) {
-        let mut known = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|cookie, _| pods.contains_key(cookie));
-        for (cookie, pod) in pods {
-            known.entry(*cookie).or_insert_with(|| pod.workload.clone());
-        }
+    /// One that lives at `now`, between pods that are known; what it carried is not known yet.
+    fn connection(&self, tuple: &FourTuple, record: &StraightRecord, now: u64) -> Option<StraightConnection> {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(StraightConnection {
+            from: pods.get(&record.client())?.workload.clone(),
+            to: pods.get(&record.server())?.workload.clone(),
+            client: tuple.source().into(),
+            dialled: record.dialled().into(),
+            server: tuple.destination().into(),
+            sent: 0,
+            received: 0,
+            duration: Duration::from_nanos(now.saturating_sub(record.time())),
+            was_open: true,
+            cut: None,
+            rtt: Duration::ZERO,
+            retransmits: 0,
+        })
+    }
+
+    /// Tells of a refusal.
+    pub fn tell_refusal(&self, event: &Event, world: &MeshState) {
+        // One that a newer agent's program knows.
+        let Some(outcome) = Outcome::from_number(event.outcome()) else { return };
+        let pod = {
+            let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+            let by_link = || pods.values().find(|pod| pod.links.contains(&event.interface()));
+            pods.get(&event.netns()).or_else(by_link).map(|pod| pod.workload.clone())
+        };
+        let (source, destination) = (event.source().into(), event.destination().into());
+        self.tells.refused(world, KernelRefusal { outcome, pod, source, destination });
+    }
+
+    /// The pods that this agent has something of, with the cookies of their namespaces and the host's ends of their links.
+    pub fn know<'a>(&self, pods: impl Iterator<Item = (u64, &'a Arc<Workload>, &'a BTreeSet<u32>)>) {
+        let known =
+            pods.map(|(cookie, workload, links)| (cookie, Known { workload: workload.clone(), links: links.clone() }));
+        let known = known.collect();
+        *self.pods.lock().unwrap_or_else(PoisonError::into_inner) = known;
     }
 
     fn note_cut(&self, cookie: u64, reason: &'static str) {
@@ -111,26 +146,30 @@ impl Neighbours {
     }
 }
 
+/// Of pods by uid: the cookie of the namespace, the host's end of the link.
+type Places = HashMap<Arc<str>, (u64, u32)>;
+
 /// What is in the tables, as far as this agent knows.
 #[derive(Default)]
 pub(super) struct Paths {
     /// What they were made from; none before the first.
     seen: Option<Seen>,
     published: HashMap<PathKey, Path>,
+    /// What was decided last, and what of it the table was made from.
+    decided: Option<(Arc<[StraightPath]>, Places)>,
     linked: BTreeSet<u32>,
     /// Rounds since the last walk that found nothing changed.
     rounds: u32,
     walk_again: bool,
-    is_crowded: bool,
+    room: Room,
     /// As many connections were on file at the last walk.
-    live: usize,
+    live: i64,
 }
 
 /// What paths follow from.
 #[derive(PartialEq, Eq)]
 struct Seen {
     version: u64,
-    is_crowded: bool,
     enrolled: BTreeMap<u64, Option<u32>>,
 }
 
@@ -157,28 +196,29 @@ impl Paths {
         tables: &Tables,
     ) {
         let enrolled = pods.iter().filter(|(_, pod)| pod.is_enrolled == Some(true));
-        let seen = Seen {
-            version: world.version,
-            is_crowded: self.is_crowded,
-            enrolled: enrolled.map(|(key, pod)| (*key, pod.interface)).collect(),
-        };
+        let seen =
+            Seen { version: world.version, enrolled: enrolled.map(|(key, pod)| (*key, pod.interface)).collect() };
         let is_first = self.seen.is_none();
         let has_changed = self.seen.as_ref() != Some(&seen);
         if is_first {
             self.adopt(tables);
         }
-        neighbours.know(pods);
         let acts = if has_changed { self.acts(world, pods, neighbours) } else { Vec::new() };
         let (gone, new): (Vec<Act>, Vec<Act>) = acts.into_iter().partition(|act| matches!(act, Act::Remove(_)));
         self.act(&gone, tables);
         self.rounds = self.rounds.saturating_add(1);
         if has_changed || self.walk_again || self.rounds >= WALK_EVERY {
-            self.live = walk(world, pods, neighbours, tables).await;
-            self.is_crowded = self.live > if self.is_crowded { CROWDED / 2 } else { CROWDED };
+            let before = Room::live(tables);
+            let on_file = walk(world, pods, neighbours, tables).await;
+            self.room.learn(&before, &on_file, &Room::live(tables));
+            self.live = on_file.get(&NODE).copied().unwrap_or_default();
             self.rounds = 0;
         }
         self.walk_again = has_changed;
         self.link(pods, tables, has_changed, neighbours.decides.is_some());
+        let may_go = |pod: &Neighbour<'_>| neighbours.decides.is_some() && pod.is_enrolled == Some(true);
+        let enrolled = pods.iter().filter(|(_, pod)| may_go(pod)).map(|(cookie, _)| *cookie);
+        self.room.give(enrolled, neighbours.of_one_pod, tables);
         self.act(&new, tables);
         self.give_word(neighbours, tables);
         self.seen = Some(seen);
@@ -191,12 +231,19 @@ impl Paths {
         self.linked = tables.linked.keys(MAX_KEYS).into_iter().collect();
     }
 
-    fn acts(&self, world: &MeshState, pods: &BTreeMap<u64, Neighbour<'_>>, neighbours: &Neighbours) -> Vec<Act> {
-        let decides = neighbours.decides.as_ref().filter(|_| !self.is_crowded);
-        let Some(decides) = decides else { return steps(&self.published, &HashMap::new()) };
+    fn acts(&mut self, world: &MeshState, pods: &BTreeMap<u64, Neighbour<'_>>, neighbours: &Neighbours) -> Vec<Act> {
+        let Some(decides) = &neighbours.decides else { return steps(&self.published, &HashMap::new()) };
         let held = by_uid(pods);
         let paths = decides.paths(world, &|uid| held.contains_key(uid));
-        steps(&self.published, &entries(&paths, &held))
+        if let Some((known, places)) = &self.decided
+            && Arc::ptr_eq(known, &paths)
+            && *places == held
+        {
+            return Vec::new();
+        }
+        let acts = steps(&self.published, &entries(&paths, &held));
+        self.decided = Some((paths, held));
+        acts
     }
 
     fn act(&mut self, acts: &[Act], tables: &Tables) {
@@ -247,7 +294,7 @@ impl Paths {
 }
 
 /// The enrolled pods by uid, with cookie and link; none of which there are two.
-fn by_uid(pods: &BTreeMap<u64, Neighbour<'_>>) -> HashMap<Arc<str>, (u64, u32)> {
+fn by_uid(pods: &BTreeMap<u64, Neighbour<'_>>) -> Places {
     let mut held = HashMap::new();
     let mut twice = Vec::new();
     for (cookie, pod) in pods.iter().filter(|(_, pod)| pod.is_enrolled == Some(true)) {
@@ -262,7 +309,7 @@ fn by_uid(pods: &BTreeMap<u64, Neighbour<'_>>) -> HashMap<Arc<str>, (u64, u32)> 
 }
 
 /// The table's content. An address of which an endpoint's pod is not known has none.
-fn entries(paths: &[StraightPath], held: &HashMap<Arc<str>, (u64, u32)>) -> HashMap<PathKey, Path> {
+fn entries(paths: &[StraightPath], held: &Places) -> HashMap<PathKey, Path> {
     let mut entries = HashMap::new();
     for StraightPath { client, dialled, endpoints } in paths {
         let Some((netns, _)) = held.get(client) else { continue };
@@ -324,19 +371,51 @@ fn fate(
     }
 }
 
-/// Ends every connection that may not go on. How many there were.
+/// Tells which connections live. Cheap to clone.
+#[derive(Clone)]
+pub struct StraightReader {
+    tables: Arc<Tables>,
+    neighbours: Arc<Neighbours>,
+}
+
+impl StraightReader {
+    pub(super) fn new(tables: Arc<Tables>, neighbours: Arc<Neighbours>) -> Self {
+        Self { tables, neighbours }
+    }
+
+    /// How many there are.
+    pub fn open(&self) -> u64 {
+        room::open(&self.tables)
+    }
+
+    /// Those between pods that this agent knows, in no order and not all of very many. What they carried is known when they
+    /// end.
+    pub fn connections(&self) -> Vec<StraightConnection> {
+        let now = sys::monotonic_time();
+        let tuples = self.tables.straight.keys(MAX_LISTED).into_iter();
+        let connections = tuples.filter_map(|tuple| {
+            let record = self.tables.straight.get(&tuple).filter(StraightRecord::is_good)?;
+            self.neighbours.connection(&tuple, &record, now)
+        });
+        connections.collect()
+    }
+}
+
+/// Ends every connection that may not go on. How many there were, and whose.
 async fn walk(
     world: &MeshState,
     pods: &BTreeMap<u64, Neighbour<'_>>,
     neighbours: &Neighbours,
     tables: &Tables,
-) -> usize {
+) -> Counts {
     let mut jobs: BTreeMap<u64, Vec<(Endpoint, Endpoint, Option<u64>)>> = BTreeMap::new();
     let mut ended = Vec::new();
-    let tuples = tables.straight.keys(MAX_KEYS);
-    let number = tuples.len();
-    for tuple in tuples {
+    let mut on_file = Counts::new();
+    for tuple in tables.straight.keys(MAX_KEYS) {
         let Some(record) = tables.straight.get(&tuple) else { continue };
+        for whose in [NODE, record.client(), record.server()] {
+            *on_file.entry(whose).or_default() += 1;
+        }
         let (client, server) = (pods.get(&record.client()), pods.get(&record.server()));
         let may_go_on = || match (client, server) {
             (Some(from), Some(to)) => may_go_on(world, neighbours, from, to, &tuple),
@@ -357,7 +436,7 @@ async fn walk(
         ended.push((tuple, record.client()));
     }
     if ended.is_empty() {
-        return number;
+        return on_file;
     }
     tracing::info!(connections = ended.len(), "connections between pods of this node may not go on: they are ended");
     let mut done = HashSet::new();
@@ -376,7 +455,7 @@ async fn walk(
             tables.straight.remove(&tuple);
         }
     }
-    number
+    on_file
 }
 
 /// Each of them, also after one that failed.
@@ -438,6 +517,14 @@ mod tests {
         fn pod(&self, _: u64) -> Option<PodConfig> {
             None
         }
+
+        fn live(&self, _: u64) -> Option<i64> {
+            Some(0)
+        }
+
+        fn room(&self, _: u64) -> Option<i64> {
+            Some(1)
+        }
     }
 
     /// A table: per destination, its endpoints.
@@ -460,7 +547,7 @@ mod tests {
         let maps = Maps(table.clone());
         let all = (0..3).flat_map(|number| (0..12).map(move |chance| (number, chance)));
         let chosen = all.filter_map(|(number, chance)| {
-            let socket = choose(&maps, CLIENT, at(100 + number, 80), 1, chance)?;
+            let socket = choose(&maps, CLIENT, at(100 + number, 80), 1, chance).ok()?;
             Some((number, socket.endpoint()))
         });
         chosen.collect()
@@ -491,7 +578,7 @@ mod tests {
 
     #[test]
     fn addresses_whose_pods_are_not_all_known_have_no_path() {
-        let held: HashMap<Arc<str>, (u64, u32)> = [("a".into(), (1, 11)), ("b".into(), (2, 12))].into();
+        let held: Places = [("a".into(), (1, 11)), ("b".into(), (2, 12))].into();
         let path = |client: &str, servers: &[&str]| StraightPath {
             client: client.into(),
             dialled: "10.96.0.1:80".parse().unwrap(),

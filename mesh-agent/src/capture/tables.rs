@@ -33,6 +33,8 @@ pub(super) struct Tables {
     pub agents: Table<u64, u8>,
     pub paths: Table<PathKey, StraightPath>,
     pub straight: Table<FourTuple, StraightRecord>,
+    pub straight_live: Table<u64, i64>,
+    pub straight_room: Table<u64, i64>,
     pub lease: Table<u32, u64>,
     /// The value is the index once more, and no program.
     pub linked: Table<u32, [u32; 2]>,
@@ -57,6 +59,8 @@ impl Tables {
             agents: Table::open(directory, maps::AGENTS)?,
             paths: Table::open(directory, maps::PATHS)?,
             straight: Table::open(directory, maps::STRAIGHT)?,
+            straight_live: Table::open(directory, maps::STRAIGHT_LIVE)?,
+            straight_room: Table::open(directory, maps::STRAIGHT_ROOM)?,
             lease: Table::open(directory, maps::LEASE)?,
             linked: Table::open(directory, maps::LINKED)?,
             outcomes: sys::bpf_open(&directory.join(maps::OUTCOMES))?,

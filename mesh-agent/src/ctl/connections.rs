@@ -72,8 +72,9 @@ struct Connection {
     destination: Party,
     server: Option<String>,
     rule: Option<Value>,
-    bytes_sent: u64,
-    bytes_received: u64,
+    /// None where nobody counts them yet.
+    bytes_sent: Option<u64>,
+    bytes_received: Option<u64>,
     age_seconds: f64,
 }
 
@@ -213,8 +214,8 @@ impl Row {
     fn cells(&self, breadth: Breadth) -> Vec<Cell> {
         let Self { node, connection } = self;
         let identity = connection.source.identity.as_deref().filter(|_| connection.is_proved()).unwrap_or_default();
-        let sent = words::bytes(connection.bytes_sent);
-        let received = words::bytes(connection.bytes_received);
+        let [sent, received] =
+            [connection.bytes_sent, connection.bytes_received].map(|count| count.map_or("?".into(), words::bytes));
         let mut cells = vec![
             Cell::plain(connection.from()),
             Cell::plain(connection.to()),

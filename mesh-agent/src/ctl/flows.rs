@@ -211,6 +211,8 @@ struct Flow {
     bytes_sent: u64,
     bytes_received: u64,
     duration_seconds: f64,
+    rtt_seconds: Option<f64>,
+    retransmits: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -229,7 +231,9 @@ impl Flow {
         }
         let mut parts = vec![paint.apply(&time_of_day(self.ended), Tone::Faint)];
         let arrow = if self.direction == "inbound" { "<-" } else { "->" };
-        let from = self.source.pod.as_deref().unwrap_or(&self.client);
+        // An identity is proved, an address only seen.
+        let identity = self.source.identity.as_deref().map(words::identity);
+        let from = self.source.pod.as_deref().or(identity).unwrap_or(&self.client);
         let (from, to) =
             if self.direction == "inbound" { (self.to(), from.to_string()) } else { (from.to_string(), self.to()) };
         parts.push(paint.apply(&format!("{from} {arrow} {to}"), Tone::Plain));
@@ -288,6 +292,8 @@ impl Flow {
                 ("to", identity(&self.destination)),
                 ("host", self.host.clone()),
                 ("server", self.server.clone()),
+                ("rtt", self.rtt_seconds.map(|seconds| format!("{:.1}ms", seconds * 1e3))),
+                ("retransmits", self.retransmits.map(|segments| segments.to_string())),
                 ("node", Some(node.to_string())),
             ]);
         }
@@ -324,7 +330,27 @@ mod tests {
             "client": "10.0.0.9:1", "destination": {"pod": "shop/api-1"}, "durationSeconds": 0.001, "bytesSent": 0,
             "bytesReceived": 2048,
         });
+        let by_identity = json!({
+            "kind": "connection", "ended": 1_790_000_000.0, "direction": "inbound", "transport": "tunnel", "result": "denied",
+            "reason": "deny-rule", "rule": "shop/no-web", "source": {"pod": null, "identity": "spiffe://cluster.local/ns/shop/sa/web"},
+            "client": "10.0.0.9:1", "destination": {"pod": "shop/api-1"}, "durationSeconds": 0.001,
+        });
+        let far = json!({
+            "kind": "connection", "ended": 1_790_000_000.0, "direction": "outbound", "transport": "tunnel", "result": "ok",
+            "source": {"pod": "shop/web-0"}, "client": "10.0.0.1:1", "service": "shop/db", "destination": {"pod": "shop/db-0"},
+            "durationSeconds": 1.5, "bytesSent": 10, "bytesReceived": 2048, "rttSeconds": 0.0123, "retransmits": 4,
+        });
         let table = [
+            (
+                &by_identity,
+                Output::Table,
+                "14:13:20.000  shop/api-1 <- ns/shop/sa/web  tunnel  0/0  1.0ms  denied: deny-rule  policy=shop/no-web\n",
+            ),
+            (
+                &far,
+                Output::Wide,
+                "14:13:20.000  shop/web-0 -> shop/db  tunnel  10/2.0Ki  1500.0ms  rtt=12.3ms  retransmits=4  node=n1\n",
+            ),
             (
                 &request,
                 Output::Table,

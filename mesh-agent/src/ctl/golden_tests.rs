@@ -200,6 +200,7 @@ fn denied() -> ConnectionRecord {
         bytes_sent: 0,
         bytes_received: 0,
         duration: Duration::from_micros(300),
+        network: None,
     }
 }
 

@@ -154,6 +154,21 @@ async fn ask(whom: &WhomArgs, question: &Question, screen: &mut Screen<'_>) -> R
     }
 }
 
+/// Every verb as it is typed, such as `policy explain`: for tests that hold that none is forgotten.
+pub fn verbs() -> Vec<String> {
+    fn of(command: &clap::Command, before: &str) -> Vec<String> {
+        let verb = |command: &clap::Command| {
+            let typed = format!("{before}{}", command.get_name());
+            match command.has_subcommands() {
+                true => of(command, &format!("{typed} ")),
+                false => vec![typed],
+            }
+        };
+        command.get_subcommands().flat_map(verb).collect()
+    }
+    of(&Ctl::command(), "")
+}
+
 fn told(ended: Result<ExitCode>) -> ExitCode {
     ended.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -17,7 +17,7 @@ use super::limits::Limits;
 use super::liveness;
 use super::pool::Occupied;
 use super::session::{Opener, Session, Unopened};
-use super::socket::Socket;
+use super::socket::{Below, Socket};
 use super::stream::Stream;
 use super::words::ConnectRequest;
 use crate::identity::{Peer, Svid};
@@ -148,7 +148,7 @@ pub(super) async fn establish(
     address: IpAddr,
     expected: &SpiffeId,
     limits: &Limits,
-) -> Result<(Opener, Connection<TlsStream<Socket>>, Peer), OpenError> {
+) -> Result<(Opener, Connection<TlsStream<Socket>>, Peer, Below), OpenError> {
     let established = async {
         let _ = tcp.set_nodelay(true);
         liveness::watch(&tcp, limits);
@@ -156,7 +156,8 @@ pub(super) async fn establish(
         // The name is neither sent nor checked: the identity is.
         let tls = connector.connect(ServerName::IpAddress(address.into()), Socket::new(tcp)).await;
         let tls = tls.map_err(|error| OpenError::Tls(error.to_string()))?;
-        let (_, session) = tls.get_ref();
+        let (socket, session) = tls.get_ref();
+        let below = socket.below();
         let peer = svid.peer(session.peer_certificates()).map_err(|error| OpenError::Tls(error.to_string()))?;
         if peer.id != *expected {
             return Err(OpenError::WrongIdentity { expected: expected.clone(), presented: peer.id });
@@ -165,7 +166,7 @@ pub(super) async fn establish(
             return Err(OpenError::Tls("the peer does not speak HTTP/2".to_string()));
         }
         let (opener, connection) = begin(tls, limits);
-        Ok((opener, connection, peer))
+        Ok((opener, connection, peer, below))
     };
     match tokio::time::timeout(limits.handshake_timeout, established).await {
         Ok(established) => established,
@@ -192,7 +193,8 @@ pub(super) async fn connect(
     if answer.status != StatusCode::OK {
         return Err(OpenError::Refused(answer.status));
     }
-    Ok(Stream::new(handle, answer.baggage, occupied))
+    let below = occupied.as_ref().map(Occupied::below).unwrap_or_default();
+    Ok(Stream::new(handle, answer.baggage, occupied, below))
 }
 
 fn before_answer(why: Unopened) -> OpenError {

@@ -12,7 +12,7 @@ pub use limits::{Limits, PORT};
 pub use pool::{Carrier, Pool, TunnelKey, TunnelStatus};
 pub use server::{Incoming, ServeError, Status, Tunnel, accept};
 pub use session::Broken;
-pub use socket::poll_read;
+pub use socket::{Line, poll_read};
 pub use stream::{Stream, StreamError, Waiting};
 pub use tally::Tally;
 pub use words::{Baggage, ConnectRequest, Forwarded, TraceParent, parse_authority};

@@ -25,7 +25,7 @@ use super::connection::Connection;
 use super::limits::{self, Limits};
 use super::liveness;
 use super::session::Opener;
-use super::socket::Socket;
+use super::socket::{Below, Socket};
 use super::stream::Stream;
 use super::tally::Tally;
 use super::words::ConnectRequest;
@@ -98,6 +98,8 @@ struct Tunnel {
     /// Opens streams; none once the tunnel is retired. With the last of it gone, the connection says goodbye by itself.
     send: RefCell<Option<Opener>>,
     tally: Arc<Tally>,
+    /// Its socket.
+    below: Below,
 }
 
 /// The tunnel that a stream is in, for whoever keeps the stream for later.
@@ -120,6 +122,11 @@ impl Occupied {
         tunnel.streams.set(tunnel.streams.get() + 1);
         tunnel.tally.streams.fetch_add(1, Ordering::Relaxed);
         Self(tunnel.clone())
+    }
+
+    /// The tunnel's socket.
+    pub(super) fn below(&self) -> Below {
+        self.0.below.clone()
     }
 
     /// The tunnel, without a place in it.
@@ -295,8 +302,9 @@ impl Pool {
             Ok(Err(error)) => return Err(OpenError::Connect { kind: error.kind(), message: error.to_string() }),
             Err(_) => return Err(OpenError::TimedOut(Timeout::Connect)),
         };
-        let (send, connection, peer) = client::establish(tcp, svid, key.address, &key.destination, limits).await?;
-        let tunnel = Tunnel::new(key.clone(), svid.generation, peer, send.clone(), self.inner.tally.clone());
+        let (send, connection, peer, below) =
+            client::establish(tcp, svid, key.address, &key.destination, limits).await?;
+        let tunnel = Tunnel::new(key.clone(), svid.generation, peer, send.clone(), below, self.inner.tally.clone());
         let tunnel = Rc::new(tunnel);
         self.inner.living.borrow_mut().retain(|tunnel| tunnel.strong_count() > 0);
         self.inner.living.borrow_mut().push(Rc::downgrade(&tunnel));
@@ -358,10 +366,11 @@ impl Inner {
 }
 
 impl Tunnel {
-    fn new(key: TunnelKey, generation: u64, peer: Peer, send: Opener, tally: Arc<Tally>) -> Self {
+    fn new(key: TunnelKey, generation: u64, peer: Peer, send: Opener, below: Below, tally: Arc<Tally>) -> Self {
         tally.tunnels.fetch_add(1, Ordering::Relaxed);
         Self {
             tally,
+            below,
             key,
             generation,
             peer,

@@ -20,7 +20,7 @@ use super::head::{Asked, Wish};
 use super::limits::{self, Limits};
 use super::liveness;
 use super::session::{Broken, Handle, Request, Session};
-use super::socket::Socket;
+use super::socket::{Below, Socket};
 use super::stream::{Stream, StreamError};
 use super::words::TraceParent;
 use crate::drain;
@@ -93,6 +93,7 @@ pub struct Incoming {
     /// The trace, if the peer sent one that reads.
     pub traceparent: Option<TraceParent>,
     answer: Option<Handle>,
+    below: Below,
 }
 
 impl Incoming {
@@ -100,7 +101,7 @@ impl Incoming {
     pub fn accept(mut self, baggage: &str) -> Result<Stream, StreamError> {
         let Some(handle) = self.answer.take() else { return Err(StreamError::Reset(Reason::CANCEL)) };
         handle.respond(StatusCode::OK, baggage, false)?;
-        Ok(Stream::new(handle, None, None))
+        Ok(Stream::new(handle, None, None, std::mem::take(&mut self.below)))
     }
 
     /// Answers no.
@@ -142,12 +143,15 @@ async fn handshake(tcp: TcpStream, svid: &Svid, limits: &Limits) -> Result<Tunne
     let _ = tcp.set_nodelay(true);
     liveness::watch(&tcp, limits);
     let tls = TlsAcceptor::from(svid.server.clone()).accept(Socket::new(tcp)).await.map_err(ServeError::Tls)?;
-    let (_, session) = tls.get_ref();
+    let (socket, session) = tls.get_ref();
+    let below = socket.below();
     let peer = svid.peer(session.peer_certificates())?;
     if session.alpn_protocol() != Some(b"h2") {
         return Err(ServeError::NotHttp2);
     }
-    Tunnel::with(peer, tls, limits).await
+    let mut tunnel = Tunnel::with(peer, tls, limits).await?;
+    tunnel.handlers.below = below;
+    Ok(tunnel)
 }
 
 /// A tunnel that a peer has opened to one of our pods.
@@ -250,6 +254,7 @@ where
         baggage,
         traceparent,
         answer: Some(handle),
+        below: handlers.below.clone(),
     };
     let work = on_connect(incoming);
     tokio::task::spawn_local(async move {
@@ -286,6 +291,8 @@ async fn farewell<T: AsyncRead + AsyncWrite + Unpin>(
 struct Handlers {
     count: Rc<Cell<u64>>,
     idle_since: Rc<Cell<Instant>>,
+    /// The tunnel's socket.
+    below: Below,
 }
 
 /// One request in work.
@@ -293,7 +300,7 @@ struct Handler(Handlers);
 
 impl Handlers {
     fn new() -> Self {
-        Self { count: Rc::default(), idle_since: Rc::new(Cell::new(Instant::now())) }
+        Self { count: Rc::default(), idle_since: Rc::new(Cell::new(Instant::now())), below: Below::default() }
     }
 
     fn enter(&self) -> Option<Handler> {

@@ -5,7 +5,9 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -13,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::limits::{COPY_CHUNK_BYTES, READ_BLOCK_BYTES, READ_SMALL_BYTES};
+use crate::sys::{self, TcpInfo};
 
 const CHUNK: usize = COPY_CHUNK_BYTES as usize;
 const SMALL: usize = READ_SMALL_BYTES as usize;
@@ -71,14 +74,53 @@ pub(super) fn poll_into<T: AsyncRead + Unpin>(
 
 /// A TCP connection that reads ahead.
 pub struct Socket {
-    tcp: TcpStream,
+    /// Shared with nobody but who asks how it does, and never while this is polled.
+    tcp: Rc<RefCell<TcpStream>>,
     /// Read, and not asked for yet.
     ahead: BytesMut,
 }
 
 impl Socket {
     pub(super) fn new(tcp: TcpStream) -> Self {
-        Self { tcp, ahead: BytesMut::new() }
+        Self { tcp: Rc::new(RefCell::new(tcp)), ahead: BytesMut::new() }
+    }
+
+    /// For who wants to know how it does, later.
+    pub(super) fn below(&self) -> Below {
+        Below(Rc::downgrade(&self.tcp))
+    }
+}
+
+/// The socket below a tunnel, which this does not keep open. Made by default: none.
+#[derive(Clone, Default)]
+pub(super) struct Below(Weak<RefCell<TcpStream>>);
+
+impl Below {
+    fn info(&self) -> Option<TcpInfo> {
+        let tcp = self.0.upgrade()?;
+        let tcp = tcp.try_borrow().ok()?;
+        sys::tcp_info(tcp.as_fd()).ok()
+    }
+
+    /// Begins to watch it. One system call.
+    pub(super) fn watch(&self) -> Option<Line> {
+        let before = self.info()?.retransmits;
+        Some(Line { below: self.clone(), before })
+    }
+}
+
+/// The TCP connection of a tunnel, from when one of its streams began.
+pub struct Line {
+    below: Below,
+    /// What had been sent again by then.
+    before: u32,
+}
+
+impl Line {
+    /// What the kernel measured; of what was sent again, what was since this was made. None: it is gone. One system call.
+    pub fn info(&self) -> Option<TcpInfo> {
+        let now = self.below.info()?;
+        Some(TcpInfo { retransmits: now.retransmits.saturating_sub(self.before), ..now })
     }
 }
 
@@ -87,7 +129,7 @@ impl AsyncRead for Socket {
         let Self { tcp, ahead } = &mut *self;
         if ahead.is_empty() {
             *ahead = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(CHUNK));
-            let read = poll_into(cx, tcp, ahead, CHUNK);
+            let read = poll_into(cx, &mut *tcp.borrow_mut(), ahead, CHUNK);
             if !matches!(read, Poll::Ready(Ok(1..))) {
                 give_back(ahead);
                 return read.map(|read| read.map(drop));
@@ -120,27 +162,27 @@ fn give_back(ahead: &mut BytesMut) {
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, bytes)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.tcp.borrow_mut()).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, slices)
+        Pin::new(&mut *self.tcp.borrow_mut()).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        self.tcp.borrow().is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.tcp.borrow_mut()).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.tcp.borrow_mut()).poll_shutdown(cx)
     }
 }

@@ -13,6 +13,7 @@ use h2::Reason;
 
 use super::pool::{Carrier, Occupied};
 use super::session::Handle;
+use super::socket::{Below, Line};
 
 /// Both halves of a tunnelled connection. Dropping it before both have ended resets it: the far side must never take
 /// a connection that broke for one that was closed.
@@ -23,6 +24,7 @@ pub struct Stream {
     baggage: Option<String>,
     /// The client's place in its tunnel; given back on drop.
     occupied: Option<Occupied>,
+    below: Below,
 }
 
 /// Tells how much of what came by a stream waits in this agent.
@@ -54,8 +56,13 @@ impl StreamError {
 }
 
 impl Stream {
-    pub(super) fn new(handle: Handle, baggage: Option<String>, occupied: Option<Occupied>) -> Self {
-        Self { handle: Rc::new(handle), sent_end: false, received_end: false, baggage, occupied }
+    pub(super) fn new(handle: Handle, baggage: Option<String>, occupied: Option<Occupied>, below: Below) -> Self {
+        Self { handle: Rc::new(handle), sent_end: false, received_end: false, baggage, occupied, below }
+    }
+
+    /// The TCP connection below, for who tells how it was while this stream lived.
+    pub fn line(&self) -> Option<Line> {
+        self.below.watch()
     }
 
     /// Who the far side says it is; from the answer to our CONNECT. Not trusted for anything.

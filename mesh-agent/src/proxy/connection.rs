@@ -16,11 +16,12 @@ use tokio::sync::Notify;
 use super::budget::{Held, Over, PodBudget, Taken};
 use super::copy::Counters;
 use super::limits::TABLE_CHUNK;
-use crate::hbone::Waiting;
+use super::record;
+use crate::hbone::{Line, Stream, Waiting};
 use crate::path;
 use crate::policy::{self, Admission, Denial, Facts, Permit, WorkloadPolicy};
 use crate::state::{MeshState, StateReader};
-use crate::telemetry::{ConnectionRecord, Direction, Metrics, OpenConnection, Transport};
+use crate::telemetry::{ConnectionRecord, Direction, Metrics, Network, OpenConnection, Transport};
 use crate::tokens::Token;
 
 /// Why a live connection was cut.
@@ -150,6 +151,8 @@ pub struct Live {
     open: RefCell<Option<OpenConnection>>,
     /// What waits in the tunnel for whoever reads its requests or answers, and counts in the pod's budget.
     waiting: RefCell<Option<(Waiting, Held)>>,
+    /// What its tunnel runs on, where it has one.
+    line: RefCell<Option<Line>>,
 }
 
 impl Live {
@@ -218,6 +221,18 @@ impl Live {
         {
             self.cancel.cut(Cut::Buffer);
         }
+    }
+
+    /// It is in this stream's tunnel: at its end the tunnel's socket tells how the network was.
+    pub fn goes_by(&self, stream: &Stream) {
+        self.line.replace(stream.line());
+    }
+
+    /// How the network was, asked once, at the end. None where the pods are of one node, where requests share an application's
+    /// connection, and where a tunnel was lost.
+    pub fn network(&self) -> Option<Network> {
+        let of_tunnel = self.line.take().and_then(|line| line.info()).map(record::network);
+        of_tunnel.or_else(|| self.counters.network())
     }
 
     /// Counts it as open: it carries bytes from now on.
@@ -289,6 +304,7 @@ impl LiveTable {
             cancel: Cancel::default(),
             open: RefCell::default(),
             waiting: RefCell::default(),
+            line: RefCell::default(),
         });
         self.load.fetch_add(1, Ordering::Relaxed);
         let slot = self.entries.borrow_mut().insert(live.clone());

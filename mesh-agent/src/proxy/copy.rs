@@ -11,9 +11,10 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,10 +24,13 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::budget::{Held, Over, PodBudget};
+use super::record;
 use super::turns::Turn;
 use crate::hbone::limits::{COPY_CHUNK_BYTES, COPY_JOIN_BYTES};
 use crate::hbone::{Stream, StreamError, poll_read};
 use crate::http;
+use crate::sys;
+use crate::telemetry::Network;
 
 const CHUNK: usize = COPY_CHUNK_BYTES as usize;
 const JOIN: usize = COPY_JOIN_BYTES as usize;
@@ -39,6 +43,8 @@ pub struct Counters {
     forward: AtomicU64,
     backward: AtomicU64,
     budget: Option<Arc<PodBudget>>,
+    /// How the network was, at the end.
+    network: OnceLock<Network>,
 }
 
 impl Counters {
@@ -55,6 +61,11 @@ impl Counters {
         if backward > 0 {
             self.backward.fetch_add(backward as u64, Ordering::Relaxed);
         }
+    }
+
+    /// How the network was; once the pump has ended, and of sockets that led to it alone.
+    pub(super) fn network(&self) -> Option<Network> {
+        self.network.get().copied()
     }
 
     /// From the first argument of the pump to the second: application to tunnel, or `a` to `b`.
@@ -153,10 +164,27 @@ pub fn tunnel(
     }
 }
 
+/// Which of two sockets leads out of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outer {
+    /// The first argument of the pump.
+    First,
+    /// The second.
+    Second,
+    /// It goes from pod to pod, or stays in one.
+    Neither,
+}
+
 /// Copies between two sockets until both have ended, one breaks, or `cancel` is ready.
-pub async fn plain(a: TcpStream, b: TcpStream, counters: &Counters, cancel: impl Future<Output = ()>) -> End {
+pub async fn plain(
+    a: TcpStream,
+    b: TcpStream,
+    outer: Outer,
+    counters: &Counters,
+    cancel: impl Future<Output = ()>,
+) -> End {
     let held = [Held::of(counters.budget.clone()), Held::of(counters.budget.clone())];
-    sockets(a, b, &[counters], held, cancel).await
+    sockets(a, b, outer, &[counters], held, cancel).await
 }
 
 /// The same between applications of two pods, each of which has counters of its own: what waits counts against the budget
@@ -169,13 +197,14 @@ pub async fn between_pods(
     cancel: impl Future<Output = ()>,
 ) -> End {
     let held = [Held::of(of_b.budget.clone()), Held::of(of_a.budget.clone())];
-    sockets(a, b, &[of_a, of_b], held, cancel).await
+    sockets(a, b, Outer::Neither, &[of_a, of_b], held, cancel).await
 }
 
 /// `held` is what waits for `b`, and for `a`.
 async fn sockets(
     mut a: TcpStream,
     mut b: TcpStream,
+    outer: Outer,
     counters: &[&Counters],
     [mut for_b, mut for_a]: [Held; 2],
     cancel: impl Future<Output = ()>,
@@ -214,6 +243,17 @@ async fn sockets(
         }
     })
     .await;
+    let outer = match outer {
+        Outer::First => Some(&a),
+        Outer::Second => Some(&b),
+        Outer::Neither => None,
+    };
+    if let (Some(outer), Some(counters)) = (outer, counters.first())
+        && let Ok(info) = sys::tcp_info(outer.as_fd())
+    {
+        // Nobody else says it.
+        let _ = counters.network.set(record::network(info));
+    }
     if end != End::Finished {
         reset_on_close(&a);
         reset_on_close(&b);

@@ -112,6 +112,7 @@ async fn make(
 fn carry(worker: Rc<Worker>, pod: Arc<Pod>, stream: Stream, arrived: Arrived) -> Boxed<()> {
     let ends = arrived.is_judged().then(|| arrived.ends(&worker));
     let Arrived { live, app, .. } = arrived;
+    live.goes_by(&stream);
     if let Some(ends) = ends {
         let meter = Rc::new(judged::OfTunnel(live.live()));
         live.weigh_from_now(stream.waiting(), pod.budget.clone());

@@ -82,12 +82,17 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// How often to ask before the connection is given up: a lost packet or eight are no death.
 pub const KEEPALIVE_PROBES: u32 = 9;
 
+/// Pairs of a pod and what it dials that may go by the kernel alone, as many as its table holds: Services first, pods' own
+/// addresses last.
+pub const MAX_PAIRS: usize = 65_536;
+
 /// The bounds of this room.
 pub fn all() -> Vec<Limit> {
     limits![
         CONNECT_TIMEOUT, "milliseconds", "three SYNs, then the next endpoint";
         SERVER_NAME_TIMEOUT, "milliseconds", "for a TLS client's first message, where its server name leads";
         TUNNEL_RETRY_PAUSE, "milliseconds", "an enrolment, before closed tunnel ports are tried once more";
+        MAX_PAIRS, "pairs of a pod and what it dials", "that may go by the kernel alone; the agent carries what is beyond";
         WITNESS_TIMEOUT, "milliseconds", "for one word between two pods of this node";
         WAY_OPEN, "milliseconds", "then the network is asked anew whether one pod of this node reaches another";
         WAY_CLOSED, "milliseconds", "the same, where it said no";

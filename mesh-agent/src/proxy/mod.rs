@@ -15,6 +15,7 @@ pub mod limits;
 mod outbound;
 mod plaintext;
 mod record;
+mod refused;
 mod requests;
 mod same_node;
 mod server_name;
@@ -33,7 +34,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
 pub use budget::Budgets;
-pub use straight::Neighbours;
+pub use straight::{Neighbours, records as straight_records};
 use worker::{Job, Pod, Pods, WorkerHandle};
 pub use worker::{LiveConnection, Shared};
 

@@ -309,12 +309,13 @@ fn carry(
     worker.opened(&live);
     match reached {
         Reached::Tunnel(stream) => Box::pin(async move {
+            live.goes_by(&stream);
             let end = copy::tunnel(tcp, stream, &live.counters, cut(&live)).await;
             drop(dial);
             worker.finish(live, end);
         }),
         Reached::Direct(upstream) => Box::pin(async move {
-            let end = copy::plain(tcp, upstream, &live.counters, cut(&live)).await;
+            let end = copy::plain(tcp, upstream, copy::Outer::Second, &live.counters, cut(&live)).await;
             drop(dial);
             worker.finish(live, end);
         }),
@@ -323,7 +324,7 @@ fn carry(
             drop(dial);
         }),
         Reached::Application(app) => Box::pin(async move {
-            let end = copy::plain(tcp, app.tcp, &live.counters, cut(&live)).await;
+            let end = copy::plain(tcp, app.tcp, copy::Outer::Neither, &live.counters, cut(&live)).await;
             drop((app.record, dial));
             worker.finish(live, end);
         }),

@@ -46,7 +46,7 @@ async fn make(worker: Rc<Worker>, pod: Arc<Pod>, taken: Taken, tcp: TcpStream) -
             worker.opened(&live);
             Some(Box::pin(async move {
                 let cancelled = async { drop(live.cancel.cancelled().await) };
-                let end = copy::plain(tcp, app.tcp, &live.counters, cancelled).await;
+                let end = copy::plain(tcp, app.tcp, copy::Outer::First, &live.counters, cancelled).await;
                 drop(app.record);
                 worker.finish(live, end);
             }))

@@ -12,7 +12,8 @@ use crate::podnet::Role;
 use crate::routing::{self, Route, Upstream};
 use crate::spiffe::SpiffeId;
 use crate::state::{Service, Workload};
-use crate::telemetry::{ConnectionRecord, ConnectionResult, Direction, RequestRecord, Transport};
+use crate::sys::TcpInfo;
+use crate::telemetry::{ConnectionRecord, ConnectionResult, Direction, Network, RequestRecord, Transport};
 
 /// An outbound connection, as far as its decision tells.
 pub fn outbound(pod: &Pod, client: ClientAddr, dialled: OrigDstAddr, route: &Route) -> ConnectionRecord {
@@ -171,7 +172,13 @@ pub(super) fn blank(direction: Direction, client: ClientAddr) -> ConnectionRecor
         bytes_sent: 0,
         bytes_received: 0,
         duration: Duration::ZERO,
+        network: None,
     }
+}
+
+/// What the kernel measured, as it is told.
+pub(super) fn network(info: TcpInfo) -> Network {
+    Network { rtt: info.rtt, retransmits: info.retransmits }
 }
 
 pub(super) fn name(workload: &Workload) -> Arc<str> {

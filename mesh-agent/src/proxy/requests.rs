@@ -257,6 +257,7 @@ fn opened(worker: &Rc<Worker>, pod: &Arc<Pod>, live: Registration, way: Way) -> 
     let (io, judge) = match way {
         Way::Tunnel(stream) => {
             if let Some(live) = &shared.live {
+                live.goes_by(&stream);
                 live.weigh_from_now(stream.waiting(), pod.budget.clone());
             }
             (Io::tunnel(stream, meter), None)

@@ -514,7 +514,7 @@ impl Worker {
 
     fn close(&self, live: Registration, result: ConnectionResult) {
         let mut record = live.so_far();
-        record.result = result;
+        (record.result, record.network) = (result, live.network());
         match live.take_open() {
             Some(open) => open.closed(&record),
             None => self.shared.metrics.closed(&record),

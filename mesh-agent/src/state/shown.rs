@@ -1,11 +1,13 @@
 //! Routes for people and tools: what each does, in words, beside its conditions.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::object::RouteId;
-use super::{MeshState, RouteSpec, RouteStatus};
+use super::{Endpoint, MeshState, RouteSpec, RouteStatus};
 use crate::routes::{Backend, BackendRef, Filter, Match, PathMatch, Rules, Text};
 
 /// A route: its conditions, and what it does.
@@ -48,7 +50,7 @@ pub struct ShownBackend {
     pub port: Option<u16>,
     /// Of the sum of all.
     pub weight: u32,
-    /// Endpoints that are ready.
+    /// Endpoints that are ready: a pod is one, though it has an address of each family.
     pub endpoints: Option<usize>,
     /// Why requests that would go there are answered with an error.
     pub trouble: Option<String>,
@@ -102,10 +104,25 @@ impl MeshState {
             service,
             port,
             weight: backend.weight,
-            endpoints: resolved.ok().map(|(_, port)| port.endpoints.len()),
+            endpoints: resolved.ok().map(|(_, port)| count_ready(&port.endpoints)),
             trouble: wrong.or_else(|| resolved.err().map(|bad| bad.reason().to_string())),
         }
     }
+}
+
+/// Pods, and addresses that are no pod's. Of these nothing says which belong together, so the family counts of which there
+/// are more.
+pub(super) fn count_ready(endpoints: &[Endpoint]) -> usize {
+    let mut pods = HashSet::new();
+    let (mut v4, mut v6) = (0, 0);
+    for Endpoint { ip, port, workload, .. } in endpoints {
+        match (workload, ip) {
+            (Some(pod), _) => drop(pods.insert((&pod.uid, port))),
+            (None, IpAddr::V4(_)) => v4 += 1,
+            (None, IpAddr::V6(_)) => v6 += 1,
+        }
+    }
+    pods.len() + v4.max(v6)
 }
 
 fn duration_words(duration: Duration) -> String {

@@ -103,6 +103,33 @@ fn endpoints_by_selector_and_by_slice() {
     assert_eq!(unserved, ["10.96.0.3:80"]);
 }
 
+/// To people a pod is one endpoint, though it has an address of each family.
+#[test]
+fn a_pod_of_two_families_is_one_endpoint() {
+    let pods = vec![pod("dual", &["10.0.0.1", "fd00::1"]), pod("single", &["10.0.0.2"])];
+    let table: [(&[&str], usize); 6] = [
+        (&[], 0),
+        (&["10.0.0.1"], 1),
+        (&["10.0.0.1", "fd00::1"], 1),
+        (&["10.0.0.1", "fd00::1", "10.0.0.2"], 2),
+        // No pods': which address belongs to which is not told.
+        (&["203.0.113.1", "203.0.113.2", "2001:db8::1"], 2),
+        (&["fd00::1", "2001:db8::1", "2001:db8::2"], 3),
+    ];
+    for (addresses, expected) in table {
+        let listed = addresses.iter().map(|address| Backend::ready(ip(address), 8080)).collect();
+        let spec = ServiceSpec {
+            cluster_ips: vec![ip("10.96.0.1"), ip("fd00:96::1")],
+            ports: vec![port(80, None)],
+            backends: Backends::Listed(listed),
+            ..service("dual", "10.96.0.1")
+        };
+        let state = build(pods.clone(), vec![spec]);
+        let service = state.service_by_ip(ip("10.96.0.1")).unwrap();
+        assert_eq!(shown::count_ready(&service.port(80).unwrap().endpoints), expected, "{addresses:?}");
+    }
+}
+
 /// Without slices the pods tell what the EndpointSlice controller would: readiness, draining, node and zone.
 #[test]
 fn selected_pods_serve_as_their_slices_would() {

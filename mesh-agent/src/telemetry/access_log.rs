@@ -203,11 +203,16 @@ impl AccessLog {
     /// Writes the line of a connection that has ended. Costs one look at the filters when they admit none, and one at
     /// whether somebody listens.
     pub fn write(&self, record: &ConnectionRecord) {
-        self.inner.flows.tell(record);
-        self.inner.denials.connection(record);
+        self.tell(record);
         if self.admits(&record.into()) {
             write(record);
         }
+    }
+
+    /// Tells of what was no connection of the agent's, without a line: those who listen, and the last refusals.
+    pub fn tell(&self, record: &ConnectionRecord) {
+        self.inner.flows.tell(record);
+        self.inner.denials.connection(record);
     }
 
     /// Writes the line of a request that is over, by the same filter.
@@ -285,6 +290,7 @@ fn write(record: &ConnectionRecord) {
         bytes_sent,
         bytes_received,
         duration,
+        network,
     } = record;
     let audited = (!audited.is_empty()).then(|| audited.join(","));
     let source_identity = source_identity.as_ref().map(ToString::to_string);
@@ -311,6 +317,8 @@ fn write(record: &ConnectionRecord) {
         bytes_sent,
         bytes_received,
         duration_ms = (duration.as_secs_f64() * 1e6).round() / 1e3,
+        rtt_us = network.map(|network| network.rtt.as_micros() as u64),
+        retransmits = network.map(|network| network.retransmits),
         "connection"
     );
 }

@@ -178,6 +178,7 @@ mod tests {
             bytes_sent: 0,
             bytes_received: 0,
             duration: std::time::Duration::ZERO,
+            network: None,
         }
     }
 

@@ -316,6 +316,8 @@ fn connection(at: f64, record: &ConnectionRecord) -> Value {
         "bytesSent": record.bytes_sent,
         "bytesReceived": record.bytes_received,
         "durationSeconds": record.duration.as_secs_f64(),
+        "rttSeconds": record.network.map(|network| network.rtt.as_secs_f64()),
+        "retransmits": record.network.map(|network| network.retransmits),
     })
 }
 
@@ -399,6 +401,7 @@ mod tests {
             bytes_sent: 1,
             bytes_received: 2,
             duration: Duration::from_secs(1),
+            network: None,
         }
     }
 

@@ -32,6 +32,7 @@
 //! | `nodemesh_jwks_age_seconds` | gauge | `uri`; since the keys were had last |
 //! | `nodemesh_jwks_fetches_total` | counter | `uri`, `result` (ok, failed) |
 //! | `nodemesh_ready` | gauge | – ; 1: `/readyz` says so |
+//! | `nodemesh_same_node_kernel_connections_open` | gauge | – ; from pod to pod of this node, by the kernel alone |
 //! | `nodemesh_pods_not_captured` | gauge | – ; pods that should be captured and are not |
 //! | `nodemesh_config_age_seconds` | gauge | – ; since the world was last read whole |
 //! | `nodemesh_discovery_watch_state` | gauge | `watch`, `state`; 1 for the state in which the list of an API server is |
@@ -169,6 +170,9 @@ pub type ConfigAgeSource = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
 
 /// Reads how many pods should be captured and are not.
 pub type PodCountSource = Box<dyn Fn() -> usize + Send + Sync>;
+
+/// How many connections go from pod to pod by the kernel alone.
+pub type StraightSource = Box<dyn Fn() -> u64 + Send + Sync>;
 
 /// Reads whether the agent is ready.
 pub type ReadySource = Box<dyn Fn() -> bool + Send + Sync>;
@@ -453,6 +457,11 @@ impl Metrics {
     /// Shows how many pods that should be captured are not as `nodemesh_pods_not_captured`.
     pub fn register_pods_not_captured(&self, source: PodCountSource) {
         self.inner.collect(PodCountCollector(source));
+    }
+
+    /// Shows how many connections go from pod to pod by the kernel alone as `nodemesh_same_node_kernel_connections_open`.
+    pub fn register_straight(&self, source: StraightSource) {
+        self.inner.collect(StraightCollector(source));
     }
 
     /// Shows whether the agent is ready as `nodemesh_ready`.
@@ -883,6 +892,16 @@ impl Collector for PodCountCollector {
     }
 }
 
+struct StraightCollector(StraightSource);
+
+impl Collector for StraightCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let help = "Connections from pod to pod of this node that the kernel carries alone";
+        let gauge = ConstGauge::new(i64::try_from((self.0)()).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor("same_node_kernel_connections_open", help, None, MetricType::Gauge)?)
+    }
+}
+
 struct ReadyCollector(ReadySource);
 
 impl Collector for ReadyCollector {
@@ -957,7 +976,7 @@ macro_rules! debug_by_name {
 }
 
 debug_by_name! { OutcomeCollector CertificateCollector KeysCollector ConfigAgeCollector PodCountCollector }
-debug_by_name! { ReadyCollector WatchCollector WorkloadCollector TunnelCollector UpstreamCollector }
+debug_by_name! { StraightCollector ReadyCollector WatchCollector WorkloadCollector TunnelCollector UpstreamCollector }
 debug_by_name! { SpanCollector AuthorityCollector }
 
 /// Shows the connections that requests share.

@@ -268,6 +268,18 @@ pub struct ConnectionRecord {
     pub bytes_received: u64,
     /// From accept to close.
     pub duration: Duration,
+    /// How the network was, where one was crossed and the kernel could be asked.
+    pub network: Option<Network>,
+}
+
+/// What the kernel measured at this node's end of the TCP connection that crossed the network: a connection's own, or the
+/// tunnel's, which others may share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The smoothed round trip time at the end.
+    pub rtt: Duration,
+    /// Segments sent again while the connection lived.
+    pub retransmits: u32,
 }
 
 impl ConnectionRecord {

@@ -32,6 +32,7 @@ fn record(result: ConnectionResult) -> ConnectionRecord {
         bytes_sent: 100,
         bytes_received: 2000,
         duration: Duration::from_micros(1500),
+        network: None,
     }
 }
 

@@ -12,11 +12,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mesh_agent::addr::ClientAddr;
-use mesh_agent::capture::{Capture, Config, ObjectSource, OutcomeReader, Shutdown, TcMode, cgroups, detach_all};
+use mesh_agent::capture::{
+    Capture, Config, ObjectSource, OutcomeReader, Shutdown, StraightReader, TcMode, cgroups, detach_all,
+};
 use mesh_agent::drain::Drain;
 use mesh_agent::podnet::{
-    ClientRecord, DialRecord, EnrolledPod, Family, PodEvent, PodListener, PodNet, Role, Straight, StraightConnection,
-    StraightPath,
+    ClientRecord, DialRecord, EnrolledPod, Family, KernelRefusal, PodEvent, PodListener, PodNet, Role, Straight,
+    StraightConnection, StraightPath,
 };
 use mesh_agent::readiness::Readiness;
 use mesh_agent::spiffe::SpiffeId;
@@ -25,6 +27,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub const POD_UID: &str = "5e6f0000-1111-2222-3333-0000nodemesh";
 pub const OUTSIDER_UID: &str = "outsider";
+/// In how many connections from pod to pod one has a part.
+pub const POD_CONNECTIONS: u32 = 40;
 
 /// Python, because an application's own view of its socket is what the test is about.
 const CLIENT: &str = r#"
@@ -342,6 +346,7 @@ fn remove_cgroups(directory: &Path) {
 pub struct Agent {
     writer: StateWriter,
     outcomes: OutcomeReader,
+    straight: StraightReader,
     seen: Arc<Seen>,
     runtime: tokio::runtime::Runtime,
     drain: Drain,
@@ -394,8 +399,8 @@ fn workload(uid: &str, name: &str, ips: [&str; 2], enrolled: bool) -> Workload {
 pub struct Nobody;
 
 impl Straight for Nobody {
-    fn paths(&self, _: &MeshState, _: &dyn Fn(&str) -> bool) -> Vec<StraightPath> {
-        Vec::new()
+    fn paths(&self, _: &MeshState, _: &dyn Fn(&str) -> bool) -> Arc<[StraightPath]> {
+        Arc::default()
     }
 
     fn may_go_on(&self, _: &MeshState, _: &Workload, _: &Workload, _: SocketAddr) -> bool {
@@ -403,6 +408,8 @@ impl Straight for Nobody {
     }
 
     fn ended(&self, _: StraightConnection) {}
+
+    fn refused(&self, _: &MeshState, _: KernelRefusal) {}
 }
 
 impl Agent {
@@ -424,12 +431,14 @@ impl Agent {
             },
             bpf_log: std::env::var_os("NODEMESH_TEST_BPF_LOG").is_some(),
             same_node_kernel: straight.is_some(),
+            pod_connections: POD_CONNECTIONS,
         };
         let capture = Capture::start(config, straight.unwrap_or(Arc::new(Nobody)))
             .unwrap_or_else(|error| panic!("capture does not start: {error}"));
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("tokio");
         let (writer, state) = StateWriter::new("node");
+        let straight = capture.straight();
         let (outcomes, [drain, staying], seen) =
             (capture.outcomes(), std::array::from_fn(|_| Drain::new()), Arc::new(Seen::default()));
         let (readiness, shared) = (Readiness::default(), seen.clone());
@@ -453,7 +462,7 @@ impl Agent {
             assert!(start.elapsed() < Duration::from_secs(30), "not ready: {:?}", gates.missing());
             std::thread::sleep(Duration::from_millis(20));
         }
-        Self { writer, outcomes, seen, runtime, drain, _staying: staying, running }
+        Self { writer, outcomes, straight, seen, runtime, drain, _staying: staying, running }
     }
 
     pub fn stop(self) {
@@ -481,6 +490,11 @@ impl Agent {
 
     pub fn plaintext(&self) -> u64 {
         self.seen.plaintext.load(Ordering::Relaxed)
+    }
+
+    /// What goes from pod to pod by the kernel alone.
+    pub fn straight(&self) -> &StraightReader {
+        &self.straight
     }
 
     pub fn outcome(&self, name: &str) -> u64 {

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mesh_agent::podnet::{Straight, StraightConnection, StraightPath};
+use mesh_agent::podnet::{KernelRefusal, Straight, StraightConnection, StraightPath};
 use mesh_agent::state::{MeshState, Workload};
 
 use crate::ONE_AT_A_TIME;
-use crate::capture_rig::{Agent, OUTSIDER_UID, POD_UID, Rig, Running};
+use crate::capture_rig::{Agent, OUTSIDER_UID, POD_CONNECTIONS, POD_UID, Rig, Running};
 
 const BOTH: [&str; 2] = [POD_UID, OUTSIDER_UID];
 const VIP_V4: &str = "10.96.0.7:80";
@@ -42,6 +42,24 @@ try: print("data" if c.recv(10) else "end", flush=True)
 except Exception as e: print(type(e).__name__, flush=True)
 "#;
 
+/// Accepts nothing: its backlog has room for all.
+const CROWDED: &str = r#"
+import socket, sys, time
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind(("0.0.0.0", int(sys.argv[1]))); s.listen(500)
+print("ready", flush=True)
+time.sleep(60)
+"#;
+
+/// Opens fifty, and says so.
+const CROWD: &str = r#"
+import socket, sys, time
+host, port = sys.argv[1].rsplit(":", 1)
+held = [socket.create_connection((host, int(port)), timeout=3) for _ in range(50)]
+print(len(held), flush=True)
+time.sleep(60)
+"#;
+
 /// Says what may go straight, and hears what went.
 struct Word {
     paths: Mutex<Vec<StraightPath>>,
@@ -50,9 +68,9 @@ struct Word {
 }
 
 impl Straight for Word {
-    fn paths(&self, _: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Vec<StraightPath> {
+    fn paths(&self, _: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Arc<[StraightPath]> {
         let both = BOTH.iter().all(|uid| is_held(uid));
-        if both { self.paths.lock().unwrap_or_else(PoisonError::into_inner).clone() } else { Vec::new() }
+        if both { self.paths.lock().unwrap_or_else(PoisonError::into_inner).clone().into() } else { Arc::default() }
     }
 
     fn may_go_on(&self, _: &MeshState, _: &Workload, _: &Workload, _: SocketAddr) -> bool {
@@ -62,6 +80,8 @@ impl Straight for Word {
     fn ended(&self, connection: StraightConnection) {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
+
+    fn refused(&self, _: &MeshState, _: KernelRefusal) {}
 }
 
 impl Word {
@@ -227,5 +247,35 @@ fn a_pod_that_goes_takes_its_paths_along() {
         dial(rig, VIP_V4);
         rig.cut_link_of_outsider();
         assert_eq!(rig.pod.dial(VIP_V4), "ConnectionRefusedError", "the link is gone, and with it the path");
+    });
+}
+
+/// A pod opens more than it may have: the agent carries the rest, and no SYN is lost. With the first that closes there is room
+/// again.
+#[test]
+fn what_a_pod_has_too_many_of_the_agent_carries() {
+    run(|rig| {
+        let word = Word::new();
+        let agent = start(rig, &word);
+        let mut server = rig.outsider.start(CROWDED, "8090");
+        assert_eq!(server.line(), "ready");
+        for round in 1..=2 {
+            let (straight, carried) = (agent.outcome("connect_straight_v4"), agent.outcome("connect_captured_v4"));
+            let mut crowd = rig.pod.start(CROWD, "10.96.0.8:80");
+            assert_eq!(crowd.line(), "50", "every one was answered");
+            let most = u64::from(POD_CONNECTIONS);
+            assert_eq!(agent.outcome("connect_straight_v4") - straight, most, "round {round}");
+            assert_eq!(agent.outcome("connect_captured_v4") - carried, 50 - most, "round {round}");
+            let listed = agent.straight().connections();
+            assert_eq!((agent.straight().open(), listed.len()), (most, most as usize));
+            let first = &listed[0];
+            assert_eq!((&*first.from.name, &*first.to.name), ("app", "neighbour"));
+            assert_eq!((first.dialled.to_string(), first.server.port()), ("10.96.0.8:80".into(), 8090));
+            drop(crowd);
+            rig.wait("them to close", || agent.straight().open() == 0);
+        }
+        assert_eq!((agent.outcome("straight_not_filed"), agent.outcome("straight_refused")), (0, 0));
+        assert!(agent.outcome("straight_no_room") >= 20);
+        agent.stop();
     });
 }

@@ -131,6 +131,9 @@ pub struct StraightRecord {
 /// How many connections STRAIGHT holds.
 pub const MAX_STRAIGHT: u32 = 32_768;
 
+/// The key for all pods of the node, where else the cookie of a pod's namespace stands. No namespace has it.
+pub const NODE: u64 = 0;
+
 /// Whether a filed connection may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -206,6 +209,20 @@ pub trait Published {
     fn has_interface(&self, index: u32) -> bool;
     /// An enrolled pod, by the cookie of its namespace.
     fn pod(&self, netns: u64) -> Option<PodConfig>;
+    /// How many connections are on file that a pod has a part in, by the cookie of its namespace, or of all ([`NODE`]). The
+    /// kernel alone counts.
+    fn live(&self, netns: u64) -> Option<i64>;
+    /// With how many of them no more come. The agent alone says.
+    fn room(&self, netns: u64) -> Option<i64>;
+}
+
+/// Why connect() leaves a connection to the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Not {
+    /// No path holds.
+    NoPath,
+    /// The caller, the other pod or the node has as many as may be.
+    NoRoom,
 }
 
 /// connect(): the path of a pod that dials `dialled`, if it may go straight; else the agent carries it. `chance` picks among
@@ -217,7 +234,30 @@ pub fn choose(
     dialled: Endpoint,
     now: u64,
     chance: u32,
-) -> Option<StraightSocket> {
+) -> Result<StraightSocket, Not> {
+    let socket = match pick(published, netns, dialled, chance) {
+        Some(socket) if holds(published, &socket, now) => socket,
+        Some(_) | None => return Err(Not::NoPath),
+    };
+    let server = socket.path.server;
+    if has_room(published, NODE) && has_room(published, netns) && has_room(published, server) {
+        Ok(socket)
+    } else {
+        Err(Not::NoRoom)
+    }
+}
+
+/// What is not counted has no room.
+#[inline(always)]
+fn has_room(published: &impl Published, netns: u64) -> bool {
+    match (published.live(netns), published.room(netns)) {
+        (Some(live), Some(room)) => live < room,
+        _ => false,
+    }
+}
+
+#[inline(always)]
+fn pick(published: &impl Published, netns: u64, dialled: Endpoint, chance: u32) -> Option<StraightSocket> {
     let first = PathKey::new(netns, dialled, 0);
     let path = published.path(&first)?;
     let slot = if path.slots > 1 { chance % path.slots } else { 0 };
@@ -227,8 +267,7 @@ pub fn choose(
         let key = PathKey::new(netns, dialled, slot);
         (key, published.path(&key)?)
     };
-    let socket = StraightSocket::new(key, path);
-    if holds(published, &socket, now) { Some(socket) } else { None }
+    Some(StraightSocket::new(key, path))
 }
 
 /// When the addresses of a connection are known, and before its SYN leaves: whether it took a path, and that still holds.
@@ -384,6 +423,8 @@ pub struct StraightEnd {
     sent: u64,
     received: u64,
     state: u64,
+    rtt: u32,
+    retransmits: u32,
 }
 
 /// Numbers of TCP's states.
@@ -404,7 +445,19 @@ impl StraightEnd {
         (sent, received): (u64, u64),
         state: u32,
     ) -> Self {
-        Self { tuple, zero: [0; 4], record, time, sent, received, state: state as u64 }
+        Self { tuple, zero: [0; 4], record, time, sent, received, state: state as u64, rtt: 0, retransmits: 0 }
+    }
+
+    /// With the smoothed round trip time in eighths of a microsecond, as the kernel keeps it, and how many segments the caller
+    /// sent again.
+    #[inline(always)]
+    pub const fn measured(self, rtt: u32, retransmits: u32) -> Self {
+        Self { rtt, retransmits, ..self }
+    }
+
+    /// The round trip time in microseconds, and how many segments the caller sent again.
+    pub const fn network(&self) -> (u32, u32) {
+        (self.rtt / 8, self.retransmits)
     }
 
     /// Between whom.

@@ -31,6 +31,8 @@ struct Maps {
     lease: u64,
     interfaces: HashSet<u32>,
     pods: HashMap<u64, PodConfig>,
+    live: HashMap<u64, i64>,
+    room: HashMap<u64, i64>,
 }
 
 impl Published for Maps {
@@ -49,6 +51,14 @@ impl Published for Maps {
     fn pod(&self, netns: u64) -> Option<PodConfig> {
         self.pods.get(&netns).copied()
     }
+
+    fn live(&self, netns: u64) -> Option<i64> {
+        self.live.get(&netns).copied()
+    }
+
+    fn room(&self, netns: u64) -> Option<i64> {
+        self.room.get(&netns).copied()
+    }
 }
 
 fn vip() -> Endpoint {
@@ -65,6 +75,8 @@ fn maps() -> Maps {
         lease: NOW + 1,
         interfaces: [LINK].into(),
         pods: [(CLIENT, pod("10.0.0.2", Gate::Open)), (SERVER, pod("10.0.0.3", Gate::Open))].into(),
+        live: [(NODE, 5), (CLIENT, 2), (SERVER, 3), (OTHER, 0)].into(),
+        room: [(NODE, 6), (CLIENT, 3), (SERVER, 4), (OTHER, 1)].into(),
     }
 }
 
@@ -100,7 +112,7 @@ fn a_path_holds_until_one_thing_ends_it() {
     assert_eq!(chosen().endpoint(), endpoint());
     assert_eq!(file(&maps(), &chosen(), &tuple(), NOW), Some(Standing::Good));
     for (name, maps) in endings() {
-        assert_eq!(choose(&maps, CLIENT, vip(), NOW, 0), None, "{name}");
+        assert_eq!(choose(&maps, CLIENT, vip(), NOW, 0), Err(Not::NoPath), "{name}");
         // Between connect() and the SYN.
         assert_eq!(file(&maps, &chosen(), &tuple(), NOW), Some(Standing::Refused), "{name}");
     }
@@ -117,7 +129,7 @@ fn a_path_is_one_pods_to_one_destination() {
         (CLIENT, endpoint(), false),
     ];
     for (netns, dialled, expected) in table {
-        assert_eq!(choose(&maps(), netns, dialled, NOW, 0).is_some(), expected, "{netns} {dialled:?}");
+        assert_eq!(choose(&maps(), netns, dialled, NOW, 0).is_ok(), expected, "{netns} {dialled:?}");
     }
 }
 
@@ -127,8 +139,34 @@ fn several_endpoints_are_met_by_chance_and_a_gap_is_the_agents() {
     let other = at("10.0.0.4", 8080);
     maps.paths.insert(PathKey::new(CLIENT, vip(), 0), Path::new(endpoint(), SERVER, LINK, 3));
     maps.paths.insert(PathKey::new(CLIENT, vip(), 2), Path::new(other, OTHER, LINK, 3));
-    let by_chance = |chance| choose(&maps, CLIENT, vip(), NOW, chance).map(|socket| socket.endpoint());
+    let by_chance = |chance| choose(&maps, CLIENT, vip(), NOW, chance).ok().map(|socket| socket.endpoint());
     assert_eq!([0, 1, 2, 3, 4, 5].map(by_chance), [Some(endpoint()), None, Some(other)].repeat(2)[..]);
+}
+
+/// The agent carries what is more than the caller, the other pod or the node may have; also where nobody counts.
+#[test]
+fn who_has_as_many_as_may_be_goes_by_the_agent() {
+    type Change = fn(&mut Maps);
+    let table: [(&str, Change, bool); 10] = [
+        ("room for one", |_| (), true),
+        ("the caller has all", |maps| drop(maps.live.insert(CLIENT, 3)), false),
+        ("the other pod has all", |maps| drop(maps.live.insert(SERVER, 4)), false),
+        ("the node has all", |maps| drop(maps.live.insert(NODE, 6)), false),
+        ("more than may be", |maps| drop(maps.live.insert(CLIENT, i64::MAX)), false),
+        ("filed by who did not count", |maps| drop(maps.live.insert(CLIENT, -4)), true),
+        ("a pod that has nothing to do with it has all", |maps| drop(maps.live.insert(OTHER, 1)), true),
+        ("not counted", |maps| drop(maps.live.remove(&SERVER)), false),
+        ("no room was given", |maps| drop(maps.room.remove(&CLIENT)), false),
+        ("nothing may go", |maps| maps.room.clear(), false),
+    ];
+    for (name, change, goes) in table {
+        let mut maps = maps();
+        change(&mut maps);
+        let expected = if goes { Ok(chosen()) } else { Err(Not::NoRoom) };
+        assert_eq!(choose(&maps, CLIENT, vip(), NOW, 0), expected, "{name}");
+        // What is open, or about to be, stays.
+        assert_eq!(file(&maps, &chosen(), &tuple(), NOW), Some(Standing::Good), "{name}");
+    }
 }
 
 /// A path that was published anew, to another pod, is not the one that connect() took.
@@ -240,7 +278,7 @@ fn a_path_that_is_taken_away_leaves_no_connection_behind() {
         for is_callers in order.iter().copied() {
             if is_callers {
                 match caller {
-                    0 => socket = choose(&maps, CLIENT, vip(), NOW, 0),
+                    0 => socket = choose(&maps, CLIENT, vip(), NOW, 0).ok(),
                     1 => filed = socket.map(|socket| StraightRecord::new(socket, 5, NOW, Standing::Good)),
                     _ => {
                         if let Some(socket) = socket
@@ -292,7 +330,8 @@ fn bytes_are_the_applications() {
         ("never answered", (0, 0), 2, (0, 0), false),
     ];
     for (name, counted, state, bytes, was_open) in table {
-        let end = StraightEnd::new(tuple(), record(), NOW, counted, state);
+        let end = StraightEnd::new(tuple(), record(), NOW, counted, state).measured(8 * 250, 3);
+        assert_eq!(end.network(), (250, 3), "{name}");
         assert_eq!((end.bytes(), end.was_open()), (bytes, was_open), "{name}");
     }
 }
@@ -303,5 +342,5 @@ fn layouts_have_no_padding() {
     assert_eq!(size_of::<Path>(), 8 + 20 + 4 + 4 + 4);
     assert_eq!(size_of::<StraightSocket>(), 32 + 40);
     assert_eq!(size_of::<StraightRecord>(), 72 + 8 + 8 + 4 + 4);
-    assert_eq!(size_of::<StraightEnd>(), 36 + 4 + 96 + 8 * 4);
+    assert_eq!(size_of::<StraightEnd>(), 36 + 4 + 96 + 8 * 4 + 4 * 2);
 }

@@ -115,3 +115,89 @@ fn check_says_what_a_node_offers() {
         Ok(())
     });
 }
+
+/// Verb, group, resource, subresource, name, namespace.
+type Right = [&'static str; 6];
+
+/// What both accounts are for; and what an account that was stolen must not be good for.
+const BOTH_MAY: [Right; 3] = [
+    ["list", "", "pods", "", "", ""],
+    ["watch", "discovery.k8s.io", "endpointslices", "", "", ""],
+    ["get", "nodemesh.dev", "authorizationpolicies", "", "", "default"],
+];
+const AGENTS_MAY: [Right; 2] = [
+    ["patch", "", "pods", "status", "", "default"],
+    ["get", "apps", "daemonsets", "", "nodemesh-agent", "nodemesh-system"],
+];
+const CONTROLLER_MAY: [Right; 2] = [
+    ["create", "authentication.k8s.io", "tokenreviews", "", "", ""],
+    ["get", "", "secrets", "", "nodemesh-ca", "nodemesh-system"],
+];
+const NEITHER_MAY: [Right; 27] = [
+    ["*", "*", "*", "", "", ""],
+    ["get", "", "secrets", "", "", "default"],
+    ["get", "", "secrets", "", "another", "nodemesh-system"],
+    ["list", "", "secrets", "", "", "nodemesh-system"],
+    ["create", "", "secrets", "", "", "default"],
+    ["delete", "", "secrets", "", "nodemesh-ca", "nodemesh-system"],
+    ["get", "", "configmaps", "", "", "kube-system"],
+    ["create", "", "pods", "", "", "nodemesh-system"],
+    ["patch", "", "pods", "", "", "default"],
+    ["delete", "", "pods", "", "", "default"],
+    ["create", "", "pods", "exec", "", "default"],
+    ["create", "", "pods", "attach", "", "default"],
+    ["create", "", "pods", "portforward", "", "default"],
+    ["update", "", "pods", "ephemeralcontainers", "", "default"],
+    ["get", "", "pods", "log", "", "default"],
+    ["create", "", "pods", "eviction", "", "default"],
+    ["patch", "", "services", "", "", "default"],
+    ["patch", "", "nodes", "", "", ""],
+    ["get", "", "nodes", "proxy", "", ""],
+    ["create", "", "serviceaccounts", "token", "", "nodemesh-system"],
+    ["impersonate", "", "serviceaccounts", "", "", "default"],
+    ["patch", "apps", "daemonsets", "", "nodemesh-agent", "nodemesh-system"],
+    ["create", "rbac.authorization.k8s.io", "clusterrolebindings", "", "", ""],
+    ["escalate", "rbac.authorization.k8s.io", "clusterroles", "", "", ""],
+    ["create", "nodemesh.dev", "authorizationpolicies", "", "", "default"],
+    ["delete", "nodemesh.dev", "peerauthentications", "", "", "default"],
+    ["approve", "certificates.k8s.io", "signers", "", "", ""],
+];
+
+#[test]
+fn accounts_may_do_what_they_are_for_and_nothing_else() {
+    in_cluster("accounts_may_do_what_they_are_for_and_nothing_else", |kube| {
+        let agent = BOTH_MAY.iter().chain(&AGENTS_MAY).map(|right| (right, true));
+        let agent = agent.chain(NEITHER_MAY.iter().chain(&CONTROLLER_MAY).map(|right| (right, false)));
+        have(kube, "nodemesh-agent", &agent.collect::<Vec<_>>())?;
+        let controller = BOTH_MAY.iter().chain(&CONTROLLER_MAY).map(|right| (right, true));
+        let controller = controller.chain(NEITHER_MAY.iter().chain(&AGENTS_MAY).map(|right| (right, false)));
+        have(kube, "nodemesh-controller", &controller.collect::<Vec<_>>())
+    });
+}
+
+/// Asks the API server about an account's rights.
+fn have(kube: &Kube, account: &str, rights: &[(&Right, bool)]) -> Result<()> {
+    let review = |[verb, group, resource, subresource, name, namespace]: &Right| {
+        serde_json::json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": format!("system:serviceaccount:nodemesh-system:{account}"),
+                "groups": ["system:serviceaccounts", "system:serviceaccounts:nodemesh-system", "system:authenticated"],
+                "resourceAttributes": {
+                    "verb": verb, "group": group, "resource": resource, "subresource": subresource, "name": name,
+                    "namespace": namespace,
+                },
+            },
+        })
+    };
+    let reviews: Vec<String> = rights.iter().map(|(right, _)| review(right).to_string()).collect();
+    let arguments = ["create", "-o", "jsonpath={.status.allowed}{\"\\n\"}", "-f", "-"];
+    let said = xtask::cluster::kubectl(&kube.parts, &arguments, Some(&reviews.join("\n---\n")))?;
+    let said: Vec<&str> = said.lines().collect();
+    ensure!(said.len() == rights.len(), "{} answers to {} questions: {said:?}", said.len(), rights.len());
+    for ((right, may), said) in rights.iter().zip(said) {
+        ensure!(said == may.to_string(), "{account}: {right:?} is {said}");
+    }
+    Ok(())
+}

@@ -1,6 +1,7 @@
 //! Pods of every kind, and what becomes of one that ends.
 
 use anyhow::{Context, Result, ensure};
+use xtask::cluster::tools::TOOLS;
 use xtask::testbed::eventually;
 
 use crate::support::{ENABLED, Namespace, PATIENCE, STRICT, in_cluster, only_shop};
@@ -133,6 +134,30 @@ fn pods_of_every_kind_are_of_the_mesh() {
         );
         Ok(())
     });
+}
+
+#[test]
+fn a_container_that_comes_later_is_of_the_mesh() {
+    in_cluster("a_container_that_comes_later_is_of_the_mesh", |kube| {
+        let namespace = kube.shop("later", &[("shop", "n2")])?;
+        let logged = || -> Result<usize> { Ok(kube.agent_log("n1")?.lines().filter(|line| is_tunnel(line)).count()) };
+        let before = logged()?;
+        // More than lines of the shop's own that may still be on their way.
+        let often = format!("{CALL}; for i in $(seq 20); do {CALL}; done");
+        let debug = ["debug", "shop", "--image", TOOLS, "--container=later", "--", "sh", "-c", &often];
+        namespace.kubectl(&debug)?;
+        let ended = ".status.ephemeralContainerStatuses[0].state.terminated.exitCode";
+        namespace.eventually_says("pod/shop", ended, "0")?;
+        // `web` lets nobody in who shows no identity.
+        eventually(PATIENCE, "the server's agent to tell of it", || Ok((logged()? >= before + 21).then_some(())))
+    });
+}
+
+/// Whether this is an access log line of the shop's, by tunnel.
+fn is_tunnel(line: &str) -> bool {
+    let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { return false };
+    let says = |part: &str| line.to_string().contains(part);
+    line["transport"] == "tunnel" && says("/ns/later/sa/shop")
 }
 
 /// Answers late, and goes on for longer than that when it is told to end.

@@ -160,6 +160,27 @@ fn segments_without_a_syn_begin_no_connection() -> Result<()> {
     eventually(PATIENCE, "a connection to be logged", || Ok(heard_of(&pair, "client"))).map(drop)
 }
 
+/// A limit that security.md states: it passes as it is, and is counted.
+#[test]
+fn sctp_passes_and_is_counted() -> Result<()> {
+    let Some(pair) = meshed("SCTP")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    let marker = marker("sctp")?;
+    let node = pair.bed.node("n1");
+    let recording = Recording::start(&node.tool_place(), &node.link_to("n2"), &pair.bed.dir().join("sctp.pcap"))?;
+    let refused = |pair: &Pair| outcome(&pair.bed, "n1", "guard_syn_unfiled");
+    let before = [outcome(&pair.bed, "n1", "guard_other")?, refused(&pair)?];
+    let sent = send_raw(&pair, SCTP, &marker, &[])?;
+    let packets = recording.stop()?;
+    // The server has no SCTP, and says so, with what it was sent.
+    ensure!(packets.containing(&marker) >= sent as usize, "{} of {sent} passed", packets.containing(&marker));
+    ensure!(outcome(&pair.bed, "n1", "guard_other")? >= before[0] + sent, "{sent} were not counted");
+    ensure!(refused(&pair)? == before[1], "they were taken for TCP");
+    Ok(())
+}
+
 /// What the server's agent told of connections from a pod.
 fn heard_of(pair: &Pair, pod: &str) -> Option<Value> {
     let ips = Family::BOTH.map(|family| pair.bed.pod(pod).ips.ip(family).to_string());
@@ -193,8 +214,8 @@ def frame(kind, packet): wire.send(M(gateway) + M(own) + struct.pack('!H', kind)
 frame.sent = 0
 def check(h):
     s = sum(struct.unpack('!%dH' % (len(h) // 2), h)); s = (s >> 16) + (s & 0xffff); return ~(s + (s >> 16)) & 0xffff
-def v4(payload, source=own4, to=dst4, fragment=0, options=b''):
-    h = struct.pack('!BBHHHBBH', 0x45 + len(options) // 4, 0, 20 + len(options) + len(payload), 7, fragment, 64, 6, 0) + A(source) + A(to) + options
+def v4(payload, source=own4, to=dst4, fragment=0, options=b'', next=6):
+    h = struct.pack('!BBHHHBBH', 0x45 + len(options) // 4, 0, 20 + len(options) + len(payload), 7, fragment, 64, next, 0) + A(source) + A(to) + options
     frame(0x0800, h[:10] + struct.pack('!H', check(h)) + h[12:] + payload)
 def v6(next, payload, source=own6, to=dst6): frame(0x86dd, struct.pack('!IHBB', 6 << 28, len(payload), next, 64) + A(source) + A(to) + payload)
 m = marker.encode()
@@ -211,6 +232,14 @@ v6(6, tcp(1011) + m); v6(0, pad(6) + tcp(1012) + m); v6(60, pad(60) * 2 + pad(6)
 v6(60, pad(60) * 11 + pad(6) + tcp(1014) + m); v6(44, bytes([6, 0, 0, 0, 0, 0, 0, 9]) + tcp(1015) + m)
 v6(44, bytes([6, 0, 0, 1, 0, 0, 0, 8]) + tcp(1016) + m); v6(44, bytes([60, 0, 0, 8, 0, 0, 0, 7]) + tcp(1017) + m)
 v6(51, bytes([6, 4, 0, 0]) + bytes(20) + tcp(1018) + m); v6(6, tcp(1019) + m, source='fd6e:6f64:656d:6572::1', to=own6)
+";
+
+/// The chunk that begins an association, past the pod's stack and through it, in both families.
+const SCTP: &str = r"
+init = struct.pack('!HHII', 2001, 80, 0, 0) + struct.pack('!BBHIIHHI', 1, 0, 20, 7, 65536, 1, 1, 1) + m
+v4(init, next=132); v6(132, init); v6(60, bytes([132, 0, 1, 4, 0, 0, 0, 0]) + init)
+for family, to in [(socket.AF_INET, dst4), (socket.AF_INET6, dst6)]:
+    socket.socket(family, socket.SOCK_RAW, 132).sendto(init, (to, 0)); frame.sent += 1
 ";
 
 /// ACK, data, RST, SYN and ACK, FIN, nothing: to a port that is listened on, whole, of the pod's own address and of a

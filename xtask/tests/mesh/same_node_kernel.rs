@@ -23,8 +23,11 @@ spec:
   rules: [{sources: [{type: ServiceAccount, serviceAccount: {name: client}}]}]
 ";
 
+/// In how many connections a pod may have a part.
+const MOST: usize = 100;
+
 fn options() -> AgentOptions {
-    AgentOptions::with(["--same-node-kernel"])
+    AgentOptions::with(["--same-node-kernel", &format!("--pod-connections={MOST}")])
 }
 
 /// Client and server on n1; of the Service's ports one speaks HTTP. A stranger outside the mesh.
@@ -39,7 +42,11 @@ fn build(test: &str) -> Result<Option<Pair>> {
     for name in ["client", "server"] {
         bed.add_pod(PodSpec::new("pair", name, "n1"))?;
     }
+    for name in ["neighbour", "near-neighbour"] {
+        bed.add_pod(PodSpec::new("pair", name, "n1"))?;
+    }
     bed.add_pod(PodSpec::new("outside", "stranger", "n1"))?;
+    bed.add_service(ServiceSpec::new("pair", "near-neighbour").port("bytes", PORT, PORT))?;
     let service = ServiceSpec::new("pair", "server");
     bed.add_service(service.port("probe", PORT, PORT).port("http", 80, 80).port("bytes", 90, 80))?;
     bed.start_agents(&options())?;
@@ -188,6 +195,49 @@ fn without_an_agent_no_other_pod_is_reached() -> Result<()> {
     for family in Family::BOTH {
         let answer = ask(&pair, family)?;
         ensure!(answer == "000", "{family}: the pod that has the address now answered {answer}");
+    }
+    Ok(())
+}
+
+/// What is open is shown at both ends. A pod that opens more than it may have goes by the agent with the rest, a neighbour's
+/// connections to that server too, and nobody's SYN is lost; to other pods they go straight as ever.
+#[test]
+fn a_pod_that_wants_all_leaves_its_neighbours_theirs() -> Result<()> {
+    let Some(pair) = build("same node in the kernel, many")? else { return Ok(()) };
+    becomes(&pair, Family::BOTH[0], 90, ("200", true))?;
+    let agent = pair.bed.agent("n1");
+    for pod in ["server", "near-neighbour"] {
+        pair.bed.pod(pod).start_probe("echo", &["echo", &PORT.to_string()])?;
+        pair.bed.pod(pod).wait_listening(PORT)?;
+    }
+    let open = || agent.metric_sum("nodemesh_same_node_kernel_connections_open");
+    eventually(PATIENCE, "none to be open", || Ok((open()? == 0.0).then_some(())))?;
+    let before = straight(&pair)?;
+    let crowd = MOST + MOST / 2;
+    let hold = [&pair.server(Family::BOTH[0], PORT).to_string(), &format!("--connections={crowd}"), "--idle=8"];
+    let mut crowd = pair.bed.pod("client").spawn_probe("hold", &[&["hold"][..], &hold].concat())?;
+    eventually(PATIENCE, "the crowd to be open", || Ok(crowd.log().contains("opened").then_some(())))?;
+    ensure!(straight(&pair)? - before == MOST as u64, "not as many as may: {}", agent.kernel_outcomes());
+    ensure!(open()? == MOST as f64, "open: {}", open()?);
+    let listed = agent.get_json("/connections")?;
+    let is_shown = |line: &Value, direction: &str| {
+        let ends = line["source"]["pod"] == "pair/client" && line["destination"]["pod"] == "pair/server";
+        line["transport"] == "same-node-kernel" && line["direction"] == direction && ends
+    };
+    for direction in ["outbound", "inbound"] {
+        let shown = listed.as_array().into_iter().flatten().filter(|line| is_shown(line, direction)).count();
+        ensure!(shown == MOST, "{direction}: {shown} are listed");
+    }
+    let (answer, went_straight) = asked(&pair, "neighbour", Family::BOTH[0], 90)?;
+    ensure!((&*answer, went_straight) == ("200", false), "to a server that has all it may: {answer}, {went_straight}");
+    let elsewhere = pair.bed.service("near-neighbour").socket(Family::BOTH[0], PORT).to_string();
+    let before = straight(&pair)?;
+    pair.bed.pod("neighbour").probe(&["connect", &elsewhere, "send:x", "read:1"])?.expect_ok("a neighbour")?;
+    ensure!(straight(&pair)? == before + 1, "a neighbour has no room: {}", agent.kernel_outcomes());
+    ensure!(crowd.wait(PATIENCE)?.success(), "{}", crowd.log());
+    becomes(&pair, Family::BOTH[0], 90, ("200", true))?;
+    for lost in ["straight_not_filed", "straight_refused"] {
+        ensure!(agent.kernel_outcome(lost)? == 0, "{}", agent.kernel_outcomes());
     }
     Ok(())
 }

@@ -2,31 +2,39 @@
 //! told of them. The decision is `mesh_common::same_node::decide` over what `routing` and `policy` say, the same that the
 //! agent asks when it carries a connection itself.
 
-use std::collections::{BTreeSet, HashSet};
+mod memory;
+
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_common::same_node::{Facts, Said, decide};
 
-use super::record;
+use super::{record, refused};
 use crate::addr::{ClientAddr, OrigDstAddr};
-use crate::podnet::{Straight, StraightConnection, StraightPath};
+use crate::podnet::{KernelRefusal, Straight, StraightConnection, StraightPath};
 use crate::policy::{self, Admission};
 use crate::routing::{self, Choices, Transport, Upstream};
-use crate::state::{MeshState, Service, Workload};
-use crate::telemetry::{self, AccessLog, ConnectionRecord, ConnectionResult, Direction, Metrics};
+use crate::state::{MeshState, Workload};
+use crate::telemetry::{self, AccessLog, ConnectionRecord, ConnectionResult, Direction, Metrics, Network};
+use memory::Memory;
 
 /// Decides by `routing` and `policy`, tells metrics and access log.
 pub struct Neighbours {
-    /// Where they are counted.
-    pub metrics: Metrics,
-    /// Where they are told.
-    pub access_log: AccessLog,
+    metrics: Metrics,
+    access_log: AccessLog,
+    memory: Mutex<Memory>,
+}
+
+impl Neighbours {
+    /// Counts and tells there.
+    pub fn new(metrics: Metrics, access_log: AccessLog) -> Self {
+        Self { metrics, access_log, memory: Mutex::default() }
+    }
 }
 
 impl Straight for Neighbours {
-    fn paths(&self, world: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Vec<StraightPath> {
-        paths(world, is_held)
+    fn paths(&self, world: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Arc<[StraightPath]> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).paths(world, is_held)
     }
 
     fn may_go_on(&self, world: &MeshState, from: &Workload, to: &Workload, server: SocketAddr) -> bool {
@@ -39,35 +47,12 @@ impl Straight for Neighbours {
             self.access_log.write(&record);
         }
     }
-}
 
-/// For every pod of this node that is held, what it may dial.
-fn paths(world: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Vec<StraightPath> {
-    let held: Vec<_> = world.local_workloads().filter(|pod| pod.enrolled && is_held(&pod.uid)).collect();
-    let near: HashSet<&str> = held.iter().map(|pod| &*pod.uid).collect();
-    let destinations: BTreeSet<SocketAddr> =
-        world.services().flat_map(|service| destinations(service, &near)).collect();
-    let mut paths = Vec::new();
-    for client in &held {
-        let found = destinations.iter().filter_map(|dialled| path(world, client, *dialled, is_held));
-        paths.extend(found);
-    }
-    paths
-}
-
-/// The addresses of a Service that may lead to pods of this node alone, and those of its pods themselves.
-fn destinations(service: &Service, near: &HashSet<&str>) -> Vec<SocketAddr> {
-    let mut found = Vec::new();
-    let is_near = |workload: &Option<Arc<Workload>>| workload.as_ref().is_some_and(|pod| near.contains(&*pod.uid));
-    for port in &service.ports {
-        let here = port.endpoints.iter().filter(|endpoint| is_near(&endpoint.workload));
-        let addresses: Vec<SocketAddr> = here.map(|endpoint| SocketAddr::new(endpoint.ip, endpoint.port)).collect();
-        if !addresses.is_empty() {
-            found.extend(service.cluster_ips.iter().map(|ip| SocketAddr::new(*ip, port.port)));
-            found.extend(addresses);
+    fn refused(&self, world: &MeshState, refusal: KernelRefusal) {
+        if let Some(record) = refused::record(world, &refusal) {
+            self.access_log.tell(&record);
         }
     }
-    found
 }
 
 /// What `client` may reach at `dialled` by the kernel alone: all of what it may come to, or nothing.
@@ -148,7 +133,7 @@ fn may_go_on(world: &MeshState, from: &Workload, to: &Workload, server: SocketAd
 }
 
 /// What is told on either side.
-fn records(connection: &StraightConnection) -> [ConnectionRecord; 2] {
+pub fn records(connection: &StraightConnection) -> [ConnectionRecord; 2] {
     let StraightConnection { from, to, client, dialled, server, .. } = connection;
     let result = match (connection.cut, connection.was_open) {
         (Some(reason), _) => ConnectionResult::Cut { reason },
@@ -167,6 +152,7 @@ fn records(connection: &StraightConnection) -> [ConnectionRecord; 2] {
         bytes_sent: connection.sent,
         bytes_received: connection.received,
         duration: connection.duration,
+        network: connection.was_open.then_some(Network { rtt: connection.rtt, retransmits: connection.retransmits }),
         ..record::blank(Direction::Outbound, ClientAddr::new(*client))
     };
     let inbound = ConnectionRecord { direction: Direction::Inbound, dialled: None, ..outbound.clone() };
@@ -174,4 +160,4 @@ fn records(connection: &StraightConnection) -> [ConnectionRecord; 2] {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

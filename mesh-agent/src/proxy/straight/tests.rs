@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use mesh_common::addr::Endpoint;
@@ -17,7 +17,7 @@ use crate::state::{
     Affinity, AppProtocol, Backend, Backends, Exclusions, PortSpec, ServiceSpec, TargetPort, Traffic, World,
 };
 
-fn pod(name: &str, ip: &str, node: &str, enrolled: bool) -> Workload {
+pub fn pod(name: &str, ip: &str, node: &str, enrolled: bool) -> Workload {
     Workload {
         uid: name.into(),
         name: name.into(),
@@ -41,7 +41,7 @@ fn pod(name: &str, ip: &str, node: &str, enrolled: bool) -> Workload {
     }
 }
 
-fn service(name: &str, ip: &str, backends: &[(&str, u16)], protocol: AppProtocol) -> ServiceSpec {
+pub fn service(name: &str, ip: &str, backends: &[(&str, u16)], protocol: AppProtocol) -> ServiceSpec {
     let backend = |(ip, port): &(&str, u16)| Backend::ready(ip.parse().unwrap(), *port);
     ServiceSpec {
         namespace: "shop".into(),
@@ -63,7 +63,7 @@ fn meta(name: &str) -> PolicyMeta {
     PolicyMeta { id: format!("shop/{name}").into(), created: None }
 }
 
-fn policy(action: Action, account: &str, ports: &[u16], operations: Vec<Operation>) -> AuthorizationPolicy {
+pub fn policy(action: Action, account: &str, ports: &[u16], operations: Vec<Operation>) -> AuthorizationPolicy {
     let identity = SpiffeId::new("cluster.local", "shop", account).unwrap();
     let sources = vec![Source::Principal(Principal::Exact(identity))];
     let rule = Rule { sources, ports: ports.to_vec(), operations, ..Rule::default() };
@@ -71,13 +71,13 @@ fn policy(action: Action, account: &str, ports: &[u16], operations: Vec<Operatio
     AuthorizationPolicy { meta: meta("p"), targets, action, provider: None, rules: vec![rule] }
 }
 
-fn peer(mode: Option<Mode>, same_node: Option<SameNode>) -> PeerAuthentication {
+pub fn peer(mode: Option<Mode>, same_node: Option<SameNode>) -> PeerAuthentication {
     let targets = vec![Target::Namespace("shop".into())];
     PeerAuthentication { meta: meta("peer"), targets, mode, ports: BTreeMap::new(), same_node }
 }
 
 /// `client`, `near` and `other` on this node, `far` on another, `outside` not in the mesh.
-fn world(peers: Vec<PeerAuthentication>, policies: Vec<AuthorizationPolicy>) -> World {
+pub fn world(peers: Vec<PeerAuthentication>, policies: Vec<AuthorizationPolicy>) -> World {
     let bytes = AppProtocol::Bytes;
     World {
         workloads: vec![
@@ -108,12 +108,15 @@ fn world(peers: Vec<PeerAuthentication>, policies: Vec<AuthorizationPolicy>) -> 
 
 /// What `client` may reach by the kernel alone, as "dialled > endpoints".
 fn of_client(state: &MeshState, is_held: &dyn Fn(&str) -> bool) -> Vec<String> {
-    let own = paths(state, is_held).into_iter().filter(|path| &*path.client == "client");
+    let paths = Memory::default().paths(state, is_held);
+    let own = paths.iter().filter(|path| &*path.client == "client");
     let words = own.map(|path| {
         let endpoints: Vec<String> = path.endpoints.iter().map(|(address, uid)| format!("{uid} {address}")).collect();
         format!("{} > {}", path.dialled, endpoints.join(", "))
     });
-    words.collect()
+    let mut words: Vec<String> = words.collect();
+    words.sort();
+    words
 }
 
 #[test]
@@ -201,6 +204,14 @@ impl Published for Maps {
         let nowhere = mesh_common::addr::Ip::UNSPECIFIED;
         Some(PodConfig::new(PodAddresses::new(nowhere, nowhere), Gate::Open))
     }
+
+    fn live(&self, _: u64) -> Option<i64> {
+        Some(0)
+    }
+
+    fn room(&self, _: u64) -> Option<i64> {
+        Some(1)
+    }
 }
 
 fn maps(paths: &[StraightPath], cookies: &HashMap<&str, u64>) -> Maps {
@@ -243,7 +254,7 @@ proptest! {
     fn kernel_and_agent_answer_alike(world in a_world(), chance in any::<u32>()) {
         let state = MeshState::build(1, "node", &world);
         let cookies: HashMap<&str, u64> = [("client", 1), ("near", 2), ("other", 3)].into();
-        let maps = maps(&paths(&state, &|uid| cookies.contains_key(uid)), &cookies);
+        let maps = maps(&Memory::default().paths(&state, &|uid| cookies.contains_key(uid)), &cookies);
         let dialled: BTreeSet<SocketAddr> = world.services.iter()
             .flat_map(|service| service.cluster_ips.iter().map(|ip| SocketAddr::new(*ip, 80)))
             .chain((8080..8083).map(|port| SocketAddr::new(server_ip(), port)))
@@ -251,7 +262,7 @@ proptest! {
         for (name, cookie) in &cookies {
             let client = state.local_workloads().find(|pod| &*pod.name == *name).unwrap();
             for dialled in &dialled {
-                let chosen = same_node::choose(&maps, *cookie, Endpoint::from(*dialled), 1, chance);
+                let chosen = same_node::choose(&maps, *cookie, Endpoint::from(*dialled), 1, chance).ok();
                 let by_agent: BTreeSet<_> = (0..16).flat_map(|seed| by_agent(&state, client, *dialled, seed)).collect();
                 match chosen {
                     Some(socket) => {
@@ -305,6 +316,8 @@ fn both_sides_are_told() {
         duration: std::time::Duration::from_millis(3),
         was_open,
         cut,
+        rtt: std::time::Duration::from_micros(250),
+        retransmits: 2,
     };
     let [outbound, inbound] = records(&connection(true, None));
     assert_eq!((outbound.direction, inbound.direction), (Direction::Outbound, Direction::Inbound));
@@ -316,6 +329,8 @@ fn both_sides_are_told() {
             (Some("shop/client"), Some("shop/near"))
         );
         assert_eq!((record.bytes_sent, record.bytes_received, &record.result), (5, 7, &ConnectionResult::Ok));
+        let network = record.network.unwrap();
+        assert_eq!((network.rtt.as_micros(), network.retransmits), (250, 2));
     }
     let [cut, _] = records(&connection(true, Some("policy-revoked")));
     assert_eq!((cut.result.name(), cut.result.reason()), ("cut", Some("policy-revoked")));
