@@ -8,7 +8,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::coop::unconstrained;
@@ -176,14 +176,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
                 // come for the others.
                 return pin!(yield_now()).poll(cx).map(Ok);
             }
-            let came = match ready!(self.poll_fill(cx)) {
-                Ok(came) if came.is_empty() => return Poll::Ready(self.hung_up()),
-                Ok(came) => came,
-                Err(error) => return Poll::Ready(Err(error.into())),
-            };
-            self.round = self.round.saturating_sub(came.len());
-            if let Err(fault) = self.parser.take(&self.session, came) {
-                return Poll::Ready(Err(self.session.fail(fault)));
+            match ready!(self.poll_take(cx)) {
+                Ok(0) => return Poll::Ready(self.hung_up()),
+                Ok(came) => self.round = self.round.saturating_sub(came),
+                Err(broken) => return Poll::Ready(Err(broken)),
             }
         }
         self.is_stalled = true;
@@ -201,29 +197,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         }
     }
 
-    /// What has come, up to a chunk: TLS gives it out record by record.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    /// Takes what has come, up to a chunk, since TLS gives it out record by record; how much that was, nothing at the end.
+    fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
         READ_BLOCK.with_borrow_mut(|block| {
-            socket::make_room(block);
-            let mut ended = Ok(());
-            while block.len() < CHUNK {
-                match socket::poll_into(cx, &mut self.io, block, CHUNK - block.len()) {
-                    Poll::Ready(Ok(0)) => break,
-                    Poll::Ready(Ok(_)) => {}
-                    Poll::Ready(Err(error)) => {
-                        ended = Err(error);
-                        break;
-                    }
-                    Poll::Pending if block.is_empty() => return Poll::Pending,
-                    Poll::Pending => break,
-                }
-            }
-            // An error comes again, behind what was read before it.
-            if block.is_empty() {
-                Poll::Ready(ended.map(|()| Bytes::new()))
-            } else {
-                Poll::Ready(Ok(socket::take(block)))
-            }
+            ready!(poll_fill(cx, &mut self.io, block))?;
+            let came = block.len();
+            let taken = self.parser.take(&self.session, block);
+            block.clear();
+            Poll::Ready(taken.map(|()| came).map_err(|fault| self.session.fail(fault)))
         })
     }
 
@@ -279,6 +260,21 @@ impl<T> Drop for Connection<T> {
     }
 }
 
+/// Fills a block as far as there is something.
+fn poll_fill<T: AsyncRead + Unpin>(cx: &mut Context<'_>, io: &mut T, block: &mut BytesMut) -> Poll<io::Result<()>> {
+    socket::make_room(block);
+    while block.len() < CHUNK {
+        match socket::poll_into(cx, io, block, CHUNK - block.len()) {
+            Poll::Ready(Ok(1..)) => {}
+            // An end comes again, and so does an error, behind what was read before it.
+            Poll::Ready(_) | Poll::Pending if !block.is_empty() => break,
+            Poll::Ready(ended) => return Poll::Ready(ended.map(drop)),
+            Poll::Pending => return Poll::Pending,
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
 /// Takes bytes apart into frames. DATA goes to its stream as it comes, however much of its frame that is; other frames are
 /// collected.
 struct Parser {
@@ -320,11 +316,12 @@ impl Parser {
         !(matches!(self.state, State::Head) && self.partial.is_empty())
     }
 
-    fn take(&mut self, session: &Session, mut bytes: Bytes) -> Result<(), Fault> {
+    /// All of the bytes, but for those of a frame that is to be taken whole and is not: these are kept.
+    fn take(&mut self, session: &Session, bytes: &mut BytesMut) -> Result<(), Fault> {
         loop {
             match self.state {
                 State::Preface => {
-                    match self.whole(&mut bytes, frame::PREFACE.len(), |preface| preface == frame::PREFACE) {
+                    match self.whole(bytes, frame::PREFACE.len(), |preface| preface == frame::PREFACE) {
                         Some(true) => self.state = State::Head,
                         Some(false) => return Err(NO_PREFACE),
                         None if frame::PREFACE.starts_with(&self.partial) => return Ok(()),
@@ -333,12 +330,12 @@ impl Parser {
                     }
                 }
                 State::Head => {
-                    let read = self.whole(&mut bytes, HEAD, |head| head.first_chunk::<HEAD>().copied().map(Head::read));
+                    let read = self.whole(bytes, HEAD, |head| head.first_chunk::<HEAD>().copied().map(Head::read));
                     let Some(Some(head)) = read else { return Ok(()) };
                     self.state = begin(session, head)?;
                 }
                 State::Whole(head) => {
-                    let Some(taken) = self.whole(&mut bytes, head.length, |payload| session.take(head, payload)) else {
+                    let Some(taken) = self.whole(bytes, head.length, |payload| session.take(head, payload)) else {
                         return Ok(());
                     };
                     taken?;
@@ -364,7 +361,7 @@ impl Parser {
                     self.state = State::Data(Data { stream: head.stream, bytes: length, padding, is_last });
                 }
                 State::Data(data) => {
-                    let left = deliver(session, data, &mut bytes);
+                    let left = deliver(session, data, bytes);
                     if left.bytes > 0 || left.padding > 0 {
                         self.state = State::Data(left);
                         return Ok(());
@@ -379,7 +376,7 @@ impl Parser {
     }
 
     /// Reads so many bytes once they are there, from where they are if they came in one piece.
-    fn whole<R>(&mut self, bytes: &mut Bytes, length: usize, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
+    fn whole<R>(&mut self, bytes: &mut BytesMut, length: usize, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
         if self.partial.is_empty()
             && let Some(whole) = bytes.get(..length)
         {
@@ -427,7 +424,7 @@ fn begin(session: &Session, head: Head) -> Result<State, Fault> {
 const SHORT: Fault = (Reason::FRAME_SIZE_ERROR, "a frame that ends too soon");
 
 /// Gives the stream what there is of its frame; what is left of the frame.
-fn deliver(session: &Session, mut data: Data, bytes: &mut Bytes) -> Data {
+fn deliver(session: &Session, mut data: Data, bytes: &mut BytesMut) -> Data {
     let part = data.bytes.min(bytes.len());
     if part > 0 {
         session.data(data.stream, socket::part(bytes, part));
@@ -488,7 +485,7 @@ mod tests {
         let (mut left, mut pieces) = (bytes, pieces.iter().cycle());
         while !left.is_empty() {
             let (piece, rest) = left.split_at((*pieces.next().unwrap()).min(left.len()));
-            parser.take(&session, Bytes::copy_from_slice(piece)).unwrap();
+            parser.take(&session, &mut BytesMut::from(piece)).unwrap();
             left = rest;
         }
         assert!(!parser.is_within());
@@ -521,7 +518,7 @@ mod tests {
     fn what_is_no_http2_is_told_so_at_once() {
         for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"PRI * HTTP/1.1", b"\x16\x03\x01"] {
             let session = Session::server(&Limits::default());
-            let fault = Parser::new(&session).take(&session, Bytes::copy_from_slice(bytes)).unwrap_err();
+            let fault = Parser::new(&session).take(&session, &mut BytesMut::from(bytes)).unwrap_err();
             assert_eq!(fault, NO_PREFACE);
         }
     }

@@ -46,7 +46,7 @@ pub(super) fn make_room(block: &mut BytesMut) {
 }
 
 /// What was read, as a part of the block; a small one as its own, since it would hold on to all of it.
-pub(super) fn take(block: &mut BytesMut) -> Bytes {
+fn take(block: &mut BytesMut) -> Bytes {
     if block.len() > SMALL {
         return block.split().freeze();
     }
@@ -55,10 +55,10 @@ pub(super) fn take(block: &mut BytesMut) -> Bytes {
     copied
 }
 
-/// The first bytes, as a part; a small one as its own.
-pub(super) fn part(bytes: &mut Bytes, length: usize) -> Bytes {
-    let part = bytes.split_to(length.min(bytes.len()));
-    if part.len() > SMALL { part } else { Bytes::copy_from_slice(&part) }
+/// The first bytes of a block, as a part of it; a small one as its own.
+pub(super) fn part(block: &mut BytesMut, length: usize) -> Bytes {
+    let part = block.split_to(length.min(block.len()));
+    if part.len() > SMALL { part.freeze() } else { Bytes::copy_from_slice(&part) }
 }
 
 /// Reads behind what is in the block, up to `most` bytes, for which there is room.
