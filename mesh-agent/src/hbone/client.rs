@@ -3,11 +3,8 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use h2::client::{Builder, Connection, SendRequest};
-use h2::{PingPong, Reason};
+use h2::Reason;
 use http::StatusCode;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -15,13 +12,14 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::gather::Gather;
-use super::limits::{self, Limits};
+use super::connection::Connection;
+use super::limits::Limits;
 use super::liveness;
 use super::pool::Occupied;
+use super::session::{Opener, Session, Unopened};
 use super::socket::{Below, Socket};
 use super::stream::Stream;
-use super::words::{self, ConnectRequest};
+use super::words::ConnectRequest;
 use crate::identity::{Peer, Svid};
 use crate::spiffe::SpiffeId;
 
@@ -137,32 +135,10 @@ impl OpenError {
     }
 }
 
-/// The HTTP/2 connection, which its owner must drive.
-pub(super) struct Driver<T = TlsStream<Socket>> {
-    connection: Connection<Gather<T>, Bytes>,
-    wire: Gather<T>,
-}
-
-impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
-    /// Sends pings; once.
-    pub(super) fn ping_pong(&mut self) -> Option<PingPong> {
-        self.connection.ping_pong()
-    }
-
-    /// Drives it to its end.
-    pub(super) async fn run(self) -> Result<(), h2::Error> {
-        self.wire.drive(self.connection).await
-    }
-}
-
-/// HTTP/2 with a peer who has proved who it is.
-pub(super) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
-    io: T,
-    limits: &Limits,
-) -> Result<(SendRequest<Bytes>, Driver<T>), h2::Error> {
-    let wire = Gather::new(io);
-    let (send, connection) = wire.drive(builder(limits).handshake(wire.clone())).await?;
-    Ok((send, Driver { connection, wire }))
+/// HTTP/2 with a peer who has proved who it is. Its owner must drive it.
+pub(super) fn begin<T: AsyncRead + AsyncWrite + Unpin>(io: T, limits: &Limits) -> (Opener, Connection<T>) {
+    let (session, opener) = Session::client(limits);
+    (opener, Connection::new(io, session))
 }
 
 /// Makes a tunnel on a connected socket; returns only if the peer is `expected`.
@@ -172,7 +148,7 @@ pub(super) async fn establish(
     address: IpAddr,
     expected: &SpiffeId,
     limits: &Limits,
-) -> Result<(SendRequest<Bytes>, Driver, Peer, Below), OpenError> {
+) -> Result<(Opener, Connection<TlsStream<Socket>>, Peer, Below), OpenError> {
     let established = async {
         let _ = tcp.set_nodelay(true);
         liveness::watch(&tcp, limits);
@@ -189,8 +165,8 @@ pub(super) async fn establish(
         if session.alpn_protocol() != Some(b"h2") {
             return Err(OpenError::Tls("the peer does not speak HTTP/2".to_string()));
         }
-        let (send, driver) = handshake(tls, limits).await.map_err(|error| OpenError::Lost(error.to_string()))?;
-        Ok((send, driver, peer, below))
+        let (opener, connection) = begin(tls, limits);
+        Ok((opener, connection, peer, below))
     };
     match tokio::time::timeout(limits.handshake_timeout, established).await {
         Ok(established) => established,
@@ -198,41 +174,33 @@ pub(super) async fn establish(
     }
 }
 
-fn builder(limits: &Limits) -> Builder {
-    let mut builder = bound!(Builder::new());
-    builder.initial_max_send_streams(limits.max_streams as usize).max_concurrent_streams(0).enable_push(false);
-    builder
-}
-
 /// Sends one CONNECT and waits for its answer.
 pub(super) async fn connect(
-    mut send: SendRequest<Bytes>,
+    opener: Opener,
     occupied: Option<Occupied>,
     request: &ConnectRequest,
     limits: &Limits,
 ) -> Result<Stream, OpenError> {
     let exchange = async {
-        std::future::poll_fn(|cx| send.poll_ready(cx)).await.map_err(before_answer)?;
-        let (response, body) = send.send_request(request.to_http(), false).map_err(before_answer)?;
-        let response = response.await.map_err(before_answer)?;
-        Ok((response, body))
+        let handle = opener.ask(request).await?;
+        let answer = handle.answer().await?;
+        Ok((handle, answer))
     };
-    let (response, body) = match tokio::time::timeout(limits.response_timeout, exchange).await {
-        Ok(exchanged) => exchanged?,
+    let (handle, answer) = match tokio::time::timeout(limits.response_timeout, exchange).await {
+        Ok(exchanged) => exchanged.map_err(before_answer)?,
         Err(_) => return Err(OpenError::TimedOut(Timeout::Response)),
     };
-    if response.status() != StatusCode::OK {
-        return Err(OpenError::Refused(response.status()));
+    if answer.status != StatusCode::OK {
+        return Err(OpenError::Refused(answer.status));
     }
-    let baggage = words::baggage(response.headers());
     let below = occupied.as_ref().map(Occupied::below).unwrap_or_default();
-    Ok(Stream::new(body, response.into_body(), baggage, occupied, below))
+    Ok(Stream::new(handle, answer.baggage, occupied, below))
 }
 
-fn before_answer(error: h2::Error) -> OpenError {
-    match error.reason() {
-        Some(reason) if error.is_reset() && error.is_remote() => OpenError::Reset(reason),
-        Some(Reason::NO_ERROR) if error.is_go_away() && error.is_remote() => OpenError::GoingAway(error.to_string()),
-        Some(_) | None => OpenError::Lost(error.to_string()),
+fn before_answer(why: Unopened) -> OpenError {
+    match why {
+        Unopened::Reset(reason) => OpenError::Reset(reason),
+        Unopened::Goodbye(why) => OpenError::GoingAway(why),
+        Unopened::Lost(why) => OpenError::Lost(why),
     }
 }

@@ -90,13 +90,13 @@ pub fn client(input: &[u8]) {
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         let open = async {
             let limits = Limits::default();
-            let Ok((send, driver)) = client::handshake(near, &limits).await else { return };
+            let (opener, connection) = client::begin(near, &limits);
             let exchange = async {
-                let Ok(mut stream) = client::connect(send, None, &request(), &limits).await else { return };
+                let Ok(mut stream) = client::connect(opener, None, &request(), &limits).await else { return };
                 let sent = stream.send_all(bytes::Bytes::from_static(b"hello")).await;
                 while sent.is_ok() && matches!(stream.recv().await, Some(Ok(_))) {}
             };
-            let (_, ()) = tokio::join!(driver.run(), exchange);
+            let (_, ()) = tokio::join!(connection.run(), exchange);
         };
         tokio::join!(open, play(far, input));
     });

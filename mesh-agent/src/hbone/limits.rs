@@ -29,20 +29,20 @@ limits! {
         "One read of a bulk transfer is one frame; larger frames would only delay the streams beside it.";
     MAX_HEADER_LIST_BYTES = 16 << 10, "bytes",
         "Our own requests have under 1 KiB; ztunnel's baggage under 4 KiB.";
+    HEADER_FLOOD_BYTES = 64 << 10, "bytes",
+        "A head beyond MAX_HEADER_LIST_BYTES is refused, which a mistake may be; one of four times that ends the tunnel.";
     HEADER_TABLE_BYTES = 4 << 10, "bytes",
-        "HPACK's default; a larger table is memory that a peer can make us hold.";
-    SEND_BUFFER_BYTES = 256 << 10, "bytes per stream",
-        "What is read from an application ahead of the tunnel: enough to fill a pipe, small enough for thousands.";
-    DATA_FRAME_BUDGET = 16 << 20, "bytes of framing overhead per tunnel",
-        "64 Ki tiny frames in one go; we take frames as they come, so only a flood gets there. The peer is then told to calm down, since their overhead is not in any window.";
+        "HPACK's default, which a peer may use before it has heard of another; a larger table is memory that a peer can make us hold.";
+    SEND_BUFFER_BYTES = 256 << 10, "bytes per tunnel",
+        "What is read from applications ahead of the tunnel: enough to fill a pipe. Whoever finds no room waits until half of it has left.";
     MAX_RESET_STREAMS = 1024, "streams per tunnel",
-        "Remembered after we reset them, so that late frames are ignored rather than answered; a few hundred bytes each.";
-    RESET_STREAM_SECONDS = 5, "seconds",
-        "How long such a stream is remembered: above any sane round trip.";
+        "Remembered after we reset them, so that late frames are ignored rather than answered; four bytes each.";
     MAX_PENDING_RESETS = 1000, "streams per tunnel",
         "Reset by the peer before we looked at them (rapid reset); ten times its streams, since applications that give up in a hurry do this too. MAX_HANDLERS bounds the work; beyond it the tunnel is closed.";
-    MAX_LOCAL_ERROR_RESETS = 16384, "streams in a tunnel's life",
-        "Streams that the peer made us reset by breaking the protocol; frames for streams that we have forgotten count as well, and the count never falls, so a busy tunnel must not come near it. Beyond it the tunnel is closed.";
+    MAX_FAULTS = 16384, "frames in a tunnel's life",
+        "Frames that no sane peer sends: streams that we reset for breaking the protocol, frames for streams that are over and forgotten, empty DATA. The count never falls, so a busy tunnel must not come near it. Beyond it the tunnel is closed.";
+    MAX_CONTINUATIONS = 32, "frames per head",
+        "A head of MAX_HEADER_LIST_BYTES fits into one frame; a peer that cuts it smaller than this has no reason to.";
     MAX_HANDLERS = 200, "requests in work per tunnel",
         "A peer that resets and asks anew does not get more of our work than its streams: beyond it requests get 503.";
     MAX_TUNNELS_PER_KEY = 1024, "tunnels",

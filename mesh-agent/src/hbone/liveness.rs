@@ -8,11 +8,11 @@
 
 use std::time::Duration;
 
-use h2::{Ping, PingPong};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use super::limits::{self, Limits};
+use super::session::Session;
 
 /// Has the kernel break the connection when the peer has said nothing for [`Limits::dead_peer`].
 pub(super) fn watch(tcp: &TcpStream, limits: &Limits) {
@@ -26,17 +26,16 @@ pub(super) fn watch(tcp: &TcpStream, limits: &Limits) {
 }
 
 /// Pings, while the tunnel is in use, until the peer stops answering; returns only then.
-pub(super) async fn keep_alive(ping_pong: Option<PingPong>, limits: &Limits, is_in_use: impl Fn() -> bool) {
-    let Some(mut ping_pong) = ping_pong else { return std::future::pending().await };
+pub(super) async fn keep_alive(session: &Session, limits: &Limits, is_in_use: impl Fn() -> bool) {
     loop {
         tokio::time::sleep(limits.ping_interval).await;
         if !is_in_use() {
             continue;
         }
-        match tokio::time::timeout(limits.ping_timeout, ping_pong.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
+        match tokio::time::timeout(limits.ping_timeout, session.ping()).await {
+            Ok(Ok(())) => {}
             // The connection itself is over, and whoever drives it says so better.
-            Ok(Err(_)) => return std::future::pending().await,
+            Ok(Err(())) => return std::future::pending().await,
             Err(_) => return,
         }
     }

@@ -12,20 +12,20 @@ use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use h2::client::SendRequest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
 use super::backoff::{Backoffs, Turn};
 use super::client::{self, OpenError, Timeout};
+use super::connection::Connection;
 use super::limits::{self, Limits};
 use super::liveness;
-use super::socket::Below;
+use super::session::Opener;
+use super::socket::{Below, Socket};
 use super::stream::Stream;
 use super::tally::Tally;
 use super::words::ConnectRequest;
@@ -96,7 +96,7 @@ struct Tunnel {
     idle_since: Cell<Instant>,
     since: SystemTime,
     /// Opens streams; none once the tunnel is retired. With the last of it gone, the connection says goodbye by itself.
-    send: RefCell<Option<SendRequest<Bytes>>>,
+    send: RefCell<Option<Opener>>,
     tally: Arc<Tally>,
     /// Its socket.
     below: Below,
@@ -228,7 +228,7 @@ impl Pool {
     }
 
     /// A place in an open tunnel that was made with this certificate or a newer one.
-    fn check_out(&self, key: &TunnelKey, svid: &Svid) -> Option<(SendRequest<Bytes>, Occupied)> {
+    fn check_out(&self, key: &TunnelKey, svid: &Svid) -> Option<(Opener, Occupied)> {
         let slot = self.inner.slots.borrow().get(key).cloned()?;
         slot.check_out(svid, &self.inner.limits)
     }
@@ -240,7 +240,7 @@ impl Pool {
         key: &TunnelKey,
         svid: &Arc<Svid>,
         connect_tcp: impl AsyncFn() -> io::Result<TcpStream>,
-    ) -> Result<(SendRequest<Bytes>, Occupied), OpenError> {
+    ) -> Result<(Opener, Occupied), OpenError> {
         let turn = self.inner.backoffs.borrow().turn(key, Instant::now());
         if let Turn::Wait(reason) = turn {
             return Err(self.inner.backing_off(reason));
@@ -295,25 +295,26 @@ impl Pool {
         svid: &Arc<Svid>,
         connect_timeout: Duration,
         connect_tcp: impl AsyncFn() -> io::Result<TcpStream>,
-    ) -> Result<(SendRequest<Bytes>, Open), OpenError> {
+    ) -> Result<(Opener, Open), OpenError> {
         let limits = &self.inner.limits;
         let tcp = match tokio::time::timeout(connect_timeout, connect_tcp()).await {
             Ok(Ok(tcp)) => tcp,
             Ok(Err(error)) => return Err(OpenError::Connect { kind: error.kind(), message: error.to_string() }),
             Err(_) => return Err(OpenError::TimedOut(Timeout::Connect)),
         };
-        let (send, driver, peer, below) = client::establish(tcp, svid, key.address, &key.destination, limits).await?;
+        let (send, connection, peer, below) =
+            client::establish(tcp, svid, key.address, &key.destination, limits).await?;
         let tunnel = Tunnel::new(key.clone(), svid.generation, peer, send.clone(), below, self.inner.tally.clone());
         let tunnel = Rc::new(tunnel);
         self.inner.living.borrow_mut().retain(|tunnel| tunnel.strong_count() > 0);
         self.inner.living.borrow_mut().push(Rc::downgrade(&tunnel));
-        tokio::task::spawn_local(drive(driver, tunnel.clone(), Rc::downgrade(&self.inner)));
+        tokio::task::spawn_local(drive(connection, tunnel.clone(), Rc::downgrade(&self.inner)));
         Ok((send, Open(tunnel)))
     }
 }
 
 impl Slot {
-    fn check_out(&self, svid: &Svid, limits: &Limits) -> Option<(SendRequest<Bytes>, Occupied)> {
+    fn check_out(&self, svid: &Svid, limits: &Limits) -> Option<(Opener, Occupied)> {
         let mut open = self.open.borrow_mut();
         open.retain(|open| open.0.takes_streams_of(svid));
         // The fullest first leaves the others to fall idle.
@@ -365,14 +366,7 @@ impl Inner {
 }
 
 impl Tunnel {
-    fn new(
-        key: TunnelKey,
-        generation: u64,
-        peer: Peer,
-        send: SendRequest<Bytes>,
-        below: Below,
-        tally: Arc<Tally>,
-    ) -> Self {
+    fn new(key: TunnelKey, generation: u64, peer: Peer, send: Opener, below: Below, tally: Arc<Tally>) -> Self {
         tally.tunnels.fetch_add(1, Ordering::Relaxed);
         Self {
             tally,
@@ -397,13 +391,11 @@ impl Tunnel {
 
     /// Whether the peer has said goodbye, or the connection is lost.
     fn is_going_away(&self) -> bool {
-        let mut send = self.send.borrow_mut();
-        let mut cx = Context::from_waker(Waker::noop());
-        send.as_mut().is_none_or(|send| matches!(send.poll_ready(&mut cx), Poll::Ready(Err(_))))
+        self.send.borrow().as_ref().is_none_or(Opener::is_going_away)
     }
 
     fn has_room(&self, limits: &Limits) -> bool {
-        let most = self.send.borrow().as_ref().map_or(0, SendRequest::current_max_send_streams);
+        let most = self.send.borrow().as_ref().map_or(0, Opener::most_streams);
         (self.streams.get() as usize) < most.min(limits.max_streams as usize)
     }
 
@@ -430,9 +422,9 @@ impl Drop for Tunnel {
 }
 
 /// Drives a tunnel to its end: closed, lost, or not answering.
-async fn drive(mut driver: client::Driver, tunnel: Rc<Tunnel>, pool: Weak<Inner>) {
+async fn drive(connection: Connection<TlsStream<Socket>>, tunnel: Rc<Tunnel>, pool: Weak<Inner>) {
     let Some(limits) = pool.upgrade().map(|pool| pool.limits.clone()) else { return };
-    let ping_pong = driver.ping_pong();
+    let session = connection.session().clone();
     let retire = || {
         tunnel.retire();
         if let Some(pool) = pool.upgrade() {
@@ -447,11 +439,11 @@ async fn drive(mut driver: client::Driver, tunnel: Rc<Tunnel>, pool: Weak<Inner>
     };
     let address = tunnel.key.address;
     tokio::select! {
-        ended = driver.run() => match ended {
+        ended = connection.run() => match ended {
             Ok(()) => debug!(%address, "tunnel closed"),
             Err(error) => debug!(%address, %error, "tunnel lost"),
         },
-        () = liveness::keep_alive(ping_pong, &limits, || tunnel.streams.get() > 0) => debug!(%address, "tunnel lost: no answer to a ping"),
+        () = liveness::keep_alive(&session, &limits, || tunnel.streams.get() > 0) => debug!(%address, "tunnel lost: no answer to a ping"),
         () = tunnel.peer.distrusted() => debug!(%address, "tunnel cut: the root of its peer is no longer trusted"),
         () = watch_idle => {}
     }

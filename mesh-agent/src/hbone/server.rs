@@ -7,22 +7,22 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use h2::server::{Builder, Connection, SendResponse};
-use h2::{Reason, RecvStream};
-use http::{Method, Request, Response, StatusCode};
+use h2::Reason;
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::gather::Gather;
+use super::connection::Connection;
+use super::head::{Asked, Wish};
 use super::limits::{self, Limits};
 use super::liveness;
+use super::session::{Broken, Handle, Request, Session};
 use super::socket::{Below, Socket};
 use super::stream::{Stream, StreamError};
-use super::words::{self, Headers, TraceParent};
+use super::words::TraceParent;
 use crate::drain;
 use crate::identity::{Peer, PeerError, Svid};
 use crate::spiffe::SpiffeId;
@@ -44,7 +44,7 @@ pub enum ServeError {
     NotHttp2,
     /// The peer broke the protocol or the connection.
     #[error("HTTP/2: {0}")]
-    Http2(#[from] h2::Error),
+    Http2(#[from] Broken),
     /// No answer to a ping.
     #[error("the peer did not answer a ping")]
     PingTimeout,
@@ -92,33 +92,29 @@ pub struct Incoming {
     pub baggage: Option<String>,
     /// The trace, if the peer sent one that reads.
     pub traceparent: Option<TraceParent>,
-    answer: Option<(SendResponse<Bytes>, RecvStream)>,
+    answer: Option<Handle>,
     below: Below,
 }
 
 impl Incoming {
     /// Answers 200. Call it once the application is connected.
     pub fn accept(mut self, baggage: &str) -> Result<Stream, StreamError> {
-        let Some((mut respond, recv)) = self.answer.take() else { return Err(StreamError::Reset(Reason::CANCEL)) };
-        let mut response = Response::new(());
-        words::put_baggage(response.headers_mut(), baggage);
-        let send = respond.send_response(response, false)?;
-        Ok(Stream::new(send, recv, None, None, std::mem::take(&mut self.below)))
+        let Some(handle) = self.answer.take() else { return Err(StreamError::Reset(Reason::CANCEL)) };
+        handle.respond(StatusCode::OK, baggage, false)?;
+        Ok(Stream::new(handle, None, None, std::mem::take(&mut self.below)))
     }
 
     /// Answers no.
     pub fn refuse(mut self, status: Status) {
-        if let Some((respond, _recv)) = self.answer.take() {
-            refuse(respond, status);
+        if let Some(handle) = self.answer.take() {
+            refuse(&handle, status.code());
         }
     }
 
     /// Returns when the peer has taken its request back; the work for it may stop.
     pub async fn abandoned(&mut self) {
-        match &mut self.answer {
-            Some((respond, _recv)) => {
-                let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
-            }
+        match &self.answer {
+            Some(handle) => drop(std::future::poll_fn(|cx| handle.poll_reset(cx)).await),
             None => std::future::pending().await,
         }
     }
@@ -126,17 +122,15 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if let Some((respond, _recv)) = self.answer.take() {
-            refuse(respond, Status::Unavailable);
+        if let Some(handle) = self.answer.take() {
+            refuse(&handle, Status::Unavailable.code());
         }
     }
 }
 
-fn refuse(mut respond: SendResponse<Bytes>, status: Status) {
-    let mut response = Response::new(());
-    *response.status_mut() = status.code();
+fn refuse(handle: &Handle, status: StatusCode) {
     // It fails when the peer is gone, and then nobody waits for the answer.
-    let _ = respond.send_response(response, true);
+    let _ = handle.respond(status, "", true);
 }
 
 /// Makes a tunnel of a TCP connection: until this has returned nobody knows who the peer is.
@@ -160,26 +154,19 @@ async fn handshake(tcp: TcpStream, svid: &Svid, limits: &Limits) -> Result<Tunne
     Ok(tunnel)
 }
 
-fn builder(limits: &Limits) -> Builder {
-    let mut builder = bound!(Builder::new());
-    builder.max_concurrent_streams(limits.max_streams);
-    builder
-}
-
 /// A tunnel that a peer has opened to one of our pods.
 pub struct Tunnel<T = TlsStream<Socket>> {
     peer: Peer,
-    connection: Connection<Gather<T>, Bytes>,
-    wire: Gather<T>,
+    connection: Connection<T>,
     handlers: Handlers,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
     /// HTTP/2 with a peer who has proved who it is.
     pub(super) async fn with(peer: Peer, io: T, limits: &Limits) -> Result<Self, ServeError> {
-        let wire = Gather::new(io);
-        let connection = wire.drive(builder(limits).handshake(wire.clone())).await?;
-        Ok(Self { peer, connection, wire, handlers: Handlers::new() })
+        let mut connection = Connection::new(io, Session::server(limits));
+        connection.begun().await?;
+        Ok(Self { peer, connection, handlers: Handlers::new() })
     }
 
     /// Serves it to its end. `on_connect` runs as a local task per CONNECT.
@@ -190,21 +177,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
     pub async fn serve<H, F>(
         self,
         limits: &Limits,
-        leaving: drain::Token,
-        drain: drain::Token,
-        on_connect: H,
-    ) -> Result<(), ServeError>
-    where
-        H: Fn(Incoming) -> F,
-        F: Future<Output = ()> + 'static,
-    {
-        let wire = self.wire.clone();
-        wire.drive(self.run(limits, leaving, drain, on_connect)).await
-    }
-
-    async fn run<H, F>(
-        self,
-        limits: &Limits,
         mut leaving: drain::Token,
         mut drain: drain::Token,
         on_connect: H,
@@ -213,20 +185,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
         H: Fn(Incoming) -> F,
         F: Future<Output = ()> + 'static,
     {
-        let Self { peer, mut connection, handlers, .. } = self;
-        let ping_pong = connection.ping_pong();
+        let Self { peer, mut connection, handlers } = self;
+        let session = connection.session().clone();
         let is_in_use = || handlers.count.get() > 0;
-        let mut lost = std::pin::pin!(liveness::keep_alive(ping_pong, limits, is_in_use));
+        let mut lost = std::pin::pin!(liveness::keep_alive(&session, limits, is_in_use));
         let mut distrusted = std::pin::pin!(peer.distrusted());
         let mut idle = std::pin::pin!(handlers.until_idle(limits.idle_server_tunnel));
         let (mut has_served, mut said_goodbye) = (false, false);
         let (mut cut_at, mut drains) = (None, false);
         loop {
             tokio::select! {
-                request = connection.accept() => match request {
-                    Some(Ok((request, respond))) => {
+                request = std::future::poll_fn(|cx| connection.poll_request(cx)) => match request {
+                    Some(Ok(request)) => {
                         has_served = true;
-                        handle(&peer, &handlers, request, respond, &on_connect);
+                        handle(&peer, &handlers, request, &on_connect);
                     }
                     // After our goodbye the peer may close before our last frames are out. What that cuts, if anything,
                     // is told by its handler.
@@ -235,17 +207,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
                     None => return Ok(()),
                 },
                 () = drain.started(), if !drains => {
-                    connection.graceful_shutdown();
+                    session.say_last_call();
                     (drains, said_goodbye) = (true, true);
                     cut_at = earlier(cut_at, limits.drain_window);
                 }
                 () = at(cut_at) => return farewell(connection, ServeError::Drained).await,
                 () = leaving.started(), if has_served && !said_goodbye => {
-                    connection.graceful_shutdown();
+                    session.say_last_call();
                     said_goodbye = true;
                 }
                 () = &mut idle, if !said_goodbye => {
-                    connection.graceful_shutdown();
+                    session.say_last_call();
                     said_goodbye = true;
                     // A peer that does not listen would hold it for ever.
                     cut_at = earlier(cut_at, limits.drain_window);
@@ -258,23 +230,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
 }
 
 /// Answers what is no CONNECT of ours, and hands over what is.
-fn handle<H, F>(
-    peer: &Peer,
-    handlers: &Handlers,
-    request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
-    on_connect: &H,
-) where
+fn handle<H, F>(peer: &Peer, handlers: &Handlers, request: Request, on_connect: &H)
+where
     H: Fn(Incoming) -> F,
     F: Future<Output = ()> + 'static,
 {
-    // A peer of ours has made a new tunnel long before.
-    if !peer.is_current() {
-        return refuse(respond, Status::Denied);
-    }
-    let Some(authority) = authority(&request) else { return refuse(respond, Status::BadRequest) };
-    let Some(handler) = handlers.enter() else { return refuse(respond, Status::Unavailable) };
-    let Headers { forwarded, baggage, traceparent } = Headers::read(request.headers());
+    let Request { asked, handle } = request;
+    let wish = match asked {
+        // A peer of ours has made a new tunnel long before.
+        _ if !peer.is_current() => return refuse(&handle, Status::Denied.code()),
+        Asked::Connect(wish) => *wish,
+        Asked::Refused(status) => return refuse(&handle, status),
+        Asked::Malformed => return,
+    };
+    let Some(handler) = handlers.enter() else { return refuse(&handle, Status::Unavailable.code()) };
+    let Wish { authority, forwarded, baggage, traceparent } = wish;
     let (client, host) = forwarded.map(|forwarded| (forwarded.client, forwarded.host)).unzip();
     let incoming = Incoming {
         peer: peer.id.clone(),
@@ -283,7 +253,7 @@ fn handle<H, F>(
         host: host.flatten(),
         baggage,
         traceparent,
-        answer: Some((respond, request.into_body())),
+        answer: Some(handle),
         below: handlers.below.clone(),
     };
     let work = on_connect(incoming);
@@ -291,14 +261,6 @@ fn handle<H, F>(
         work.await;
         drop(handler);
     });
-}
-
-/// The address that a plain CONNECT asks for. Extended CONNECT (`:protocol`) is another thing, which we do not serve.
-fn authority(request: &Request<RecvStream>) -> Option<SocketAddr> {
-    if request.method() != Method::CONNECT || request.extensions().get::<h2::ext::Protocol>().is_some() {
-        return None;
-    }
-    words::parse_authority(request.uri().authority()?.as_str())
 }
 
 /// So long from now, if it was not to be sooner.
@@ -317,15 +279,10 @@ async fn at(time: Option<Instant>) {
 
 /// Says goodbye and closes, whatever streams there are.
 async fn farewell<T: AsyncRead + AsyncWrite + Unpin>(
-    mut connection: Connection<Gather<T>, Bytes>,
+    mut connection: Connection<T>,
     why: ServeError,
 ) -> Result<(), ServeError> {
-    connection.abrupt_shutdown(Reason::NO_ERROR);
-    let _ = tokio::time::timeout(
-        Duration::from_millis(limits::FAREWELL_MS),
-        std::future::poll_fn(|cx| connection.poll_closed(cx)),
-    )
-    .await;
+    let _ = tokio::time::timeout(Duration::from_millis(limits::FAREWELL_MS), connection.close()).await;
     Err(why)
 }
 

@@ -1,4 +1,4 @@
-//! A tunnel's socket, below TLS: what has come is taken in few large reads.
+//! Reads in few and large pieces: of applications' sockets, and of a tunnel's, below TLS.
 //!
 //! rustls asks for 4 KiB at a time, which is five system calls for one full record. A socket that has nothing waiting holds
 //! no memory.
@@ -24,36 +24,52 @@ const BLOCK: usize = READ_BLOCK_BYTES as usize;
 thread_local! {
     /// Where reads land; one per worker, whatever the number of connections.
     static READ_BLOCK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+    /// Where tunnels' reads land: whoever has read what TLS has not asked for yet keeps it, and the next takes another.
+    static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Reads what there is, up to `most`; empty at the end.
 pub fn poll_read(cx: &mut Context<'_>, tcp: &mut TcpStream, most: usize) -> Poll<io::Result<Bytes>> {
-    poll_block(cx, tcp, most, take)
+    READ_BLOCK.with_borrow_mut(|block| {
+        make_room(block);
+        ready!(poll_into(cx, tcp, block, most))?;
+        Poll::Ready(Ok(take(block)))
+    })
 }
 
-/// The same, for whoever knows better than to make a part of its own of what was read. Nothing of it stays in the block.
-fn poll_block<T>(
-    cx: &mut Context<'_>,
-    tcp: &mut TcpStream,
-    most: usize,
-    keep: impl FnOnce(&mut BytesMut) -> T,
-) -> Poll<io::Result<T>> {
-    READ_BLOCK.with_borrow_mut(|block| {
-        if block.capacity() < CHUNK {
-            // Takes the old block again if nobody holds a part of it, else a new one.
-            block.reserve(BLOCK);
-        }
-        let mut room = block.limit(most.min(CHUNK));
-        ready!(pin!(tcp.read_buf(&mut room)).poll(cx))?;
-        let kept = keep(block);
-        block.clear();
-        Poll::Ready(Ok(kept))
-    })
+/// Room for a chunk in an empty block.
+pub(super) fn make_room(block: &mut BytesMut) {
+    if block.capacity() < CHUNK {
+        // Takes the old block again if nobody holds a part of it, else a new one.
+        block.reserve(BLOCK);
+    }
 }
 
 /// What was read, as a part of the block; a small one as its own, since it would hold on to all of it.
 fn take(block: &mut BytesMut) -> Bytes {
-    if block.len() > SMALL { block.split().freeze() } else { Bytes::copy_from_slice(block) }
+    if block.len() > SMALL {
+        return block.split().freeze();
+    }
+    let copied = Bytes::copy_from_slice(block);
+    block.clear();
+    copied
+}
+
+/// The first bytes of a block, as a part of it; a small one as its own.
+pub(super) fn part(block: &mut BytesMut, length: usize) -> Bytes {
+    let part = block.split_to(length.min(block.len()));
+    if part.len() > SMALL { part.freeze() } else { Bytes::copy_from_slice(&part) }
+}
+
+/// Reads behind what is in the block, up to `most` bytes, for which there is room.
+pub(super) fn poll_into<T: AsyncRead + Unpin>(
+    cx: &mut Context<'_>,
+    io: &mut T,
+    block: &mut BytesMut,
+    most: usize,
+) -> Poll<io::Result<usize>> {
+    let mut room = block.limit(most.min(CHUNK));
+    pin!(io.read_buf(&mut room)).poll(cx)
 }
 
 /// A TCP connection that reads ahead.
@@ -61,12 +77,12 @@ pub struct Socket {
     /// Shared with nobody but who asks how it does, and never while this is polled.
     tcp: Rc<RefCell<TcpStream>>,
     /// Read, and not asked for yet.
-    ahead: Bytes,
+    ahead: BytesMut,
 }
 
 impl Socket {
     pub(super) fn new(tcp: TcpStream) -> Self {
-        Self { tcp: Rc::new(RefCell::new(tcp)), ahead: Bytes::new() }
+        Self { tcp: Rc::new(RefCell::new(tcp)), ahead: BytesMut::new() }
     }
 
     /// For who wants to know how it does, later.
@@ -112,13 +128,12 @@ impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { tcp, ahead } = &mut *self;
         if ahead.is_empty() {
-            // The rest as a copy: a peer that then says no more must not have us keep the block.
-            *ahead = ready!(poll_block(cx, &mut tcp.borrow_mut(), CHUNK, |block| {
-                let (asked, rest) = block.split_at(block.len().min(out.remaining()));
-                out.put_slice(asked);
-                Bytes::copy_from_slice(rest)
-            }))?;
-            return Poll::Ready(Ok(()));
+            *ahead = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(CHUNK));
+            let read = poll_into(cx, &mut *tcp.borrow_mut(), ahead, CHUNK);
+            if !matches!(read, Poll::Ready(Ok(1..))) {
+                give_back(ahead);
+                return read.map(|read| read.map(drop));
+            }
         }
         let asked = ahead.len().min(out.remaining());
         if let Some(bytes) = ahead.get(..asked) {
@@ -126,10 +141,23 @@ impl AsyncRead for Socket {
         }
         ahead.advance(asked);
         if ahead.is_empty() {
-            // Its memory goes too.
-            *ahead = Bytes::new();
+            give_back(ahead);
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Leaves the memory to whoever of this worker reads next.
+fn give_back(ahead: &mut BytesMut) {
+    let mut room = std::mem::take(ahead);
+    // From its beginning again: nobody else has a part of it.
+    room.clear();
+    if room.try_reclaim(CHUNK) {
+        SPARE.with_borrow_mut(|spare| {
+            if spare.is_empty() {
+                spare.push(room);
+            }
+        });
     }
 }
 

@@ -4,15 +4,13 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use http::{HeaderMap, HeaderValue, Method, Request, Uri};
-
 use super::limits;
 use crate::addr::ClientAddr;
 use crate::identity;
 
-const FORWARDED: &str = "forwarded";
-const BAGGAGE: &str = "baggage";
-const TRACEPARENT: &str = "traceparent";
+pub(super) const FORWARDED: &str = "forwarded";
+pub(super) const BAGGAGE: &str = "baggage";
+pub(super) const TRACEPARENT: &str = "traceparent";
 
 /// What a CONNECT says.
 #[derive(Clone, Debug)]
@@ -27,21 +25,6 @@ pub struct ConnectRequest {
     pub baggage: String,
     /// The trace, in [`TraceParent`]'s form; left out when empty.
     pub traceparent: String,
-}
-
-impl ConnectRequest {
-    /// The request as HTTP. A header that HTTP cannot carry is left out.
-    pub(super) fn to_http(&self) -> Request<()> {
-        let mut request = Request::new(());
-        *request.method_mut() = Method::CONNECT;
-        // An address is always a valid authority; were it not, the peer would answer 400 to the empty one.
-        *request.uri_mut() = Uri::builder().authority(self.authority.to_string()).build().unwrap_or_default();
-        let forwarded = Forwarded { client: self.forwarded.socket(), host: self.host.clone() };
-        put(request.headers_mut(), FORWARDED, &forwarded.to_string());
-        put(request.headers_mut(), BAGGAGE, &self.baggage);
-        put(request.headers_mut(), TRACEPARENT, &self.traceparent);
-        request
-    }
 }
 
 /// Reads `ip:port`, IPv6 in brackets. No names, no zones, no port 0.
@@ -256,46 +239,6 @@ fn is_baggage_value(value: &str) -> bool {
     !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b',' | b'=' | b';' | b'"'))
 }
 
-/// What is read from a peer's request headers.
-pub(super) struct Headers {
-    pub forwarded: Option<Forwarded>,
-    pub baggage: Option<String>,
-    pub traceparent: Option<TraceParent>,
-}
-
-impl Headers {
-    pub(super) fn read(headers: &HeaderMap) -> Self {
-        Self {
-            forwarded: only(headers, FORWARDED).and_then(Forwarded::parse),
-            baggage: baggage(headers),
-            traceparent: only(headers, TRACEPARENT).and_then(TraceParent::parse),
-        }
-    }
-}
-
-/// The `baggage` of a request or a response, if it is of decent length.
-pub(super) fn baggage(headers: &HeaderMap) -> Option<String> {
-    only(headers, BAGGAGE).filter(|text| text.len() as u64 <= limits::MAX_BAGGAGE_BYTES).map(str::to_string)
-}
-
-/// Adds the `baggage` of a response.
-pub(super) fn put_baggage(headers: &mut HeaderMap, baggage: &str) {
-    put(headers, BAGGAGE, baggage);
-}
-
-/// A header that is there once. Twice is ambiguous, and ambiguous is absent.
-fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let mut values = headers.get_all(name).iter();
-    let value = values.next()?;
-    if values.next().is_some() { None } else { value.to_str().ok() }
-}
-
-fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
-    if let (false, Ok(value)) = (value.is_empty(), HeaderValue::from_str(value)) {
-        headers.insert(name, value);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -386,43 +329,7 @@ mod tests {
         assert!(!evil.to_string().contains("x"), "{evil}");
     }
 
-    #[test]
-    fn a_header_that_comes_twice_is_absent() {
-        let mut headers = HeaderMap::new();
-        for client in ["10.0.0.1:1", "10.0.0.2:2"] {
-            headers.append(FORWARDED, HeaderValue::from_str(&format!("for=\"{client}\"")).unwrap());
-        }
-        assert_eq!(Headers::read(&headers).forwarded, None);
-    }
-
-    fn address() -> impl Strategy<Value = SocketAddr> {
-        (any::<std::net::IpAddr>(), 1u16..).prop_map(|(ip, port)| SocketAddr::new(ip.to_canonical(), port))
-    }
-
     proptest! {
-        #[test]
-        fn requests_read_as_written(
-            authority in address(),
-            client in address(),
-            host in proptest::option::of("[a-z0-9.-]{1,40}"),
-            trace in any::<([u8; 16], [u8; 8], u8)>(),
-        ) {
-            let traceparent = TraceParent { trace: trace.0, parent: trace.1, flags: trace.2 };
-            let request = ConnectRequest {
-                authority,
-                forwarded: ClientAddr::new(client),
-                host: host.clone(),
-                baggage: String::new(),
-                traceparent: traceparent.to_string(),
-            }
-            .to_http();
-            prop_assert_eq!(request.uri().authority().and_then(|text| parse_authority(text.as_str())), Some(authority));
-            let Headers { forwarded, baggage, traceparent: read } = Headers::read(request.headers());
-            prop_assert_eq!(forwarded, Some(Forwarded { client, host }));
-            prop_assert_eq!(baggage, None);
-            prop_assert_eq!(read, Some(traceparent).filter(|trace| trace.trace != [0; 16] && trace.parent != [0; 8]));
-        }
-
         #[test]
         fn nothing_panics(text in "\\PC{0,80}") {
             let _ = parse_authority(&text);

@@ -33,6 +33,7 @@ mod exchange;
 mod framing;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod gather;
 mod hygiene;
 mod io;
 mod judged;

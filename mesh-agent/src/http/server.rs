@@ -18,6 +18,7 @@ use super::LocalExecutor;
 use super::body::DownBody;
 use super::conversation::Conversation;
 use super::framing::Violation;
+use super::gather::Gather;
 use super::io::Io;
 use super::limits::{
     BUFFER_BYTES, CONNECTION_WINDOW, FAREWELL, HEAD_TIMEOUT, IDLE_CLIENT, MAX_FRAME_BYTES, MAX_HEAD_BYTES,
@@ -26,7 +27,6 @@ use super::limits::{
 use super::screen::{Gate, Screen};
 use super::upgrade;
 use crate::drain;
-use crate::hbone::Gather;
 
 /// What HTTP/2 begins with (RFC 9113 3.4).
 pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

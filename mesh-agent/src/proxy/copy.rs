@@ -146,7 +146,7 @@ pub fn tunnel(
     let (queue, held) = (Queue::default(), Held::of(counters.budget.clone()));
     // Made here: a future that moves its arguments holds them twice.
     let (turn, up, down) = (Turn::default(), Half::Open, Half::Open);
-    let mut pump = TunnelPump { tcp, stream, counters, queue, held, reserved: false, turn, up, down };
+    let mut pump = TunnelPump { tcp, stream, counters, queue, held, turn, up, down };
     async move {
         let mut cancel = pin!(cancel);
         let end = std::future::poll_fn(|cx| {
@@ -276,8 +276,6 @@ struct TunnelPump<'a> {
     queue: Queue,
     /// What of it counts against the pod's budget.
     held: Held,
-    /// Whether room in the tunnel is held for what is about to be read.
-    reserved: bool,
     /// When it goes on, where it has more to move than others should wait for.
     turn: Turn,
     /// Application to tunnel.
@@ -316,19 +314,12 @@ impl TunnelPump<'_> {
 
     fn poll_up(&mut self, cx: &mut Context<'_>, mut round: usize) -> Poll<Result<(), End>> {
         loop {
-            // In this order: no room in the tunnel is held, and no buffer, while the application has nothing to say.
-            let Poll::Ready(readable) = self.tcp.poll_read_ready(cx) else {
-                if std::mem::take(&mut self.reserved) {
-                    self.stream.unreserve();
-                }
-                return Poll::Pending;
-            };
-            readable.map_err(first_reset)?;
+            // In this order: no room in the tunnel is waited for, and no buffer taken, while the application has nothing to say.
+            ready!(self.tcp.poll_read_ready(cx)).map_err(first_reset)?;
             if round == 0 {
                 self.turn.wait(cx, self.counters.budget.as_ref());
                 return Poll::Pending;
             }
-            self.reserved = true;
             let sent = match ready!(self.stream.poll_capacity(cx, CHUNK.min(round))) {
                 Ok(capacity) => {
                     let Poll::Ready(bytes) = poll_read(cx, &mut self.tcp, capacity) else { continue };

@@ -109,7 +109,7 @@ async fn make(
     Some(carry(worker, pod, stream, arrived))
 }
 
-fn carry(worker: Rc<Worker>, pod: Arc<Pod>, mut stream: Stream, arrived: Arrived) -> Boxed<()> {
+fn carry(worker: Rc<Worker>, pod: Arc<Pod>, stream: Stream, arrived: Arrived) -> Boxed<()> {
     let ends = arrived.is_judged().then(|| arrived.ends(&worker));
     let Arrived { live, app, .. } = arrived;
     live.goes_by(&stream);

@@ -255,7 +255,7 @@ fn opened(worker: &Rc<Worker>, pod: &Arc<Pod>, live: Registration, way: Way) -> 
     let destination = live.record.borrow().destination_pod.clone();
     let mut shared = Shared { worker: worker.clone(), live: Some(live), inner: None, _record: None };
     let (io, judge) = match way {
-        Way::Tunnel(mut stream) => {
+        Way::Tunnel(stream) => {
             if let Some(live) = &shared.live {
                 live.goes_by(&stream);
                 live.weigh_from_now(stream.waiting(), pod.budget.clone());

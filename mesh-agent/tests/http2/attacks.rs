@@ -3,7 +3,7 @@
 use super::frames::*;
 use super::{Attack, Door, End, Expected, Ground};
 
-/// `http::limits::MAX_LOCAL_RESETS`, and `hbone::limits::MAX_LOCAL_ERROR_RESETS`.
+/// `http::limits::MAX_LOCAL_RESETS`, and `hbone::limits::MAX_FAULTS`.
 const RESETS: [u64; 2] = [1024, 16_384];
 /// Where it ends sooner, or where ten bytes kept of each would be more than may be.
 const MANY: u32 = 100_000;

@@ -1,11 +1,11 @@
-//! A connection that HTTP/2 is spoken on, a tunnel's above TLS: what one wake-up has to say is one write.
+//! A connection that HTTP/2 is spoken on: what one wake-up has to say is one write.
 //!
-//! h2 flushes after every frame of more than a few bytes: a record and a system call for each, and on a busy tunnel
-//! dozens for one wake-up. Here frames gather until whoever drives the connection has been polled ([`Gather::drive`]);
+//! h2 flushes after every frame of more than a few bytes: a system call for each, and on a busy connection dozens for
+//! one wake-up. Here frames gather until whoever drives the connection has been polled ([`Gather::drive`]);
 //! what is large already goes out as it comes.
 //!
 //! ```text
-//! h2 ──small frames──► gathered ──end of the wake-up, or full──► TLS ──► socket
+//! h2 ──small frames──► gathered ──end of the wake-up, or full──► socket
 //!  └───────────────────large frames (after what is gathered)──────┘
 //! ```
 
@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::unconstrained;
 use tokio::task::yield_now;
 
-use super::limits::{COPY_ROUND_BYTES, GATHER_BYTES, GATHER_FIRST_BYTES, GATHER_LARGE_BYTES, READ_ROUND_MS};
+use crate::hbone::limits::{COPY_ROUND_BYTES, GATHER_BYTES, GATHER_FIRST_BYTES, GATHER_LARGE_BYTES, READ_ROUND_MS};
 
 const GATHER: usize = GATHER_BYTES as usize;
 const LARGE: usize = GATHER_LARGE_BYTES as usize;
