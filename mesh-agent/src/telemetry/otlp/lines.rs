@@ -145,6 +145,7 @@ fn connection(record: &ConnectionRecord) -> Fields {
         bytes_sent,
         bytes_received,
         duration,
+        network,
     } = record;
     let mut fields = Fields::default();
     fields.text("direction", Some(direction.name()));
@@ -165,6 +166,8 @@ fn connection(record: &ConnectionRecord) -> Fields {
     fields.number("bytes_sent", Some(*bytes_sent));
     fields.number("bytes_received", Some(*bytes_received));
     fields.duration(*duration);
+    fields.number("rtt_us", network.map(|network| network.rtt.as_micros() as u64));
+    fields.number("retransmits", network.map(|network| network.retransmits.into()));
     fields
 }
 

@@ -19,8 +19,8 @@ use prost::Message;
 use tokio::net::TcpListener;
 
 use super::super::{
-    AccessLog, ConnectionRecord, ConnectionResult, Direction, RequestMemo, RequestRecord, RequestResult, Transport,
-    metrics,
+    AccessLog, ConnectionRecord, ConnectionResult, Direction, Network, RequestMemo, RequestRecord, RequestResult,
+    Transport, metrics,
 };
 use super::points::Chunks;
 use super::starts::Starts;
@@ -305,6 +305,7 @@ fn full_connection() -> ConnectionRecord {
         bytes_sent: 1,
         bytes_received: 2,
         duration: Duration::from_micros(1500),
+        network: Some(Network { rtt: Duration::from_micros(250), retransmits: 3 }),
     }
 }
 
