@@ -70,7 +70,7 @@ pub fn limits() -> Vec<Limit> {
         reach::MAX_LINE_BYTES, "bytes", "of one line of an answer that goes on";
         status::LATE_PART, "parts of a life", "a certificate with less than one left is late: it is renewed at half";
         connections::LOOK_EVERY, "milliseconds", "between two looks of `connections --watch`";
-        install::LOOK_EVERY, "milliseconds", "between two looks at how far an install, an upgrade or an uninstall is";
+        install::ROLLOUT_LOOK_EVERY, "milliseconds", "between two looks at how far an install, an upgrade or an uninstall is";
         identity::SHOWN_OF_ROOT, "characters", "of a root in a table of identities: enough to tell it from others";
         map::FIND_EVERY, "milliseconds", "between two looks at which agents a cluster has, while the map is served";
         map::MAX_TOKEN_FILE_BYTES, "bytes", "of the file of the map's token";

@@ -28,7 +28,7 @@ use super::{Screen, Verdict, check};
 use crate::told::dump;
 
 /// Between two looks at what is waited for.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub(super) const ROLLOUT_LOOK_EVERY: Duration = Duration::from_secs(1);
 
 const NEXT: &str = "\
 the mesh is installed. Next:
@@ -222,7 +222,7 @@ async fn awaited<F: Future<Output = Result<Step>>>(
         if step.is_done || Instant::now() >= until {
             return Ok(step.is_done);
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(ROLLOUT_LOOK_EVERY).await;
     }
 }
 
