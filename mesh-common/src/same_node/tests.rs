@@ -149,14 +149,14 @@ fn who_has_as_many_as_may_be_goes_by_the_agent() {
     type Change = fn(&mut Maps);
     let table: [(&str, Change, bool); 10] = [
         ("room for one", |_| (), true),
-        ("the caller has all", |maps| drop(maps.live.insert(CLIENT, 3)), false),
-        ("the other pod has all", |maps| drop(maps.live.insert(SERVER, 4)), false),
-        ("the node has all", |maps| drop(maps.live.insert(NODE, 6)), false),
-        ("more than may be", |maps| drop(maps.live.insert(CLIENT, i64::MAX)), false),
-        ("filed by who did not count", |maps| drop(maps.live.insert(CLIENT, -4)), true),
-        ("a pod that has nothing to do with it has all", |maps| drop(maps.live.insert(OTHER, 1)), true),
-        ("not counted", |maps| drop(maps.live.remove(&SERVER)), false),
-        ("no room was given", |maps| drop(maps.room.remove(&CLIENT)), false),
+        ("the caller has all", |maps| _ = maps.live.insert(CLIENT, 3), false),
+        ("the other pod has all", |maps| _ = maps.live.insert(SERVER, 4), false),
+        ("the node has all", |maps| _ = maps.live.insert(NODE, 6), false),
+        ("more than may be", |maps| _ = maps.live.insert(CLIENT, i64::MAX), false),
+        ("filed by who did not count", |maps| _ = maps.live.insert(CLIENT, -4), true),
+        ("a pod that has nothing to do with it has all", |maps| _ = maps.live.insert(OTHER, 1), true),
+        ("not counted", |maps| _ = maps.live.remove(&SERVER), false),
+        ("no room was given", |maps| _ = maps.room.remove(&CLIENT), false),
         ("nothing may go", |maps| maps.room.clear(), false),
     ];
     for (name, change, goes) in table {

@@ -79,7 +79,7 @@ export! {
 
 /// By what requests go.
 pub(super) enum Way {
-    Http(Client<HttpConnector, Full<Bytes>>),
+    Http(Box<Client<HttpConnector, Full<Bytes>>>),
     Grpc(Channel),
 }
 
@@ -108,7 +108,8 @@ impl Way {
             let mut connector = HttpConnector::new();
             connector.set_nodelay(true);
             connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-            return Ok(Way::Http(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build(connector)));
+            let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build(connector);
+            return Ok(Way::Http(Box::new(client)));
         }
         let unusable =
             |error: tonic::transport::Error| Unusable { collector: collector.to_string(), why: error.to_string() };
