@@ -514,6 +514,43 @@ mod tests {
         }
     }
 
+    /// However often it asks for room that there is not, and whatever becomes of it.
+    #[test]
+    fn who_waits_for_room_is_woken_once_and_forgotten_when_gone() {
+        let session = Session::server(&Limits::default());
+        let mut parser = Parser::new(&session);
+        // A window for the stream, none for the connection beyond its first.
+        parser.take(&session, &mut BytesMut::from(&said(&[], &[])[..])).unwrap();
+        let handle = session.next_request().unwrap().handle;
+        let woken = std::sync::Arc::new(Count::default());
+        let waker = woken.clone().into();
+        let cx = Context::from_waker(&waker);
+        let Poll::Ready(Ok(room)) = handle.poll_capacity(&cx, CHUNK) else { panic!("a window is open") };
+        handle.send(vec![0; room].into()).unwrap();
+        for _ in 0..1000 {
+            assert!(handle.poll_capacity(&cx, CHUNK).is_pending());
+        }
+        assert_eq!(session.starving(), 1);
+        let mut credit = Vec::new();
+        frame::put_credit(&mut credit, 0, 1000);
+        parser.take(&session, &mut BytesMut::from(&credit[..])).unwrap();
+        assert_eq!((session.starving(), woken.0.load(std::sync::atomic::Ordering::Relaxed)), (0, 1));
+        assert_eq!(handle.poll_capacity(&cx, CHUNK).map(Result::unwrap), Poll::Ready(1000));
+        handle.send(vec![0; 1000].into()).unwrap();
+        assert!(handle.poll_capacity(&cx, CHUNK).is_pending());
+        drop(handle);
+        assert_eq!(session.starving(), 0);
+    }
+
+    #[derive(Default)]
+    struct Count(std::sync::atomic::AtomicU32);
+
+    impl std::task::Wake for Count {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
     #[test]
     fn what_is_no_http2_is_told_so_at_once() {
         for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"PRI * HTTP/1.1", b"\x16\x03\x01"] {

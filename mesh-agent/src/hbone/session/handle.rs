@@ -78,7 +78,9 @@ impl Opener {
                 return Poll::Ready(Err(why));
             }
             if core.open >= core.their.streams {
-                core.opening.push(cx.waker().clone());
+                if !core.opening.iter().any(|waker| waker.will_wake(cx.waker())) {
+                    core.opening.push(cx.waker().clone());
+                }
                 return Poll::Pending;
             }
             let key = core.ask(request);
@@ -225,12 +227,9 @@ impl Handle {
             if most > 0 {
                 return Poll::Ready(Ok(most as usize));
             }
-            if live.send_window <= 0 {
-                keep(&mut live.writer, cx);
-            } else {
-                // Its reset or its tunnel's end is to be heard as well.
-                keep(&mut live.writer, cx);
-                core.starving.push(cx.waker().clone());
+            keep(&mut live.writer, cx);
+            if live.send_window > 0 && !std::mem::replace(&mut live.is_starving, true) {
+                core.starving.push(self.key);
             }
             Poll::Pending
         })

@@ -41,6 +41,8 @@ pub(super) struct Live {
     pub their_end: bool,
     pub our_end: bool,
     pub broken: Option<Break>,
+    /// Waits for room in the outbox or in the connection's window.
+    pub is_starving: bool,
     /// Counts among those that the peer has open.
     pub is_open: bool,
     pub asked: Option<Asked>,
@@ -62,6 +64,7 @@ impl Live {
             their_end: false,
             our_end: false,
             broken: None,
+            is_starving: false,
             is_open: true,
             asked: None,
             answer: None,

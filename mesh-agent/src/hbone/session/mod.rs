@@ -106,7 +106,7 @@ struct Core {
     owed: i64,
     their: Their,
     /// Wait for room in the outbox or in the connection's window.
-    starving: Vec<Waker>,
+    starving: Vec<usize>,
     /// Wait for their turn to open a stream.
     opening: Vec<Waker>,
     incoming: VecDeque<usize>,
@@ -268,6 +268,12 @@ impl Session {
         self.0.borrow().streams.iter().any(|(_, live)| !live.is_over())
     }
 
+    /// How many streams wait for room.
+    #[cfg(test)]
+    pub(super) fn starving(&self) -> usize {
+        self.0.borrow().starving.len()
+    }
+
     /// Tells the peer to open no more; those that are open go on.
     pub(super) fn say_last_call(&self) {
         let core = &mut *self.0.borrow_mut();
@@ -385,7 +391,12 @@ impl Core {
     }
 
     fn feed(&mut self) {
-        self.starving.drain(..).for_each(Waker::wake);
+        for key in self.starving.drain(..) {
+            if let Some(live) = self.streams.get_mut(key) {
+                live.is_starving = false;
+                wake(&mut live.writer);
+            }
+        }
     }
 
     fn is_done(&self) -> bool {
@@ -470,6 +481,9 @@ impl Core {
     fn remove(&mut self, key: usize) {
         let Some(live) = self.streams.try_remove(key) else { return };
         self.by_id.remove(&live.id);
+        if live.is_starving {
+            self.starving.retain(|starving| *starving != key);
+        }
         if live.is_open {
             self.open = self.open.saturating_sub(1);
             self.opening.drain(..).for_each(Waker::wake);
