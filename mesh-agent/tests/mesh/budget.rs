@@ -51,7 +51,7 @@ async fn a_connection_too_many_is_reset_where_it_is_dialled() {
     let _clients = echo_app((pair.server.ip, 8080));
     let mut held = vec![echoing(&pair).await.unwrap(), echoing(&pair).await.unwrap()];
     assert_eq!(echoing(&pair).await.unwrap_err(), ErrorKind::ConnectionReset);
-    assert!(faults(near, "outbound", "refused", "connection-budget"), "{}", near.metrics.encode());
+    eventually("connection-budget", || faults(near, "outbound", "refused", "connection-budget")).await;
     assert_eq!(over(near, "client", "connection-budget"), 1);
     for stream in &mut held {
         stream.write_all(b"y").await.unwrap();
@@ -75,8 +75,8 @@ async fn a_connection_too_many_is_refused_where_it_arrives() {
     let _clients = echo_app((pair.server.ip, 8080));
     let _held = echoing(&pair).await.unwrap();
     assert_eq!(echoing(&pair).await.unwrap_err(), ErrorKind::ConnectionReset);
-    assert!(faults(far, "inbound", "refused", "connection-budget"), "{}", far.metrics.encode());
-    assert!(faults(near, "outbound", "failed", "far-side-unavailable"), "{}", near.metrics.encode());
+    eventually("connection-budget", || faults(far, "inbound", "refused", "connection-budget")).await;
+    eventually("far-side-unavailable", || faults(near, "outbound", "failed", "far-side-unavailable")).await;
     assert_eq!(over(far, "server", "connection-budget"), 1);
 }
 
@@ -133,7 +133,7 @@ async fn a_process_short_of_descriptors_refuses_and_says_so() {
     let pair = pair_within([Budgets { descriptors: 3, ..ample() }, ample()]).await;
     let [near, _] = &pair.mesh.nodes;
     assert_eq!(echoing(&pair).await.unwrap_err(), ErrorKind::ConnectionReset);
-    assert!(faults(near, "outbound", "refused", "descriptor-budget"), "{}", near.metrics.encode());
+    eventually("descriptor-budget", || faults(near, "outbound", "refused", "descriptor-budget")).await;
     pair.client.until_no_records().await;
 }
 

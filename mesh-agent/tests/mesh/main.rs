@@ -164,8 +164,8 @@ async fn a_policy_cuts_the_open_connection_that_it_forbids() {
     pair.mesh.apply("policy.yaml", &policy("DENY", denied));
     let end = tokio::time::timeout(Duration::from_secs(1), stream.read_u8()).await.expect("cut within a second");
     assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-    let metrics = pair.mesh.nodes[1].metrics.encode();
-    assert!(metrics.contains("policy-revoked"), "{metrics}");
+    let metrics = &pair.mesh.nodes[1].metrics;
+    eventually("it is told why", || metrics.encode().contains("policy-revoked")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,8 +201,8 @@ async fn a_denial_is_not_asked_of_the_next_endpoint() {
         refused += usize::from(client.ask(vip(), "hello").await.is_err());
     }
     assert!((1..24).contains(&refused), "{refused} of 24");
-    let metrics = mesh.nodes[0].metrics.encode();
-    assert!(metrics.contains("far-side-denied"), "{metrics}");
+    let metrics = &mesh.nodes[0].metrics;
+    eventually("it is told who refused", || metrics.encode().contains("far-side-denied")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -406,6 +406,6 @@ async fn another_identity_at_the_address_gets_nothing() {
     pair.mesh.apply("world.yaml", &[pod_yaml("client", "node1", pair.client.ip), lie].concat());
     let refused = pair.client.ask((pair.server.ip, 8080), "secret").await;
     assert!(refused.is_err(), "{refused:?}");
-    let metrics = pair.mesh.nodes[0].metrics.encode();
-    assert!(metrics.contains("tunnel-wrong-identity"), "{metrics}");
+    let metrics = &pair.mesh.nodes[0].metrics;
+    eventually("it is told who answered", || metrics.encode().contains("tunnel-wrong-identity")).await;
 }
