@@ -6,7 +6,7 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use h2::Reason;
@@ -16,13 +16,12 @@ use tokio::task::yield_now;
 use tokio::time::Sleep;
 
 use super::frame::{self, HEAD, Head};
-use super::limits::{self, COPY_CHUNK_BYTES, COPY_ROUND_BYTES, FAREWELL_MS, READ_ROUND_MS};
+use super::limits::{self, COPY_CHUNK_BYTES, FAREWELL_MS};
+use super::round::Round;
 use super::session::{Broken, Fault, Request, Session};
 use super::socket;
 
 const CHUNK: usize = COPY_CHUNK_BYTES as usize;
-const ROUND: usize = COPY_ROUND_BYTES as usize;
-const ROUND_TIME: Duration = Duration::from_millis(READ_ROUND_MS);
 const MOST_FRAME: usize = limits::MAX_FRAME_BYTES as usize;
 /// Blocks that one write takes.
 const SLICES: usize = 32;
@@ -38,9 +37,7 @@ pub(super) struct Connection<T> {
     session: Session,
     parser: Parser,
     /// What may still be read in this wake-up.
-    round: usize,
-    /// When it was first read in this wake-up.
-    began: Option<Instant>,
+    round: Round,
     /// Whether `io` was given something since it was flushed.
     unflushed: bool,
     /// Nothing was read because what is to be said had no room.
@@ -58,8 +55,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
             io,
             session,
             parser,
-            round: ROUND,
-            began: None,
+            round: Round::default(),
             unflushed: false,
             is_stalled: false,
             is_closing: false,
@@ -117,7 +113,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
             self.is_closing = true;
             self.broken = ended.err();
         }
-        (self.round, self.began) = (ROUND, None);
+        self.round = Round::default();
         self.session.take_leave();
         if !self.is_closing && self.session.is_done() {
             self.is_closing = true;
@@ -171,14 +167,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
     /// Reads what has come, as far as this wake-up's share goes. Ready when nothing more is to be read.
     fn poll_reads(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         while self.session.may_read() {
-            if self.is_round_over() {
+            if self.round.is_over() {
                 // Woken at once, this task would be polled some dozens of times before anybody looks whether something has
                 // come for the others.
                 return pin!(yield_now()).poll(cx).map(Ok);
             }
             match ready!(self.poll_take(cx)) {
                 Ok(0) => return Poll::Ready(self.hung_up()),
-                Ok(came) => self.round = self.round.saturating_sub(came),
+                Ok(came) => self.round.took(came),
                 Err(broken) => return Poll::Ready(Err(broken)),
             }
         }
@@ -206,21 +202,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
             block.clear();
             Poll::Ready(taken.map(|()| came).map_err(|fault| self.session.fail(fault)))
         })
-    }
-
-    /// Whether the others of this worker go ahead: what was read has been much, or dear. A frame of a few bytes can ask for
-    /// work on every stream that there is.
-    fn is_round_over(&mut self) -> bool {
-        if self.round == 0 {
-            return true;
-        }
-        match self.began {
-            Some(began) => began.elapsed() >= ROUND_TIME,
-            None => {
-                self.began = Some(Instant::now());
-                false
-            }
-        }
     }
 
     /// Writes all that is to be said, as far as the socket takes it.

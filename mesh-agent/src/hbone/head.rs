@@ -28,8 +28,6 @@ pub(super) enum Asked {
     Connect(Box<Wish>),
     /// A request that is answered no.
     Refused(http::StatusCode),
-    /// No request: the stream is reset.
-    Malformed,
 }
 
 /// What a head says, as its fields come.
@@ -130,19 +128,19 @@ impl Fields {
         self.size > FLOOD
     }
 
-    /// As a request.
-    pub(super) fn request(&self) -> Asked {
+    /// As a request; the reason for which the stream is reset, if it is none.
+    pub(super) fn request(&self) -> Result<Asked, Reason> {
         use http::StatusCode;
         if self.size > LIST {
-            return Asked::Refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+            return Ok(Asked::Refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
         }
         let is_connect = self.method.get() == Some("CONNECT");
         let has_what_it_needs = if is_connect { self.has_target == self.is_extended } else { self.has_target };
         if self.is_malformed || self.method.is_absent() || !self.status.is_absent() || !has_what_it_needs {
-            return Asked::Malformed;
+            return Err(Reason::PROTOCOL_ERROR);
         }
         let authority = self.authority.get().filter(|_| is_connect && !self.is_extended);
-        match authority.and_then(words::parse_authority) {
+        Ok(match authority.and_then(words::parse_authority) {
             Some(authority) => Asked::Connect(Box::new(Wish {
                 authority,
                 forwarded: self.forwarded.get().and_then(Forwarded::parse),
@@ -150,7 +148,7 @@ impl Fields {
                 traceparent: self.traceparent.get().and_then(TraceParent::parse),
             })),
             None => Asked::Refused(StatusCode::BAD_REQUEST),
-        }
+        })
     }
 
     /// As an answer; the reason for which the stream is reset, if it is none.
@@ -215,7 +213,7 @@ mod tests {
         fields
     }
 
-    fn fields(said: &[(&str, &str)]) -> Asked {
+    fn fields(said: &[(&str, &str)]) -> Result<Asked, Reason> {
         let mut block = Vec::new();
         said.iter().for_each(|(name, value)| hpack::put(&mut block, name, value.as_bytes()));
         read(&block).request()
@@ -227,39 +225,40 @@ mod tests {
         const TO: (&str, &str) = (":authority", "10.0.0.1:80");
         const GET: (&str, &str) = (":method", "GET");
         const SCHEME: (&str, &str) = (":scheme", "http");
-        let connect = Asked::Connect(Box::new(Wish {
+        const MALFORMED: Result<Asked, Reason> = Err(Reason::PROTOCOL_ERROR);
+        let connect = Ok(Asked::Connect(Box::new(Wish {
             authority: "10.0.0.1:80".parse().unwrap(),
             forwarded: None,
             baggage: None,
             traceparent: None,
-        }));
-        let bad = || Asked::Refused(http::StatusCode::BAD_REQUEST);
+        })));
+        let bad = || Ok(Asked::Refused(http::StatusCode::BAD_REQUEST));
         for (said, comes_to) in [
             (&[METHOD, TO][..], connect),
             (&[METHOD], bad()),
             (&[METHOD, (":authority", "web:80")], bad()),
             (&[GET, TO, SCHEME, (":path", "/")], bad()),
             (&[METHOD, TO, SCHEME, (":path", "/"), (":protocol", "websocket")], bad()),
-            (&[GET, TO], Asked::Malformed),
-            (&[TO], Asked::Malformed),
-            (&[METHOD, METHOD, TO], Asked::Malformed),
-            (&[METHOD, TO, TO], Asked::Malformed),
-            (&[METHOD, TO, SCHEME], Asked::Malformed),
-            (&[METHOD, TO, (":status", "200")], Asked::Malformed),
-            (&[METHOD, TO, (":else", "x")], Asked::Malformed),
-            (&[METHOD, ("x", "y"), TO], Asked::Malformed),
-            (&[METHOD, TO, ("X", "y")], Asked::Malformed),
-            (&[METHOD, TO, ("x y", "z")], Asked::Malformed),
-            (&[METHOD, TO, ("x", "y\r\nz")], Asked::Malformed),
-            (&[METHOD, TO, ("baggage", "y\0")], Asked::Malformed),
-            (&[METHOD, TO, ("connection", "close")], Asked::Malformed),
-            (&[METHOD, TO, ("content-length", "1")], Asked::Malformed),
-            (&[METHOD, TO, ("te", "gzip")], Asked::Malformed),
+            (&[GET, TO], MALFORMED),
+            (&[TO], MALFORMED),
+            (&[METHOD, METHOD, TO], MALFORMED),
+            (&[METHOD, TO, TO], MALFORMED),
+            (&[METHOD, TO, SCHEME], MALFORMED),
+            (&[METHOD, TO, (":status", "200")], MALFORMED),
+            (&[METHOD, TO, (":else", "x")], MALFORMED),
+            (&[METHOD, ("x", "y"), TO], MALFORMED),
+            (&[METHOD, TO, ("X", "y")], MALFORMED),
+            (&[METHOD, TO, ("x y", "z")], MALFORMED),
+            (&[METHOD, TO, ("x", "y\r\nz")], MALFORMED),
+            (&[METHOD, TO, ("baggage", "y\0")], MALFORMED),
+            (&[METHOD, TO, ("connection", "close")], MALFORMED),
+            (&[METHOD, TO, ("content-length", "1")], MALFORMED),
+            (&[METHOD, TO, ("te", "gzip")], MALFORMED),
         ] {
             assert_eq!(fields(said), comes_to, "{said:?}");
         }
         let long = "y".repeat(LIST);
-        let too_large = Asked::Refused(http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        let too_large = Ok(Asked::Refused(http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
         assert_eq!(fields(&[METHOD, TO, ("x", &long)]), too_large);
     }
 
@@ -273,7 +272,7 @@ mod tests {
             traceparent: String::new(),
         });
         put(&mut block, words::FORWARDED, "for=\"10.0.0.1:1\"");
-        let Asked::Connect(wish) = read(&block).request() else { panic!("it is a CONNECT") };
+        let Ok(Asked::Connect(wish)) = read(&block).request() else { panic!("it is a CONNECT") };
         assert_eq!(wish.forwarded, None);
     }
 
@@ -314,7 +313,7 @@ mod tests {
             let forwarded = Some(Forwarded { client, host });
             let baggage = Some(baggage).filter(|text| !text.is_empty());
             let wish = Wish { authority, forwarded, baggage, traceparent };
-            prop_assert_eq!(read(&block).request(), Asked::Connect(Box::new(wish)));
+            prop_assert_eq!(read(&block).request(), Ok(Asked::Connect(Box::new(wish))));
         }
     }
 }

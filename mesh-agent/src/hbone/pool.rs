@@ -96,7 +96,7 @@ struct Tunnel {
     idle_since: Cell<Instant>,
     since: SystemTime,
     /// Opens streams; none once the tunnel is retired. With the last of it gone, the connection says goodbye by itself.
-    send: RefCell<Option<Opener>>,
+    opener: RefCell<Option<Opener>>,
     tally: Arc<Tally>,
     /// Its socket.
     below: Below,
@@ -189,13 +189,13 @@ impl Pool {
     ) -> Result<Stream, OpenError> {
         let mut fresh = 0;
         loop {
-            let (is_fresh, (send, occupied)) = match self.check_out(key, svid) {
+            let (is_fresh, (opener, occupied)) = match self.check_out(key, svid) {
                 Some(place) => (false, place),
                 None => (true, self.establish(key, svid, &connect_tcp).await?),
             };
             fresh += u64::from(is_fresh);
             let tunnel = occupied.0.clone();
-            match client::connect(send, Some(occupied), request, &self.inner.limits).await {
+            match client::connect(opener, Some(occupied), request, &self.inner.limits).await {
                 Err(error) if error.is_stale_tunnel() => {
                     self.inner.retire(&tunnel);
                     if is_fresh && (fresh >= limits::FRESH_TUNNELS || !error.is_goodbye()) {
@@ -275,8 +275,8 @@ impl Pool {
         match made {
             Ok(open) => {
                 self.inner.backoffs.borrow_mut().reached(key);
-                let (send, open) = open;
-                let place = (send, Occupied::new(&open.0));
+                let (opener, open) = open;
+                let place = (opener, Occupied::new(&open.0));
                 // The pod may have left meanwhile: then this tunnel serves its first stream and nobody else.
                 slot.open.borrow_mut().push(open);
                 Ok(place)
@@ -302,14 +302,14 @@ impl Pool {
             Ok(Err(error)) => return Err(OpenError::Connect { kind: error.kind(), message: error.to_string() }),
             Err(_) => return Err(OpenError::TimedOut(Timeout::Connect)),
         };
-        let (send, connection, peer, below) =
+        let (opener, connection, peer, below) =
             client::establish(tcp, svid, key.address, &key.destination, limits).await?;
-        let tunnel = Tunnel::new(key.clone(), svid.generation, peer, send.clone(), below, self.inner.tally.clone());
+        let tunnel = Tunnel::new(key.clone(), svid.generation, peer, opener.clone(), below, self.inner.tally.clone());
         let tunnel = Rc::new(tunnel);
         self.inner.living.borrow_mut().retain(|tunnel| tunnel.strong_count() > 0);
         self.inner.living.borrow_mut().push(Rc::downgrade(&tunnel));
         tokio::task::spawn_local(drive(connection, tunnel.clone(), Rc::downgrade(&self.inner)));
-        Ok((send, Open(tunnel)))
+        Ok((opener, Open(tunnel)))
     }
 }
 
@@ -319,8 +319,8 @@ impl Slot {
         open.retain(|open| open.0.takes_streams_of(svid));
         // The fullest first leaves the others to fall idle.
         let free = open.iter().filter(|open| open.0.has_room(limits)).max_by_key(|open| open.0.streams.get())?;
-        let send = free.0.send.borrow().clone()?;
-        Some((send, Occupied::new(&free.0)))
+        let opener = free.0.opener.borrow().clone()?;
+        Some((opener, Occupied::new(&free.0)))
     }
 
     fn failure_since(&self, tries: u64) -> Option<OpenError> {
@@ -366,7 +366,7 @@ impl Inner {
 }
 
 impl Tunnel {
-    fn new(key: TunnelKey, generation: u64, peer: Peer, send: Opener, below: Below, tally: Arc<Tally>) -> Self {
+    fn new(key: TunnelKey, generation: u64, peer: Peer, opener: Opener, below: Below, tally: Arc<Tally>) -> Self {
         tally.tunnels.fetch_add(1, Ordering::Relaxed);
         Self {
             tally,
@@ -377,25 +377,25 @@ impl Tunnel {
             streams: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             since: SystemTime::now(),
-            send: RefCell::new(Some(send)),
+            opener: RefCell::new(Some(opener)),
         }
     }
 
     fn retire(&self) {
-        self.send.take();
+        self.opener.take();
     }
 
     fn is_retired(&self) -> bool {
-        self.send.borrow().is_none()
+        self.opener.borrow().is_none()
     }
 
     /// Whether the peer has said goodbye, or the connection is lost.
     fn is_going_away(&self) -> bool {
-        self.send.borrow().as_ref().is_none_or(Opener::is_going_away)
+        self.opener.borrow().as_ref().is_none_or(Opener::is_going_away)
     }
 
     fn has_room(&self, limits: &Limits) -> bool {
-        let most = self.send.borrow().as_ref().map_or(0, Opener::most_streams);
+        let most = self.opener.borrow().as_ref().map_or(0, Opener::most_streams);
         (self.streams.get() as usize) < most.min(limits.max_streams as usize)
     }
 

@@ -241,7 +241,6 @@ where
         _ if !peer.is_current() => return refuse(&handle, Status::Denied.code()),
         Asked::Connect(wish) => *wish,
         Asked::Refused(status) => return refuse(&handle, status),
-        Asked::Malformed => return,
     };
     let Some(handler) = handlers.enter() else { return refuse(&handle, Status::Unavailable.code()) };
     let Wish { authority, forwarded, baggage, traceparent } = wish;

@@ -15,19 +15,17 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::unconstrained;
 use tokio::task::yield_now;
 
-use crate::hbone::limits::{COPY_ROUND_BYTES, GATHER_BYTES, GATHER_FIRST_BYTES, GATHER_LARGE_BYTES, READ_ROUND_MS};
+use crate::hbone::Round;
+use crate::hbone::limits::{GATHER_BYTES, GATHER_FIRST_BYTES, GATHER_LARGE_BYTES};
 
 const GATHER: usize = GATHER_BYTES as usize;
 const LARGE: usize = GATHER_LARGE_BYTES as usize;
 const FIRST: usize = GATHER_FIRST_BYTES as usize;
-const ROUND: usize = COPY_ROUND_BYTES as usize;
-const ROUND_TIME: Duration = Duration::from_millis(READ_ROUND_MS);
 
 /// A connection of bytes that is written once per wake-up. Clones are the same connection: h2 owns one, and its driver
 /// another. Whatever polls the one that h2 owns must run within [`Gather::drive`], or nothing leaves; and it must be one
@@ -42,9 +40,7 @@ struct Inner<T> {
     /// Whether `io` was given something since it was flushed.
     unflushed: bool,
     /// What may still be read in this wake-up.
-    round: usize,
-    /// When it was first read in this wake-up.
-    began: Option<Instant>,
+    round: Round,
     /// How the last flush failed, until h2 hears of it.
     failure: Option<io::Error>,
 }
@@ -59,7 +55,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gather<T> {
     /// Around a connection.
     pub fn new(io: T) -> Self {
         let inner =
-            Inner { io, gathered: Vec::new(), given: 0, unflushed: false, round: ROUND, began: None, failure: None };
+            Inner { io, gathered: Vec::new(), given: 0, unflushed: false, round: Round::default(), failure: None };
         Self(Rc::new(RefCell::new(inner)))
     }
 
@@ -67,7 +63,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gather<T> {
     pub async fn drive<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
         std::future::poll_fn(|cx| {
-            self.0.borrow_mut().begin_round();
+            self.0.borrow_mut().round = Round::default();
             let polled = future.as_mut().poll(cx);
             self.0.borrow_mut().end_round(cx);
             polled
@@ -77,25 +73,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gather<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Inner<T> {
-    fn begin_round(&mut self) {
-        (self.round, self.began) = (ROUND, None);
-    }
-
-    /// Whether the others of this worker go ahead: what was read has been much, or dear. A frame of a few bytes can ask
-    /// for work on every stream that there is.
-    fn is_round_over(&mut self) -> bool {
-        if self.round == 0 {
-            return true;
-        }
-        match self.began {
-            Some(began) => began.elapsed() >= ROUND_TIME,
-            None => {
-                self.began = Some(Instant::now());
-                false
-            }
-        }
-    }
-
     /// Sends what is gathered, as far as the socket takes it; the rest goes when it is writable.
     fn end_round(&mut self, cx: &mut Context<'_>) {
         // What was read counts against the task's share of this worker; what answers it goes out all the same, and is
@@ -174,14 +151,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gather<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let inner = &mut *self.0.borrow_mut();
         inner.heard()?;
-        if inner.is_round_over() {
+        if inner.round.is_over() {
             // Woken at once, this task would be polled some dozens of times before anybody looks whether something has
             // come for the others.
             return pin!(yield_now()).poll(cx).map(Ok);
         }
         let before = out.filled().len();
         ready!(Pin::new(&mut inner.io).poll_read(cx, out))?;
-        inner.round = inner.round.saturating_sub(out.filled().len().saturating_sub(before));
+        inner.round.took(out.filled().len().saturating_sub(before));
         Poll::Ready(Ok(()))
     }
 }
@@ -218,10 +195,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gather<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     use super::*;
+    use crate::hbone::limits::{COPY_ROUND_BYTES, READ_ROUND_MS};
+
+    const ROUND: usize = COPY_ROUND_BYTES as usize;
+    const ROUND_TIME: Duration = Duration::from_millis(READ_ROUND_MS);
 
     fn local<F: Future>(test: F) -> F::Output {
         tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(test)

@@ -210,10 +210,7 @@ impl AccessLog {
     /// whether somebody listens.
     pub fn write(&self, record: &ConnectionRecord) {
         self.tell(record);
-        let (is_written, lines) = (is_written(), &self.inner.lines);
-        if !(is_written || lines.is_some()) || !self.admits(&record.into()) {
-            return;
-        }
+        let (is_written, lines) = self.readers(&record.into());
         if is_written {
             write(record);
         }
@@ -232,10 +229,7 @@ impl AccessLog {
     pub fn write_request(&self, record: &RequestRecord) {
         self.inner.flows.tell_request(record);
         self.inner.denials.request(record);
-        let (is_written, lines) = (is_written(), &self.inner.lines);
-        if !(is_written || lines.is_some()) || !self.admits(&record.into()) {
-            return;
-        }
+        let (is_written, lines) = self.readers(&record.into());
         if is_written {
             write_request(record);
         }
@@ -244,14 +238,13 @@ impl AccessLog {
         }
     }
 
-    fn admits(&self, line: &Line<'_>) -> bool {
-        self.inner.filter.load().admits(line, &self.inner.ok)
+    /// Where a line goes: to the log, and to a collector, which gets it all the same. The filters are asked only where it may
+    /// go anywhere.
+    fn readers(&self, line: &Line<'_>) -> (bool, Option<&Lines>) {
+        let (is_written, lines) = (tracing::enabled!(target: TARGET, tracing::Level::INFO), self.inner.lines.as_ref());
+        let is_admitted = (is_written || lines.is_some()) && self.inner.filter.load().admits(line, &self.inner.ok);
+        if is_admitted { (is_written, lines) } else { (false, None) }
     }
-}
-
-/// Whether lines go to the log; a collector gets them all the same.
-fn is_written() -> bool {
-    tracing::enabled!(target: TARGET, tracing::Level::INFO)
 }
 
 /// The query is left out: it may hold what nobody should read in a log.

@@ -1,7 +1,6 @@
 //! What comes from the peer, frame by frame.
 
 use std::rc::Rc;
-use std::task::Waker;
 
 use bytes::Bytes;
 use h2::Reason;
@@ -9,7 +8,7 @@ use h2::Reason;
 use super::live::{Break, Live, wake};
 use super::{ARE_YOU_THERE, Block, Core, Fault, Goodbye, LAST_CALL, Role};
 use crate::hbone::frame::{self, Head};
-use crate::hbone::head::{Asked, Fields};
+use crate::hbone::head::Fields;
 use crate::hbone::limits;
 
 const MOST_FRAME: usize = limits::MAX_FRAME_BYTES as usize;
@@ -113,10 +112,10 @@ impl Core {
             self.put_reset(stream, Reason::REFUSED_STREAM);
             return Ok(());
         }
-        let asked = fields.request();
-        if asked == Asked::Malformed {
-            return self.refuse(stream, Reason::PROTOCOL_ERROR);
-        }
+        let asked = match fields.request() {
+            Ok(asked) => asked,
+            Err(reason) => return self.refuse(stream, reason),
+        };
         let mut live = Live::new(stream, self.their.initial_window);
         (live.asked, live.their_end) = (Some(asked), block.ends);
         let key = self.streams.insert(live);
@@ -203,7 +202,7 @@ impl Core {
         if let Some(window) = window {
             self.windows_moved(window)?;
         }
-        self.opening.drain(..).for_each(Waker::wake);
+        self.wake_opening();
         self.out.put(|out| frame::put(out, frame::SETTINGS, frame::ACK, 0, &[]));
         Ok(())
     }
@@ -262,7 +261,7 @@ impl Core {
                 live.wake_all();
             }
         }
-        self.opening.drain(..).for_each(Waker::wake);
+        self.wake_opening();
         Ok(())
     }
 

@@ -156,9 +156,7 @@ impl Handle {
     pub(in crate::hbone) fn respond(&self, status: StatusCode, baggage: &str, ends: bool) -> Result<(), StreamError> {
         self.with(Ok(()), |core, key| {
             let Some(live) = core.streams.get_mut(key) else { return Ok(()) };
-            if let Some(broken) = &live.broken {
-                return Err(broken.clone().into());
-            }
+            live.unbroken()?;
             let stream = live.id;
             live.our_end |= ends;
             core.put_head(stream, if ends { frame::END_STREAM } else { 0 }, &head::answer(status, baggage));
@@ -217,9 +215,7 @@ impl Handle {
             let room = if room < wanted.min(RECORD) { 0 } else { room };
             let shared = (room as i64).min(core.send_window);
             let Some(live) = core.streams.get_mut(key) else { return Poll::Pending };
-            if let Some(broken) = &live.broken {
-                return Poll::Ready(Err(broken.clone().into()));
-            }
+            live.unbroken()?;
             if live.our_end {
                 return Poll::Ready(Err(StreamError::Reset(Reason::CANCEL)));
             }
@@ -240,9 +236,7 @@ impl Handle {
         self.with(Err(StreamError::Reset(Reason::CANCEL)), |core, key| {
             let most = core.their.frame;
             let Some(live) = core.streams.get_mut(key) else { return Ok(()) };
-            if let Some(broken) = &live.broken {
-                return Err(broken.clone().into());
-            }
+            live.unbroken()?;
             let length = bytes.len() as i64;
             if live.our_end || length > live.send_window.min(core.send_window) {
                 return Err(StreamError::Reset(Reason::INTERNAL_ERROR));
@@ -264,9 +258,7 @@ impl Handle {
     pub(in crate::hbone) fn finish(&self) -> Result<(), StreamError> {
         self.with(Ok(()), |core, key| {
             let Some(live) = core.streams.get_mut(key) else { return Ok(()) };
-            if let Some(broken) = &live.broken {
-                return Err(broken.clone().into());
-            }
+            live.unbroken()?;
             live.our_end = true;
             let stream = live.id;
             core.out.put(|out| frame::put(out, frame::DATA, frame::END_STREAM, stream, &[]));

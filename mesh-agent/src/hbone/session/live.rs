@@ -78,6 +78,11 @@ impl Live {
         self.broken.is_some() || (self.their_end && self.our_end)
     }
 
+    /// Why nothing more can be said on it, if that is so.
+    pub fn unbroken(&self) -> Result<(), StreamError> {
+        self.broken.as_ref().map_or(Ok(()), |broken| Err(broken.clone().into()))
+    }
+
     pub fn wake_all(&mut self) {
         [&mut self.reader, &mut self.writer, &mut self.watcher].into_iter().for_each(wake);
     }

@@ -400,10 +400,7 @@ impl Core {
     }
 
     fn is_done(&self) -> bool {
-        let said = match (self.role, self.goodbye) {
-            (_, Goodbye::Said(_)) => true,
-            (_, Goodbye::Unsaid | Goodbye::Announced) => self.their_goodbye.is_some(),
-        };
+        let said = matches!(self.goodbye, Goodbye::Said(_)) || self.their_goodbye.is_some();
         said && self.streams.is_empty()
     }
 
@@ -423,7 +420,7 @@ impl Core {
             live.wake_all();
         }
         self.feed();
-        self.opening.drain(..).for_each(Waker::wake);
+        self.wake_opening();
         if let Some(Ping { waker, .. }) = &mut self.ping {
             wake(waker);
         }
@@ -473,9 +470,18 @@ impl Core {
             && live.is_over()
             && std::mem::take(&mut live.is_open)
         {
-            self.open = self.open.saturating_sub(1);
-            self.opening.drain(..).for_each(Waker::wake);
+            self.one_less_open();
         }
+    }
+
+    fn one_less_open(&mut self) {
+        self.open = self.open.saturating_sub(1);
+        self.wake_opening();
+    }
+
+    /// Those who wait for their turn look again.
+    fn wake_opening(&mut self) {
+        self.opening.drain(..).for_each(Waker::wake);
     }
 
     fn remove(&mut self, key: usize) {
@@ -485,8 +491,7 @@ impl Core {
             self.starving.retain(|starving| *starving != key);
         }
         if live.is_open {
-            self.open = self.open.saturating_sub(1);
-            self.opening.drain(..).for_each(Waker::wake);
+            self.one_less_open();
         }
         // What nobody read any more.
         self.owe(live.unreleased);
