@@ -260,7 +260,12 @@ fn every_verb_has_a_golden_output() -> Result<()> {
 }
 
 fn play(scene: &Scene) -> Result<()> {
-    eventually(PATIENCE, "web to answer", || Ok((scene.ask("/")? == "200").then_some(())))?;
+    // One request of ten goes to web-next, and may well be the first.
+    eventually(PATIENCE, "web to answer", || {
+        let answered = scene.ask("/")? == "200";
+        let (_, graph) = scene.meshctl(&["graph"], true)?;
+        Ok((answered && graph.contains("shop/web ")).then_some(()))
+    })?;
     eventually(PATIENCE, "the queue to be listened to", || {
         let (_, said) = scene.meshctl(&["connections", "--pod", "shop/queue"], true)?;
         Ok(said.contains("shop/client").then_some(()))
