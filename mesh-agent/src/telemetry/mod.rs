@@ -55,6 +55,7 @@ pub fn limits() -> Vec<Limit> {
         otlp::COLLECTOR_LINES, "lines", "of the access log that wait for the collector, about a KiB each; more are lost and counted";
         otlp::MOST_AT_ONCE, "records", "spans or lines that go to the collector together: 500 KiB";
         otlp::LINGER, "milliseconds", "how long a span or a line waits for others to go with";
+        otlp::GLANCE, "milliseconds", "between two looks whether others have come to go with";
         otlp::MOST_POINTS, "points", "of metrics that go to the collector together: 2 MiB";
         otlp::MAX_TEXT_BYTES, "bytes", "of a path, a host, a label that the collector is told; the rest is cut";
         otlp::CONNECT_TIMEOUT, "milliseconds", "for a connection to the collector";

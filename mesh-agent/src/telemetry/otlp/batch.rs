@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, watch};
 
 use super::courier::{Courier, Export};
@@ -10,6 +11,8 @@ use super::courier::{Courier, Export};
 pub const MOST_AT_ONCE: usize = 512;
 /// How long one waits for others.
 pub const LINGER: Duration = Duration::from_secs(1);
+/// How often it is seen whether others have come: a queue takes twenty times what comes meanwhile at 10 000 a second.
+pub const GLANCE: Duration = Duration::from_millis(20);
 
 /// Until nobody has anything to tell any more, or the end; what waits then goes out.
 pub(super) async fn run<T, R: Export>(
@@ -44,9 +47,15 @@ async fn fill<T>(queue: &mut mpsc::Receiver<T>, batch: &mut Vec<T>) -> bool {
         return true;
     }
     let others = async {
-        while let Some(room) = MOST_AT_ONCE.checked_sub(batch.len()).filter(|room| *room > 0) {
-            if queue.recv_many(batch, room).await == 0 {
-                return true;
+        while batch.len() < MOST_AT_ONCE {
+            // Whoever waits for the next one is woken for each, and that costs the data path more than what it tells.
+            tokio::time::sleep(GLANCE).await;
+            while batch.len() < MOST_AT_ONCE {
+                match queue.try_recv() {
+                    Ok(next) => batch.push(next),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return true,
+                }
             }
         }
         false

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use prost::Message;
@@ -20,7 +20,7 @@ use tonic::client::Grpc;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use super::{Collector, Counts, Signal, Unusable};
+use super::{Collector, Counts, Signal, Unusable, record};
 
 /// How long a connection to the collector may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,7 +69,7 @@ export! {
     "/opentelemetry.proto.collector.trace.v1.TraceService/Export", rejected_spans
 }
 export! {
-    ExportLogsServiceRequest, ExportLogsServiceResponse, Logs, "v1/logs",
+    record::Request, ExportLogsServiceResponse, Logs, "v1/logs",
     "/opentelemetry.proto.collector.logs.v1.LogsService/Export", rejected_log_records
 }
 export! {

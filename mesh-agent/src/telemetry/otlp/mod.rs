@@ -13,6 +13,7 @@ mod batch;
 mod courier;
 pub mod lines;
 mod points;
+mod record;
 mod starts;
 #[cfg(test)]
 mod tests;
@@ -23,11 +24,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
-use opentelemetry_proto::tonic::logs::v1::{ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans};
 use opentelemetry_sdk::trace::SpanData;
@@ -38,7 +37,7 @@ use super::spans::{Sampling, Spans};
 use courier::{Courier, Way};
 use lines::{Line, Lines};
 
-pub use batch::{LINGER, MOST_AT_ONCE};
+pub use batch::{GLANCE, LINGER, MOST_AT_ONCE};
 pub use courier::{
     CONNECT_TIMEOUT, EXPORT_TIMEOUT, KEEPALIVE, LONGEST_PAUSE, MAX_ANSWER_BYTES, MAX_TRIES, SHORTEST_PAUSE,
 };
@@ -275,7 +274,7 @@ impl Exporter {
         };
         let of_lines = async {
             let Some((queue, courier)) = lines else { return };
-            batch::run(queue, courier, ended.clone(), |batch| about.lines(batch)).await;
+            batch::run(queue, courier, ended.clone(), |batch| about.lines(&batch)).await;
         };
         let of_metrics = async {
             let Some((metrics, interval, courier)) = metrics else { return };
@@ -318,13 +317,12 @@ impl About {
         ExportTraceServiceRequest { resource_spans }
     }
 
-    fn lines(&self, batch: Vec<Line>) -> ExportLogsServiceRequest {
-        let log_records = batch.into_iter().map(Into::into).collect();
-        let scope_logs = vec![ScopeLogs { scope: Some(self.scope.clone()), log_records, ..ScopeLogs::default() }];
-        let resource = Some(self.resource.clone());
-        ExportLogsServiceRequest {
-            resource_logs: vec![ResourceLogs { resource, scope_logs, ..ResourceLogs::default() }],
-        }
+    fn lines(&self, batch: &[Line]) -> record::Request {
+        let mut writer = record::Writer::default();
+        let records = batch.iter().map(|line| line.write(&mut writer)).collect();
+        let scopes = vec![record::OfScope { scope: Some(self.scope.clone()), records }];
+        let of_node = record::OfResource { resource: Some(self.resource.clone()), scopes };
+        record::Request { resources: vec![of_node] }
     }
 }
 

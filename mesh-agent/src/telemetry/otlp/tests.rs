@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
@@ -23,6 +24,7 @@ use super::super::{
     Transport, metrics,
 };
 use super::points::Chunks;
+use super::record::Writer;
 use super::starts::Starts;
 use super::*;
 use crate::spiffe::SpiffeId;
@@ -336,7 +338,8 @@ fn a_line_says_the_same_to_a_collector_as_in_the_log() {
     let written = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
     for line in written.lines() {
         let line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).unwrap();
-        let record = LogRecord::from(queue.try_recv().unwrap());
+        let written = queue.try_recv().unwrap().write(&mut Writer::default());
+        let record = LogRecord::decode(written).unwrap();
         assert_eq!(record.trace_id.len(), 16);
         let general = ["timestamp", "level", "message", "target"];
         let in_log: BTreeSet<_> = line
