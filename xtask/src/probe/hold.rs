@@ -64,7 +64,7 @@ impl Hold {
                     let answered = &answered;
                     scope.spawn(move || {
                         for stream in part {
-                            answered.count("use", word(stream, round));
+                            answered.count("use", word(stream, round).and_then(|()| is_still(stream, &address)));
                         }
                     });
                 }
@@ -95,6 +95,12 @@ fn open(address: &SocketAddr) -> io::Result<TcpStream> {
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Whether a connection is to whom it was made, however long ago and whatever was made since.
+fn is_still(stream: &TcpStream, address: &SocketAddr) -> io::Result<()> {
+    let peer = stream.peer_addr()?;
+    if peer == *address { Ok(()) } else { Err(io::Error::other(format!("its peer is {peer} now"))) }
 }
 
 fn word(stream: &mut TcpStream, number: u64) -> io::Result<()> {

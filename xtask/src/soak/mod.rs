@@ -1,7 +1,8 @@
 //! `cargo xtask soak`: everything at once for a long time, and then whether it is as if nothing had been.
 //!
 //! ```text
-//! sprint     100 000 short connections to one Service, IPv4 then IPv6, nothing beside them
+//! sprint     300 000 short connections to one Service, IPv4 then IPv6, nothing beside them but two that are ten minutes old
+//!            at its end, and still have the peer that they dialled
 //! restarts   all roles play; the agents are killed or told to end, again and again; connections may break
 //! steady     all roles play, pods and policies and endpoints come and go; no connection may break
 //! quiet      nothing plays: memory, descriptors, threads, map entries and tunnels go back to where they were
@@ -47,8 +48,11 @@ const PROGRESS: Duration = Duration::from_secs(30);
 /// Shares of the time before the quiet, in percent.
 const RESTARTS_PERCENT: u32 = 20;
 
-/// The number of issue and README; a short soak makes a tenth.
-const SHORT_CONNECTIONS: u64 = 100_000;
+/// The number of issue and README, of both families; a short soak makes a tenth.
+const SHORT_CONNECTIONS: u64 = 300_000;
+
+/// How old a connection is that is looked at after all of them; in a short soak a twentieth.
+const OLD: Duration = Duration::from_secs(600);
 
 impl Soak {
     /// Plays it; the exit status says whether it held.
@@ -82,11 +86,17 @@ fn play(stage: &mut Stage, report: &mut Report, time: Duration) -> Result<()> {
     let restarts = loud * RESTARTS_PERCENT / 100;
 
     report.phase("sprint", "short connections through one Service, the client closing first");
-    let short = if time < Duration::from_secs(600) { SHORT_CONNECTIONS / 10 } else { SHORT_CONNECTIONS };
+    let is_short = time < Duration::from_secs(600);
+    let (short, old) = if is_short { (SHORT_CONNECTIONS / 10, OLD / 20) } else { (SHORT_CONNECTIONS, OLD) };
+    let old_ones = Family::BOTH.into_iter().map(|family| stage.grow_old(family, old)).collect::<Result<Vec<_>>>()?;
     for family in Family::BOTH {
-        let said = stage.sprint(family, short)?;
+        let said = stage.sprint(family, short / 2)?;
         report.figure(&format!("sprint {family}"), &said);
         ensure!(said["failed"] == 0, "{family}: {said}");
+    }
+    for mut one in old_ones {
+        let status = one.wait(old * 2)?;
+        ensure!(status.success(), "of connections of {} s: {}", old.as_secs(), one.log());
     }
 
     report.phase("restarts", "agents are killed and told to end while everything plays; what they carried may break");

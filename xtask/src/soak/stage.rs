@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::testbed::{
-    AgentOptions, Family, PodSpec, ServiceSpec, Testbed, eventually, postgres_programs, start_greeter, start_postgres,
-    start_redis,
+    AgentOptions, Family, PodSpec, Process, ServiceSpec, Testbed, eventually, postgres_programs, start_greeter,
+    start_postgres, start_redis,
 };
 
 /// The namespace of all pods.
@@ -111,6 +111,14 @@ impl Stage {
         let log = sprint.log();
         let last = log.lines().rev().find_map(|line| serde_json::from_str(line).ok());
         last.with_context(|| format!("the sprint said: {log}"))
+    }
+
+    /// Holds connections through the same Service until they have this age, then uses them and asks who their peer is.
+    pub fn grow_old(&self, family: Family, age: Duration) -> Result<Process> {
+        let address = self.bed.service("servers").socket(family, ECHO).to_string();
+        let idle = format!("--idle={}", age.as_secs());
+        let arguments = ["hold", &address, "--connections=2", &idle];
+        self.bed.pod("caller").spawn_probe(&format!("old {family}"), &arguments)
     }
 
     /// Starts an echo server in a pod.
