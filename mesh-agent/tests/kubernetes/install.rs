@@ -185,6 +185,24 @@ async fn who_may_not_is_told_so() {
     assert!(said.contains("you may not: daemonsets.apps \"nodemesh-agent\" is forbidden"), "{said}");
 }
 
+/// What the API server fills in is in the manifests where a list or a reference is one's as a whole: else whoever applies the
+/// same would say otherwise.
+#[tokio::test]
+async fn what_kubectl_applied_is_upgraded_by_nobody_s_force() {
+    let Some(cluster) = Cluster::start("what_kubectl_applied_is_upgraded_by_nobody_s_force").await else { return };
+    cluster.is_well.store(true, Ordering::Relaxed);
+    for (folder, profile) in [("base", "profile default"), ("overlays/cni", "profile cni")] {
+        let folder = manifests().join(folder).display().to_string();
+        let (ok, said) = cluster.plane.kubectl(&["apply", "--server-side", "-k", &folder], "");
+        assert!(ok, "{said}");
+        cluster.expect(&["upgrade"], 0, &[profile, "the mesh is upgraded"]).await;
+    }
+    // An image of its own is something else.
+    cluster
+        .expect(&["upgrade", "--image", "example/nodemesh:2"], 2, &["image", "kubectl", "--force-conflicts"])
+        .await;
+}
+
 /// Every profile is what kustomize makes of its folder, as kubectl reads both.
 #[tokio::test]
 async fn profiles_are_what_the_overlays_say() {

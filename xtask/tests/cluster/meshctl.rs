@@ -164,8 +164,8 @@ fn meshctl_upgrades_takes_off_and_installs() {
         ensure!(built.success(), "building meshctl: {built}");
         kube.spoil();
         let namespace = kube.shop("commanded", &[("shop", "n2")])?;
-        // kubectl applied it, so what both say is kubectl's until it is taken over.
-        done(&["upgrade", "--force-conflicts"], "the mesh is upgraded")?;
+        // kubectl applied it, and both say the same, so nothing is taken over from anybody.
+        done(&["upgrade"], "the mesh is upgraded")?;
         namespace.eventually_answers("shop", "http://web/", "web to ")?;
         bundle(kube)?;
 
