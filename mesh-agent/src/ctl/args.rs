@@ -112,7 +112,7 @@ pub enum Question {
     Flows(FlowsArgs),
     /// Hear of requests as they are answered: method, path without query, status, latency, route and policy
     ///
-    /// Headers and bodies are never told. Exit status: 0 all agents were heard to the end, 1 one was not, 2 none was.
+    /// Bodies and queries are never told, headers with --headers alone, most of them by their names. Exit status: 0 all agents were heard to the end, 1 one was not, 2 none was.
     Tap(TapArgs),
     /// Show the identities of the mesh and their certificates, or those of one pod
     ///

@@ -140,7 +140,9 @@ impl Scene {
 
     fn ask(&self, path: &str) -> Result<String> {
         let url = format!("http://{}{path}", self.bed.service("web").socket(Family::V4, 80));
+        let told = ["-A", "shopper", "-H", "authorization: Bearer secret", "-H", "x-basket: secret"];
         let curl = ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", &url];
+        let curl: Vec<&str> = curl.into_iter().chain(told).collect();
         self.bed.pod("client").run(&curl, PATIENCE)?.expect_ok("curl")
     }
 
@@ -199,7 +201,7 @@ const fn case(
 }
 
 /// Of the agents.
-const ASKED: [Case; 17] = [
+const ASKED: [Case; 18] = [
     case("check", &["check"], 0, Ages, &["all 5 that ask for it", "nothing is wrong"]),
     case("status", &["status"], 0, Numbers, &["1/1", "4/4"]),
     case("status-wide", &["status", "-o", "wide"], 0, Numbers, &["FINDINGS"]),
@@ -210,6 +212,13 @@ const ASKED: [Case; 17] = [
     case("top", &["top", "--once", "--interval", "6s"], 0, Heard, &["shop/client", "shop/web"]),
     case("flows", &["flows", "--for", "4s", "--kind", "connection", "--result", "failures"], 0, Heard, &["denied"]),
     case("tap", &["tap", "--for", "4s"], 0, Heard, &["GET /admin N", "policy=shop/no-admin#0"]),
+    case(
+        "tap-headers",
+        &["tap", "--for", "4s", "--headers", "--direction", "outbound"],
+        0,
+        Heard,
+        &["user-agent: shopper", "authorization: …", "x-basket: …"],
+    ),
     case(
         "routes",
         &["routes"],
