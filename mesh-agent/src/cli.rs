@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
@@ -49,6 +50,14 @@ pub enum Command {
     Get(GetArgs),
     /// Print the version
     Version,
+    /// Be the load of `meshctl bench` in a pod, and print what it came to as JSON
+    ///
+    /// Exit status: 0 every request was answered well, 1 one was not, or there is no load.
+    #[command(hide = true)]
+    Bench(BenchArgs),
+    /// Do nothing for a time: the process of a pod in which others are run
+    #[command(hide = true)]
+    Rest(RestArgs),
     /// Take every pinned program and map out of the kernel
     #[command(hide = true)]
     Detach(DetachArgs),
@@ -136,6 +145,41 @@ pub struct GetArgs {
     /// The agent's address [default: 127.0.0.1:15000]
     #[arg(long, env = "NODEMESH_ADMIN", value_name = "IP:PORT|unix:PATH")]
     pub admin: Option<String>,
+}
+
+/// Requests at a fixed rate, whatever the answers take.
+#[derive(Args, Clone, Debug)]
+pub struct LoadArgs {
+    /// What is asked for, such as http://web.shop/
+    pub url: String,
+    /// Requests a second, all connections together
+    #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+    pub rate: u32,
+    /// How many connections; each has one request at a time
+    #[arg(long, value_name = "NUMBER", default_value_t = 4)]
+    pub connections: u32,
+    /// How long requests are sent
+    #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub length: Duration,
+}
+
+/// `mesh-agent bench`
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// What is asked for.
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// How long an answer may take
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+/// `mesh-agent rest`
+#[derive(Args, Debug)]
+pub struct RestArgs {
+    /// How long
+    #[arg(value_parser = humantime::parse_duration)]
+    pub length: Duration,
 }
 
 const POLICY_TEST_AFTER_HELP: &str = "\

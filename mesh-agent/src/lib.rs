@@ -33,6 +33,7 @@ pub mod addr;
 pub mod admin;
 pub mod apiserver;
 pub mod app;
+pub mod bench;
 pub mod cli;
 pub mod cni;
 pub mod commands;

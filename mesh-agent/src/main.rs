@@ -41,6 +41,8 @@ fn main() -> ExitCode {
         Command::Policy(command) => commands::policy(command),
         Command::Cni(command) => commands::cni(command),
         Command::Get(args) => commands::get(args),
+        Command::Bench(args) => commands::bench(args),
+        Command::Rest(args) => commands::rest(args),
         Command::Version => {
             println!("mesh-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

@@ -223,6 +223,7 @@ fn all_limits() -> Vec<(&'static str, Vec<Limit>)> {
         ("admin", admin::limits()),
         ("map", crate::map::limits()),
         ("ctl", ctl::limits()),
+        ("bench", crate::bench::limits()),
         ("app", super::limits()),
     ]
 }
@@ -477,6 +478,7 @@ mod tests {
         "MOST_FRAME",
         "MOST_STREAM",
         "NAMESPACES",
+        "NOBODY",
         "NODES",
         "NOTE",
         "NOT_CAPTURED",

@@ -16,9 +16,11 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::{self, Address};
+use crate::bench::Load;
 use crate::capture::{self, Feature, Needed, ObjectSource, State};
 use crate::cli::{
-    CaCommand, CheckArgs, CniCommand, CniDirectories, CniInstallArgs, DetachArgs, GetArgs, PolicyCommand, ValidateArgs,
+    BenchArgs, CaCommand, CheckArgs, CniCommand, CniDirectories, CniInstallArgs, DetachArgs, GetArgs, LoadArgs,
+    PolicyCommand, RestArgs, ValidateArgs,
 };
 use crate::cni::install::{self, Places};
 use crate::cni::wanted;
@@ -114,6 +116,30 @@ pub fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
 fn print_part(part: &[u8]) -> bool {
     let mut out = io::stdout().lock();
     out.write_all(part).and_then(|()| out.flush()).is_ok()
+}
+
+/// `mesh-agent bench URL`
+pub fn bench(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    let BenchArgs { load: LoadArgs { url, rate, connections, length }, timeout } = args;
+    let load = Load::new(&url, rate, connections, length, timeout)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let came_to = runtime.block_on(load.run(|_| {}))?;
+    print_json(&came_to)?;
+    Ok(ExitCode::from(u8::from(came_to.failed > 0)))
+}
+
+/// `mesh-agent rest DURATION`
+pub fn rest(args: RestArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // The first process of a container hears of its end only if it asks for that.
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            () = tokio::time::sleep(args.length) => {}
+        }
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// `mesh-agent ca`

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use super::bench::{self, BenchArgs};
 use super::bundle::BundleArgs;
 use super::check::CheckArgs;
 use super::connections::ConnectionsArgs;
@@ -25,7 +26,7 @@ use crate::cli::{PolicyTestArgs, ValidateArgs};
 const AFTER_HELP: &str = "\
 The agents are those of the cluster that kubectl talks to, asked with your own rights: you may list
 and exec pods in the mesh's namespace. With --admin they are those at these addresses. Nothing is
-changed but by install, upgrade and uninstall.
+changed but by install, upgrade and uninstall, and by bench --from, which deletes the pods that it makes.
 
 Installed in your PATH as kubectl-mesh it is `kubectl mesh`.
 
@@ -111,7 +112,7 @@ pub enum Question {
     Flows(FlowsArgs),
     /// Hear of requests as they are answered: method, path without query, status, latency, route and policy
     ///
-    /// Headers and bodies are never told. Exit status: 0 all agents were heard to the end, 1 one was not, 2 none was.
+    /// Bodies and queries are never told, headers with --headers alone, most of them by their names. Exit status: 0 all agents were heard to the end, 1 one was not, 2 none was.
     Tap(TapArgs),
     /// Show the identities of the mesh and their certificates, or those of one pod
     ///
@@ -127,6 +128,9 @@ pub enum Question {
     Graph(GraphArgs),
     /// Show what is carried now, in a second, between whom; the busiest first
     Top(TopArgs),
+    /// Ask a server at a fixed rate, and say how long its answers take; with --from, what the mesh adds to that
+    #[command(after_help = bench::AFTER_HELP)]
+    Bench(BenchArgs),
     /// Serve the live map: a web page of all of it, until ^C
     ///
     /// It shows and changes nothing. On another address than a loopback one it takes a token.

@@ -15,9 +15,9 @@ use super::{Ctl, Screen, Verdict, ask, parsed};
 const DUMP: &str = include_str!("fixtures/config_dump.json");
 
 /// What the API server says of channels of a WebSocket.
-const STDOUT: u8 = 1;
+pub(super) const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
-const STATUS: u8 = 3;
+pub(super) const STATUS: u8 = 3;
 
 /// An API server, and a kubeconfig whose current context leads nowhere, and the context `here` to it.
 async fn cluster() -> (TempDir, PathBuf) {
@@ -28,6 +28,11 @@ async fn cluster() -> (TempDir, PathBuf) {
             tokio::spawn(serve(stream));
         }
     });
+    kubeconfig(&server)
+}
+
+/// The same for any server.
+pub(super) fn kubeconfig(server: &str) -> (TempDir, PathBuf) {
     let place = tempfile::tempdir().unwrap();
     let kubeconfig = place.path().join("config");
     let text = json!({
@@ -97,12 +102,12 @@ fn pods() -> Value {
     ]})
 }
 
-fn status(code: u16, message: &str) -> Value {
+pub(super) fn status(code: u16, message: &str) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
         "reason": "Reason", "code": code})
 }
 
-async fn respond(mut stream: TcpStream, status: &str, body: &Value) {
+pub(super) async fn respond(mut stream: TcpStream, status: &str, body: &Value) {
     let body = body.to_string();
     let answer = format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
@@ -113,17 +118,7 @@ async fn respond(mut stream: TcpStream, status: &str, body: &Value) {
 
 /// The agents' answers: agent-a's is whole and comes in pieces, agent-b's command fails, agent-e's connection breaks.
 async fn exec(mut stream: TcpStream, head: &str, pod: &str) {
-    let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).unwrap();
-    let accept = digest::digest(
-        &digest::SHA1_FOR_LEGACY_USE_ONLY,
-        format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11").as_bytes(),
-    );
-    let answer = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
-         sec-websocket-accept: {}\r\nsec-websocket-protocol: v5.channel.k8s.io\r\n\r\n",
-        base64(accept.as_ref())
-    );
-    stream.write_all(answer.as_bytes()).await.unwrap();
+    upgrade(&mut stream, head).await;
     let failure = json!({"metadata": {}, "status": "Failure", "reason": "NonZeroExitCode", "message": "exit code 1"});
     match pod {
         "agent-a" => {
@@ -145,8 +140,23 @@ async fn exec(mut stream: TcpStream, head: &str, pod: &str) {
     let _ = stream.read_to_end(&mut Vec::new()).await;
 }
 
+/// From here on it is a WebSocket.
+pub(super) async fn upgrade(stream: &mut TcpStream, head: &str) {
+    let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).unwrap();
+    let accept = digest::digest(
+        &digest::SHA1_FOR_LEGACY_USE_ONLY,
+        format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11").as_bytes(),
+    );
+    let answer = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
+         sec-websocket-accept: {}\r\nsec-websocket-protocol: v5.channel.k8s.io\r\n\r\n",
+        base64(accept.as_ref())
+    );
+    stream.write_all(answer.as_bytes()).await.unwrap();
+}
+
 /// A binary frame, which a server does not mask.
-async fn send(stream: &mut TcpStream, channel: u8, bytes: &[u8]) {
+pub(super) async fn send(stream: &mut TcpStream, channel: u8, bytes: &[u8]) {
     let length = u16::try_from(bytes.len() + 1).unwrap();
     let mut frame = vec![0x82, 126];
     frame.extend(length.to_be_bytes());

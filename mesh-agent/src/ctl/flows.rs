@@ -75,6 +75,9 @@ pub struct TapArgs {
     /// Those that were answered so: 503, or a class such as 5xx
     #[arg(long, value_name = "STATUS")]
     pub status: Option<String>,
+    /// Their headers, too: names, and the values of those that are known to be harmless; all others are told as …
+    #[arg(long)]
+    pub headers: bool,
     /// How long to listen [default: until Ctrl-C]
     #[arg(long = "for", value_name = "DURATION", value_parser = some_time)]
     pub length: Option<Duration>,
@@ -103,6 +106,7 @@ pub async fn tap(args: &TapArgs, agents: &Agents, screen: &mut Screen<'_>) -> Re
     for (name, value) in [("method", &args.method), ("path", &args.path), ("status", &args.status)] {
         query.extend(value.as_ref().map(|value| (name, value.clone())));
     }
+    query.extend(args.headers.then(|| ("headers", "redacted".to_string())));
     listen(&query, args.length, args.output, agents, screen).await
 }
 
@@ -213,6 +217,15 @@ struct Flow {
     duration_seconds: f64,
     rtt_seconds: Option<f64>,
     retransmits: Option<u64>,
+    headers: Vec<Header>,
+    headers_left_out: u64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Header {
+    name: String,
+    value: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -260,7 +273,16 @@ impl Flow {
             None => {}
         }
         parts.extend(self.named(breadth, node).into_iter().map(|word| paint.apply(&word, Tone::Faint)));
-        parts.join("  ")
+        [parts.join("  ")].into_iter().chain(self.told_headers(paint)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// A line each, below that of the request.
+    fn told_headers(&self, paint: Paint) -> Vec<String> {
+        let line = |Header { name, value }: &Header| paint.apply(&format!("    {name}: {value}"), Tone::Faint);
+        let mut lines: Vec<String> = self.headers.iter().map(line).collect();
+        let more = self.headers_left_out;
+        lines.extend((more > 0).then(|| paint.apply(&format!("    and {more} more"), Tone::Faint)));
+        lines
     }
 
     fn to(&self) -> String {
@@ -340,6 +362,12 @@ mod tests {
             "source": {"pod": "shop/web-0"}, "client": "10.0.0.1:1", "service": "shop/db", "destination": {"pod": "shop/db-0"},
             "durationSeconds": 1.5, "bytesSent": 10, "bytesReceived": 2048, "rttSeconds": 0.0123, "retransmits": 4,
         });
+        let with_headers = json!({
+            "kind": "request", "ended": 1_790_000_000.0, "direction": "outbound", "result": "ok", "method": "GET", "path": "/",
+            "status": 200, "source": {"pod": "shop/web-0"}, "client": "10.0.0.1:1", "service": "shop/api",
+            "durationSeconds": 0.001, "headersLeftOut": 2,
+            "headers": [{"name": "accept", "value": "*/*"}, {"name": "authorization", "value": "…"}],
+        });
         let table = [
             (
                 &by_identity,
@@ -366,6 +394,11 @@ mod tests {
                 &denied,
                 Output::Table,
                 "14:13:20.000  shop/api-1 <- shop/outsider-0  tunnel  0/2.0Ki  1.0ms  denied: no-allow-rule\n",
+            ),
+            (
+                &with_headers,
+                Output::Table,
+                "14:13:20.000  shop/web-0 -> shop/api  GET /  200  1.0ms\n    accept: */*\n    authorization: …\n    and 2 more\n",
             ),
             (
                 &json!({"kind": "lost", "lost": 7}),

@@ -3,9 +3,10 @@
 //!
 //! How agents are reached is `reach`'s business; a command is a file, and what it shows is made of the answers by pure
 //! functions. JSON and YAML are interfaces, tables are for people. An agent that does not answer is a line of the output,
-//! not its end. Nothing here changes an agent, and nothing but `install` a cluster.
+//! not its end. Nothing here changes an agent, and nothing a cluster but `install`, and `bench` for a time.
 
 mod args;
+mod bench;
 mod bundle;
 mod check;
 mod connections;
@@ -53,6 +54,9 @@ const PLUGIN: &str = "kubectl-mesh";
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
     limits![
+        bench::POD_LOOK_EVERY, "milliseconds", "between two looks at whether the pods of a load are there";
+        bench::RUNS_LONGER, "milliseconds", "that a load in a pod may take beyond its own time: exec, and the way of its words";
+        bench::LIVES_LONGER, "milliseconds", "that the pods of a load live beyond its time where nobody deletes them";
         bundle::MAX_BUNDLE_BYTES, "bytes", "of a support bundle before it is compressed";
         bundle::LONGEST, "milliseconds", "that a support bundle takes to gather";
         bundle::MAX_OBJECTS, "objects", "of one kind in a support bundle";
@@ -157,6 +161,7 @@ async fn ask(whom: &WhomArgs, question: &Question, screen: &mut Screen<'_>) -> R
         Question::Routes(args) => routes::run(args, &agents().await?, screen).await,
         Question::Explain(args) => explain::run(args, &agents().await?, screen).await,
         Question::Diff(args) => diff::run(args, &agents().await?, screen).await,
+        Question::Bench(args) => bench::run(args, whom, screen).await,
         Question::Top(args) => top::run(args, &agents().await?, screen).await,
         Question::Install(args) => install::install(args, whom, screen).await,
         Question::Upgrade(args) => install::upgrade(args, whom, screen).await,
@@ -213,7 +218,7 @@ fn right_command(refusal: &clap::Error) -> Option<&'static str> {
 }
 
 /// What is typed for what is meant.
-const RIGHT: [(&[&str], &str); 15] = [
+const RIGHT: [(&[&str], &str); 16] = [
     (&["agents", "nodes", "get", "proxy-status", "ps", "health"], "status"),
     (&["doctor", "preflight", "precheck", "verify", "verify-install"], "check"),
     (&["bug-report", "sysdump", "support", "dump", "diagnostics"], "support-bundle"),
@@ -222,6 +227,7 @@ const RIGHT: [(&[&str], &str); 15] = [
     (&["conn", "conntrack"], "connections --watch"),
     (&["observe", "monitor", "hubble"], "flows --follow"),
     (&["requests", "trace"], "tap"),
+    (&["benchmark", "load", "perf", "latency", "fortio"], "bench URL"),
     (&["migrate", "translate", "import"], "convert istio PATH"),
     (&["cert", "certs", "certificate", "certificates", "svid", "identities", "secret"], "identity"),
     (&["validate", "lint", "analyze", "vet"], "config validate PATH"),

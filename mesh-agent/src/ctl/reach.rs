@@ -275,11 +275,11 @@ impl Agent {
             }
             (Way::Admin(_), Asked::Kernel) => Err("told in its pod alone; on its node: mesh-agent check".into()),
             (Way::Exec(pods), Asked::Path(path)) => {
-                let Ran { said, complained, ended } = run(pods, self.pod(), &["get", path]).await?;
+                let Ran { said, complained, ended } = run(pods, self.pod(), CONTAINER, &["get", path]).await?;
                 outcome(said, &complained, ended)
             }
             (Way::Exec(pods), Asked::Kernel) => {
-                let Ran { said, complained, ended } = run(pods, self.pod(), &["check", "--json"]).await?;
+                let Ran { said, complained, ended } = run(pods, self.pod(), CONTAINER, &["check", "--json"]).await?;
                 // Its exit status says what the list says, too.
                 match said.is_empty() {
                     true => outcome(said, &complained, ended),
@@ -320,7 +320,7 @@ impl Agent {
                 }
             }
             Way::Exec(pods) => {
-                let mut process = start(pods, self.pod(), &["get", path]).await?;
+                let mut process = start(pods, self.pod(), CONTAINER, &["get", path]).await?;
                 let (stdout, stderr) = (process.stdout(), process.stderr());
                 let Some(mut stdout) = stdout else { return Err("its pod gives no output".into()) };
                 let mut part = vec![0; CHUNK_BYTES];
@@ -375,15 +375,18 @@ impl Lines {
 }
 
 /// What a command in a pod said, and how it ended, if it was told.
-struct Ran {
-    said: Vec<u8>,
-    complained: Vec<u8>,
-    ended: Option<Status>,
+pub struct Ran {
+    /// To standard output.
+    pub said: Vec<u8>,
+    /// To standard error, the beginning of it.
+    pub complained: Vec<u8>,
+    /// None: the connection ended first.
+    pub ended: Option<Status>,
 }
 
-/// `/mesh-agent` with some arguments in an agent's pod.
-async fn start(pods: &Api<Pod>, pod: &str, arguments: &[&str]) -> Result<AttachedProcess, String> {
-    let parameters = AttachParams::default().container(CONTAINER).stdin(false).max_stdout_buf_size(CHUNK_BYTES);
+/// `/mesh-agent` with some arguments in a pod of its image.
+async fn start(pods: &Api<Pod>, pod: &str, container: &str, arguments: &[&str]) -> Result<AttachedProcess, String> {
+    let parameters = AttachParams::default().container(container).stdin(false).max_stdout_buf_size(CHUNK_BYTES);
     let started = pods.exec(pod, [&[PROGRAM], arguments].concat(), &parameters).await;
     started.map_err(|error| match &error {
         kube::Error::Api(status) if status.code == 403 => {
@@ -397,8 +400,11 @@ async fn start(pods: &Api<Pod>, pod: &str, arguments: &[&str]) -> Result<Attache
 }
 
 /// Such a command, to its end.
-async fn run(pods: &Api<Pod>, pod: &str, arguments: &[&str]) -> Result<Ran, String> {
-    let mut process = start(pods, pod, arguments).await?;
+///
+/// # Errors
+/// It was not begun, or says too much.
+pub async fn run(pods: &Api<Pod>, pod: &str, container: &str, arguments: &[&str]) -> Result<Ran, String> {
+    let mut process = start(pods, pod, container, arguments).await?;
     let (stdout, stderr, status) = (process.stdout(), process.stderr(), process.take_status());
     let bound = MAX_ANSWER_BYTES as u64;
     // Read side by side: one that nobody reads holds back the others.
@@ -433,7 +439,7 @@ async fn read_all(stream: Option<impl AsyncRead + Unpin>, bound: u64) -> std::io
 }
 
 /// What a command came to. Without a word of how it ended, what it said may be half of it.
-fn outcome(said: Vec<u8>, complained: &[u8], ended: Option<Status>) -> Result<Bytes, String> {
+pub fn outcome(said: Vec<u8>, complained: &[u8], ended: Option<Status>) -> Result<Bytes, String> {
     match ended {
         Some(status) if status.status.as_deref() == Some("Success") => Ok(said.into()),
         Some(status) if complained.is_empty() && said.is_empty() => {

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, request};
@@ -16,12 +17,15 @@ use super::exchange::Exchange;
 use super::screen::Gate;
 use super::upgrade::Change;
 use crate::routes::grpc;
-use crate::telemetry::{RequestRecord, RequestResult, Span};
+use crate::telemetry::{RequestRecord, RequestResult, Span, TappedHeaders};
 
 /// Whom requests are told.
 pub trait Teller: 'static {
     /// Begins this agent's part of a trace that is sampled.
     fn trace(&self, headers: &mut HeaderMap) -> Option<Span>;
+
+    /// What of a request's headers is told in the end; None where nobody listens for that.
+    fn tapped(&self, headers: &HeaderMap) -> Option<Arc<TappedHeaders>>;
 
     /// Counts and logs a request that is over.
     fn report(&self, record: &RequestRecord);
@@ -124,6 +128,7 @@ impl Conversation {
             method: Some(parts.method.clone()),
             path: parts.uri.path_and_query().cloned(),
             traceparent,
+            headers: self.teller.tapped(&parts.headers),
             span: self.teller.trace(&mut parts.headers),
             ..self.template.clone()
         };

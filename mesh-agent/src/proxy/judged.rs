@@ -31,7 +31,7 @@ use crate::podnet::ClientRecord;
 use crate::policy::{self, Authorizer, BodyInCheck, Denial, DenyReason, Facts, Permit, WorkloadPolicy};
 use crate::spiffe::SpiffeId;
 use crate::state::{MeshState, Workload};
-use crate::telemetry::{RequestMemo, RequestRecord, Span};
+use crate::telemetry::{RequestMemo, RequestRecord, Span, TappedHeaders};
 use crate::tokens::{self, Found, Issuer, KeysUri, Token};
 
 /// Both ends of a connection to an application of this node.
@@ -198,6 +198,10 @@ impl Guard for Gatekeeper {
 impl Teller for Gatekeeper {
     fn trace(&self, headers: &mut HeaderMap) -> Option<Span> {
         self.worker.begin_span(headers)
+    }
+
+    fn tapped(&self, headers: &HeaderMap) -> Option<Arc<TappedHeaders>> {
+        self.worker.tapped(headers)
     }
 
     fn report(&self, record: &RequestRecord) {

@@ -27,7 +27,7 @@ use crate::podnet::ClientRecord;
 use crate::routes::{BackendRef, CompiledRule, Table};
 use crate::routing::{self, Upstream};
 use crate::state::{AppProtocol, Destination, Endpoint, Frontend, MeshState, Service, ServicePort};
-use crate::telemetry::{RequestMemo, RequestRecord, Span};
+use crate::telemetry::{RequestMemo, RequestRecord, Span, TappedHeaders};
 
 /// Serves a connection to a Service port on which requests are spoken.
 pub async fn serve(
@@ -193,6 +193,10 @@ impl Mesh for Outbound {
 impl Teller for Outbound {
     fn trace(&self, headers: &mut ::http::HeaderMap) -> Option<Span> {
         self.worker.begin_span(headers)
+    }
+
+    fn tapped(&self, headers: &::http::HeaderMap) -> Option<Arc<TappedHeaders>> {
+        self.worker.tapped(headers)
     }
 
     fn report(&self, record: &RequestRecord) {

@@ -34,7 +34,8 @@ use crate::spiffe::SpiffeId;
 use crate::state::{StateReader, Workload};
 use crate::sys;
 use crate::telemetry::{
-    AccessLog, ConnectionRecord, ConnectionResult, Metrics, RequestMemo, RequestRecord, Span, Spans, WorkloadUsage,
+    AccessLog, ConnectionRecord, ConnectionResult, Metrics, RequestMemo, RequestRecord, Span, Spans, TappedHeaders,
+    WorkloadUsage,
 };
 use crate::tokens::Verified;
 
@@ -503,6 +504,11 @@ impl Worker {
     /// Begins this agent's part of a request's trace, if that is sampled.
     pub fn begin_span(&self, headers: &mut HeaderMap) -> Option<Span> {
         self.shared.spans.begin(headers, || self.random())
+    }
+
+    /// What of a request's headers is told in the end, where somebody listens for that.
+    pub fn tapped(&self, headers: &HeaderMap) -> Option<Arc<TappedHeaders>> {
+        self.shared.access_log.flows().tapped(headers)
     }
 
     /// Counts and logs a request that is over.

@@ -1,6 +1,7 @@
 //! Who listens to connections and requests as they end: `GET /flows`, for `meshctl flows` and `meshctl tap`.
 //!
-//! Told is what the access log is made of, and it is as private: no query, no header, no body. Nobody waits for a listener:
+//! Told is what the access log is made of, and it is as private: no query, no header, no body. Headers of requests are told
+//! to those who ask for them, most of them by their names alone (`tapped`). Nobody waits for a listener:
 //! each has a queue of its own, and what does not fit is lost for it, counted, and told. Where nobody listens it costs one
 //! relaxed load.
 //!
@@ -14,11 +15,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use http::HeaderMap;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::access_log::Filter as LogFilter;
-use super::{ConnectionRecord, Direction, RequestRecord};
+use super::{ConnectionRecord, Direction, RequestRecord, TappedHeaders};
 
 /// How many may listen to one agent at once.
 pub(super) const MAX_LISTENERS: usize = 4;
@@ -35,6 +37,8 @@ pub struct Flows {
 struct Inner {
     /// How many there are; what the data path looks at.
     count: AtomicUsize,
+    /// How many of them want headers; what the data path looks at where a request begins.
+    with_headers: AtomicUsize,
     /// Replaced as a whole: the data path reads it without a lock.
     listeners: ArcSwap<Vec<Arc<Listener>>>,
 }
@@ -85,8 +89,8 @@ pub struct TooMany;
 /// Why a query is no filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{name}={value} is refused: {expected}; give kind, direction, service, method, path, status, slower, or words of the access \
-     log's filter as filter"
+    "{name}={value} is refused: {expected}; give kind, direction, service, method, path, status, slower, headers, or words of \
+     the access log's filter as filter"
 )]
 pub struct FilterError {
     name: String,
@@ -104,6 +108,7 @@ pub struct FilterError {
 /// | `method=GET` `path=/v1` `status=5xx` | of requests: the method, the beginning of the path, the status or its class |
 /// | `slower=100ms` | what took longer |
 /// | `filter=failures,namespace=shop` | as for the access log |
+/// | `headers=redacted` | of requests that begin from now on their headers, too: names, and harmless values |
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     kind: Option<Kind>,
@@ -114,6 +119,8 @@ pub struct Filter {
     status: Option<String>,
     slower: Option<Duration>,
     log: LogFilter,
+    /// Whether headers are told.
+    headers: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +171,8 @@ impl Filter {
             ("filter", words) => {
                 self.log = words.parse().map_err(|_| "expected words such as failures,namespace=shop")?;
             }
+            ("headers", "redacted") => self.headers = true,
+            ("headers", _) => return Err("expected redacted: all of them are told to nobody"),
             (_, _) => return Err("there is no such word"),
         }
         Ok(())
@@ -206,7 +215,7 @@ impl Flows {
     pub fn tell(&self, record: &ConnectionRecord) {
         if self.inner.count.load(Ordering::Relaxed) > 0 {
             let admits = |listener: &Listener| listener.filter.admits_connection(record, &listener.ok);
-            self.hand_out(admits, || What::Connection(Box::new(record.clone())));
+            self.hand_out(admits, |_| What::Connection(Box::new(record.clone())));
         }
     }
 
@@ -214,15 +223,23 @@ impl Flows {
     pub fn tell_request(&self, record: &RequestRecord) {
         if self.inner.count.load(Ordering::Relaxed) > 0 {
             let admits = |listener: &Listener| listener.filter.admits_request(record, &listener.ok);
-            self.hand_out(admits, || What::Request(Box::new(record.clone())));
+            self.hand_out(admits, |listener| {
+                let headers = record.headers.clone().filter(|_| listener.filter.headers);
+                What::Request(Box::new(RequestRecord { headers, ..record.clone() }))
+            });
         }
     }
 
+    /// What is kept of a request's headers. Where nobody listens for that: nothing, for one relaxed load.
+    pub fn tapped(&self, headers: &HeaderMap) -> Option<Arc<TappedHeaders>> {
+        (self.inner.with_headers.load(Ordering::Relaxed) > 0).then(|| Arc::new(TappedHeaders::of(headers)))
+    }
+
     #[cold]
-    fn hand_out(&self, admits: impl Fn(&Listener) -> bool, what: impl Fn() -> What) {
+    fn hand_out(&self, admits: impl Fn(&Listener) -> bool, what: impl Fn(&Listener) -> What) {
         for listener in self.inner.listeners.load().iter().filter(|listener| admits(listener)) {
             match listener.queue.try_reserve() {
-                Ok(place) => place.send(Ended { at: SystemTime::now(), what: what() }),
+                Ok(place) => place.send(Ended { at: SystemTime::now(), what: what(listener) }),
                 // One that is gone is taken off the list by its subscription.
                 Err(_) => {
                     listener.lost.fetch_add(1, Ordering::Relaxed);
@@ -249,6 +266,7 @@ impl Flows {
             return Err(TooMany);
         }
         self.inner.count.fetch_add(1, Ordering::Relaxed);
+        self.inner.with_headers.fetch_add(listener.filter.headers.into(), Ordering::Relaxed);
         Ok(Subscription { flows: self.clone(), listener, queue })
     }
 }
@@ -271,6 +289,7 @@ impl Drop for Subscription {
             others.cloned().collect::<Vec<_>>()
         });
         self.flows.inner.count.fetch_sub(1, Ordering::Relaxed);
+        self.flows.inner.with_headers.fetch_sub(self.listener.filter.headers.into(), Ordering::Relaxed);
     }
 }
 
@@ -323,7 +342,7 @@ fn connection(at: f64, record: &ConnectionRecord) -> Value {
 
 /// The query is left out, as from the access log.
 fn request(at: f64, record: &RequestRecord) -> Value {
-    json!({
+    let mut told = json!({
         "kind": "request",
         "ended": at,
         "direction": record.direction.name(),
@@ -358,7 +377,12 @@ fn request(at: f64, record: &RequestRecord) -> Value {
         "bytesSent": record.bytes_sent,
         "bytesReceived": record.bytes_received,
         "durationSeconds": record.duration.as_secs_f64(),
-    })
+    });
+    if let (Some(headers), Some(fields)) = (&record.headers, told.as_object_mut()) {
+        fields.insert("headers".into(), headers.to_json());
+        fields.insert("headersLeftOut".into(), headers.left_out().into());
+    }
+    told
 }
 
 #[cfg(test)]
@@ -447,9 +471,43 @@ mod tests {
     }
 
     #[test]
+    fn headers_are_for_who_asks_for_them_and_kept_while_somebody_does() {
+        let flows = Flows::default();
+        let mut head = HeaderMap::new();
+        head.insert("accept", http::HeaderValue::from_static("*/*"));
+        head.insert("authorization", http::HeaderValue::from_static("Bearer hunter2"));
+        let begun = || RequestRecord { headers: flows.tapped(&head), ..request("/", 200) };
+        let mut without = flows.listen(Filter::default()).unwrap();
+        assert_eq!(begun().headers, None, "nobody wants them");
+        let mut with = flows.listen(Filter::of_query("headers=redacted").unwrap()).unwrap();
+        flows.tell_request(&begun());
+        let told = heard(&mut with);
+        assert_eq!(
+            told[0]["headers"],
+            json!([{"name": "accept", "value": "*/*"}, {"name": "authorization", "value": "…"}])
+        );
+        assert_eq!(told[0]["headersLeftOut"], 0);
+        assert!(!format!("{told:?}").contains("hunter2"));
+        assert_eq!(heard(&mut without)[0].get("headers"), None);
+        // It began before anybody asked.
+        flows.tell_request(&request("/", 200));
+        assert_eq!(heard(&mut with)[0].get("headers"), None);
+        drop(with);
+        assert_eq!(begun().headers, None, "nobody wants them any more");
+    }
+
+    #[test]
     fn words_that_are_none_are_refused() {
-        for query in ["kind=all", "direction=up", "status=5", "status=9xx", "slower=soon", "filter=x", "namespace=shop"]
-        {
+        for query in [
+            "kind=all",
+            "direction=up",
+            "status=5",
+            "status=9xx",
+            "slower=soon",
+            "filter=x",
+            "namespace=shop",
+            "headers=all",
+        ] {
             let refused = Filter::of_query(query).unwrap_err().to_string();
             assert!(refused.starts_with(query), "{refused}");
         }

@@ -17,6 +17,7 @@ mod requests;
 mod series;
 pub mod spans;
 pub mod table;
+mod tapped;
 
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ pub use denials::{Denial, Denials};
 pub use metrics::{AuthorityNumbers, CertificateFacts, KeysFacts, Metrics, OpenConnection, RootFacts, WatchFacts};
 pub use requests::{RequestMemo, RequestRecord, RequestResult};
 pub use spans::{Event, Span, Spans};
+pub use tapped::TappedHeaders;
 
 /// The bounds of this room.
 pub fn limits() -> Vec<Limit> {
@@ -47,7 +49,10 @@ pub fn limits() -> Vec<Limit> {
         table::IDLE, "milliseconds", "then an unused set of labels makes room in a full table";
         table::SWEEP_INTERVAL, "milliseconds", "between two searches for sets of labels that may go";
         flows::MAX_LISTENERS, "listeners", "to what ends at one agent; each costs the data path a copy of what it asks for";
-        flows::QUEUE, "records", "that wait for one listener, about a KiB each; more are lost for it and counted";
+        flows::QUEUE, "records", "that wait for one listener, about a KiB each, three with headers; more are lost for it and counted";
+        tapped::MAX_HEADERS, "headers", "of one request that a listener is told who asks for them; more are counted";
+        tapped::MAX_HEADERS_BYTES, "bytes", "of these names and values together";
+        tapped::MAX_VALUE_BYTES, "bytes", "of one of these values; the rest is cut";
         logs::QUEUE_LINES, "lines", "that wait for a slow reader of the log; more are lost and counted";
         logs::FLUSH_WAIT, "milliseconds", "for a slow reader of the log at the end of the process";
         spans::QUEUE_SPANS, "spans", "that wait for the collector, 2 KiB each; more are lost and counted";

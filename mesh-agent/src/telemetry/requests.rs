@@ -33,6 +33,7 @@ use super::exposition::{self, Distribution, Shape};
 use super::istio;
 use super::spans::{Events, Span};
 use super::table::{Counters, Entry, Key as TableKey, OVERFLOW_NAME, Owner, Present, Table};
+use super::tapped::TappedHeaders;
 use crate::spiffe::SpiffeId;
 
 /// How many lines of a scrape a key takes: its buckets, sum and count, and both ways' bytes.
@@ -125,6 +126,8 @@ pub struct RequestRecord {
     pub traffic_rule: Option<Arc<str>>,
     /// The request's own.
     pub traceparent: Option<HeaderValue>,
+    /// What of its headers is told; kept where somebody listens for that.
+    pub headers: Option<Arc<TappedHeaders>>,
     /// This agent's part of the trace, where it is sampled.
     pub span: Option<Span>,
     /// What happened to it on its way; kept where it is sampled.
@@ -165,6 +168,7 @@ impl RequestRecord {
             retries: 0,
             traffic_rule: None,
             traceparent: None,
+            headers: None,
             span: None,
             events: Events::default(),
             bytes_sent: 0,

@@ -185,6 +185,45 @@ async fn who_may_not_is_told_so() {
     assert!(said.contains("you may not: daemonsets.apps \"nodemesh-agent\" is forbidden"), "{said}");
 }
 
+/// What the API server fills in is in the manifests where a list or a reference is one's as a whole: else whoever applies the
+/// same would say otherwise.
+#[tokio::test]
+async fn what_kubectl_applied_is_upgraded_by_nobody_s_force() {
+    let Some(cluster) = Cluster::start("what_kubectl_applied_is_upgraded_by_nobody_s_force").await else { return };
+    cluster.is_well.store(true, Ordering::Relaxed);
+    for (folder, profile) in [("base", "profile default"), ("overlays/cni", "profile cni")] {
+        let folder = manifests().join(folder).display().to_string();
+        let (ok, said) = cluster.plane.kubectl(&["apply", "--server-side", "-k", &folder], "");
+        assert!(ok, "{said}");
+        cluster.expect(&["upgrade"], 0, &[profile, "the mesh is upgraded"]).await;
+    }
+    // An image of its own is something else.
+    cluster.expect(&["upgrade", "--image", "example/nodemesh:2"], 2, &["image", "kubectl", "--force-conflicts"]).await;
+}
+
+/// `meshctl bench --from` in a namespace that takes none but the most harmless pods. No kubelet runs them here, and nothing of
+/// them is left.
+#[tokio::test]
+async fn the_pods_of_a_load_are_the_most_harmless() {
+    let Some(cluster) = Cluster::start("the_pods_of_a_load_are_the_most_harmless").await else { return };
+    let typed = ["bench", "http://web/", "--from", "careful", "--wait", "1s"];
+    cluster.expect(&typed, 2, &["there is no mesh in namespace nodemesh-system"]).await;
+    cluster.expect(&["install", "--no-wait"], 0, &[]).await;
+    cluster.expect(&typed, 2, &["making pod careful/meshctl-bench-plain-", "\"careful\" not found"]).await;
+    let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "careful", "labels": labels}});
+    let (ok, said) = cluster.plane.kubectl(&["create", "-f", "-"], &namespace.to_string());
+    assert!(ok, "{said}");
+    // Others are not taken there.
+    let (ok, said) = cluster.plane.kubectl(&["-n", "careful", "run", "other", "--image=none"], "");
+    assert!(!ok && said.contains("violates PodSecurity"), "{said}");
+    let said = cluster.expect(&typed, 2, &["the pods are not there within 1s (--wait)"]).await;
+    assert_eq!(said.matches("on no node: nobody has placed it yet").count(), 2, "{said}");
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "careful");
+    eventually("the pods to be gone", || async { pods.list(&ListParams::default()).await.unwrap().items.is_empty() })
+        .await;
+}
+
 /// Every profile is what kustomize makes of its folder, as kubectl reads both.
 #[tokio::test]
 async fn profiles_are_what_the_overlays_say() {

@@ -10,7 +10,7 @@ use xtask::cluster::layout::NODES;
 use xtask::cluster::{self, control, layout};
 use xtask::testbed::eventually;
 
-use crate::support::{Kube, PATIENCE, in_cluster};
+use crate::support::{ENABLED, Kube, PATIENCE, STRICT, in_cluster};
 use crate::uninstall::LEFT;
 
 /// meshctl beside the API server; its exit status and what it said.
@@ -156,6 +156,51 @@ impl Drop for PortForward {
     }
 }
 
+/// What the mesh costs here: two pods come, are asked, and go.
+#[test]
+fn meshctl_bench_compares_a_meshed_pod_with_one_that_is_not() {
+    in_cluster("meshctl_bench_compares_a_meshed_pod_with_one_that_is_not", |kube| {
+        let built = build::cargo().args(["build", "--package=mesh-agent", "--bin=meshctl"]).status()?;
+        ensure!(built.success(), "building meshctl: {built}");
+        // Pods of a run pass the strictest profile, and whoever is at home there is their identity.
+        let labels = format!("{ENABLED}, pod-security.kubernetes.io/warn: restricted");
+        let open = kube.namespace("benched", &labels)?;
+        open.web("web", "n1")?;
+        open.wait_ready()?;
+        let guests = kube.namespace("benching", "pod-security.kubernetes.io/enforce: restricted")?;
+        let typed =
+            ["bench", "http://web.benched/", "--from", "benching", "--node", "n2", "--rate", "50", "-o", "json"];
+        let told = eventually(PATIENCE, "both pods to be answered", || {
+            let (status, said) = meshctl(&typed)?;
+            let told: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+            Ok((status == Some(0)).then_some(told))
+        })?;
+        ensure!(told["place"]["node"] == "n2" && told["plainIsRefused"] == false, "{told}");
+        for pod in ["plain", "meshed"] {
+            ensure!(told[pod]["ok"] == 500 && told[pod]["statuses"]["200"] == 500, "{told}");
+        }
+        ensure!(told["ratio"]["p50"].as_f64().is_some_and(|ratio| ratio > 0.0), "{told}");
+
+        // Nobody without an identity is let in any more.
+        open.apply(STRICT)?;
+        let typed = ["bench", "http://web.benched/", "--from", "benching/default", "--for", "3s"];
+        let said = eventually(PATIENCE, "the pod outside the mesh to be refused", || {
+            let (status, said) = meshctl(&typed)?;
+            Ok((status == Some(0) && said.contains("without the mesh nothing is let in")).then_some(said))
+        })?;
+        ensure!(said.contains("MESHED") && !said.contains("PLAIN"), "{said}");
+
+        // A server that is not there fails both, and is told.
+        let (status, said) = meshctl(&["bench", "http://web.benched:81/", "--from", "benching", "--for", "1s"])?;
+        ensure!(status == Some(1) && said.contains("plain: not answered"), "{status:?}: {said}");
+        let (status, said) = meshctl(&["bench", "http://web.benched/", "--from", "nowhere"])?;
+        ensure!(status == Some(2) && said.contains("nowhere"), "{status:?}: {said}");
+        eventually(PATIENCE, "the pods to be gone", || {
+            Ok(guests.kubectl(&["get", "pods", "-o", "name"])?.trim().is_empty().then_some(()))
+        })
+    });
+}
+
 /// The same that manifests and kubectl do, by one command each; and what whoever helps is sent.
 #[test]
 fn meshctl_upgrades_takes_off_and_installs() {
@@ -164,8 +209,8 @@ fn meshctl_upgrades_takes_off_and_installs() {
         ensure!(built.success(), "building meshctl: {built}");
         kube.spoil();
         let namespace = kube.shop("commanded", &[("shop", "n2")])?;
-        // kubectl applied it, so what both say is kubectl's until it is taken over.
-        done(&["upgrade", "--force-conflicts"], "the mesh is upgraded")?;
+        // kubectl applied it, and both say the same, so nothing is taken over from anybody.
+        done(&["upgrade"], "the mesh is upgraded")?;
         namespace.eventually_answers("shop", "http://web/", "web to ")?;
         bundle(kube)?;
 

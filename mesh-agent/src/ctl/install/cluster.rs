@@ -60,12 +60,18 @@ impl Cluster {
         Ok(Self { server, namespace: mesh_namespace.clone(), client, timeout: *timeout })
     }
 
+    /// To ask for what is not here.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// For one answer.
     pub fn patience(&self) -> Duration {
         self.timeout
     }
 
-    async fn within<T>(&self, asked: impl Future<Output = kube::Result<T>>) -> Result<T> {
+    /// What the API server answers; else what to tell.
+    pub async fn within<T>(&self, asked: impl Future<Output = kube::Result<T>>) -> Result<T> {
         match tokio::time::timeout(self.timeout, asked).await {
             Ok(answer) => answer.map_err(|error| match error {
                 kube::Error::Api(status) if status.code == 403 => {
@@ -240,7 +246,8 @@ pub fn is_ready(pod: &Pod) -> bool {
     conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True")
 }
 
-fn obstacle(pod: &Pod) -> Option<String> {
+/// Why a pod is not ready, if it is not.
+pub fn obstacle(pod: &Pod) -> Option<String> {
     if is_ready(pod) || pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
@@ -253,6 +260,7 @@ fn obstacle(pod: &Pod) -> Option<String> {
     let why = match (waiting, unscheduled) {
         (Some(waiting), _) => [waiting.reason, waiting.message].into_iter().flatten().collect::<Vec<_>>().join(": "),
         (None, Some(condition)) => condition.message.unwrap_or_default(),
+        (None, None) if node_of(pod).is_none() => "nobody has placed it yet".into(),
         (None, None) => "it runs and is not ready; its log has why".into(),
     };
     Some(format!("pod {name} {place}: {why}"))

@@ -4,7 +4,7 @@
 //! reads "installed" has agents that are ready. Uninstalling begins with the agents, each of which takes the mesh off its
 //! node when it sees that its DaemonSet goes; their rights and their definitions go when they are gone.
 
-mod cluster;
+pub(super) mod cluster;
 mod objects;
 #[cfg(test)]
 mod tests;
@@ -259,7 +259,8 @@ fn agent_of(set: &DaemonSet) -> Option<&Container> {
     containers.iter().find(|container| container.name == "agent")
 }
 
-fn image_of(set: &DaemonSet) -> Option<&str> {
+/// The image of the agents.
+pub(super) fn image_of(set: &DaemonSet) -> Option<&str> {
     agent_of(set)?.image.as_deref()
 }
 
