@@ -17,7 +17,7 @@ use crate::apiserver::{ApiServer, chain};
 use crate::ctl::args::WhomArgs;
 
 /// Who applied a field, to the API server.
-pub(super) const MANAGER: &str = "meshctl";
+pub const MANAGER: &str = "meshctl";
 /// The agents' pods.
 pub(super) const OF_AGENTS: &str = "app.kubernetes.io/name=nodemesh-agent";
 /// The DaemonSet controller's number of the template that a pod was made by, and the DaemonSet's.
