@@ -638,7 +638,8 @@ impl Enroller {
                 None => return Ok(()),
             },
         };
-        let config = PodConfig::new(addresses(&workload.ips), gate);
+        let place = self.tables.dials.place(cookie, &self.tables.pods);
+        let config = PodConfig::new(addresses(&workload.ips), gate).at(place);
         self.tables.pods.set(&cookie, &config).map_err(step("setting its gate"))
     }
 
