@@ -407,9 +407,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH", value_parser = Setting::flag, help_heading = KERNEL)]
     pub bpf_object: Option<Setting>,
 
-    /// How many connections can be on record at once; when a map is full, new ones are refused. Takes 48 bytes of kernel
-    /// memory for each from the start (262144: 13 MB), and while in use 104 more for one that a pod opens and 216 for
-    /// one that it accepts (all maps full: 97 MB). Maps that are pinned keep their size [default: 262144]
+    /// How many connections can be on record at once; when a map is full, new ones are refused, and before that those of a
+    /// pod that has opened as many as are left for all. Takes 48 bytes of kernel memory for each from the start (262144:
+    /// 13 MB), and while in use 104 more for one that a pod opens and 216 for one that it accepts (all maps full: 97 MB).
+    /// Maps that are pinned keep their size [default: 262144]
     #[arg(long, value_name = "N", value_parser = Setting::flag, help_heading = KERNEL)]
     pub map_connections: Option<Setting>,
 

@@ -176,8 +176,9 @@ fn condition(workload: &Workload, readiness: &Readiness, was_told: bool) -> Opti
     if !workload.enrolled {
         return was_told.then(|| says(false, NOT_IN_MESH, "no label puts it into the mesh")).flatten();
     }
-    match readiness.trouble(&format!("{POD_GATE}{}/{}", workload.namespace, workload.name)) {
-        Some(None) => says(true, "Captured", ""),
+    let gate = format!("{POD_GATE}{}/{}", workload.namespace, workload.name);
+    match readiness.trouble(&gate) {
+        Some(None) => says(true, "Captured", &readiness.remark(&gate).unwrap_or_default()),
         Some(Some(reason)) => says(false, "NotCaptured", &reason),
         None => says(false, "NotCaptured", "it was not looked at yet"),
     }
@@ -250,6 +251,7 @@ mod tests {
         let captured = of_gate(|readiness| readiness.ready(GATE));
         let waiting = of_gate(|readiness| readiness.waiting(GATE, "no routes"));
         let noted = of_gate(|readiness| readiness.noted(GATE, "no routes"));
+        let remarked = of_gate(|readiness| readiness.remarked(GATE, "a link that nobody guards"));
         let unknown = Readiness::default();
         let outside = Workload { enrolled: false, ..pod() };
         let refused = Workload { enrolled: false, refusal: Some("hostNetwork"), ..pod() };
@@ -257,6 +259,7 @@ mod tests {
             (pod(), &captured, false, Some((true, "Captured", ""))),
             (pod(), &waiting, true, Some((false, "NotCaptured", "no routes"))),
             (pod(), &noted, false, Some((false, "NotCaptured", "no routes"))),
+            (pod(), &remarked, false, Some((true, "Captured", "a link that nobody guards"))),
             (pod(), &unknown, false, Some((false, "NotCaptured", "it was not looked at yet"))),
             (outside.clone(), &captured, false, None),
             (outside, &captured, true, Some((false, "NotInMesh", "no label puts it into the mesh"))),

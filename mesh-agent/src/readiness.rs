@@ -15,6 +15,8 @@ enum Gate {
     Closed(String),
     /// Something is missing, and the agent is ready all the same.
     Noted(String),
+    /// Nothing is missing, and something is to be said of it.
+    Remarked(String),
 }
 
 impl Readiness {
@@ -26,6 +28,11 @@ impl Readiness {
     /// Shows what is missing without holding readiness back.
     pub fn noted(&self, gate: &str, reason: impl Into<String>) {
         self.lock().insert(gate.to_string(), Gate::Noted(reason.into()));
+    }
+
+    /// Opens a gate of which something is to be said to the operator.
+    pub fn remarked(&self, gate: &str, remark: impl Into<String>) {
+        self.lock().insert(gate.to_string(), Gate::Remarked(remark.into()));
     }
 
     /// Opens a gate.
@@ -42,7 +49,7 @@ impl Readiness {
     pub fn missing(&self) -> Vec<(String, String)> {
         self.list(|gate| match gate {
             Gate::Closed(reason) => Some(reason.clone()),
-            Gate::Open | Gate::Noted(_) => None,
+            Gate::Open | Gate::Noted(_) | Gate::Remarked(_) => None,
         })
     }
 
@@ -50,16 +57,32 @@ impl Readiness {
     pub fn notes(&self) -> Vec<(String, String)> {
         self.list(|gate| match gate {
             Gate::Noted(reason) => Some(reason.clone()),
-            Gate::Open | Gate::Closed(_) => None,
+            Gate::Open | Gate::Closed(_) | Gate::Remarked(_) => None,
+        })
+    }
+
+    /// What is to be said of gates that are open.
+    pub fn remarks(&self) -> Vec<(String, String)> {
+        self.list(|gate| match gate {
+            Gate::Remarked(remark) => Some(remark.clone()),
+            Gate::Open | Gate::Closed(_) | Gate::Noted(_) => None,
         })
     }
 
     /// What is missing at a gate: nothing where it is open. None where it was not declared.
     pub fn trouble(&self, gate: &str) -> Option<Option<String>> {
         Some(match self.lock().get(gate)? {
-            Gate::Open => None,
+            Gate::Open | Gate::Remarked(_) => None,
             Gate::Closed(reason) | Gate::Noted(reason) => Some(reason.clone()),
         })
+    }
+
+    /// What is to be said of a gate that is open.
+    pub fn remark(&self, gate: &str) -> Option<String> {
+        match self.lock().get(gate)? {
+            Gate::Remarked(remark) => Some(remark.clone()),
+            Gate::Open | Gate::Closed(_) | Gate::Noted(_) => None,
+        }
     }
 
     fn list(&self, reason: impl Fn(&Gate) -> Option<String>) -> Vec<(String, String)> {

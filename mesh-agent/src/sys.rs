@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use aya::Pod;
@@ -18,6 +19,7 @@ const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
@@ -134,6 +136,36 @@ pub fn map_delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     let mut attributes = element(map, key, 0, 0);
     // SAFETY: as in map_lookup.
     unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attributes) }.map(drop)
+}
+
+/// Removes a map's element and reads it into `value`, in one step. Kernel 5.14 for hash maps.
+///
+/// # Errors
+/// NotFound where there is none.
+pub fn map_take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &mut V) -> io::Result<()> {
+    let mut attributes = element(map, key, std::ptr::from_mut(value) as u64, 0);
+    // SAFETY: as in map_lookup.
+    unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attributes) }.map(drop)
+}
+
+/// The numbers of an array map themselves, in which kernel programs count too. They stay mapped until the process ends.
+///
+/// # Errors
+/// InvalidData where the map has another number of them.
+pub fn map_numbers(map: BorrowedFd<'_>, count: usize) -> io::Result<&'static [AtomicI64]> {
+    if map_entries(map)? as usize != count {
+        return Err(io::Error::from(io::ErrorKind::InvalidData));
+    }
+    let length = count * size_of::<AtomicI64>();
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping, where the kernel likes.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, map.as_raw_fd(), 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: page-aligned, as long as the mapping, which is never taken away; the kernel adds to a number at once, as
+    // atomics do here.
+    Ok(unsafe { std::slice::from_raw_parts(start.cast::<AtomicI64>(), count) })
 }
 
 /// The key after `key`, or the first.

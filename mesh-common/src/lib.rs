@@ -14,6 +14,7 @@ pub mod names;
 pub mod outcome;
 pub mod record;
 pub mod same_node;
+pub mod share;
 pub mod steer;
 
 #[cfg(feature = "user")]

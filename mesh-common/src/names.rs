@@ -10,6 +10,8 @@ pub mod maps {
     pub const PODS: &str = "PODS";
     /// DialKey → DialRecord
     pub const DIALS: &str = "DIALS";
+    /// counter → how many records there are in DIALS, of all and by pod (`share`)
+    pub const DIAL_COUNTS: &str = "DIAL_COUNTS";
     /// socket storage: DialStorage
     pub const DIALLED: &str = "DIALLED";
     /// SourceKey → ClientRecord
@@ -56,9 +58,10 @@ pub mod maps {
     pub const INSTANCES: &str = "INSTANCES";
 
     /// Every map of the kernel programs, all of which are pinned.
-    pub const ALL: [&str; 23] = [
+    pub const ALL: [&str; 24] = [
         PODS,
         DIALS,
+        DIAL_COUNTS,
         DIALLED,
         CLIENTS,
         FILED,
@@ -134,6 +137,8 @@ pub mod globals {
     pub const INGRESS_IFINDEX: &str = "HAS_INGRESS_IFINDEX";
     /// u8: bpf_get_current_cgroup_id in sockops, from kernel 6.16.
     pub const CURRENT_CGROUP: &str = "HAS_CURRENT_CGROUP";
+    /// u32: how many records DIALS holds.
+    pub const DIAL_ENTRIES: &str = "DIAL_ENTRIES";
     /// u8: the level of the programs' own log; 0 is off. The name is aya-log's.
     pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 }

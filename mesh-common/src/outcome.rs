@@ -69,6 +69,8 @@ outcomes! {
     ConnectNoSocket = 14, "connect_no_socket", Refuse;
     /// The socket is bound to a device and could not be unbound: it would miss the capture range.
     ConnectDeviceBound = 15, "connect_device_bound", Refuse;
+    /// The pod has as many dials on record as are left for all pods of the node: what is left is for others.
+    ConnectPodFull = 74, "connect_pod_full", Refuse;
     // getpeername4, getpeername6
     /// A client saw what it dialled, from its socket's storage.
     PeerDialled = 16, "peer_dialled", Pass;

@@ -2,6 +2,7 @@
 
 use crate::addr::{Endpoint, Ip};
 use crate::key::DialKey;
+use crate::share::Place;
 
 /// PODS, by netns cookie: an enrolled pod.
 #[repr(C)]
@@ -9,7 +10,8 @@ use crate::key::DialKey;
 pub struct PodConfig {
     addresses: PodAddresses,
     gate: [u8; 1],
-    zero: [u8; 3],
+    zero: [u8; 1],
+    place: [u8; 2],
 }
 
 /// Whether a pod's connections may be captured yet.
@@ -22,9 +24,21 @@ pub enum Gate {
 }
 
 impl PodConfig {
-    /// An enrolled pod's entry.
+    /// An enrolled pod's entry, with no place of its own.
     pub const fn new(addresses: PodAddresses, gate: Gate) -> Self {
-        Self { addresses, gate: [matches!(gate, Gate::Open) as u8], zero: [0; 3] }
+        let place = Place::SHARED.bytes();
+        Self { addresses, gate: [matches!(gate, Gate::Open) as u8], zero: [0; 1], place }
+    }
+
+    /// The same with a place where its dials are counted.
+    pub const fn at(self, place: Place) -> Self {
+        Self { place: place.bytes(), ..self }
+    }
+
+    /// Where its dials are counted.
+    #[inline(always)]
+    pub const fn place(&self) -> Place {
+        Place::from_bytes(self.place)
     }
 
     /// The pod's own addresses.
@@ -78,16 +92,23 @@ impl PodAddresses {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DialRecord {
     dialled: Endpoint,
-    zero: [u8; 4],
+    place: [u8; 2],
+    zero: [u8; 2],
     netns: u64,
     time: u64,
 }
 
 impl DialRecord {
-    /// `time` is CLOCK_MONOTONIC in nanoseconds.
+    /// `time` is CLOCK_MONOTONIC in nanoseconds, `place` where the record is counted.
     #[inline(always)]
-    pub const fn new(dialled: Endpoint, netns: u64, time: u64) -> Self {
-        Self { dialled, zero: [0; 4], netns, time }
+    pub const fn new(dialled: Endpoint, netns: u64, time: u64, place: Place) -> Self {
+        Self { dialled, place: place.bytes(), zero: [0; 2], netns, time }
+    }
+
+    /// Where it is counted. It goes with the record: its pod may be gone before it.
+    #[inline(always)]
+    pub const fn place(&self) -> Place {
+        Place::from_bytes(self.place)
     }
 
     /// What was dialled.
@@ -346,9 +367,9 @@ mod tests {
 
     #[test]
     fn layouts_have_no_padding() {
-        assert_eq!(size_of::<PodConfig>(), 16 + 16 + 1 + 3);
+        assert_eq!(size_of::<PodConfig>(), 16 + 16 + 1 + 1 + 2);
         assert_eq!(size_of::<PodAddresses>(), 32);
-        assert_eq!(size_of::<DialRecord>(), 20 + 4 + 8 + 8);
+        assert_eq!(size_of::<DialRecord>(), 20 + 2 + 2 + 8 + 8);
         assert_eq!(size_of::<DialStorage>(), 20 + 1 + 3 + 8);
         assert_eq!(size_of::<SourceKey>(), 8 + 16);
         assert_eq!(size_of::<ClientRecord>(), 20 + 4 + 8);

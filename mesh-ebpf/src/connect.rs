@@ -6,17 +6,15 @@ use mesh_common::key::DialKey;
 use mesh_common::outcome::Outcome;
 use mesh_common::record::{DialRecord, DialStorage};
 use mesh_common::same_node::{self, Not};
+use mesh_common::share::Place;
 
 use crate::count::{count, now, report};
 use crate::ctx::{self, SocketContext};
+use crate::dials;
 use crate::exclude::Published;
-use crate::maps::{AGENTS, DIALS, NO_ENDPOINT, PODS};
+use crate::maps::{AGENTS, NO_ENDPOINT, PODS};
 use crate::straight::Maps;
 
-/// BPF_NOEXIST.
-const IF_ABSENT: u64 = 1;
-/// -EEXIST.
-const EXISTS: i32 = -17;
 /// How many generations are tried before a connect is refused.
 const GENERATIONS: u8 = 8;
 /// How deep below the cgroup root an agent's pod is looked for.
@@ -47,7 +45,7 @@ pub fn connect(socket: &SocketContext<'_>, destination: Endpoint, kind: Kind) ->
         Decision::Done(outcome) => outcome,
         Decision::Capture => match straight(socket, destination, kind, netns) {
             Some(outcome) => outcome,
-            None => capture(socket, destination, kind, netns),
+            None => capture(socket, destination, kind, netns, pod.place()),
         },
     };
     if let mesh_common::outcome::Verdict::Refuse = outcome.verdict() {
@@ -105,7 +103,7 @@ fn straight(socket: &SocketContext<'_>, destination: Endpoint, kind: Kind, netns
 }
 
 #[inline(always)]
-fn capture(socket: &SocketContext<'_>, destination: Endpoint, kind: Kind, netns: u64) -> Outcome {
+fn capture(socket: &SocketContext<'_>, destination: Endpoint, kind: Kind, netns: u64, place: Place) -> Outcome {
     if ctx::get(&NO_ENDPOINT, &destination).is_some() {
         return Outcome::ConnectNoEndpoint;
     }
@@ -120,10 +118,13 @@ fn capture(socket: &SocketContext<'_>, destination: Endpoint, kind: Kind, netns:
         generation = previous.generation();
         // This hook runs on unconnected sockets only, so the previous connection of this socket is over.
         if let Some(key) = previous.key() {
-            let _ = DIALS.remove(key.raw());
+            let _ = dials::remove(key);
         }
     }
-    let record = DialRecord::new(destination, netns, now());
+    if !dials::has_room(place) {
+        return Outcome::ConnectPodFull;
+    }
+    let record = DialRecord::new(destination, netns, now(), place);
     let cookie = socket.socket_cookie();
     let mut tries = 0;
     while tries < GENERATIONS {
@@ -132,10 +133,10 @@ fn capture(socket: &SocketContext<'_>, destination: Endpoint, kind: Kind, netns:
             Kind::V6 => DialKey::for_v6(cookie, generation),
             Kind::V4 | Kind::Mapped => DialKey::for_v4(cookie, generation),
         };
-        match DIALS.insert(key.raw(), record, IF_ABSENT) {
-            Ok(()) => return divert(socket, destination, kind, DialStorage::new(destination, generation, key), key),
-            Err(EXISTS) => tries += 1,
-            Err(_) => return Outcome::ConnectMapFull,
+        match dials::file(key, &record) {
+            Ok(true) => return divert(socket, destination, kind, DialStorage::new(destination, generation, key), key),
+            Ok(false) => tries += 1,
+            Err(outcome) => return outcome,
         }
     }
     Outcome::ConnectKeyClash

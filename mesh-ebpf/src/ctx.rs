@@ -15,7 +15,7 @@ use aya_ebpf::helpers::generated::{
     bpf_sock_ops_cb_flags_set,
 };
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext, TcContext};
 use mesh_common::addr::{Endpoint, FourTuple, Ip};
 use mesh_common::record::{DialStorage, ListenerKey};
@@ -59,7 +59,31 @@ pub fn increment(map: &PerCpuArray<u64>, index: u32) {
 pub fn add(map: &HashMap<u64, i64>, key: &u64, by: i64) {
     let Some(number) = map.get_ptr_mut(key) else { return };
     // SAFETY: the verifier checked the pointer against null, and that eight bytes are there; the element stays whole as in
-    // `get`. The core library has no atomics for BPF.
+    // `get`.
+    unsafe { add_to(number, by) }
+}
+
+/// Adds to a number that all CPUs and the agents count in.
+#[inline(always)]
+pub fn add_at(map: &Array<i64>, index: u32, by: i64) {
+    let Some(number) = map.get_ptr_mut(index) else { return };
+    // SAFETY: the verifier checked the pointer against null, and that eight bytes are there; an array's stay where they are.
+    unsafe { add_to(number, by) }
+}
+
+/// A number that all CPUs and the agents count in.
+#[inline(always)]
+pub fn number_at(map: &Array<i64>, index: u32) -> Option<i64> {
+    let number = map.get_ptr(index)?;
+    // SAFETY: as in `add_at`; others write eight bytes at once.
+    Some(unsafe { read_volatile(number) })
+}
+
+/// # Safety
+/// `number` points at eight bytes of a map.
+#[inline(always)]
+unsafe fn add_to(number: *mut i64, by: i64) {
+    // SAFETY: the caller's promise. The core library has no atomics for BPF.
     #[cfg(target_arch = "bpf")]
     unsafe {
         core::arch::asm!("lock *(u64 *)({number} + 0) += {by}", number = in(reg) number, by = in(reg) by)

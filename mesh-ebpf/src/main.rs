@@ -10,6 +10,7 @@
 mod connect;
 mod count;
 mod ctx;
+mod dials;
 mod exclude;
 mod guard;
 mod ingress;

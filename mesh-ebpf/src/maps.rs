@@ -4,7 +4,7 @@
 use aya_ebpf::Global;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{DevMapHash, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
 use mesh_common::addr::{Endpoint, FourTuple};
 use mesh_common::exclude::{Place, PortKey};
 use mesh_common::outcome::Outcome;
@@ -12,20 +12,27 @@ use mesh_common::record::{
     ClientRecord, DialRecord, DialStorage, Filed, ListenerKey, PodAddresses, PodConfig, ProbeRecord, SourceKey,
 };
 use mesh_common::same_node::{MAX_STRAIGHT, Path, PathKey, StraightRecord, StraightSocket};
+use mesh_common::share::{COUNTERS, PLACES};
 
 /// BPF_F_NO_PREALLOC: memory follows the connections that there are, and an element that is read while it is removed
 /// stays whole.
 const ON_DEMAND: u32 = 1;
+/// BPF_F_MMAPABLE: agents add to the very numbers. Kernel 5.5.
+const SHARED_WITH_AGENTS: u32 = 1 << 10;
 const CONNECTIONS: u32 = 262_144;
 
 /// Enrolled pods by netns cookie. The agent writes. Full: the pod is not enrolled.
 #[map]
-pub static PODS: HashMap<u64, PodConfig> = HashMap::with_max_entries(4_096, ON_DEMAND);
+pub static PODS: HashMap<u64, PodConfig> = HashMap::with_max_entries(PLACES as u32, ON_DEMAND);
 
-/// What applications dialled, by DialKey. connect writes; the agent, sock_release and the sweep remove. Full: connect
-/// is refused.
+/// What applications dialled, by DialKey. connect writes; the agent, sock_release and the sweep remove. A pod leaves as much
+/// as it has. Full: connect is refused.
 #[map]
 pub static DIALS: HashMap<u64, DialRecord> = HashMap::with_max_entries(CONNECTIONS, ON_DEMAND);
+
+/// How many of these records there are, of all and by pod (`mesh_common::share`). Whoever files or removes one counts.
+#[map]
+pub static DIAL_COUNTS: Array<i64> = Array::with_max_entries(COUNTERS, SHARED_WITH_AGENTS);
 
 /// What a socket dialled last. Lives and dies with the socket.
 #[btf_map]
@@ -116,6 +123,10 @@ pub static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::L
 /// Refusals and drops, for the log. Full: counted as event_lost; nothing is decided by it.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// How many records DIALS holds.
+#[unsafe(no_mangle)]
+pub static DIAL_ENTRIES: Global<u32> = Global::new(CONNECTIONS);
 
 /// Whether this kernel has bpf_set_retval (5.18). Without it a refused connect() fails with EPERM.
 #[unsafe(no_mangle)]

@@ -4,7 +4,8 @@ use mesh_common::outcome::Outcome;
 use mesh_common::record::SourceKey;
 
 use crate::ctx::ReleaseContext;
-use crate::maps::{CLIENTS, DIALS};
+use crate::dials;
+use crate::maps::CLIENTS;
 
 const SYN_SENT: u32 = 2;
 const CLOSE: u32 = 7;
@@ -26,5 +27,5 @@ pub fn release(socket: &ReleaseContext<'_>) -> Outcome {
     let Some(key) = socket.dialled().and_then(|dialled| dialled.key()) else {
         return Outcome::ReleaseOther;
     };
-    if DIALS.remove(key.raw()).is_ok() { Outcome::ReleaseDial } else { Outcome::ReleaseOther }
+    if dials::remove(key) { Outcome::ReleaseDial } else { Outcome::ReleaseOther }
 }

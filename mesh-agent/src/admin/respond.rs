@@ -179,7 +179,7 @@ fn readiness(sources: &Sources) -> Answer {
         false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
     };
     let mut body = String::from(said);
-    for (gate, reason) in missing.into_iter().chain(sources.readiness.notes()) {
+    for (gate, reason) in missing.into_iter().chain(sources.readiness.notes()).chain(sources.readiness.remarks()) {
         // A reason is one line here, whatever it says.
         let reason = reason.replace(char::is_control, " ");
         // Writing into a String does not fail.

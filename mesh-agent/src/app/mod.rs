@@ -389,12 +389,14 @@ fn register_collectors(
         failures: report.failures.clone(),
     };
     metrics.register_watches(Box::new(move || watched.report().watches.iter().map(facts).collect()));
-    let (ready, readiness) = (readiness.clone(), readiness.clone());
+    let (ready, remarks, readiness) = (readiness.clone(), readiness.clone(), readiness.clone());
+    let is_pods = |gate: &(String, String)| gate.0.starts_with(capture::POD_GATE);
     metrics.register_ready(Box::new(move || ready.missing().is_empty()));
     metrics.register_pods_not_captured(Box::new(move || {
         let gates = readiness.missing().into_iter().chain(readiness.notes());
-        gates.filter(|(gate, _)| gate.starts_with(capture::POD_GATE)).count()
+        gates.filter(is_pods).count()
     }));
+    metrics.register_pods_with_remarks(Box::new(move || remarks.remarks().into_iter().filter(is_pods).count()));
 }
 
 fn register_usage(metrics: &Metrics, proxy: &Proxy, tunnels: Arc<hbone::Tally>, requests: Arc<http::Tally>) {

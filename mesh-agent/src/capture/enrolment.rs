@@ -14,7 +14,7 @@ use mesh_common::record::{Gate, PodAddresses, PodConfig};
 use tokio::sync::mpsc::Sender;
 
 use super::exclusions::Exclusions;
-use super::guard::HostSide;
+use super::guard::{HostSide, Obstacle};
 use super::links::{self, Target};
 use super::loader::Loaded;
 use super::namespace::{self, Found};
@@ -49,6 +49,8 @@ pub(super) const ENROL_PATIENCE: Duration = Duration::from_secs(10);
 /// What becomes of a pod that something of its own keeps from being enrolled.
 const REFUSED: &str =
     "it is refused until that is gone, or until the label nodemesh.dev/mesh=disabled takes it out of the mesh";
+/// The same of one that it comes to after enrolment.
+const KEPT: &str = "it stays enrolled and its other links guarded, and what leaves by that one nobody guards";
 /// As many as the pods' and the guards' map hold.
 const MAP_KEYS: usize = 65_536;
 
@@ -95,6 +97,8 @@ struct Bookkeeping {
 struct Prepared {
     workload: Arc<Workload>,
     found: Found,
+    /// One of the links that it has was guarded as its before.
+    was_guarded: bool,
 }
 
 /// A pod that this agent has something of.
@@ -318,6 +322,7 @@ impl Enroller {
             let is_enrolled = held.values().any(|pod| pod.workload.uid == *uid && pod.phase == Phase::Enrolled);
             match obstacles.get(uid) {
                 None if is_enrolled => readiness.ready(gate),
+                Some(reason) if is_enrolled && barred.contains(uid) => readiness.remarked(gate, reason),
                 reason => {
                     let reason = reason.map_or("it is being enrolled", String::as_str);
                     tracing::debug!(pod = %workload.name, namespace = %workload.namespace, reason, "not enrolled");
@@ -382,8 +387,9 @@ impl Enroller {
                         seen.keep(&pod.guards);
                         interfaces = Some(indexes(&seen.links));
                         pod.interfaces = seen.links;
-                        if let Some(reason) = seen.obstacle {
-                            self.state.obstacles.insert(uid.clone(), reason);
+                        if let Some(obstacle) = seen.obstacle {
+                            let then = if obstacle.may_come_later() { KEPT } else { "it stays enrolled" };
+                            self.state.obstacles.insert(uid.clone(), format!("{obstacle}; {then}"));
                             self.state.barred.insert(uid.clone());
                         }
                     }
@@ -414,10 +420,14 @@ impl Enroller {
                 Ok((cookie, mut prepared)) => {
                     // One that was refused has a lookup too.
                     was_captured &= self.tables.pods.get(&cookie).is_none_or(|pod| pod.gate() == Gate::Open);
+                    let was_enrolled = prepared.was_guarded && self.is_captured(cookie, workload);
                     let HostSide { links, obstacle, .. } = &mut prepared.found.host_side;
-                    let (interfaces, barred) = (indexes(links), obstacle.is_some());
-                    if let Some(reason) = obstacle.take() {
-                        self.state.obstacles.insert(uid.clone(), format!("{reason}; {REFUSED}"));
+                    let interfaces = indexes(links);
+                    let stays = |obstacle: &Obstacle| was_enrolled && obstacle.may_come_later();
+                    let barred = obstacle.as_ref().is_some_and(|obstacle| !stays(obstacle));
+                    if let Some(obstacle) = obstacle.take() {
+                        let then = if barred { REFUSED } else { KEPT };
+                        self.state.obstacles.insert(uid.clone(), format!("{obstacle}; {then}"));
                         self.state.barred.insert(uid.clone());
                     }
                     self.state.found.insert(cookie, prepared);
@@ -445,14 +455,33 @@ impl Enroller {
                 .await
                 .or_else(|error| barred.filter(|found| !found.host_side.links.is_empty()).ok_or(error))?,
         };
+        let guarded = self.guarded(workload);
+        let was_guarded = found.host_side.has_one_of(&guarded);
         // A link that the pod moved elsewhere within itself stays guarded.
-        found.host_side.keep(&guarded_in(&self.loaded.pins.pod(&workload.uid)));
+        found.host_side.keep(&guarded);
         let cookie = found.thread.run(|| {
             let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
             sys::netns_cookie(socket.as_fd())
         });
         let cookie = cookie.await.map_err(step("reading its namespace's cookie"))?;
-        Ok((cookie, Prepared { workload: workload.clone(), found }))
+        Ok((cookie, Prepared { workload: workload.clone(), found, was_guarded }))
+    }
+
+    /// The interfaces that were guarded for a pod before, by this agent or another. A guard on clsact has no pins, so what is
+    /// filed for the pod's addresses counts too, unless it is another's that this agent holds.
+    fn guarded(&self, workload: &Workload) -> BTreeSet<u32> {
+        let (mut guarded, own) = (guarded_in(&self.loaded.pins.pod(&workload.uid)), addresses(&workload.ips));
+        let others = self.state.held.values().filter(|pod| pod.workload.uid != workload.uid);
+        let others: BTreeSet<u32> = others.flat_map(|pod| pod.guards.iter().copied()).collect();
+        let filed = self.tables.guarded.keys(MAP_KEYS).into_iter();
+        guarded.extend(filed.filter(|index| !others.contains(index) && self.tables.guarded.get(index) == Some(own)));
+        guarded
+    }
+
+    /// Whether what the pod in this namespace dials is captured, by the addresses that it has.
+    fn is_captured(&self, cookie: u64, workload: &Workload) -> bool {
+        let own = addresses(&workload.ips);
+        self.tables.pods.get(&cookie).is_some_and(|pod| pod.gate() == Gate::Open && *pod.addresses() == own)
     }
 
     fn look_at_kernel(&self) -> Kernel {
@@ -560,7 +589,8 @@ impl Enroller {
 
     fn join(&mut self, uid: &Uid, cookie: u64) -> Result<(), String> {
         fs::create_dir_all(self.loaded.pins.pod(uid)).map_err(step("making its pin directory"))?;
-        let Prepared { workload, found } = self.state.found.remove(&cookie).ok_or("its namespace is not at hand")?;
+        let Prepared { workload, found, .. } =
+            self.state.found.remove(&cookie).ok_or("its namespace is not at hand")?;
         let Found { namespace, inode, thread, host_side } = found;
         let pod = Pod {
             routes: routes(&workload.ips),
@@ -638,7 +668,8 @@ impl Enroller {
                 None => return Ok(()),
             },
         };
-        let config = PodConfig::new(addresses(&workload.ips), gate);
+        let place = self.tables.dials.place(cookie, &self.tables.pods);
+        let config = PodConfig::new(addresses(&workload.ips), gate).at(place);
         self.tables.pods.set(&cookie, &config).map_err(step("setting its gate"))
     }
 

@@ -1,6 +1,7 @@
 //! Puts the guard on the host-side peers of a pod's interfaces, where nothing inside the pod can go round it.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -35,13 +36,48 @@ const WAYS: [(&str, TcAttachType, u32, &str); 2] = [
 pub(super) struct HostSide {
     /// The host-side peers of every interface but lo, also of those that are down: the pod may bring them up.
     pub links: Vec<Interface>,
-    /// Why the pod cannot be enrolled as it is. Its links are to be guarded all the same: it can make such a thing itself.
-    pub obstacle: Option<String>,
+    /// Why the pod cannot be enrolled as it is, if it is not already. Its links are to be guarded all the same: it can make
+    /// such a thing itself.
+    pub obstacle: Option<Obstacle>,
     /// The node's interfaces.
     node: Vec<Interface>,
 }
 
+/// Why a pod cannot be enrolled as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    /// No guard can stand on this interface of its.
+    NoHostSide(String),
+    /// None of its interfaces leads to the node.
+    NoWay,
+    /// The address that the world knows it by is not there.
+    NoAddress,
+}
+
+impl Obstacle {
+    /// Whether a pod that an earlier agent enrolled, by links that are still there, stays enrolled all the same: it is as
+    /// guarded as it was under that agent.
+    pub fn may_come_later(&self) -> bool {
+        matches!(self, Self::NoHostSide(_))
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoHostSide(name) => write!(f, "its interface {name} has no host-side peer in this network namespace"),
+            Self::NoWay => f.write_str("it has no interface to this network namespace that is up"),
+            Self::NoAddress => f.write_str("no network namespace of its processes holds its IP yet"),
+        }
+    }
+}
+
 impl HostSide {
+    /// Whether one of the links by which it reaches the node is among these.
+    pub fn has_one_of(&self, guarded: &BTreeSet<u32>) -> bool {
+        self.links.iter().any(|link| guarded.contains(&link.index))
+    }
+
     /// Adds those of `guarded` that the node still has: the pod may have moved the other end into a namespace of its own.
     pub fn keep(&mut self, guarded: &BTreeSet<u32>) {
         let Self { links, node, .. } = self;
@@ -75,14 +111,11 @@ pub(super) async fn host_side(thread: &PodThread) -> Result<HostSide, String> {
                 up |= interface.up;
             }
             None if !interface.up || interface.leads_through_others() => {}
-            None => {
-                let name = &interface.name;
-                obstacle = Some(format!("its interface {name} has no host-side peer in this network namespace"));
-            }
+            None => obstacle = Some(Obstacle::NoHostSide(interface.name.clone())),
         }
     }
     if !up && obstacle.is_none() {
-        obstacle = Some("it has no interface to this network namespace that is up".into());
+        obstacle = Some(Obstacle::NoWay);
     }
     Ok(HostSide { links, obstacle, node })
 }

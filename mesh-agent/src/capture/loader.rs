@@ -194,11 +194,15 @@ pub(super) fn load(object: &ObjectSource, entries: u32, log: bool, pins: Option<
     let current_cgroup = has(6, 16);
     let log_level: u8 = if log { 5 } else { 0 };
     let directory = pins.map(Pins::maps);
+    // A pinned map keeps the size that it was made with.
+    let pinned = directory.as_ref().and_then(|directory| entries_of(&directory.join(maps::DIALS)).ok());
+    let dial_entries = pinned.unwrap_or(entries);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(names::globals::SET_RETVAL, &set_retval, true)
         .override_global(names::globals::INGRESS_IFINDEX, &ingress_ifindex, true)
         .override_global(names::globals::CURRENT_CGROUP, &current_cgroup, true)
+        .override_global(names::globals::DIAL_ENTRIES, &dial_entries, true)
         .override_global(names::globals::LOG_LEVEL, &log_level, false);
     for name in maps::ALL {
         if let Some(directory) = &directory {
@@ -221,8 +225,7 @@ pub(super) fn load(object: &ObjectSource, entries: u32, log: bool, pins: Option<
 /// A pinned map keeps the size that it was made with.
 fn warn_of_other_sizes(config: &Config, pins: &Pins) {
     for name in maps::PER_CONNECTION {
-        let entries = sys::bpf_open(&pins.maps().join(name)).and_then(|map| sys::map_entries(map.as_fd()));
-        if let Ok(entries) = entries
+        if let Ok(entries) = entries_of(&pins.maps().join(name))
             && entries != config.map_connections
         {
             let wanted = config.map_connections;
@@ -234,6 +237,11 @@ fn warn_of_other_sizes(config: &Config, pins: &Pins) {
             );
         }
     }
+}
+
+/// How many entries a pinned map was made for.
+fn entries_of(pin: &Path) -> std::io::Result<u32> {
+    sys::bpf_open(pin).and_then(|map| sys::map_entries(map.as_fd()))
 }
 
 fn has(major: u8, minor: u8) -> u8 {

@@ -7,6 +7,7 @@
 
 mod check;
 mod detach;
+mod dials;
 mod enrolment;
 mod error;
 mod events;

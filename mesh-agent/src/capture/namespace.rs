@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::cgroups;
-use super::guard::{self, HostSide};
+use super::guard::{self, HostSide, Obstacle};
 use super::netlink;
 use super::pod_thread::PodThread;
 use crate::sandboxes::Sandbox;
@@ -48,7 +48,9 @@ pub(super) async fn find(kubepods: &Path, uid: &str, ip: Option<IpAddr>) -> Resu
         match enter(opened, inode, ip).await {
             Ok(found) if found.host_side.obstacle.is_none() => return Ok(found),
             // Nothing leaves the node by it, so there is nothing to guard.
-            Ok(found) if found.host_side.links.is_empty() => trouble = found.host_side.obstacle.unwrap_or(trouble),
+            Ok(found) if found.host_side.links.is_empty() => {
+                trouble = found.host_side.obstacle.map_or(trouble, |obstacle| obstacle.to_string());
+            }
             Ok(found) => barred = Some(found),
             Err(error) => trouble = error,
         }
@@ -68,7 +70,7 @@ async fn enter(namespace: File, inode: u64, ip: Option<IpAddr>) -> Result<Found,
     let addresses = thread.run(netlink::addresses).await.map_err(entering)?;
     let mut host_side = guard::host_side(&thread).await?;
     if ip.is_some_and(|ip| !addresses.contains(&ip)) {
-        host_side.obstacle = Some("no network namespace of its processes holds its IP yet".into());
+        host_side.obstacle = Some(Obstacle::NoAddress);
     }
     Ok(Found { namespace, inode, thread, host_side })
 }

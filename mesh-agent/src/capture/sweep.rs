@@ -16,12 +16,7 @@ pub(super) fn sweep(tables: &Tables, live: &Live) {
     let now = sys::monotonic_time();
     let is_stale = |time: u64| now.saturating_sub(time) > STALE.as_nanos() as u64;
     let mut removed = 0u64;
-    for key in tables.dials.keys(MAX_KEYS) {
-        if !live.has_dial(key) && tables.dials.get(&key).is_some_and(|record| is_stale(record.time())) {
-            tables.dials.remove(&key);
-            removed += 1;
-        }
-    }
+    removed += tables.dials.sweep(|key, record| !live.has_dial(key) && is_stale(record.time()));
     for key in tables.clients.keys(MAX_KEYS) {
         if !live.has_client(&key) && tables.clients.get(&key).is_some_and(|record| is_stale(record.time())) {
             tables.clients.remove(&key);

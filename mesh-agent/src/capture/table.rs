@@ -56,6 +56,13 @@ impl<K: Pod, V: Pod> Table<K, V> {
         let _ = sys::map_delete(self.map.as_fd(), key);
     }
 
+    /// Removes, and says what it was; none where there was none.
+    pub fn take(&self, key: &K) -> Option<V> {
+        let mut value = sys::zeroed::<V>();
+        sys::map_take(self.map.as_fd(), key, &mut value).ok()?;
+        Some(value)
+    }
+
     /// Every key at some time during the walk. A map that changes under the walk may restart it: the walk is bounded.
     pub fn keys(&self, limit: usize) -> Vec<K> {
         let mut keys = Vec::new();

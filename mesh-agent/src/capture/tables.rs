@@ -7,18 +7,17 @@ use std::path::Path;
 use mesh_common::addr::{Endpoint, FourTuple};
 use mesh_common::exclude::{NetworkKey, PortKey};
 use mesh_common::names::maps;
-use mesh_common::record::{
-    ClientRecord, DialRecord, Filed, ListenerKey, PodAddresses, PodConfig, ProbeRecord, SourceKey,
-};
+use mesh_common::record::{ClientRecord, Filed, ListenerKey, PodAddresses, PodConfig, ProbeRecord, SourceKey};
 use mesh_common::same_node::{Path as StraightPath, PathKey, StraightRecord};
 
+use super::dials::Dials;
 use super::table::Table;
 use crate::sys;
 
 /// Every map, opened from its pin.
 pub(super) struct Tables {
     pub pods: Table<u64, PodConfig>,
-    pub dials: Table<u64, DialRecord>,
+    pub dials: Dials,
     pub clients: Table<SourceKey, ClientRecord>,
     pub filed: Table<FourTuple, Filed>,
     /// The value is a socket's descriptor when written, and cannot be read.
@@ -45,7 +44,7 @@ impl Tables {
     pub fn open(directory: &Path) -> io::Result<Self> {
         Ok(Self {
             pods: Table::open(directory, maps::PODS)?,
-            dials: Table::open(directory, maps::DIALS)?,
+            dials: Dials::open(directory)?,
             clients: Table::open(directory, maps::CLIENTS)?,
             filed: Table::open(directory, maps::FILED)?,
             listeners: Table::open(directory, maps::LISTENERS)?,

@@ -83,6 +83,12 @@ impl Conversation {
         (self.busy.get() == 0).then(|| self.rests_since.get())
     }
 
+    /// As if nothing had been asked for so long: tests do not wait for it.
+    #[cfg(test)]
+    pub fn has_rested(&self, length: std::time::Duration) {
+        self.rests_since.set(self.rests_since.get().checked_sub(length).expect("a clock that goes so far back"));
+    }
+
     /// Returns when the first request has begun. For one waiter.
     pub async fn begun(&self) {
         if !self.has_begun.get() {

@@ -361,3 +361,94 @@ fn kind(error: &hyper::Error) -> io::ErrorKind {
     }
     io::ErrorKind::Other
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::{LocalSet, spawn_local};
+
+    use super::super::conversation::Teller;
+    use super::super::io::Meter;
+    use super::*;
+    use crate::drain::Drain;
+    use crate::telemetry::{Direction, RequestRecord, Span};
+
+    struct Nobody;
+
+    impl Teller for Nobody {
+        fn trace(&self, _: &mut HeaderMap) -> Option<Span> {
+            None
+        }
+
+        fn report(&self, _: &RequestRecord) {}
+    }
+
+    impl Meter for Nobody {
+        fn carried(&self, _: usize, _: usize) {}
+    }
+
+    struct Unasked(Rc<Conversation>);
+
+    impl Serves for Unasked {
+        fn conversation(&self) -> &Rc<Conversation> {
+            &self.0
+        }
+
+        async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
+            panic!("no head is ever whole: {request:?}")
+        }
+    }
+
+    /// Serves a client on a connection that has rested for so long; the client's end.
+    async fn served(has_rested: Duration) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, peer) = listener.accept().await.unwrap();
+        let conversation = Conversation::new(Rc::new(Nobody), RequestRecord::blank(Direction::Outbound, peer));
+        conversation.has_rested(has_rested);
+        let drain = Drain::new();
+        spawn_local(async move {
+            let io = Io::socket(accepted, Rc::new(Nobody));
+            serve(io, Rc::new(Unasked(conversation)), drain.token(), std::future::pending()).await
+        });
+        client
+    }
+
+    /// Says the beginning of HTTP/2 and then a head of one frame, a few bytes at a time; after how long it was closed.
+    async fn trickle(client: TcpStream, patience: Duration) -> Option<Duration> {
+        // SETTINGS with nothing in it, then HEADERS of 8000 bytes on stream 1.
+        const BEGINNING: [u8; 18] = [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 31, 64, 1, 4, 0, 0, 0, 1];
+        let (began, (mut read, mut write)) = (Instant::now(), client.into_split());
+        write.write_all(&[&PREFACE[..], &BEGINNING].concat()).await.unwrap();
+        let saying = async {
+            while write.write_all(&[0x40]).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let mut heard = Vec::new();
+        tokio::select! {
+            _ = read.read_to_end(&mut heard) => Some(began.elapsed()),
+            () = saying => None,
+            () = tokio::time::sleep(patience) => None,
+        }
+    }
+
+    /// Bytes of a head are no request that is under way: the connection's time to rest is the head's.
+    #[test]
+    fn a_head_of_http2_that_never_ends_has_the_time_that_its_connection_may_rest() {
+        let left = Duration::from_secs(2);
+        const SLACK: Duration = Duration::from_secs(2);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let (old, young) = (served(IDLE_CLIENT - left).await, served(Duration::ZERO).await);
+            let most = left + FAREWELL + SLACK;
+            let (old, young) = tokio::join!(trickle(old, 2 * most), trickle(young, most));
+            let took = old.expect("it was never closed");
+            assert!((left..most).contains(&took), "closed after {took:?}");
+            assert_eq!(young, None, "it has more time");
+        });
+    }
+}

@@ -34,6 +34,7 @@
 //! | `nodemesh_ready` | gauge | – ; 1: `/readyz` says so |
 //! | `nodemesh_same_node_kernel_connections_open` | gauge | – ; from pod to pod of this node, by the kernel alone |
 //! | `nodemesh_pods_not_captured` | gauge | – ; pods that should be captured and are not |
+//! | `nodemesh_pods_with_remarks` | gauge | – ; captured pods of which `/readyz` has something to say |
 //! | `nodemesh_config_age_seconds` | gauge | – ; since the world was last read whole |
 //! | `nodemesh_discovery_watch_state` | gauge | `watch`, `state`; 1 for the state in which the list of an API server is |
 //! | `nodemesh_discovery_lists_total` | counter | `watch`; lists made from their beginning |
@@ -457,7 +458,14 @@ impl Metrics {
 
     /// Shows how many pods that should be captured are not as `nodemesh_pods_not_captured`.
     pub fn register_pods_not_captured(&self, source: PodCountSource) {
-        self.inner.collect(PodCountCollector(source));
+        let help = "Pods of this node that should be captured and are not; /readyz names them";
+        self.inner.collect(PodCountCollector { name: "pods_not_captured", help, source });
+    }
+
+    /// Shows of how many captured pods something is to be said as `nodemesh_pods_with_remarks`.
+    pub fn register_pods_with_remarks(&self, source: PodCountSource) {
+        let help = "Captured pods of this node that have something that nobody can guard; /readyz names them";
+        self.inner.collect(PodCountCollector { name: "pods_with_remarks", help, source });
     }
 
     /// Shows how many connections go from pod to pod by the kernel alone as `nodemesh_same_node_kernel_connections_open`.
@@ -883,13 +891,16 @@ impl Collector for WatchCollector {
     }
 }
 
-struct PodCountCollector(PodCountSource);
+struct PodCountCollector {
+    name: &'static str,
+    help: &'static str,
+    source: PodCountSource,
+}
 
 impl Collector for PodCountCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let help = "Pods of this node that should be captured and are not; /readyz names them";
-        let gauge = ConstGauge::new(i64::try_from((self.0)()).unwrap_or(i64::MAX));
-        gauge.encode(encoder.encode_descriptor("pods_not_captured", help, None, MetricType::Gauge)?)
+        let gauge = ConstGauge::new(i64::try_from((self.source)()).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor(self.name, self.help, None, MetricType::Gauge)?)
     }
 }
 

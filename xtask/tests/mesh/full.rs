@@ -1,4 +1,4 @@
-//! What the kernel side holds is full: the agents' own maps, and the ring that tells of refusals.
+//! What the kernel side holds is full: the maps of connections, and the ring that tells of refusals.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -21,7 +21,9 @@ const PYTHON: &str = "/usr/bin/python3";
 const ENTRIES: usize = 1024;
 
 /// (the node whose map is full, the map, outcomes of which one must be counted then)
-const FULL: [(&str, &str, &[&str]); 3] = [
+const FULL: [(&str, &str, &[&str]); 4] = [
+    // Full of what no pod's share explains.
+    ("n1", "DIALS", &["connect_map_full"]),
     // The tunnel's own SYN meets the guard.
     ("n1", "FILED", &["dial_not_filed", "guard_syn_unfiled"]),
     // The SYN to the application meets the lookup: it comes from the agent's range, and the agent has not filed it.
@@ -31,8 +33,8 @@ const FULL: [(&str, &str, &[&str]); 3] = [
 ];
 
 #[test]
-fn the_agents_own_maps_refuse_when_they_are_full() -> Result<()> {
-    if !xtask::rings::can_use_kernel("full maps of the agents") {
+fn maps_that_are_full_refuse_and_count() -> Result<()> {
+    if !xtask::rings::can_use_kernel("full maps") {
         return Ok(());
     }
     let options = AgentOptions::with([format!("--map-connections={ENTRIES}")]);
@@ -59,7 +61,11 @@ fn the_agents_own_maps_refuse_when_they_are_full() -> Result<()> {
             }
             let told = |line: &Value| line["result"] != "ok" && line["reason"].is_string();
             eventually(PATIENCE, "the refusal to be told", || {
-                Ok(pair.bed.agent(node).access_log().iter().any(told).then_some(()))
+                let agent = pair.bed.agent(node);
+                // What the kernel refuses at connect() is told here alone.
+                let denials = agent.get_json("/denials")?;
+                let denials = denials.as_array().into_iter().flatten();
+                Ok(agent.access_log().iter().chain(denials).any(told).then_some(()))
             })?;
             empty(&pin, ENTRIES, &file).with_context(|| what.clone())?;
             // An endpoint that could not be reached is tried again in its time.

@@ -39,19 +39,19 @@ fn agents_that_are_killed_leave_one_set_of_programs() -> Result<()> {
 }
 
 #[test]
-fn a_map_that_is_full_refuses_and_counts() -> Result<()> {
-    // The smallest size that the agent takes.
-    let Some(mut pair) = started_with("a full map", &["--map-connections=1024"])? else { return Ok(()) };
+fn a_pod_that_has_its_share_is_refused_and_counted() -> Result<()> {
+    let Some(mut pair) = started_with("a pod's share of a map", &[SMALLEST])? else { return Ok(()) };
     let _listener = pair.listen(&["echo"])?;
     for family in Family::BOTH {
-        let before = outcome(&pair.bed, "n1", "connect_map_full")?;
+        let before = outcome(&pair.bed, "n1", "connect_pod_full")?;
         let address = pair.server(family, PORT);
         let (ip, port) = (address.ip().to_string(), address.port().to_string());
         let said = pair.bed.pod("client").run(&[PYTHON, "-c", MANY, &ip, &port, "1100"], 2 * PATIENCE)?;
         let said = said.expect_ok("many connections at once")?;
-        let refused = outcome(&pair.bed, "n1", "connect_map_full")? - before;
+        let refused = outcome(&pair.bed, "n1", "connect_pod_full")? - before;
+        // The pod is alone: it has half of the map.
         ensure!(
-            refused > 0 && said.trim() == format!("{} echoed, {refused} ConnectionRefusedError", 1100 - refused),
+            refused == 1100 - 512 && said.trim() == format!("512 echoed, {refused} ConnectionRefusedError"),
             "{family}: {said}, {refused} counted"
         );
         // They are gone, and so are their records.
@@ -59,6 +59,7 @@ fn a_map_that_is_full_refuses_and_counts() -> Result<()> {
             let answer = pair.connect_to(address, &["send:a", "read:1"])?;
             answer.expect_ok("a connection").map(Some)
         })?;
+        nothing_is_counted(&pair)?;
     }
     pair.bed.agent_mut("n1").stop()?;
     pair.bed.start_agent("n1", &AgentOptions::default())?;
@@ -80,6 +81,79 @@ for s in held:
     s.sendall(b'word'); echoed += s.recv(4) == b'word'
 print('%d echoed,' % echoed, ', '.join('%d %s' % (n, e) for e, n in refused.items()))
 ";
+
+/// A pod whose own rules drop what leads to its agent: what it dials stays under way until its kernel gives up. Its neighbours
+/// connect all the same.
+#[test]
+fn a_pod_that_dials_without_end_leaves_its_neighbours_room() -> Result<()> {
+    const DROPPED: &str = "table inet nodemesh {
+        chain in {
+            type filter hook input priority 0
+            ip daddr 127.128.0.0/9 drop
+            ip6 daddr fd6e:6f64:656d:6573::/64 drop
+        }
+    }
+";
+    let Some(mut pair) = built("a pod that dials without end")? else { return Ok(()) };
+    pair.bed.add_pod(PodSpec::new("pair", "neighbour", "n1"))?;
+    start(&mut pair, &[SMALLEST])?;
+    let _listener = pair.listen(&["echo"])?;
+    let client = pair.bed.pod("client");
+    let rules = client.dir.join("dropped.nft");
+    std::fs::write(&rules, DROPPED)?;
+    let dropped =
+        client.netns.within(|| Command::new("nft").arg("-f").arg(&rules).output())?.context("starting nft")?;
+    ensure!(dropped.status.success(), "nft: {}", String::from_utf8_lossy(&dropped.stderr));
+    let mut counted = 0;
+    for family in Family::BOTH {
+        let address = pair.server(family, PORT);
+        let (ip, port) = (address.ip().to_string(), address.port().to_string());
+        let mut dials = client.spawn("dials", &[PYTHON, "-u", "-c", UNDER_WAY, &ip, &port, "1100"])?;
+        let said =
+            eventually(PATIENCE, "the pod to have dialled", || Ok(dials.log().lines().last().map(str::to_string)));
+        let answer = pair.bed.pod("neighbour").probe(&["connect", &address.to_string(), "send:a", "read:1"])?;
+        answer.expect_ok("the neighbour").with_context(|| format!("{family}: {said:?}"))?;
+        let refused = outcome(&pair.bed, "n1", "connect_pod_full")? - counted;
+        counted += refused;
+        let said = said?;
+        ensure!(said == format!("512 under way, {refused} refused"), "{family}: {said}, {refused} counted");
+        dials.kill()?;
+        nothing_is_counted(&pair).with_context(|| format!("{family}"))?;
+    }
+    Ok(())
+}
+
+/// Begins connections, waits for none of them, and says how many are under way.
+const UNDER_WAY: &str = "
+import errno, resource, socket, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+host, port, wanted = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+held, said = [], []
+for _ in range(wanted):
+    s = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET); s.setblocking(False)
+    held.append(s); said.append(s.connect_ex((host, port)))
+print('%d under way, %d refused' % (said.count(errno.EINPROGRESS), said.count(errno.ECONNREFUSED)))
+time.sleep(600)
+";
+
+/// The smallest size that the agent takes.
+const SMALLEST: &str = "--map-connections=1024";
+
+/// Waits until no dial of the first node is on record, nor counted for all or any pod.
+fn nothing_is_counted(pair: &Pair) -> Result<()> {
+    let maps = pair.bed.agent("n1").pins().join("v1/maps");
+    let pin = maps.join("DIAL_COUNTS");
+    eventually(PATIENCE, "the last record to go, and its count", || {
+        let dump = bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()])?;
+        let counts: Vec<Value> = serde_json::from_str(&dump).context(dump)?;
+        let is_zero =
+            |count: &&Value| count["value"].as_array().is_some_and(|all| all.iter().all(|byte| byte == "0x00"));
+        let left: Vec<_> = counts.iter().filter(|count| !is_zero(count)).collect();
+        let records = map_entries(&maps.join("DIALS"))?;
+        ensure!(!counts.is_empty() && left.is_empty() && records == 0, "{records} records, counted: {left:?}");
+        Ok(Some(()))
+    })
+}
 
 #[test]
 fn records_go_with_connections_that_outlive_their_agent() -> Result<()> {
@@ -110,7 +184,8 @@ fn records_go_with_connections_that_outlive_their_agent() -> Result<()> {
         let left = [records(&pair, "n1", "DIALS")?, records(&pair, "n2", "CLIENTS")?, records(&pair, "n2", "FILED")?];
         ensure!(left == [0, 0, 0], "{left:?}");
         Ok(Some(()))
-    })
+    })?;
+    nothing_is_counted(&pair)
 }
 
 #[test]
@@ -272,7 +347,7 @@ fn clsact_guards_as_well_and_leaves_with_the_pod() -> Result<()> {
         ensure!(past.is_err(), "{family}: a connection went past the guard");
     }
     ensure!(outcome(&pair.bed, "n1", "guard_syn_unfiled")? > 0);
-    // It leaves while no agent is there to take the filters off; they have no pins to be found by.
+    // It leaves while no agent is there to take the filters off; they have no pins to be found by, but what is filed.
     pair.bed.agent_mut("n1").kill()?;
     pair.bed.label_pod("client", MESH_LABEL, Some("disabled"))?;
     pair.bed.start_agent("n1", &options(&["--tc=clsact"]))?;
@@ -384,7 +459,7 @@ fn connections_older_than_enrolment_pass_until_they_close() -> Result<()> {
 }
 
 /// A pair whose agents are started with more arguments.
-fn started_with(test: &str, arguments: &[&str]) -> Result<Option<Pair>> {
+pub fn started_with(test: &str, arguments: &[&str]) -> Result<Option<Pair>> {
     let Some(mut pair) = built(test)? else { return Ok(None) };
     start(&mut pair, arguments)?;
     Ok(Some(pair))
@@ -427,7 +502,7 @@ fn filters(bed: &Testbed, way: &str) -> Result<String> {
     bed.node("n1").tool_place().run(&argv, PATIENCE)?.expect_ok("tc")
 }
 
-pub fn is_guard(pin: &Path) -> bool {
+fn is_guard(pin: &Path) -> bool {
     pin.file_name().is_some_and(|name| name.to_string_lossy().starts_with("guard-"))
 }
 

@@ -19,6 +19,7 @@ mod meshctl;
 mod odd_sockets;
 mod otlp;
 mod pair;
+mod partitions;
 mod policy;
 mod probes;
 mod prometheus;

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use xtask::demo::stage::{MESH_LABEL, marker};
-use xtask::testbed::{AgentOptions, Family, Netns, Pod, PodSpec, Process, Recording, address, eventually};
+use xtask::testbed::{Family, Netns, Pod, PodSpec, Process, Recording, address, eventually, map_entries};
 
-use crate::kernel::{built, is_guard, options, start};
-use crate::pair::{PORT, Pair, meshed};
+use crate::kernel::{built, options, start, started_with};
+use crate::pair::{PORT, Pair};
 use crate::reach::{outcome, say_names};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -199,10 +199,14 @@ impl Barred {
 
 #[test]
 fn an_enrolled_pod_that_makes_an_odd_interface_stays_guarded() -> Result<()> {
-    let Some(mut pair) = meshed("an odd interface of an enrolled pod")? else { return Ok(()) };
-    if !pair.with_mesh {
-        return Ok(());
+    for tc in ["--tc=auto", "--tc=clsact"] {
+        let Some(pair) = started_with("an odd interface of an enrolled pod", &[tc])? else { return Ok(()) };
+        an_odd_interface_comes(pair, tc).with_context(|| tc)?;
     }
+    Ok(())
+}
+
+fn an_odd_interface_comes(mut pair: Pair, tc: &str) -> Result<()> {
     let _listener = pair.listen(&["echo"])?;
     let connects = |pair: &Pair| pair.connect(Family::V4, &["send:a", "read:1"]).map(|answer| answer.ok());
     eventually(PATIENCE, "the pair to talk", || Ok(connects(&pair)?.then_some(())))?;
@@ -215,20 +219,37 @@ fn an_enrolled_pod_that_makes_an_odd_interface_stays_guarded() -> Result<()> {
     ensure!(connects(&pair)?, "the pod itself is cut off");
     pair.bed.agent_mut("n1").kill()?;
     inner.is_dropped(&pair, Family::V4)?;
-    pair.bed.start_agent("n1", &AgentOptions::default())?;
-    inner.is_dropped(&pair, Family::V4)?;
+    // The next agent finds it enrolled, by links that it still has.
+    pair.bed.start_agent("n1", &options(&[tc]))?;
+    ensure!(connects(&pair)?, "the next agent cut it off");
+    eventually(PATIENCE, "the next agent to say so", || says(&pair, "its interface inner has no host-side peer"))?;
+    for family in Family::BOTH {
+        inner.is_dropped(&pair, family).context("by the next agent")?;
+    }
+    // Who joins the mesh with such a thing is refused.
+    pair.bed.label_pod("client", MESH_LABEL, Some("disabled"))?;
+    let pins = pair.bed.agent("n1").pins().join("v1/pods").join(&pair.bed.pod("client").uid);
+    eventually(PATIENCE, "its pins to go", || Ok((!pins.exists()).then_some(())))?;
+    pair.bed.label_pod("client", MESH_LABEL, None)?;
+    eventually(PATIENCE, "it to be refused", || says(&pair, "it is refused until that is gone"))?;
     ensure!(!connects(&pair)?, "an agent that cannot enrol it lets it pass");
+    inner.is_dropped(&pair, Family::V4).context("with the label again")?;
     pair.bed.pod("client").netns.batch("link delete inner")?;
-    eventually(PATIENCE, "it to be enrolled again", || Ok(connects(&pair)?.then_some(())))
+    eventually(PATIENCE, "it to be enrolled again", || Ok(connects(&pair)?.then_some(())))?;
+    eventually(PATIENCE, "the agent to find nothing", || Ok(says(&pair, "no host-side peer")?.is_none().then_some(())))
 }
 
 /// A pod of two links moves one into a namespace of its own.
 #[test]
 fn a_link_that_a_pod_moves_stays_guarded() -> Result<()> {
-    let Some(mut pair) = meshed("a link that is moved")? else { return Ok(()) };
-    if !pair.with_mesh {
-        return Ok(());
+    for tc in ["--tc=auto", "--tc=clsact"] {
+        let Some(pair) = started_with("a link that is moved", &[tc])? else { return Ok(()) };
+        a_link_is_moved(pair, tc).with_context(|| tc)?;
     }
+    Ok(())
+}
+
+fn a_link_is_moved(mut pair: Pair, tc: &str) -> Result<()> {
     let _listener = pair.listen(&["echo"])?;
     second_link(&pair)?;
     let client = pair.bed.pod("client");
@@ -245,7 +266,7 @@ fn a_link_that_a_pod_moves_stays_guarded() -> Result<()> {
     std::thread::sleep(A_LOOK);
     inner.is_dropped(&pair, Family::V4)?;
     pair.bed.agent_mut("n1").kill()?;
-    pair.bed.start_agent("n1", &AgentOptions::default())?;
+    pair.bed.start_agent("n1", &options(&[tc]))?;
     std::thread::sleep(A_LOOK);
     inner.is_dropped(&pair, Family::V4).context("by the next agent")
 }
@@ -261,11 +282,9 @@ fn second_link(pair: &Pair) -> Result<()> {
     let (node, client) = (&pair.bed.node("n1").netns, pair.bed.pod("client"));
     node.batch(&format!("link add second type veth peer name eth1 netns {}\nlink set second up", client.netns.name))?;
     client.netns.batch("link set eth1 up\naddress add 10.99.0.2/24 dev eth1")?;
-    let pins = pair.bed.agent("n1").pins().join("v1/pods").join(&client.uid);
-    eventually(PATIENCE, "both links to be guarded", || {
-        let guards = std::fs::read_dir(&pins)?.flatten().filter(|pin| is_guard(&pin.path())).count();
-        Ok((guards == 4).then_some(()))
-    })
+    // On clsact nothing is pinned for it.
+    let guarded = pair.bed.agent("n1").pins().join("v1/maps/GUARDED");
+    eventually(PATIENCE, "both links to be guarded", || Ok((map_entries(&guarded)? == 2).then_some(())))
 }
 
 /// How a network hangs on the pod that it is in.

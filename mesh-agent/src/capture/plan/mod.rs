@@ -70,7 +70,8 @@ pub(super) enum Phase {
 pub(super) struct Found {
     pub cookie: u64,
     pub interfaces: BTreeSet<u32>,
-    /// Something that the pod could have made itself keeps it from being enrolled: it is refused.
+    /// Something that the pod could have made itself keeps it from being enrolled: it is refused. Not so where it was enrolled
+    /// before it had that.
     pub barred: bool,
 }
 

@@ -232,7 +232,8 @@ impl Node {
         });
         let found = to_find.map(|(cookie, sandbox)| {
             let Sandbox { uid, interfaces, barred, .. } = sandbox;
-            (uid.clone(), Found { cookie: *cookie, interfaces: interfaces.clone(), barred: *barred })
+            let barred = *barred && !self.was_enrolled(*cookie, sandbox);
+            (uid.clone(), Found { cookie: *cookie, interfaces: interfaces.clone(), barred })
         });
         let found = found.collect();
         let ips = |ip: &u8| BTreeSet::from([address(*ip)]);
@@ -243,6 +244,13 @@ impl Node {
             guards: guards.iter().map(|(index, ip)| (*index, ips(ip))).collect(),
         });
         View { wanted, held, found, kernel }
+    }
+
+    /// Whether an agent enrolled it by a link that it still has.
+    fn was_enrolled(&self, cookie: u64, sandbox: &Sandbox) -> bool {
+        let Pinned { gates, guards, .. } = &self.pinned;
+        gates.get(&cookie) == Some(&(sandbox.ip, true))
+            && sandbox.interfaces.iter().any(|index| guards.get(index) == Some(&sandbox.ip))
     }
 
     fn duty(&self, index: usize) -> Duty {
