@@ -47,27 +47,27 @@ pub(super) struct HostSide {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Obstacle {
     /// No guard can stand on this interface of its.
-    NoHostSide(String),
+    Odd(String),
     /// None of its interfaces leads to the node.
-    NoWay,
+    Linkless,
     /// The address that the world knows it by is not there.
-    NoAddress,
+    Addressless,
 }
 
 impl Obstacle {
     /// Whether a pod that an earlier agent enrolled, by links that are still there, stays enrolled all the same: it is as
     /// guarded as it was under that agent.
     pub fn may_come_later(&self) -> bool {
-        matches!(self, Self::NoHostSide(_))
+        matches!(self, Self::Odd(_))
     }
 }
 
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoHostSide(name) => write!(f, "its interface {name} has no host-side peer in this network namespace"),
-            Self::NoWay => f.write_str("it has no interface to this network namespace that is up"),
-            Self::NoAddress => f.write_str("no network namespace of its processes holds its IP yet"),
+            Self::Odd(name) => write!(f, "its interface {name} has no host-side peer in this network namespace"),
+            Self::Linkless => f.write_str("it has no interface to this network namespace that is up"),
+            Self::Addressless => f.write_str("no network namespace of its processes holds its IP yet"),
         }
     }
 }
@@ -111,11 +111,11 @@ pub(super) async fn host_side(thread: &PodThread) -> Result<HostSide, String> {
                 up |= interface.up;
             }
             None if !interface.up || interface.leads_through_others() => {}
-            None => obstacle = Some(Obstacle::NoHostSide(interface.name.clone())),
+            None => obstacle = Some(Obstacle::Odd(interface.name.clone())),
         }
     }
     if !up && obstacle.is_none() {
-        obstacle = Some(Obstacle::NoWay);
+        obstacle = Some(Obstacle::Linkless);
     }
     Ok(HostSide { links, obstacle, node })
 }

@@ -70,7 +70,7 @@ async fn enter(namespace: File, inode: u64, ip: Option<IpAddr>) -> Result<Found,
     let addresses = thread.run(netlink::addresses).await.map_err(entering)?;
     let mut host_side = guard::host_side(&thread).await?;
     if ip.is_some_and(|ip| !addresses.contains(&ip)) {
-        host_side.obstacle = Some(Obstacle::NoAddress);
+        host_side.obstacle = Some(Obstacle::Addressless);
     }
     Ok(Found { namespace, inode, thread, host_side })
 }

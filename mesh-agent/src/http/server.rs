@@ -364,6 +364,8 @@ fn kind(error: &hyper::Error) -> io::ErrorKind {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use http::HeaderMap;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
@@ -373,12 +375,16 @@ mod tests {
     use super::super::io::Meter;
     use super::*;
     use crate::drain::Drain;
-    use crate::telemetry::{Direction, RequestRecord, Span};
+    use crate::telemetry::{Direction, RequestRecord, Span, TappedHeaders};
 
     struct Nobody;
 
     impl Teller for Nobody {
         fn trace(&self, _: &mut HeaderMap) -> Option<Span> {
+            None
+        }
+
+        fn tapped(&self, _: &HeaderMap) -> Option<Arc<TappedHeaders>> {
             None
         }
 
