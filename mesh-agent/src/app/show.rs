@@ -436,6 +436,7 @@ mod tests {
         "ANY_STATE",
         "AN_HOUR",
         "BLOCK",
+        "CALLS",
         "CGROUP_SOCK_OPS",
         "CHUNK",
         "CLIENT",
@@ -443,6 +444,7 @@ mod tests {
         "DIGEST_BYTES",
         "DRAIN_WINDOW_MAX",
         "ENVIRONMENT",
+        "FAILING",
         "FIELD_OVERHEAD",
         "FIRST",
         "FIRST_MINOR",
@@ -486,6 +488,7 @@ mod tests {
         "OTHERS",
         "OUT",
         "PER_MILLION",
+        "PICTURE_BYTES",
         "PODS",
         "PORT",
         "PREFIX",
@@ -515,6 +518,7 @@ mod tests {
         "VERIFIER_LIMIT",
         "WORDS",
         "WORKERS_MAX",
+        "WORKLOADS",
         "WRITE_BY_OTHERS",
     ];
 

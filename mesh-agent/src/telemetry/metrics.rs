@@ -80,6 +80,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::counted::{CountedConnections, CountedRequests};
 use super::exposition;
 use super::istio::{self, Istio, PartySource};
 use super::otlp;
@@ -493,6 +494,20 @@ impl Metrics {
     /// Shows what a controller was asked as `nodemesh_ca_…`.
     pub fn register_authority(&self, source: AuthoritySource) {
         self.inner.collect(AuthorityCollector(source));
+    }
+
+    /// What a scrape says of connections, as numbers.
+    pub fn each_of_connections(&self, mut tell: impl FnMut(CountedConnections<'_>)) {
+        for (owner, entry) in self.inner.connections.snapshot() {
+            tell(CountedConnections::new(&owner, &entry.counters));
+        }
+    }
+
+    /// What a scrape says of requests, as numbers.
+    pub fn each_of_requests(&self, mut tell: impl FnMut(CountedRequests<'_>)) {
+        for (owner, entry) in self.inner.requests.snapshot() {
+            tell(CountedRequests::new(&owner, &entry.counters));
+        }
     }
 
     /// Everything, as OpenMetrics text (see [`CONTENT_TYPE`]). Takes a while where there are many series: call it where

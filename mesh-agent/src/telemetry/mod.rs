@@ -5,6 +5,7 @@
 //! and no call here waits: the data path never stops for a slow reader of its logs.
 
 pub mod access_log;
+mod counted;
 mod denials;
 mod exposition;
 pub mod flows;
@@ -29,6 +30,7 @@ use crate::limit::{Limit, limits};
 use crate::spiffe::SpiffeId;
 
 pub use access_log::AccessLog;
+pub use counted::{Answers, CountedConnections, CountedRequests, Whose};
 pub use denials::{Denial, Denials};
 pub use metrics::{AuthorityNumbers, CertificateFacts, KeysFacts, Metrics, OpenConnection, RootFacts, WatchFacts};
 pub use requests::{RequestMemo, RequestRecord, RequestResult};
