@@ -533,10 +533,23 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILTER", value_parser = Setting::flag, help_heading = LOG)]
     pub access_log: Option<Setting>,
 
-    /// A collector that takes OTLP, over HTTP (protobuf) or gRPC: it is told spans of requests, lines of the access log,
-    /// metrics. Without it nobody is
-    #[arg(long, value_name = "http|grpc://HOST:PORT", value_parser = Setting::flag, help_heading = LOG)]
+    /// A collector that takes OTLP, over HTTP (protobuf) or gRPC, with TLS (https, grpcs) or without: it is told spans of
+    /// requests, lines of the access log, metrics. Without it nobody is
+    #[arg(long, value_name = "http[s]|grpc[s]://HOST:PORT", value_parser = Setting::flag, help_heading = LOG)]
     pub otlp: Option<Setting>,
+
+    /// Roots (PEM) for the collector's certificate, in place of the machine's
+    #[arg(long, value_name = "FILE", value_parser = Setting::flag, help_heading = LOG)]
+    pub otlp_ca: Option<Setting>,
+
+    /// A directory with tls.crt and tls.key (PEM, as a Secret of type kubernetes.io/tls is mounted), for a collector that
+    /// asks for a certificate
+    #[arg(long, value_name = "DIRECTORY", value_parser = Setting::flag, help_heading = LOG)]
+    pub otlp_client: Option<Setting>,
+
+    /// Headers for each request to the collector, such as Authorization: lines of NAME: VALUE; # begins a comment
+    #[arg(long, value_name = "FILE", value_parser = Setting::flag, help_heading = LOG)]
+    pub otlp_headers_file: Option<Setting>,
 
     /// What it is told: traces, logs, metrics, joined by commas [default: traces,logs,metrics]
     #[arg(long, value_name = "SIGNALS", value_parser = Setting::flag, help_heading = LOG)]
@@ -712,6 +725,9 @@ impl RunArgs {
             log_level: setting("log-level"),
             access_log: setting("access-log"),
             otlp: setting("otlp"),
+            otlp_ca: setting("otlp-ca"),
+            otlp_client: setting("otlp-client"),
+            otlp_headers_file: setting("otlp-headers-file"),
             otlp_signals: setting("otlp-signals"),
             otlp_interval: setting("otlp-interval"),
             trace_sampling: setting("trace-sampling"),
@@ -759,6 +775,9 @@ impl RunArgs {
             log_level: self.log_level.or(lower.log_level),
             access_log: self.access_log.or(lower.access_log),
             otlp: self.otlp.or(lower.otlp),
+            otlp_ca: self.otlp_ca.or(lower.otlp_ca),
+            otlp_client: self.otlp_client.or(lower.otlp_client),
+            otlp_headers_file: self.otlp_headers_file.or(lower.otlp_headers_file),
             otlp_signals: self.otlp_signals.or(lower.otlp_signals),
             otlp_interval: self.otlp_interval.or(lower.otlp_interval),
             trace_sampling: self.trace_sampling.or(lower.trace_sampling),

@@ -247,6 +247,34 @@ fn two_hundred_workloads() {
     assert_eq!(others, json!(0), "a search leaves what it found");
 }
 
+/// More than a picture has room for: namespaces, then one of them.
+#[test]
+fn two_thousand_workloads() {
+    if !can_use_browser("two_thousand_workloads") {
+        return;
+    }
+    let mut browser = Browser::start().unwrap();
+    let url = browser.act(json!({"do": "generated", "workloads": 2000})).unwrap();
+    let begin = Instant::now();
+    browser.open(&format!("{}#map", url.as_str().unwrap()), "desktop", "light").unwrap();
+    browser.see("[data-workload='shop/*']", PATIENCE).unwrap();
+    assert!(begin.elapsed() < PROMISED, "shown after {:?}", begin.elapsed());
+    let count = |browser: &mut Browser| {
+        let count = browser.act(json!({"do": "count", "selector": "g[data-workload]"})).unwrap();
+        count.as_u64().unwrap()
+    };
+    assert_eq!(count(&mut browser), 12, "a namespace is one");
+    browser.shoot("2000-namespaces").unwrap();
+    browser.choose("[data-workload='payments/*']").unwrap();
+    browser.see("[data-workload^='payments/gateway']", PATIENCE).unwrap();
+    let opened = count(&mut browser);
+    assert!((20..=260).contains(&opened), "one namespace is open, the others are one each: {opened}");
+    browser.shoot("2000-opened").unwrap();
+    browser.choose("#tab-list").unwrap();
+    browser.see("td [data-workload^='payments/']", PATIENCE).unwrap();
+    browser.is_well().unwrap();
+}
+
 /// What is committed is what the sources give.
 #[test]
 fn the_page_is_built_of_its_sources() {

@@ -338,9 +338,9 @@ fn identities(config: &config::Identity) -> Result<Identities> {
 
 /// What a collector is told, if there is one.
 fn telling(config: &Config, started: SystemTime, metrics: &Metrics) -> Result<Option<otlp::Telling>> {
-    let config::Otlp { collector, signals, interval, sampling } = config.otlp.clone();
+    let config::Otlp { collector, credentials, signals, interval, sampling } = config.otlp.clone();
     let Some(collector) = collector else { return Ok(None) };
-    let settings = otlp::Settings { collector, signals, interval, sampling };
+    let settings = otlp::Settings { collector, credentials, signals, interval, sampling };
     Ok(Some(otlp::Telling::new(settings, &config.node, started, metrics).context("--otlp")?))
 }
 

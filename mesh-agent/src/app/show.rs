@@ -61,9 +61,8 @@ fn settings_of(config: &Config) -> Value {
     let config::PodBudget { connections, accept_rate, accept_burst, handshakes, buffer } = pod;
     let config::Http { admin, metrics, readiness, map } = http;
     let config::Logs { format, level, access } = logs;
-    let config::Otlp { collector, signals, interval, sampling } = otlp;
     let duration = |duration: &std::time::Duration| humantime::format_duration(*duration).to_string();
-    json!({
+    let mut settings = json!({
         "node": node,
         "discovery": match discovery {
             config::Discovery::Directory(world) => format!("dir:{}", world.display()),
@@ -124,12 +123,26 @@ fn settings_of(config: &Config) -> Value {
         },
         "log-level": level,
         "access-log": access.to_string(),
-        "otlp": collector.as_ref().map(ToString::to_string),
-        "otlp-signals": signals.to_string(),
-        "otlp-interval": duration(interval),
-        "trace-sampling": sampling.as_percent(),
         "metrics-series": shown.series,
         "istio-metrics": shown.istio,
+    });
+    if let (Some(settings), Value::Object(otlp)) = (settings.as_object_mut(), otlp_settings_of(otlp)) {
+        settings.extend(otlp);
+    }
+    settings
+}
+
+fn otlp_settings_of(otlp: &config::Otlp) -> Value {
+    let config::Otlp { collector, credentials, signals, interval, sampling } = otlp;
+    json!({
+        "otlp": collector.as_ref().map(ToString::to_string),
+        // Where they are; what is in there nobody is shown.
+        "otlp-ca": credentials.ca,
+        "otlp-client": credentials.client,
+        "otlp-headers-file": credentials.headers,
+        "otlp-signals": signals.to_string(),
+        "otlp-interval": humantime::format_duration(*interval).to_string(),
+        "trace-sampling": sampling.as_percent(),
     })
 }
 
@@ -437,6 +450,7 @@ mod tests {
         "ANY_STATE",
         "AN_HOUR",
         "BLOCK",
+        "CALLS",
         "CGROUP_SOCK_OPS",
         "CHUNK",
         "CLIENT",
@@ -444,6 +458,7 @@ mod tests {
         "DIGEST_BYTES",
         "DRAIN_WINDOW_MAX",
         "ENVIRONMENT",
+        "FAILING",
         "FIELD_OVERHEAD",
         "FIRST",
         "FIRST_MINOR",
@@ -488,6 +503,7 @@ mod tests {
         "OTHERS",
         "OUT",
         "PER_MILLION",
+        "PICTURE_BYTES",
         "PODS",
         "PORT",
         "PREFIX",
@@ -517,6 +533,7 @@ mod tests {
         "VERIFIER_LIMIT",
         "WORDS",
         "WORKERS_MAX",
+        "WORKLOADS",
         "WRITE_BY_OTHERS",
     ];
 

@@ -22,7 +22,7 @@ use crate::admin::{self, Address, BoxFuture, Listener, Provider, Sources, Surfac
 use crate::capture::Standing;
 use crate::config;
 use crate::identity::RemoteCa;
-use crate::map::{self, Asked, Gate, Map, Source};
+use crate::map::{self, Asked, Gate, Map, Reading, Source};
 use crate::told::{Name, Told};
 
 /// How often an address is tried that another agent still holds: metrics are away for no longer than this.
@@ -125,6 +125,16 @@ impl Source for Own {
 
     fn ask_one(&self, path: &'static str) -> Asked<'_, Result<Bytes, String>> {
         Box::pin(async move { admin::tell(path, &self.sources).await.ok_or_else(|| format!("no {path} here")) })
+    }
+
+    /// Not by the text of a scrape; on a thread of its own for the same reason.
+    fn counts(&self) -> Asked<'_, Vec<(Name, Reading)>> {
+        let metrics = self.sources.metrics.clone();
+        Box::pin(async move {
+            let reading = tokio::task::spawn_blocking(move || map::counted(&metrics)).await;
+            let name = Name { node: self.node.clone(), pod: None };
+            reading.into_iter().map(|reading| (name.clone(), reading)).collect()
+        })
     }
 }
 

@@ -120,6 +120,9 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
         log_level,
         access_log,
         otlp,
+        otlp_ca,
+        otlp_client,
+        otlp_headers_file,
         otlp_signals,
         otlp_interval,
         trace_sampling,
@@ -183,6 +186,13 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
     let level = reader.value(&LOG_LEVEL, log_level);
     let access = reader.value(&ACCESS_LOG, access_log);
     let collector = otlp.map(|setting| reader.value(&OTLP, Some(setting)));
+    let is_plain = collector.as_ref().is_some_and(|read| read.as_ref().is_some_and(|one| !one.is_encrypted()));
+    for (row, setting) in [(&OTLP_CA, &otlp_ca), (&OTLP_CLIENT, &otlp_client)] {
+        reader.only_with_tls(row, setting.as_ref().filter(|_| is_plain));
+    }
+    let otlp_ca = otlp_ca.map(|setting| reader.value(&OTLP_CA, Some(setting)));
+    let otlp_client = otlp_client.map(|setting| reader.value(&OTLP_CLIENT, Some(setting)));
+    let otlp_headers = otlp_headers_file.map(|setting| reader.value(&OTLP_HEADERS_FILE, Some(setting)));
     let signals = reader.value(&OTLP_SIGNALS, otlp_signals);
     let interval = reader.value(&OTLP_INTERVAL, otlp_interval);
     let sampling = reader.value(&TRACE_SAMPLING, trace_sampling);
@@ -257,6 +267,11 @@ fn meaning(reader: &mut Reader, typed: RunArgs, surroundings: &Surroundings<'_>)
                 Some(collector) => Some(collector?),
                 None => None,
             },
+            credentials: otlp::Credentials {
+                ca: otlp_ca.flatten(),
+                client: otlp_client.flatten(),
+                headers: otlp_headers.flatten(),
+            },
             signals: signals?,
             interval: interval?,
             sampling: sampling?,
@@ -284,6 +299,14 @@ impl Reader {
             self.refusals.push(Refusal::Value { name, origin, text, expected, example });
         }
         value
+    }
+
+    /// Refuses what is of use with TLS alone.
+    fn only_with_tls<T>(&mut self, row: &Row<T>, setting: Option<&Setting>) {
+        let Some(Setting { text, origin }) = setting.cloned() else { return };
+        let &Row { name, example, .. } = row;
+        let expected = "a collector with TLS beside it, --otlp https://… or grpcs://…".to_string();
+        self.refusals.push(Refusal::Value { name, origin, text, expected, example });
     }
 
     fn found<T>(&mut self, value: Option<T>, otherwise: Refusal) -> Option<T> {
@@ -595,9 +618,33 @@ const ACCESS_LOG: Row<access_log::Filter> = Row {
 const OTLP: Row<otlp::Collector> = Row {
     name: "otlp",
     default: None,
-    expected: "http://HOST:PORT or grpc://HOST:PORT of a collector that takes OTLP; there is no TLS on this way",
+    expected: "http://HOST:PORT or grpc://HOST:PORT of a collector that takes OTLP; with TLS https:// or grpcs://",
     example: "grpc://127.0.0.1:4317",
     parse: |text| text.to_str()?.parse().ok(),
+};
+
+const OTLP_CA: Row<PathBuf> = Row {
+    name: "otlp-ca",
+    default: None,
+    expected: "the path of a file with certificates (PEM)",
+    example: "/etc/nodemesh/collector-ca.pem",
+    parse: path,
+};
+
+const OTLP_CLIENT: Row<PathBuf> = Row {
+    name: "otlp-client",
+    default: None,
+    expected: "the path of a directory with tls.crt and tls.key (PEM)",
+    example: "/etc/nodemesh/collector-client",
+    parse: path,
+};
+
+const OTLP_HEADERS_FILE: Row<PathBuf> = Row {
+    name: "otlp-headers-file",
+    default: None,
+    expected: "the path of a file with lines of NAME: VALUE",
+    example: "/etc/nodemesh/collector-headers",
+    parse: path,
 };
 
 const OTLP_SIGNALS: Row<otlp::Signals> = Row {

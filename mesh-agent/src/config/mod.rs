@@ -244,6 +244,8 @@ pub struct Logs {
 pub struct Otlp {
     /// Where it is; none: nothing is told.
     pub collector: Option<otlp::Collector>,
+    /// Whom to believe there, and what to show.
+    pub credentials: otlp::Credentials,
     /// What.
     pub signals: otlp::Signals,
     /// How often metrics go.

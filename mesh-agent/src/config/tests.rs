@@ -93,6 +93,7 @@ fn defaults() {
         logs: Logs { format: logs::Format::Text, level: "info".into(), access: access_log::Filter::default() },
         otlp: Otlp {
             collector: None,
+            credentials: otlp::Credentials::default(),
             signals: "traces,logs,metrics".parse().unwrap(),
             interval: Duration::from_secs(60),
             sampling: spans::Sampling::percent(1.0).unwrap(),
@@ -162,7 +163,10 @@ fn every_flag_is_read_from_every_source() {
         ("log-format", "json"),
         ("log-level", "debug,access=off"),
         ("access-log", "failures"),
-        ("otlp", "http://otel:4318"),
+        ("otlp", "https://otel:4318"),
+        ("otlp-ca", "/ca.pem"),
+        ("otlp-client", "/client"),
+        ("otlp-headers-file", "/headers"),
         ("otlp-signals", "logs"),
         ("otlp-interval", "5s"),
         ("trace-sampling", "0.1"),
@@ -234,7 +238,10 @@ fn wrong_values_are_refused_with_the_right_form() {
         ("--pod-buffer", "256MB", "Ki, Mi and Gi"),
         ("--pod-buffer", "1Ki", "from 1Mi"),
         ("--access-log", "errors", "failures"),
-        ("--otlp", "https://otel:4318", "no TLS"),
+        ("--otlp", "tls://otel:4318", "with TLS https:// or grpcs://"),
+        ("--otlp-ca", "", "certificates (PEM)"),
+        ("--otlp-client", "", "tls.crt and tls.key"),
+        ("--otlp-headers-file", "", "NAME: VALUE"),
         ("--otlp", "otel:4318", "http://"),
         ("--otlp", "grpc://otel", "grpc://HOST:PORT"),
         ("--otlp-signals", "spans", "traces, logs, metrics"),
@@ -296,6 +303,18 @@ fn the_examples_in_refusals_are_accepted() {
         environment.pop();
         environment.push((&variable, example));
         assert!(load(&Given { environment: &environment, ..Given::default() }).is_ok(), "{name}: {example}");
+    }
+}
+
+#[test]
+fn what_is_of_tls_is_not_given_for_a_collector_without() {
+    let collectors = [("http://otel:4318", 2), ("grpc://otel:4317", 2), ("https://otel", 0), ("grpcs://otel:4317", 0)];
+    for (collector, refused) in collectors {
+        let flags = ["--otlp", collector, "--otlp-ca", "/ca.pem", "--otlp-client", "/c", "--otlp-headers-file", "/h"];
+        let told = load(&Given { flags: &with_needed(&flags), ..Given::default() });
+        let told = told.err().map(|refusals| refusals.to_string()).unwrap_or_default();
+        assert_eq!(told.matches("a collector with TLS beside it").count(), refused, "{collector}: {told}");
+        assert!(!told.contains("headers"), "headers go with any: {told}");
     }
 }
 

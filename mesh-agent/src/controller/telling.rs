@@ -5,13 +5,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{Stream, stream};
+use tokio::sync::watch;
 use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::service::Service;
 use crate::drain;
-use crate::map::{Heard, Report, Welcome};
+use crate::map::{Heard, Report, Wanted, Welcome};
 
 /// Between two reports of a stream that are read: whoever tells more often is held back by its own connection.
 pub(super) const BREATH: Duration = Duration::from_secs(1);
@@ -65,7 +66,7 @@ pub struct Teller {
     pub pod: String,
 }
 
-/// Says who this is, and listens until either has enough.
+/// Says who this is and what it wants, and listens until either has enough.
 pub(super) fn hear(
     listening: Listening,
     teller: Teller,
@@ -73,14 +74,39 @@ pub(super) fn hear(
     mut shutdown: drain::Token,
 ) -> Welcomes {
     let Listening { heard, replica } = listening;
-    let welcome = stream::once(std::future::ready(Ok(Welcome { replica })));
-    let listened = stream::once(async move {
+    let mut wanted = heard.wanted();
+    // The first is said at once.
+    wanted.mark_changed();
+    let ended = Box::pin(async move {
         tokio::select! {
             ended = listen(heard, teller, reports) => ended.err(),
             () = shutdown.started() => None,
         }
     });
-    Box::pin(welcome.chain(listened.filter_map(|why| std::future::ready(why.map(Err)))))
+    Box::pin(stream::unfold(Some(Conversation { replica, wanted, ended }), Conversation::next))
+}
+
+/// One stream, for as long as it goes on.
+struct Conversation {
+    replica: String,
+    wanted: watch::Receiver<Wanted>,
+    /// Ends with the reason, where there is one to be told.
+    ended: Pin<Box<dyn Future<Output = Option<Status>> + Send>>,
+}
+
+impl Conversation {
+    /// The next word to the agent. While nothing is to be said it listens.
+    async fn next(conversation: Option<Self>) -> Option<(Result<Welcome, Status>, Option<Self>)> {
+        let mut own = conversation?;
+        tokio::select! {
+            why = &mut own.ended => why.map(|why| (Err(why), None)),
+            asked = own.wanted.changed() => {
+                asked.ok()?;
+                let once = *own.wanted.borrow_and_update() == Wanted::Once;
+                Some((Ok(Welcome { replica: own.replica.clone(), once }), Some(own)))
+            }
+        }
+    }
 }
 
 async fn listen(heard: Heard, teller: Teller, mut reports: Streaming<Report>) -> Result<(), Status> {
@@ -114,7 +140,7 @@ mod tests {
     use super::*;
     use crate::drain::Drain;
     use crate::map::{self, Asked, Cluster, OnNode, Pods, Source};
-    use crate::told::Told;
+    use crate::told::{Name, Told};
 
     struct One;
 
@@ -219,8 +245,9 @@ mod tests {
     }
 
     impl Source for Agent {
-        fn ask(&self, _: &'static str) -> Asked<'_, Vec<Told>> {
-            Box::pin(std::future::ready(Vec::new()))
+        fn ask(&self, path: &'static str) -> Asked<'_, Vec<Told>> {
+            let name = Name { node: "a lie".to_string(), pod: None };
+            Box::pin(async move { vec![Told { name, answer: self.ask_one(path).await }] })
         }
 
         fn ask_one(&self, path: &'static str) -> Asked<'_, Result<Bytes, String>> {
@@ -261,8 +288,9 @@ mod tests {
         let drain = Drain::new();
         let replicas = Replicas::new(&["one"], &drain);
         let agent = Agent::default();
+        replicas.listening[0].heard.attend(true);
         let telling = tokio::spawn(map::tell(agent.clone(), replicas.clone(), QUICK));
-        eventually("a replica to be told", async || !replicas.listening[0].heard.counts().await.is_empty()).await;
+        eventually("a replica to be told", async || agent.asked.load(Ordering::Relaxed) >= 3).await;
         drain.start();
         tokio::time::sleep(Duration::from_millis(200)).await;
         let told = agent.asked.load(Ordering::Relaxed);
@@ -283,6 +311,50 @@ mod tests {
         eventually("counts to be told", async || !replicas.listening[0].heard.counts().await.is_empty()).await;
         assert!(replicas.worlds().await[0][0].answer.is_err(), "the rest is not");
         telling.abort();
+    }
+
+    /// Without a looker an agent is asked for each round, and counts nothing in between; with one it tells by itself.
+    #[tokio::test]
+    async fn what_nobody_looks_at_is_not_made() {
+        let drain = Drain::new();
+        let replicas = Replicas::new(&["one"], &drain);
+        let heard = replicas.listening[0].heard.clone();
+        let agent = Agent::default();
+        let telling = tokio::spawn(map::tell(agent.clone(), replicas.clone(), QUICK));
+        eventually("the first report", async || !heard.counts().await.is_empty()).await;
+        let made = || agent.asked.load(Ordering::Relaxed);
+        assert_eq!(made(), 1);
+        // More than a node may be silent for.
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        assert_eq!(made(), 1, "nobody looks");
+        assert!(!heard.counts().await.is_empty(), "and the node is not silent");
+        heard.attend(false);
+        eventually("what was asked for", async || made() == 2).await;
+        heard.attend(true);
+        eventually("what is told by itself", async || made() >= 5).await;
+        heard.attend(false);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = made();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(made(), before, "they left");
+        telling.abort();
+    }
+
+    /// A controller that is older than its agents says no more than who it is, and is told all the time.
+    #[tokio::test]
+    async fn a_controller_that_does_not_say_is_told() {
+        #[derive(Clone, PartialEq, prost::Message)]
+        struct OldWelcome {
+            #[prost(string, tag = "1")]
+            replica: String,
+        }
+        let old = prost::Message::encode_to_vec(&OldWelcome { replica: "one".to_string() });
+        let read: Welcome = prost::Message::decode(&old[..]).unwrap();
+        assert!(!read.once);
+        // The other way: what an agent does not know it passes over.
+        let new = prost::Message::encode_to_vec(&Welcome { replica: "one".to_string(), once: true });
+        let read: OldWelcome = prost::Message::decode(&new[..]).unwrap();
+        assert_eq!(read.replica, "one");
     }
 
     /// Whoever tells as fast as it can is read once a second.

@@ -33,7 +33,7 @@ pub use serving::Serving;
 pub use signing::{Root, Signed, Signing, SigningError, SigningRequest, roots};
 pub use tls::{PeerError, peer_expiry, peer_id};
 pub use trust::{MAX_ROOTS, Peer, RootId, RootStatus};
-pub use web::WebTls;
+pub use web::{WebSettings, WebTls};
 
 use crate::limit::{Limit, limits};
 

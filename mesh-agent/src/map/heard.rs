@@ -5,15 +5,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::reading::{Party, Reading};
-use super::words::{self, Report};
+use super::words::{self, MOST_EDGES_TOLD, Report};
 use super::{Asked, Source, world};
 use crate::told::{Name, Told};
 
@@ -23,6 +25,10 @@ pub(super) const SILENT: Duration = Duration::from_secs(10);
 pub(super) const FORGOTTEN: Duration = Duration::from_secs(300);
 /// What is kept of all nodes together.
 pub(super) const MOST_BYTES: usize = 256 << 20;
+/// Edges that are read of all nodes together, each as many as the others: 3 KiB each while they are compared.
+pub(super) const MOST_EDGES_READ: usize = 131_072;
+/// From when agents are asked to tell until what they told was read.
+pub(super) const TOLD_WITHIN: Duration = Duration::from_secs(2);
 /// How old what is known of the cluster's pods may be.
 pub(super) const INDEX_AGE: Duration = Duration::from_secs(5);
 
@@ -57,6 +63,19 @@ struct Inner {
     cluster: Box<dyn Cluster>,
     kept: Mutex<Kept>,
     index: Mutex<Option<(Instant, Arc<Pods>)>>,
+    wanted: watch::Sender<Wanted>,
+    /// Edges that were told and not read in the last round.
+    unread: AtomicU64,
+}
+
+/// What agents are to tell; each time that it is sent anew they are asked anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// All, once: nobody looks.
+    #[default]
+    Once,
+    /// All, again and again.
+    Always,
 }
 
 #[derive(Default)]
@@ -99,8 +118,31 @@ pub enum NotHeard {
 impl Heard {
     /// Nothing was told yet.
     pub fn new(cluster: impl Cluster) -> Self {
-        let inner = Inner { cluster: Box::new(cluster), kept: Mutex::default(), index: Mutex::default() };
+        let inner = Inner {
+            cluster: Box::new(cluster),
+            kept: Mutex::default(),
+            index: Mutex::default(),
+            wanted: watch::Sender::default(),
+            unread: AtomicU64::new(0),
+        };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// What is kept of all nodes.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> usize {
+        self.kept().nodes.values().map(Node::size).sum()
+    }
+
+    /// Every node has told something a moment ago.
+    #[cfg(test)]
+    pub(super) fn refresh(&self) {
+        self.kept().nodes.values_mut().for_each(|node| node.at = Instant::now());
+    }
+
+    /// What agents are to tell, and when they are asked again.
+    pub fn wanted(&self) -> watch::Receiver<Wanted> {
+        self.inner.wanted.subscribe()
     }
 
     /// An agent begins to tell of its node. Whoever told of it before is not heard any more.
@@ -192,11 +234,14 @@ impl Telling {
         let others: usize = others.sum();
         let node = kept.nodes.get_mut(&self.node).filter(|node| node.stream == self.stream);
         let Some(node) = node else { return Err(NotHeard::Replaced) };
-        let Report { counts, denials, world } = report;
+        let Report { counts, denials, world, is_sign_of_life } = report;
+        node.at = Instant::now();
+        if is_sign_of_life {
+            return Ok(());
+        }
         node.counts = own(&counts);
         node.denials = denials.as_ref().map_or_else(|| std::mem::take(&mut node.denials), own);
         node.world = world.as_ref().map_or_else(|| std::mem::take(&mut node.world), own);
-        node.at = Instant::now();
         if others.saturating_add(node.size()) > MOST_BYTES {
             kept.nodes.remove(&self.node);
             return Err(NotHeard::Full);
@@ -218,8 +263,8 @@ impl Node {
 
 impl OnNode {
     /// An edge counts where its end on this node is one of its pods', or one of many that are told together.
-    fn counts(&self, part: &[u8]) -> Reading {
-        let mut reading = words::read(part);
+    fn counts(&self, part: &[u8], most: usize) -> (Reading, u64) {
+        let (mut reading, more) = words::read_most(part, most);
         let accounts: BTreeSet<String> = self.identities().filter_map(world::account).collect();
         let is_own = |party: &Party| match party {
             Party::Account(account) => accounts.contains(account),
@@ -235,7 +280,7 @@ impl OnNode {
             }
             is_own(from) || is_own(to)
         });
-        reading
+        (reading, more)
     }
 
     fn identities(&self) -> impl Iterator<Item = &str> {
@@ -301,14 +346,34 @@ impl Source for Heard {
         Box::pin(std::future::ready(answer))
     }
 
+    fn attend(&self, is_watched: bool) -> Duration {
+        let wanted = if is_watched { Wanted::Always } else { Wanted::Once };
+        // Who tells always needs not be asked.
+        let is_sent = self.inner.wanted.send_if_modified(|last| {
+            let is_new = (*last, wanted) != (Wanted::Always, Wanted::Always);
+            *last = wanted;
+            is_new
+        });
+        if is_sent { TOLD_WITHIN } else { Duration::ZERO }
+    }
+
     fn counts(&self) -> Asked<'_, Vec<(Name, Reading)>> {
         let (index, nothing) = (self.index(), OnNode::default());
-        let told = self.parts(|node| &node.counts).into_iter();
-        let counts = told.filter_map(|(name, part)| {
-            let counts = index.get(&name.node).unwrap_or(&nothing).counts(&part?);
-            Some((name, counts))
-        });
-        Box::pin(std::future::ready(counts.collect()))
+        let told = self.parts(|node| &node.counts);
+        let most = (MOST_EDGES_READ / told.len().max(1)).clamp(1, MOST_EDGES_TOLD);
+        let (mut all, mut unread) = (Vec::with_capacity(told.len()), 0);
+        for (name, part) in told {
+            let Some(part) = part else { continue };
+            let (counts, more) = index.get(&name.node).unwrap_or(&nothing).counts(&part, most);
+            unread += more;
+            all.push((name, counts));
+        }
+        self.inner.unread.store(unread, Ordering::Relaxed);
+        Box::pin(std::future::ready(all))
+    }
+
+    fn unread(&self) -> u64 {
+        self.inner.unread.load(Ordering::Relaxed)
     }
 }
 
@@ -382,7 +447,8 @@ mod tests {
             denial("inbound", "shop/api-0", "shop/web-0"),
             denial("outbound", "shop/api-0", "shop/web-0"),
         ]);
-        Report { counts, denials: Some(denials.to_string().into()), world: Some(world().to_string().into()) }
+        let (denials, world) = (Some(denials.to_string().into()), Some(world().to_string().into()));
+        Report { counts, denials, world, ..Report::default() }
     }
 
     fn answer<'a>(told: &'a [Told], node: &str) -> &'a Result<Bytes, String> {
@@ -469,9 +535,31 @@ mod tests {
         assert_eq!(is_heard().await, Some(true));
         heard.age(SILENT);
         assert_eq!(is_heard().await, Some(false));
+        telling.take(Report { is_sign_of_life: true, ..Report::default() }).unwrap();
+        assert_eq!(is_heard().await, Some(true), "a sign of life, and all is as before");
         heard.age(FORGOTTEN);
         assert_eq!(is_heard().await, None);
         assert_eq!(telling.take(Report::default()), Err(NotHeard::Replaced), "it begins anew");
+    }
+
+    /// Agents are asked once for each round that nobody looks at, and not at all for those that somebody does.
+    #[test]
+    fn agents_are_asked_as_often_as_somebody_looks() {
+        let heard = Heard::new(Three);
+        let mut wanted = heard.wanted();
+        for (is_watched, expected) in [
+            (false, Some(Wanted::Once)),
+            (false, Some(Wanted::Once)),
+            (true, Some(Wanted::Always)),
+            (true, None),
+            (true, None),
+            (false, Some(Wanted::Once)),
+        ] {
+            let wait = heard.attend(is_watched);
+            let asked = wanted.has_changed().unwrap().then(|| *wanted.borrow_and_update());
+            assert_eq!(asked, expected, "{is_watched}");
+            assert_eq!(wait.is_zero(), expected.is_none(), "they are given the time to tell");
+        }
     }
 
     #[tokio::test]
@@ -479,7 +567,14 @@ mod tests {
         let heard = Heard::new(Three);
         let noise = Bytes::from_static(b"\xff\x00{[");
         let telling = heard.begin("n1", "agent");
-        telling.take(Report { counts: noise.clone(), denials: Some(noise.clone()), world: Some(noise) }).unwrap();
+        telling
+            .take(Report {
+                counts: noise.clone(),
+                denials: Some(noise.clone()),
+                world: Some(noise),
+                ..Report::default()
+            })
+            .unwrap();
         assert!(heard.counts().await[0].1.is_empty());
         assert_eq!(answer(&heard.ask("/denials").await, "n1").as_deref(), Ok(&b"[]"[..]));
         assert!(answer(&heard.ask(world::OF_AGENTS).await, "n1").is_err());

@@ -1,6 +1,6 @@
 //! What was added between two rounds, by edge: what is now, and a quarter of an hour of points for charts. Time is handed in.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -14,6 +14,8 @@ pub(super) const WINDOW: Duration = Duration::from_secs(10);
 pub(super) const SAMPLE: Duration = Duration::from_secs(5);
 /// How many points are kept.
 pub(super) const SAMPLES: usize = 180;
+/// What charts show, in seconds.
+const WHOLE: f64 = SAMPLE.as_secs() as f64 * SAMPLES as f64;
 /// How many edges have a history.
 pub(super) const MOST_EDGES: usize = 1024;
 
@@ -44,6 +46,8 @@ pub struct Sample {
 pub struct Track {
     /// Since the agents started.
     pub ever: Ends,
+    /// In this round.
+    added: Ends,
     /// What rounds within [`WINDOW`] added: when, in how many seconds, what.
     recent: VecDeque<(f64, f64, Ends)>,
     /// Since the last point of the chart: in how many seconds, what.
@@ -52,6 +56,8 @@ pub struct Track {
     pub samples: VecDeque<Sample>,
     /// Unix time at which something moved last.
     pub active: Option<f64>,
+    /// Unix time at which something failed or was refused last.
+    troubled: Option<f64>,
 }
 
 /// What was added within the window.
@@ -68,6 +74,8 @@ pub struct History {
     tracks: BTreeMap<Edge, Track>,
     /// What each agent said last, and when.
     last: BTreeMap<Name, (f64, Reading)>,
+    /// When the last round was.
+    round: Option<f64>,
     /// Edges that found no room.
     overflowed: u64,
 }
@@ -75,42 +83,58 @@ pub struct History {
 impl History {
     /// Takes a round: what agents count at a time (Unix). `shown` says by which edge one is shown.
     pub fn take(&mut self, at: f64, readings: BTreeMap<Name, Reading>, shown: impl Fn(&Edge) -> Edge) {
-        let mut added = BTreeMap::<Edge, Ends>::new();
-        let mut seconds = 0.0_f64;
-        for (name, reading) in &readings {
-            // What an agent counted before it was first asked is not of now.
-            let Some((then, before)) = self.last.get(name) else { continue };
-            seconds = seconds.max(at - then);
-            for (edge, ends) in reading {
-                let begin = before.get(edge).cloned().unwrap_or_default();
-                added.entry(shown(edge)).or_default().add(&ends.since(&begin));
-            }
-        }
-        self.last.extend(readings.into_iter().map(|(name, reading)| (name, (at, reading))));
-        self.last.retain(|_, (then, _)| at - *then < SAMPLE.as_secs_f64() * SAMPLES as f64);
-        let mut ever = BTreeMap::<Edge, Ends>::new();
-        for (edge, ends) in self.last.values().flat_map(|(_, reading)| reading) {
-            ever.entry(shown(edge)).or_default().add(ends);
-        }
-        self.tracks.values_mut().for_each(|track| track.ever = Ends::default());
-        self.overflowed = 0;
+        let since = self.round.replace(at).map_or(0.0, |round| at - round);
+        let Self { tracks, last, .. } = self;
+        tracks.values_mut().for_each(|track| (track.ever, track.added) = Default::default());
         let (mut rest, mut rest_ever) = (Ends::default(), Ends::default());
-        for (edge, ever) in ever {
-            let added = added.remove(&edge).unwrap_or_default();
-            if self.tracks.contains_key(&edge) || self.tracks.len() < MOST_EDGES {
-                self.tracks.entry(edge).or_default().take(at, seconds, added, ever);
-            } else {
-                self.overflowed += 1;
-                rest.add(&added);
-                rest_ever.add(&ever);
+        let (mut without, mut crowded) = (BTreeSet::<Edge>::new(), BTreeMap::<Edge, bool>::new());
+        let mut seconds = 0.0;
+        for (name, reading) in &readings {
+            // What an agent counted before it was first asked is not of now, nor what it counted while it was away.
+            let Some((then, before)) = last.get(name) else { continue };
+            if at - then > since + WINDOW.as_secs_f64() {
+                continue;
+            }
+            seconds = since;
+            for (edge, ends) in reading {
+                let added = before.get(edge).map_or_else(|| ends.clone(), |before| ends.since(before));
+                // What moves, or is open, has a place before what does not.
+                if !added.is_movement() {
+                    continue;
+                }
+                match place(tracks, shown(edge)) {
+                    Ok(track) => track.added.add(&added),
+                    Err(edge) => {
+                        *crowded.entry(edge).or_default() |= added.is_trouble();
+                        rest.add(&added);
+                    }
+                }
             }
         }
-        if self.overflowed > 0 {
-            self.tracks.entry((Party::Other, Party::Other)).or_default().take(at, seconds, rest, rest_ever);
+        last.extend(readings.into_iter().map(|(name, reading)| (name, (at, reading))));
+        last.retain(|_, (then, _)| at - *then < WHOLE);
+        for (edge, ends) in last.values().flat_map(|(_, reading)| reading) {
+            match place(tracks, shown(edge)) {
+                Ok(track) => track.ever.add(ends),
+                Err(edge) => {
+                    without.insert(edge);
+                    rest_ever.add(ends);
+                }
+            }
         }
-        self.tracks.values_mut().for_each(|track| track.age(at));
+        self.overflowed = without.len() as u64;
+        if self.overflowed > 0 {
+            let others = tracks.entry((Party::Other, Party::Other)).or_default();
+            others.added.add(&rest);
+            others.ever.add(&rest_ever);
+        }
+        for track in tracks.values_mut() {
+            track.take(at, seconds);
+            track.age(at);
+        }
         // An edge goes with the last agent that counted it.
-        self.tracks.retain(|_, track| track.ever != Ends::default() || !track.samples.is_empty());
+        tracks.retain(|_, track| track.ever != Ends::default() || !track.samples.is_empty());
+        make_room(tracks, at, crowded);
     }
 
     /// All edges.
@@ -129,14 +153,44 @@ impl History {
     }
 }
 
+/// The edge's place, or the edge where there is none.
+fn place(tracks: &mut BTreeMap<Edge, Track>, edge: Edge) -> Result<&mut Track, Edge> {
+    if tracks.len() >= MOST_EDGES && !tracks.contains_key(&edge) {
+        return Err(edge);
+    }
+    Ok(tracks.entry(edge).or_default())
+}
+
+/// From the next round on whoever moves has the place of one that does not, and whoever is in trouble also that of one that
+/// is not.
+fn make_room(tracks: &mut BTreeMap<Edge, Track>, at: f64, crowded: BTreeMap<Edge, bool>) {
+    let is_past = |time: Option<f64>| time.is_none_or(|time| at - time >= WHOLE);
+    let all = |edge: &Edge| *edge == (Party::Other, Party::Other);
+    let wanted = crowded.len();
+    let (troubled, moving): (Vec<_>, Vec<_>) = crowded.into_iter().partition(|(_, is_trouble)| *is_trouble);
+    let singles = || tracks.iter().filter(|(edge, _)| !all(edge));
+    let idle = singles().filter(|(_, track)| is_past(track.active)).take(wanted);
+    let mut going: Vec<Edge> = idle.map(|(edge, _)| edge.clone()).collect();
+    let missing = troubled.len().saturating_sub(going.len());
+    let well = singles().filter(|(_, track)| !is_past(track.active) && is_past(track.troubled)).take(missing);
+    going.extend(well.map(|(edge, _)| edge.clone()));
+    for (going, (coming, _)) in going.into_iter().zip(troubled.into_iter().chain(moving)) {
+        tracks.remove(&going);
+        tracks.insert(coming, Track::default());
+    }
+}
+
 impl Track {
-    fn take(&mut self, at: f64, seconds: f64, added: Ends, ever: Ends) {
-        self.ever = ever;
-        if seconds <= 0.0 {
+    fn take(&mut self, at: f64, seconds: f64) {
+        let added = std::mem::take(&mut self.added);
+        if seconds <= 0.0 || self.ever == Ends::default() {
             return;
         }
         if moves(&added.believed(&self.ever)) {
             self.active = Some(at);
+        }
+        if added.is_trouble() {
+            self.troubled = Some(at);
         }
         self.gathered.0 += seconds;
         self.gathered.1.add(&added);
@@ -151,10 +205,15 @@ impl Track {
     }
 
     fn age(&mut self, at: f64) {
+        // A round that began before the window, such as one that nobody looked at, is of now for as long as it is the last.
+        let begins = at - (WINDOW + super::LOOK_EVERY).as_secs_f64();
+        while self.recent.len() > 1 && self.recent.front().is_some_and(|(then, took, _)| then - took < begins) {
+            self.recent.pop_front();
+        }
         while self.recent.front().is_some_and(|(then, _, _)| at - then >= WINDOW.as_secs_f64()) {
             self.recent.pop_front();
         }
-        while self.samples.front().is_some_and(|sample| at - sample.at >= SAMPLE.as_secs_f64() * SAMPLES as f64) {
+        while self.samples.front().is_some_and(|sample| at - sample.at >= WHOLE) {
             self.samples.pop_front();
         }
     }
@@ -175,9 +234,22 @@ impl Track {
     }
 }
 
+impl Ends {
+    fn is_movement(&self) -> bool {
+        [&self.outbound, &self.inbound].into_iter().any(|end| moves(end) || end.connections.open > 0)
+    }
+
+    fn is_trouble(&self) -> bool {
+        [&self.outbound, &self.inbound].into_iter().any(|Counts { failed, denied, requests, .. }| {
+            [*failed, *denied, requests.failed, requests.denied].into_iter().any(|number| number > 0)
+        })
+    }
+}
+
 fn moves(added: &Counts) -> bool {
     let Counts { connections, failed, denied, requests, transports: _ } = added;
-    connections.opened + connections.sent_bytes + connections.received_bytes + failed + denied > 0 || requests.count > 0
+    let numbers = [connections.opened, connections.sent_bytes, connections.received_bytes, *failed, *denied];
+    requests.count > 0 || requests.bytes > 0 || numbers.into_iter().any(|number| number > 0)
 }
 
 /// The part of requests that succeeded.
@@ -256,6 +328,29 @@ mod tests {
         assert_eq!(history.tracks().count(), 0, "what nobody counts any longer");
     }
 
+    /// Nobody looked for a while: a round stands for half a minute. What follows is not thinned by it.
+    #[test]
+    fn a_wide_round_is_of_now_until_there_is_another() {
+        let mut history = History::default();
+        let take = |history: &mut History, at: f64, count: u64| {
+            history.take(at, reading(&[("api", count, 0)]), Clone::clone);
+            let (_, track) = history.track("shop/web", "shop/api").unwrap();
+            let now = track.now();
+            (now.counts.requests.count as f64 / now.seconds, track.samples.back().map(|sample| sample.requests))
+        };
+        take(&mut history, 0.0, 100);
+        assert_eq!(take(&mut history, 30.0, 400), (10.0, Some(10.0)), "what was, in one point");
+        assert_eq!(take(&mut history, 60.0, 400), (0.0, Some(0.0)));
+        assert_eq!(take(&mut history, 62.0, 500).0, 50.0, "of two seconds, and not of thirty-two");
+        assert_eq!(take(&mut history, 64.0, 500).0, 25.0);
+        // An agent that was away for ten minutes: what it counted meanwhile is of no round.
+        for round in 0..300 {
+            history.take(66.0 + f64::from(round) * 2.0, BTreeMap::new(), Clone::clone);
+        }
+        assert_eq!(take(&mut history, 666.0, 1_000_400).0, 0.0);
+        assert_eq!(take(&mut history, 668.0, 1_000_410).0, 5.0);
+    }
+
     #[test]
     fn edges_are_bounded() {
         let mut history = History::default();
@@ -269,6 +364,34 @@ mod tests {
         assert_eq!(history.overflowed(), 50);
         let rest = history.track("other", "other").unwrap().1.now();
         assert_eq!(rest.counts.requests.count, 1000, "fifty edges of ten a round in two rounds");
+    }
+
+    /// Those that move are shown, not those that came first.
+    #[test]
+    fn an_edge_that_moves_has_a_place_before_one_that_does_not() {
+        let mut history = History::default();
+        let names: Vec<String> = (0..MOST_EDGES + 50).map(|number| format!("a{number:05}")).collect();
+        for round in 0..4 {
+            let count = |number: usize| if number >= MOST_EDGES { 100 + round * 10 } else { 100 };
+            let edges: Vec<_> = names.iter().enumerate().map(|(at, name)| (name.as_str(), count(at), 0)).collect();
+            history.take(round as f64 * 2.0, reading(&edges), Clone::clone);
+        }
+        for name in &names[MOST_EDGES..] {
+            let (_, track) = history.track("shop/web", &format!("shop/{name}")).unwrap();
+            assert!(track.now().counts.requests.count > 0, "{name}");
+        }
+        assert_eq!((history.tracks().count(), history.overflowed()), (MOST_EDGES + 1, 50));
+
+        // All of them move, and one without a place fails.
+        let lost = "z";
+        for round in 4..8 {
+            let mut edges: Vec<_> = names.iter().map(|name| (name.as_str(), 200 + round * 10, 0)).collect();
+            edges.push((lost, round * 10, (round - 4) * 10));
+            history.take(round as f64 * 2.0, reading(&edges), Clone::clone);
+        }
+        let (_, track) = history.track("shop/web", "shop/z").unwrap();
+        assert!(success(&track.now().counts).is_some_and(|part| part < 1.0));
+        assert_eq!(history.tracks().count(), MOST_EDGES + 1);
     }
 
     #[test]

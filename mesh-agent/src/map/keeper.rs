@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Source;
 use super::history::History;
@@ -17,6 +17,13 @@ use crate::told::{Name, Told};
 
 /// How often pods, certificates, Services, routes and policies are asked for.
 pub(super) const WORLD_EVERY: Duration = Duration::from_secs(10);
+/// How often a round is made that nobody looks at: charts are to have something of the last quarter of an hour for whoever
+/// comes.
+pub(super) const UNWATCHED_EVERY: Duration = Duration::from_secs(30);
+/// A page that is loaded anew, or a script that asks now and then, is one who looks.
+pub(super) const WATCHED_LATELY: Duration = Duration::from_secs(60);
+/// For two rounds, and agents that have to be told first.
+pub(super) const FRESH_WITHIN: Duration = Duration::from_secs(6);
 /// How old a list of live connections may be that is shown.
 pub(super) const FLOWS_AGE: Duration = Duration::from_secs(3);
 /// How many live connections are shown of an edge.
@@ -43,6 +50,10 @@ struct Inner {
     /// The live connections of all agents, since when they are known; asked by one at a time.
     flows: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
     shots: watch::Sender<Shot>,
+    /// When somebody looked last.
+    looked: Mutex<Option<Instant>>,
+    /// Somebody looks again.
+    came: Notify,
 }
 
 #[derive(Default)]
@@ -60,32 +71,79 @@ impl Map {
             kept: Mutex::default(),
             flows: tokio::sync::Mutex::new(None),
             shots: watch::Sender::new(Shot::default()),
+            looked: Mutex::default(),
+            came: Notify::new(),
         };
         Self { inner: Arc::new(inner) }
     }
 
-    /// Asks again and again; never ends.
+    /// Asks again and again, seldom while nobody looks; never ends.
     pub async fn run(&self, every: Duration) {
-        let mut ticks = tokio::time::interval(every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked = None::<Instant>;
         loop {
-            ticks.tick().await;
+            let is_watched = self.is_watched();
+            sleep(self.inner.source.attend(is_watched)).await;
+            let begun = Instant::now();
             if looked.is_none_or(|looked| looked.elapsed() >= WORLD_EVERY) {
                 looked = Some(Instant::now());
                 self.look().await;
             }
             self.round().await;
+            if is_watched {
+                sleep_until(begun + every).await;
+            } else {
+                // What is made seldom for those who look is not made oftener for nobody.
+                let _ = timeout(every.max(UNWATCHED_EVERY), self.inner.came.notified()).await;
+            }
         }
     }
 
-    /// Pictures, as they are made.
+    /// Whether somebody looks, or has a moment ago.
+    fn is_watched(&self) -> bool {
+        let mut looked = self.inner.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.inner.shots.receiver_count() > 0 {
+            *looked = Some(Instant::now());
+        }
+        looked.is_some_and(|looked| looked.elapsed() < WATCHED_LATELY)
+    }
+
+    /// So much time goes by since somebody looked.
+    #[cfg(test)]
+    pub(super) fn age(&self, span: Duration) {
+        let mut looked = self.inner.looked.lock().unwrap();
+        *looked = looked.and_then(|looked| looked.checked_sub(span));
+    }
+
+    /// Somebody looks. Returns whether somebody did before.
+    fn looked(&self) -> bool {
+        let was_watched = self.is_watched();
+        *self.inner.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        if !was_watched {
+            self.inner.came.notify_one();
+        }
+        was_watched
+    }
+
+    /// Pictures, as they are made; whoever has these looks.
     pub fn shots(&self) -> watch::Receiver<Shot> {
+        self.looked();
         self.inner.shots.subscribe()
+    }
+
+    /// A picture of now: where nobody looked, the next that is made. None: there is none yet.
+    pub async fn shot(&self) -> Option<Shot> {
+        let was_watched = self.looked();
+        let mut shots = self.inner.shots.subscribe();
+        let last = shots.borrow().clone();
+        let known = if was_watched { 0 } else { last.number };
+        let next = timeout(FRESH_WITHIN, shots.wait_for(|shot| shot.number > known)).await;
+        let next = next.ok().and_then(Result::ok).map(|shot| shot.clone());
+        next.or_else(|| Some(last).filter(|last| last.number > 0))
     }
 
     /// What is known of an edge, as JSON. None: there is none.
     pub async fn edge(&self, from: &str, to: &str) -> Option<Value> {
+        self.looked();
         let mut flows = self.inner.flows.lock().await;
         let mut trouble = None;
         if flows.as_ref().is_none_or(|(since, _)| since.elapsed() >= FLOWS_AGE) {
@@ -104,6 +162,7 @@ impl Map {
 
     /// What is known of a workload, as JSON. None: there is none.
     pub fn workload(&self, id: &str) -> Option<Value> {
+        self.looked();
         let kept = self.kept();
         picture::workload(id, kept.parts()).map(|detail| json!(detail))
     }
@@ -118,7 +177,7 @@ impl Map {
     }
 
     /// Counts and refusals, and a picture of all.
-    async fn round(&self) {
+    pub(super) async fn round(&self) {
         let source = &self.inner.source;
         let (readings, denials) = tokio::join!(source.counts(), source.ask("/denials"));
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
@@ -130,7 +189,7 @@ impl Map {
             let Kept { world, history, denials: shown } = &mut *kept;
             history.take(at, readings, |(from, to)| (world.shown(from), world.shown(to)));
             *shown = picture::denials(denials, world);
-            serde_json::to_vec(&Picture::new(at, world, history, shown))
+            serde_json::to_vec(&Picture::new(at, world, history, shown, source.unread()))
         };
         // Numbers and texts alone: this does not fail.
         let Ok(json) = json else { return };

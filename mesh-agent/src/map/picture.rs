@@ -1,7 +1,8 @@
 //! What the page is told: a picture of all, and what is known of one edge or one workload. Pure; its JSON is an interface
 //! between the page and whoever serves it, of the same version.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -12,6 +13,10 @@ use super::reading::{Edge, Party};
 use super::world::{AgentFacts, Certificate, Pod, Service, Workload, World, account};
 use crate::told::{Name, UNKNOWN, is_proof};
 
+/// How many workloads are shown: all that an edge can name, and some more.
+pub(super) const MOST_WORKLOADS: usize = 2500;
+/// How many sentences say what is wrong with one.
+pub(super) const MOST_REASONS: usize = 8;
 /// How many refusals are shown.
 pub(super) const MOST_DENIALS: usize = 200;
 
@@ -49,9 +54,11 @@ pub struct Picture {
     window: f64,
     agents: Vec<AgentSeen>,
     workloads: Vec<WorkloadSeen>,
+    /// Workloads that are left out: nobody talks to them, and there are too many.
+    omitted: usize,
     edges: Vec<EdgeSeen>,
     denials: Vec<DenialSeen>,
-    /// Edges that are told as one, because there are too many.
+    /// Edges that are told as one, or not at all, because there are too many.
     overflowed: u64,
     /// Why Services, routes and policies are not known, if so.
     trouble: Option<String>,
@@ -175,28 +182,61 @@ pub struct WorkloadDetail<'a> {
 }
 
 impl Picture {
-    /// Of what is known now.
-    pub fn new(at: f64, world: &World, history: &History, denials: &[DenialSeen]) -> Self {
+    /// Of what is known now. `unread` edges were told by nobody to whom this is.
+    pub fn new(at: f64, world: &World, history: &History, denials: &[DenialSeen], unread: u64) -> Self {
         let edges: Vec<EdgeSeen> = history.tracks().map(|(edge, track)| EdgeSeen::new(edge, track)).collect();
         let shown = edges.into_iter().filter(EdgeSeen::is_worth).collect::<Vec<_>>();
         let parties: BTreeMap<String, &Party> =
             history.tracks().flat_map(|((from, to), _)| [(from.id(), from), (to.id(), to)]).collect();
-        let named: BTreeSet<&String> = shown.iter().flat_map(|edge| [&edge.from, &edge.to]).collect();
+        let around = around(&shown);
+        let near = |id: &str| around.get(id).map(Vec::as_slice).unwrap_or_default();
         let mut workloads: Vec<WorkloadSeen> =
-            world.workloads.iter().map(|(id, workload)| WorkloadSeen::of(id, workload, &shown)).collect();
-        let others = named.iter().filter(|id| !world.workloads.contains_key(**id));
-        workloads.extend(others.filter_map(|id| parties.get(*id).map(|party| WorkloadSeen::stranger(party, &shown))));
+            world.workloads.iter().map(|(id, workload)| WorkloadSeen::of(id, workload, near(id))).collect();
+        let others = around.keys().filter(|id| !world.workloads.contains_key(**id));
+        let others = others.filter_map(|id| parties.get(*id).map(|party| WorkloadSeen::stranger(party, near(id))));
+        workloads.extend(others);
+        let omitted = workloads.len().saturating_sub(MOST_WORKLOADS);
+        if omitted > 0 {
+            // An edge leads to somebody; then what somebody should look at.
+            workloads
+                .sort_by_cached_key(|one| (!around.contains_key(one.id.as_str()), Reverse(one.health), one.id.clone()));
+            workloads.truncate(MOST_WORKLOADS);
+            workloads.sort_by(|one, other| one.id.cmp(&other.id));
+        }
         Self {
             at,
             window: super::history::WINDOW.as_secs_f64(),
             agents: world.agents.iter().map(|(name, facts)| AgentSeen::new(name, facts)).collect(),
             workloads,
+            omitted,
             denials: denials.to_vec(),
             edges: shown,
-            overflowed: history.overflowed(),
+            overflowed: history.overflowed().saturating_add(unread),
             trouble: world.trouble.clone(),
         }
     }
+}
+
+/// The edges of each workload, from it or to it.
+fn around(edges: &[EdgeSeen]) -> BTreeMap<&str, Vec<&EdgeSeen>> {
+    let mut around = BTreeMap::<&str, Vec<&EdgeSeen>>::new();
+    for edge in edges {
+        around.entry(&edge.from).or_default().push(edge);
+        if edge.from != edge.to {
+            around.entry(&edge.to).or_default().push(edge);
+        }
+    }
+    around
+}
+
+/// The first of what is wrong, and how much more there is.
+fn shortened(mut why: Vec<String>) -> Vec<String> {
+    let more = why.len().saturating_sub(MOST_REASONS);
+    if more > 0 {
+        why.truncate(MOST_REASONS);
+        why.push(format!("and {more} more"));
+    }
+    why
 }
 
 /// What agents told of refusals, the newest first.
@@ -308,7 +348,7 @@ fn is_failing(part: f64) -> bool {
 }
 
 impl WorkloadSeen {
-    fn of(id: &str, workload: &Workload, edges: &[EdgeSeen]) -> Self {
+    fn of(id: &str, workload: &Workload, edges: &[&EdgeSeen]) -> Self {
         let (namespace, name) = id.split_once('/').unwrap_or(("", id));
         let (mut health, mut why) = (Health::Idle, Vec::new());
         let mut say = |worse: Health, words: String| {
@@ -340,7 +380,7 @@ impl WorkloadSeen {
             name: name.to_string(),
             kind: "workload",
             health,
-            why,
+            why: shortened(why),
             identity: Some(workload.identity.clone()),
             pods: workload.pods.len(),
             enrolled,
@@ -352,7 +392,7 @@ impl WorkloadSeen {
     }
 
     /// Of whom no agent has a pod.
-    fn stranger(party: &Party, edges: &[EdgeSeen]) -> Self {
+    fn stranger(party: &Party, edges: &[&EdgeSeen]) -> Self {
         let (kind, name) = match party {
             Party::Account(name) => ("workload", name.as_str()),
             Party::Service(name) => ("service", name.as_str()),
@@ -367,22 +407,21 @@ impl WorkloadSeen {
             health = health.max(worse);
             why.push(words);
         });
-        (seen.health, seen.why) = (health, why);
+        (seen.health, seen.why) = (health, shortened(why));
         seen.settle(edges);
         seen
     }
 
     /// Good is what something reaches.
-    fn settle(&mut self, edges: &[EdgeSeen]) {
-        let moves = |edge: &EdgeSeen| (edge.from == self.id || edge.to == self.id) && edge.health != Health::Idle;
-        if self.health == Health::Idle && edges.iter().any(moves) {
+    fn settle(&mut self, edges: &[&EdgeSeen]) {
+        if self.health == Health::Idle && edges.iter().any(|edge| edge.health != Health::Idle) {
             self.health = Health::Good;
         }
     }
 }
 
-/// What fails at whoever is called is its own affair first.
-fn called(id: &str, edges: &[EdgeSeen], say: &mut impl FnMut(Health, String)) {
+/// What fails at whoever is called is its own affair first. The edges are its own.
+fn called(id: &str, edges: &[&EdgeSeen], say: &mut impl FnMut(Health, String)) {
     for edge in edges.iter().filter(|edge| edge.to == id && edge.health == Health::Bad) {
         say(Health::Bad, format!("from {}: {}", edge.from, edge.why.join("; ")));
     }
@@ -442,7 +481,7 @@ impl AgentSeen {
         Self {
             node: agent.node.clone(),
             health,
-            why,
+            why: shortened(why),
             version: Some(agent.version.clone()),
             started: Some(agent.started),
             pods: pods.0,
@@ -510,11 +549,12 @@ pub fn workload<'a>(
 ) -> Option<WorkloadDetail<'a>> {
     let edges: Vec<EdgeSeen> = history.tracks().map(|(edge, track)| EdgeSeen::new(edge, track)).collect();
     let known = world.workloads.get(id);
+    let own: Vec<&EdgeSeen> = edges.iter().filter(|edge| edge.from == id || edge.to == id).collect();
     let seen = match known {
-        Some(workload) => WorkloadSeen::of(id, workload, &edges),
+        Some(workload) => WorkloadSeen::of(id, workload, &own),
         None => {
             let parties = history.tracks().flat_map(|((from, to), _)| [from, to]);
-            WorkloadSeen::stranger(parties.into_iter().find(|party| party.id() == id)?, &edges)
+            WorkloadSeen::stranger(parties.into_iter().find(|party| party.id() == id)?, &own)
         }
     };
     let named = |service: &Service| format!("{}/{}", service.namespace, service.name);

@@ -1,7 +1,9 @@
-//! One agent's `/metrics`, as counts of edges.
+//! What one agent counts, as counts of edges: of its `/metrics`, or, within the agent itself, of what these are written from.
 
 use std::collections::BTreeMap;
 
+use crate::spiffe::SpiffeId;
+use crate::telemetry::{Answers, CountedConnections, CountedRequests, Direction, Metrics, Transport, Whose};
 use crate::told::{self, Counted, UNKNOWN};
 
 /// How many buckets of one histogram are read.
@@ -44,6 +46,21 @@ impl Party {
             ("", "", OVERFLOW) => Party::Other,
             ("", "", service) => Party::Service(service.to_string()),
             (namespace, account, _) => Party::Account(format!("{namespace}/{account}")),
+        }
+    }
+
+    fn of(identity: Option<&SpiffeId>, service: Option<&str>) -> Self {
+        match (identity, service) {
+            (Some(identity), _) => Party::Account(format!("{}/{}", identity.namespace(), identity.service_account())),
+            (None, Some(service)) => Party::Service(service.to_string()),
+            (None, None) => Party::Unknown,
+        }
+    }
+
+    fn edge(whose: Whose<'_>) -> Edge {
+        match whose {
+            Whose::Edge { source, destination, service } => (Party::of(source, None), Party::of(destination, service)),
+            Whose::Others => (Party::Other, Party::Other),
         }
     }
 
@@ -115,6 +132,56 @@ pub fn read(answer: &[u8]) -> Reading {
     reading
 }
 
+/// The same of an agent in this process: no text is written and read for it.
+pub fn of(metrics: &Metrics) -> Reading {
+    let mut reading = Reading::new();
+    metrics.each_of_connections(|counted| add_connections(&counted, &mut reading));
+    metrics.each_of_requests(|counted| add_requests(&counted, &mut reading));
+    reading
+}
+
+fn add_connections(counted: &CountedConnections<'_>, reading: &mut Reading) {
+    let CountedConnections { whose, direction, transport, opened, open, sent, received, closed } = *counted;
+    // Where each request chooses its own way, each is counted as one.
+    if transport == Some(Transport::Requests) {
+        return;
+    }
+    let ended = |names: &[&str]| -> u64 {
+        closed.iter().filter(|(name, _)| names.contains(name)).map(|(_, count)| count).sum()
+    };
+    let (denied, failed) = (ended(&["denied"]), ended(&["failed", "refused"]));
+    // Of these no way was chosen: that they ended counts.
+    let has_way = transport != Some(Transport::Undecided);
+    if !has_way && denied + failed == 0 {
+        return;
+    }
+    let ends = reading.entry(Party::edge(whose)).or_default();
+    let own = if direction == Direction::Outbound { &mut ends.outbound } else { &mut ends.inbound };
+    own.denied += denied;
+    own.failed += failed;
+    if !has_way {
+        return;
+    }
+    own.connections.add(Counted { opened, open, sent_bytes: sent, received_bytes: received });
+    if opened > 0 {
+        let name = transport.map_or(OVERFLOW, Transport::name);
+        *own.transports.entry(name.to_string()).or_default() += opened;
+    }
+}
+
+fn add_requests(counted: &CountedRequests<'_>, reading: &mut Reading) {
+    let CountedRequests { whose, direction, answers, count, bytes, within } = counted;
+    let ends = reading.entry(Party::edge(*whose)).or_default();
+    let own = if *direction == Direction::Outbound { &mut ends.outbound } else { &mut ends.inbound };
+    let how =
+        answers.map_or(Outcome::Fine, |Answers { status, grpc_status, error }| outcome(status, grpc_status, error));
+    own.requests.take(how, *count);
+    own.requests.bytes += bytes;
+    for (bound, count) in within {
+        own.requests.take_within(*bound, *count);
+    }
+}
+
 fn count(line: &str, reading: &mut Reading) {
     const CLOSED: &str = "nodemesh_connections_closed_total";
     let side = |name: &str| match name {
@@ -149,18 +216,15 @@ fn count(line: &str, reading: &mut Reading) {
     let ends = reading.entry((from, to)).or_default();
     let requests = if is_client { &mut ends.outbound.requests } else { &mut ends.inbound.requests };
     if name.ends_with("_request_duration_seconds_count") {
-        let how = outcome(label("http_response_status_code"), label("rpc_grpc_status_code"), label("error_type"));
-        requests.count += value;
-        match how {
-            Outcome::Fine => {}
-            Outcome::Failed => requests.failed += value,
-            Outcome::Denied => requests.denied += value,
-        }
+        let grpc_status = label("rpc_grpc_status_code").parse().ok();
+        let how = match label("error_type") {
+            // Of what found no room nobody knows how it went.
+            OVERFLOW => Outcome::Fine,
+            error => outcome(label("http_response_status_code"), grpc_status, error),
+        };
+        requests.take(how, value);
     } else if name.ends_with("_request_duration_seconds_bucket") {
-        let bound = label("le").parse::<f64>().map_or(u64::MAX, |seconds| (seconds * 1e6) as u64);
-        if requests.within.len() < MOST_BUCKETS || requests.within.contains_key(&bound) {
-            *requests.within.entry(bound).or_default() += value;
-        }
+        requests.take_within(label("le").parse().unwrap_or(f64::INFINITY), value);
     } else if name.ends_with("_body_size_bytes_total") {
         requests.bytes += value;
     }
@@ -175,15 +239,15 @@ enum Outcome {
 }
 
 /// What a client asks wrongly is its own affair (4xx); what an agent answers by itself has an error's name.
-fn outcome(status: &str, grpc: &str, error: &str) -> Outcome {
+fn outcome(status: &str, grpc: Option<u16>, error: &str) -> Outcome {
     match (status, grpc, error) {
         ("4xx", _, "") => Outcome::Fine,
         ("4xx", _, _) => Outcome::Denied,
         ("5xx", _, _) => Outcome::Failed,
         (_, _, "client-gone") => Outcome::Fine,
         // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS; PERMISSION_DENIED by an agent.
-        (_, "2" | "4" | "13" | "14" | "15", _) => Outcome::Failed,
-        (_, "7" | "16", error) if !error.is_empty() => Outcome::Denied,
+        (_, Some(2 | 4 | 13 | 14 | 15), _) => Outcome::Failed,
+        (_, Some(7 | 16), error) if !error.is_empty() => Outcome::Denied,
         (_, _, "") => Outcome::Fine,
         (_, _, _) => Outcome::Failed,
     }
@@ -238,6 +302,24 @@ impl Counts {
 }
 
 impl Requests {
+    fn take(&mut self, how: Outcome, count: u64) {
+        self.count += count;
+        match how {
+            Outcome::Fine => {}
+            Outcome::Failed => self.failed += count,
+            Outcome::Denied => self.denied += count,
+        }
+    }
+
+    /// So many took no longer than so many seconds.
+    fn take_within(&mut self, seconds: f64, count: u64) {
+        // A float that does not fit becomes the nearest that does.
+        let bound = (seconds * 1e6) as u64;
+        if self.within.len() < MOST_BUCKETS || self.within.contains_key(&bound) {
+            *self.within.entry(bound).or_default() += count;
+        }
+    }
+
     fn add(&mut self, other: &Self) {
         let Self { count, failed, denied, bytes, within } = other;
         self.count = self.count.saturating_add(*count);
@@ -306,21 +388,21 @@ mod tests {
     #[test]
     fn how_a_request_went() {
         let table = [
-            ("2xx", "", "", Outcome::Fine),
-            ("4xx", "", "", Outcome::Fine),
-            ("4xx", "", "no-allow-rule", Outcome::Denied),
-            ("5xx", "", "", Outcome::Failed),
-            ("5xx", "", "far-side-denied", Outcome::Failed),
-            ("2xx", "0", "", Outcome::Fine),
-            ("2xx", "5", "", Outcome::Fine),
-            ("2xx", "14", "", Outcome::Failed),
-            ("2xx", "7", "no-allow-rule", Outcome::Denied),
-            ("2xx", "7", "", Outcome::Fine),
-            ("2xx", "", "answer-broke-off", Outcome::Failed),
-            ("", "", "client-gone", Outcome::Fine),
+            ("2xx", None, "", Outcome::Fine),
+            ("4xx", None, "", Outcome::Fine),
+            ("4xx", None, "no-allow-rule", Outcome::Denied),
+            ("5xx", None, "", Outcome::Failed),
+            ("5xx", None, "far-side-denied", Outcome::Failed),
+            ("2xx", Some(0), "", Outcome::Fine),
+            ("2xx", Some(5), "", Outcome::Fine),
+            ("2xx", Some(14), "", Outcome::Failed),
+            ("2xx", Some(7), "no-allow-rule", Outcome::Denied),
+            ("2xx", Some(7), "", Outcome::Fine),
+            ("2xx", None, "answer-broke-off", Outcome::Failed),
+            ("", None, "client-gone", Outcome::Fine),
         ];
         for (status, grpc, error, expected) in table {
-            assert_eq!(outcome(status, grpc, error), expected, "{status} {grpc} {error}");
+            assert_eq!(outcome(status, grpc, error), expected, "{status} {grpc:?} {error}");
         }
     }
 
@@ -335,6 +417,53 @@ mod tests {
         assert!(close(of(&[(1_000, 0), (10_000_000, 0), (u64::MAX, 4)]).quantile(0.99), 10.0), "no further than known");
         assert_eq!(of(&[(1_000, 0), (u64::MAX, 0)]).quantile(0.5), None);
         assert_eq!(Requests::default().quantile(0.5), None);
+    }
+
+    /// Whatever an agent has counted: its text says the same as its numbers, what found no room among it.
+    #[test]
+    fn numbers_say_what_the_text_says() {
+        use crate::telemetry::{ConnectionKey, RequestMemo, RequestRecord, RequestResult, Transport};
+        let metrics = Metrics::with_capacity(12);
+        let id = |name: &str| Some(SpiffeId::new("cluster.local", "shop", name).unwrap());
+        let blank = |direction| RequestRecord::blank(direction, "10.0.0.1:1".parse().unwrap());
+        let mut open = Vec::new();
+        let transports = [Transport::Tunnel, Transport::Plaintext, Transport::Requests, Transport::Undecided];
+        for (number, transport) in transports.into_iter().cycle().take(20).enumerate() {
+            let direction = if number % 3 == 0 { Direction::Outbound } else { Direction::Inbound };
+            let source = if number == 5 { None } else { id(&format!("caller-{}", number / 4)) };
+            let key = ConnectionKey { direction, transport, source: source.clone(), destination: id("api") };
+            open.push(metrics.opened(&key));
+            // Without an end it has failed.
+            drop(metrics.opened(&key));
+            metrics.opened(&key).progress(number as u64, 1000);
+            let statuses =
+                [(Some(200), None), (Some(503), None), (Some(403), None), (Some(200), Some(14)), (None, None)];
+            let (status, grpc_status) = statuses[number % 5];
+            let request = RequestRecord {
+                source_identity: source,
+                destination_identity: if number % 2 == 0 { id("api") } else { None },
+                service: Some("shop/api".into()),
+                status: status.map(|status| http::StatusCode::from_u16(status).unwrap()),
+                grpc_status,
+                result: match number % 5 {
+                    2 => RequestResult::Local { reason: "no-allow-rule" },
+                    1 => RequestResult::ClientGone,
+                    _ => RequestResult::Answered,
+                },
+                duration: std::time::Duration::from_millis(number as u64 * 40),
+                bytes_sent: 3,
+                ..blank(direction)
+            };
+            metrics.request(&request, &RequestMemo::default());
+        }
+        let counted = of(&metrics);
+        assert_eq!(counted, read(metrics.encode().as_bytes()));
+        let rest = &counted[&(Party::Other, Party::Other)];
+        assert!(rest.inbound.connections.opened > 0 && rest.inbound.requests.count > 0, "{rest:?}");
+        assert_eq!(rest.inbound.requests.failed, 0, "of these nobody knows how they went");
+        let api = counted.iter().filter(|((_, to), _)| *to == Party::Account("shop/api".into()));
+        let denied: u64 = api.map(|(_, ends)| ends.outbound.requests.denied + ends.inbound.requests.denied).sum();
+        assert!(denied > 0 && counted.keys().any(|(from, _)| *from == Party::Unknown), "{counted:?}");
     }
 
     #[test]

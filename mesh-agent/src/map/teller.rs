@@ -1,7 +1,8 @@
 //! An agent's end of the channel: tells the controller's replicas what their map is made of.
 //!
 //! What is told is made when there is room to send it: a controller that is slow, or away, is told less often, and nothing
-//! waits here. Each of [`REPLICAS`] streams looks for a replica that no other of them tells; whom the controller's Service leads
+//! waits here. One whose map nobody looks at is told when it asks, and that there is somebody. Streams that tell at the same
+//! time tell the same: it is made once. Each of [`REPLICAS`] streams looks for a replica that no other of them tells; whom the controller's Service leads
 //! to is chance.
 
 use std::collections::BTreeSet;
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
 use tonic::client::Grpc;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
@@ -20,7 +21,7 @@ use tonic_prost::ProstCodec;
 
 use super::keeper::WORLD_EVERY;
 use super::words::{self, Report, TELL, Welcome};
-use super::{Asked, LOOK_EVERY, Source, reading, world};
+use super::{Asked, LOOK_EVERY, Source, world};
 
 /// Replicas that an agent tells at once.
 pub(super) const REPLICAS: usize = 2;
@@ -30,6 +31,10 @@ pub const MAX_REPORT_BYTES: usize = 1 << 20;
 pub(super) const MAX_WELCOME_BYTES: usize = 1024;
 /// For a connection, and for a replica's welcome.
 pub(super) const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
+/// Below what the controller calls silence.
+pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+/// Streams tell at the same time, but for what the machine lets them.
+pub(super) const SHARED: Duration = Duration::from_millis(500);
 /// See [`Patience::again`].
 pub(super) const AGAIN: Duration = Duration::from_secs(5);
 /// See [`Patience::another`].
@@ -65,20 +70,61 @@ impl Default for Patience {
 
 /// Tells until it is dropped.
 pub async fn tell(source: impl Source, line: impl Line, patience: Patience) {
-    let (source, replicas) = (Arc::new(source), Replicas::default());
-    let streams = (0..REPLICAS).map(|_| keep_telling(&source, &line, &replicas, patience));
+    let (teller, replicas) = (Arc::new(Teller::new(source)), Replicas::default());
+    let streams = (0..REPLICAS).map(|_| keep_telling(&teller, &line, &replicas, patience));
     futures_util::future::join_all(streams).await;
 }
 
-async fn keep_telling<S: Source>(source: &Arc<S>, line: &impl Line, replicas: &Replicas, patience: Patience) {
+async fn keep_telling<S: Source>(teller: &Arc<Teller<S>>, line: &impl Line, replicas: &Replicas, patience: Patience) {
     loop {
-        let pause = match once(source, line, replicas).await {
+        let pause = match once(teller, line, replicas).await {
             Ended::Over => patience.again,
             Ended::Twice => patience.another,
             Ended::NotWanted => patience.not_wanted,
         };
         // A thousand agents are not to come at once.
         sleep(pause.mul_f64(1.0 + fastrand::f64())).await;
+    }
+}
+
+/// What all streams tell of.
+struct Teller<S> {
+    source: S,
+    since: Instant,
+    /// What is told most often, and since when it is so.
+    made: tokio::sync::Mutex<Option<(Instant, Made)>>,
+}
+
+#[derive(Clone, Default)]
+struct Made {
+    counts: Bytes,
+    denials: Option<Bytes>,
+}
+
+impl<S: Source> Teller<S> {
+    fn new(source: S) -> Self {
+        Self { source, since: Instant::now(), made: tokio::sync::Mutex::new(None) }
+    }
+
+    async fn made(&self) -> Made {
+        let mut last = self.made.lock().await;
+        if let Some((at, made)) = &*last
+            && at.elapsed() < SHARED
+        {
+            return made.clone();
+        }
+        let (counts, denials) = tokio::join!(self.source.counts(), self.source.ask_one("/denials"));
+        let counts = counts.first().map(|(_, reading)| words::written(reading)).unwrap_or_default();
+        let made = Made { counts, denials: denials.ok() };
+        *last = Some((Instant::now(), made.clone()));
+        made
+    }
+
+    /// The same for each stream.
+    fn ticks(&self) -> Interval {
+        let mut ticks = interval_at(self.since, LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        ticks
     }
 }
 
@@ -93,7 +139,7 @@ enum Ended {
     NotWanted,
 }
 
-async fn once<S: Source>(source: &Arc<S>, line: &impl Line, replicas: &Replicas) -> Ended {
+async fn once<S: Source>(teller: &Arc<Teller<S>>, line: &impl Line, replicas: &Replicas) -> Ended {
     let (channel, authorization) = match line.open().await {
         Ok(opened) => opened,
         Err(error) => {
@@ -101,7 +147,7 @@ async fn once<S: Source>(source: &Arc<S>, line: &impl Line, replicas: &Replicas)
             return Ended::Over;
         }
     };
-    match call(source, channel, authorization, replicas).await {
+    match call(teller, channel, authorization, replicas).await {
         Ok(ended) => ended,
         Err(status) => {
             tracing::debug!(%status, "the controller's map is told no more");
@@ -111,14 +157,14 @@ async fn once<S: Source>(source: &Arc<S>, line: &impl Line, replicas: &Replicas)
 }
 
 async fn call<S: Source>(
-    source: &Arc<S>,
+    teller: &Arc<Teller<S>>,
     channel: Channel,
     authorization: AsciiMetadataValue,
     replicas: &Replicas,
 ) -> Result<Ended, Status> {
     let late = |_| Status::deadline_exceeded("no welcome in time");
-    let (begin, begun) = oneshot::channel();
-    let mut request = Request::new(reports(source.clone(), begun));
+    let (want, wanted) = watch::channel(Wanted::Nothing);
+    let mut request = Request::new(reports(teller.clone(), wanted));
     request.metadata_mut().insert("authorization", authorization);
     let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_WELCOME_BYTES);
     let welcomed = async {
@@ -129,13 +175,25 @@ async fn call<S: Source>(
         let welcome = answers.message().await?.ok_or_else(|| Status::unavailable("no welcome"))?;
         Ok::<_, Status>((answers, welcome))
     };
-    let (mut answers, Welcome { replica }) = timeout(WELCOME_TIMEOUT, welcomed).await.map_err(late)??;
+    let (mut answers, Welcome { replica, mut once }) = timeout(WELCOME_TIMEOUT, welcomed).await.map_err(late)??;
     let Some(_place) = Place::take(replicas, replica) else { return Ok(Ended::Twice) };
-    if begin.send(()).is_err() {
-        return Ok(Ended::Over);
+    loop {
+        // The reports may have ended: then the answers end too.
+        let _ = want.send(if once { Wanted::Once } else { Wanted::Always });
+        let Some(welcome) = answers.message().await? else { return Ok(Ended::Over) };
+        once = welcome.once;
     }
-    while answers.message().await?.is_some() {}
-    Ok(Ended::Over)
+}
+
+/// What the replica of a stream wants to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// It has not said who it is.
+    Nothing,
+    /// All, when it asks.
+    Once,
+    /// All, again and again.
+    Always,
 }
 
 /// That a replica is told, until this is dropped.
@@ -166,26 +224,57 @@ struct Last {
     was_large: bool,
 }
 
-/// One after the other, each as things are when there is room for it; nothing before `begun`.
-fn reports<S: Source>(source: Arc<S>, begun: oneshot::Receiver<()>) -> impl Stream<Item = Report> + Send + 'static {
-    let mut ticks = interval(LOOK_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    futures_util::stream::unfold(
-        (source, Some(begun), ticks, Last::default()),
-        |(source, mut begun, mut ticks, mut last)| async {
-            if let Some(begun) = begun.take() {
-                begun.await.ok()?;
-            }
-            ticks.tick().await;
-            let report = report(&*source, &mut last).await;
-            Some((report, (source, begun, ticks, last)))
-        },
-    )
+/// One after the other, each as things are when there is room for it.
+fn reports<S: Source>(
+    teller: Arc<Teller<S>>,
+    wanted: watch::Receiver<Wanted>,
+) -> impl Stream<Item = Report> + Send + 'static {
+    let ticks = teller.ticks();
+    let telling = Telling { teller, wanted, ticks, last: Last::default(), owes: false };
+    futures_util::stream::unfold(telling, |mut telling| async move {
+        let report = telling.next().await?;
+        Some((report, telling))
+    })
 }
 
-async fn report(source: &impl Source, last: &mut Last) -> Report {
-    let (metrics, denials) = tokio::join!(source.ask_one("/metrics"), source.ask_one("/denials"));
-    let counts = metrics.map(|metrics| words::written(&reading::read(&metrics))).unwrap_or_default();
+/// One stream.
+struct Telling<S> {
+    teller: Arc<Teller<S>>,
+    wanted: watch::Receiver<Wanted>,
+    ticks: Interval,
+    last: Last,
+    /// The replica has asked and was not told yet.
+    owes: bool,
+}
+
+impl<S: Source> Telling<S> {
+    /// None: nobody listens any more.
+    async fn next(&mut self) -> Option<Report> {
+        loop {
+            self.owes |= self.wanted.has_changed().ok()?;
+            let wanted = *self.wanted.borrow_and_update();
+            if self.owes && wanted != Wanted::Nothing {
+                self.owes = false;
+                return Some(report(&self.teller, &mut self.last).await);
+            }
+            tokio::select! {
+                asked = self.wanted.changed() => {
+                    asked.ok()?;
+                    self.owes = true;
+                }
+                _ = self.ticks.tick(), if wanted == Wanted::Always => {
+                    return Some(report(&self.teller, &mut self.last).await);
+                }
+                () = sleep(SIGN_OF_LIFE), if wanted == Wanted::Once => {
+                    return Some(Report { is_sign_of_life: true, ..Report::default() });
+                }
+            }
+        }
+    }
+}
+
+async fn report<S: Source>(teller: &Teller<S>, last: &mut Last) -> Report {
+    let Made { counts, denials } = teller.made().await;
     let mut left = MAX_REPORT_BYTES.saturating_sub(SLACK);
     let mut fits = |part: &Bytes| {
         let fits = part.len() <= left;
@@ -195,8 +284,8 @@ async fn report(source: &impl Source, last: &mut Last) -> Report {
         fits
     };
     let counts = if fits(&counts) { counts } else { Bytes::new() };
-    let mut report = Report { counts, denials: None, world: None };
-    if let Ok(denials) = denials
+    let mut report = Report { counts, ..Report::default() };
+    if let Some(denials) = denials
         && denials != last.denials
         && fits(&denials)
     {
@@ -204,7 +293,7 @@ async fn report(source: &impl Source, last: &mut Last) -> Report {
         report.denials = Some(denials);
     }
     if last.looked.is_none_or(|looked| looked.elapsed() >= WORLD_EVERY)
-        && let Ok(world) = source.ask_one(world::OF_AGENTS).await
+        && let Ok(world) = teller.source.ask_one(world::OF_AGENTS).await
     {
         last.looked = Some(Instant::now());
         if fits(&world) {

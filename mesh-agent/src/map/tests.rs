@@ -228,6 +228,32 @@ async fn live_connections_are_asked_once_for_many_who_look() {
     assert_eq!(rig.agents.asked.lock().unwrap()["/connections"], 1);
 }
 
+/// One round for the charts, and the next in half a minute; as often as it was said while somebody looks.
+#[tokio::test]
+async fn what_nobody_looks_at_is_seldom_asked() {
+    let rig = Rig::new(None).await;
+    let rounds = || rig.agents.asked.lock().unwrap().get("/denials").copied().unwrap_or_default();
+    let a_while = || tokio::time::sleep(Duration::from_secs(1));
+    a_while().await;
+    assert_eq!(rounds(), 1, "nobody looks");
+    rig.json("/api/snapshot").await;
+    assert!((2..5).contains(&rounds()), "a picture of now, not of then: {}", rounds());
+    a_while().await;
+    assert!(rounds() >= 6, "somebody looked a moment ago: {}", rounds());
+    rig.map.age(keeper::WATCHED_LATELY);
+    a_while().await;
+    let left = rounds();
+    a_while().await;
+    assert_eq!(rounds(), left, "they left");
+
+    let looking = rig.ask("GET", "/api/events", &[], "").await;
+    a_while().await;
+    rig.map.age(keeper::WATCHED_LATELY);
+    let (then, _) = (rounds(), a_while().await);
+    assert!(rounds() >= then + 4, "a page is open");
+    drop(looking);
+}
+
 #[tokio::test]
 async fn events_are_pictures_and_bounded() {
     let rig = Rig::new(None).await;

@@ -114,13 +114,11 @@ impl Server {
         }
     }
 
-    /// The picture, or the first one that is made.
     async fn snapshot(&self) -> Answer {
-        let mut shots = self.map.shots();
-        let Ok(shot) = shots.wait_for(|shot| shot.number > 0).await.map(|shot| shot.clone()) else {
-            return text(StatusCode::SERVICE_UNAVAILABLE, "the map is ending\n");
-        };
-        typed(StatusCode::OK, "application/json", shot.json)
+        match self.map.shot().await {
+            Some(shot) => typed(StatusCode::OK, "application/json", shot.json),
+            None => text(StatusCode::SERVICE_UNAVAILABLE, "there is no picture yet\n"),
+        }
     }
 
     fn events(&self, method: &Method) -> Answer {

@@ -4,7 +4,9 @@
 //! ```text
 //! service Telling { rpc Tell(stream Report) returns (stream Welcome); }
 //! ```
-//! A controller says who it is before it is told anything. Counts are a row of messages, each with its length before it, so
+//! A controller says who it is before it is told anything, and whether somebody looks at its map; when that changes it says so
+//! again. One that never says ([`Welcome::once`] is younger than the rest) is told all the time, and an agent that does not
+//! know the word tells all the time: either works with the other, at the old price. Counts are a row of messages, each with its length before it, so
 //! that whoever reads them takes no more than it wants.
 
 use std::collections::{BTreeMap, HashMap};
@@ -33,14 +35,20 @@ pub struct Report {
     /// Itself, its pods and their certificates, as `/config_dump` shows them. None: as before.
     #[prost(bytes = "bytes", optional, tag = "3")]
     pub world: Option<Bytes>,
+    /// That there is somebody: all is as it was told last. Sent to a controller alone that has asked to be told `once`.
+    #[prost(bool, tag = "4")]
+    pub is_sign_of_life: bool,
 }
 
-/// What a controller says first, and all that it says.
+/// What a controller says first, and again when it wants something else.
 #[derive(Clone, PartialEq, Message)]
 pub struct Welcome {
     /// Which replica this is.
     #[prost(string, tag = "1")]
     pub replica: String,
+    /// Nobody looks: it is to be told now, and then no more than that there is somebody, until it asks again.
+    #[prost(bool, tag = "2")]
+    pub once: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -114,18 +122,30 @@ pub fn written(reading: &Reading) -> Bytes {
 }
 
 /// Counts as they were told; nothing more where something is none, and no more than [`MOST_EDGES_TOLD`].
-pub fn read(mut told: &[u8]) -> Reading {
+#[cfg(test)]
+pub fn read(told: &[u8]) -> Reading {
+    read_most(told, MOST_EDGES_TOLD).0
+}
+
+/// The first edges of what was told, and how many more there are.
+pub fn read_most(mut told: &[u8], most: usize) -> (Reading, u64) {
     let mut reading = Reading::new();
-    while told.has_remaining() && reading.len() < MOST_EDGES_TOLD {
+    while told.has_remaining() && reading.len() < most {
         let Ok(EdgeWords { from, to, outbound, inbound }) = EdgeWords::decode_length_delimited(&mut told) else {
-            break;
+            return (reading, 0);
         };
         let (Some(from), Some(to)) = (from, to) else { continue };
         let ends = reading.entry((from.into(), to.into())).or_default();
         ends.outbound.add(&outbound.unwrap_or_default().into());
         ends.inbound.add(&inbound.unwrap_or_default().into());
     }
-    reading
+    let mut more = 0;
+    while let Ok(length) = prost::decode_length_delimiter(&mut told)
+        && let Some(rest) = told.get(length..)
+    {
+        (told, more) = (rest, more + 1);
+    }
+    (reading, more)
 }
 
 impl From<&Party> for PartyWords {
@@ -244,6 +264,9 @@ mod tests {
             reading.insert((Party::Account(format!("shop/{number}")), Party::Unknown), Ends::default());
         }
         assert_eq!(read(&written(&reading)).len(), MOST_EDGES_TOLD);
+        let (first, more) = read_most(&written(&reading), 10);
+        assert_eq!((first.len(), more), (10, MOST_EDGES_TOLD as u64 + 40));
+        assert!(first.iter().eq(reading.iter().take(10)), "the first ones, each time");
         let mut many = counts(1);
         many.requests.within = (0..10_000).map(|bound| (bound, 1)).collect();
         many.transports.insert("\u{1b}[2J".into(), 1);

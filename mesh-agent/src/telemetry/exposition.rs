@@ -66,6 +66,17 @@ impl Distribution {
         self.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
+    /// How many values were not above each bound, in what is shown; the last has all of them.
+    pub fn within(&self) -> Vec<(f64, u64)> {
+        let bounds = self.shape.bounds.iter().copied().chain([f64::INFINITY]);
+        let mut sum = 0;
+        let counts = self.counts.iter().map(|count| {
+            sum += count.load(Ordering::Relaxed);
+            sum
+        });
+        bounds.zip(counts).collect()
+    }
+
     /// Writes the lines of a histogram.
     pub fn write(&self, out: &mut String, name: &str, labels: &str) {
         let exemplars = self.exemplars.lock().map(|exemplars| exemplars.clone()).unwrap_or_default();

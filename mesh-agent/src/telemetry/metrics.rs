@@ -7,6 +7,9 @@
 //! | `nodemesh_connections_open` | gauge | *connection* |
 //! | `nodemesh_sent_bytes_total` | counter | *connection*; client to server, counted while a connection runs |
 //! | `nodemesh_received_bytes_total` | counter | *connection*; server to client |
+//! | `nodemesh_tcp_rtt_seconds_total` | counter | *connection*; the smoothed round trip times at the ends of connections that crossed a network, together |
+//! | `nodemesh_tcp_rtt_measurements_total` | counter | *connection*; how many: the one by the other is the mean |
+//! | `nodemesh_tcp_retransmits_total` | counter | *connection*; segments sent again; of connections that share a tunnel each counts the tunnel's |
 //! | `nodemesh_connection_duration_seconds` | histogram | `direction`, `transport` |
 //! | `nodemesh_denials_total` | counter | `direction`, `reason`, `destination_namespace`, `destination_service_account` |
 //! | `nodemesh_connection_faults_total` | counter | `direction`, `result` (refused, failed, cut), `reason` |
@@ -81,6 +84,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::counted::{CountedConnections, CountedRequests};
 use super::exposition;
 use super::istio::{self, Istio, PartySource};
 use super::otlp;
@@ -503,6 +507,20 @@ impl Metrics {
         self.inner.collect(AuthorityCollector(source));
     }
 
+    /// What a scrape says of connections, as numbers.
+    pub fn each_of_connections(&self, mut tell: impl FnMut(CountedConnections<'_>)) {
+        for (owner, entry) in self.inner.connections.snapshot() {
+            tell(CountedConnections::new(&owner, &entry.counters));
+        }
+    }
+
+    /// What a scrape says of requests, as numbers.
+    pub fn each_of_requests(&self, mut tell: impl FnMut(CountedRequests<'_>)) {
+        for (owner, entry) in self.inner.requests.snapshot() {
+            tell(CountedRequests::new(&owner, &entry.counters));
+        }
+    }
+
     /// Everything, as OpenMetrics text (see [`CONTENT_TYPE`]). Takes a while where there are many series: call it where
     /// no connection waits for it.
     pub fn encode(&self) -> String {
@@ -549,6 +567,9 @@ impl OpenConnection {
     /// Counts the end. Totals in the record include what [`OpenConnection::progress`] has counted.
     pub fn closed(mut self, record: &ConnectionRecord) {
         self.progress(record.bytes_sent, record.bytes_received);
+        if let Some(network) = record.network {
+            self.entry.counters.crossed(network);
+        }
         self.count_end(&record.result);
         self.metrics.inner.count_result(record);
     }
@@ -705,6 +726,7 @@ impl Collector for ConnectionCollector {
                 .encode_gauge(&series.counters.open.load(Ordering::Relaxed))?;
         }
         encode_closed(&mut encoder, &all)?;
+        encode_networks(&mut encoder, &all)?;
         encode_counter(
             &mut encoder,
             "log_lines_dropped",
@@ -726,6 +748,32 @@ fn encode_closed(
             let labels =
                 [direction, transport, source_ns, source_sa, destination_ns, destination_sa, ("result", result)];
             closed.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+    }
+    Ok(())
+}
+
+/// How the network was, of those that crossed one.
+fn encode_networks(
+    encoder: &mut DescriptorEncoder,
+    all: &[(Owner<ConnectionKey>, Arc<Entry<Series>>)],
+) -> Result<(), fmt::Error> {
+    let crossed = || all.iter().filter(|(_, series)| series.counters.measured.load(Ordering::Relaxed) > 0);
+    let help = "Round trip times at the ends of connections that crossed a network, together";
+    let mut family = encoder.encode_descriptor("tcp_rtt_seconds", help, None, MetricType::Counter)?;
+    for (owner, series) in crossed() {
+        let seconds = Duration::from_micros(series.counters.round_trips.load(Ordering::Relaxed)).as_secs_f64();
+        family.encode_family(&connection_labels(owner))?.encode_counter::<NoLabelSet, _, u64>(&seconds, None)?;
+    }
+    let counters: [(&str, &str, CounterOf); 2] = [
+        ("tcp_rtt_measurements", "Connections that crossed a network and told how it was", |series| &series.measured),
+        ("tcp_retransmits", "Segments that were sent again while they lived", |series| &series.retransmits),
+    ];
+    for (name, help, counter) in counters {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (owner, series) in crossed() {
+            let count = counter(&series.counters).load(Ordering::Relaxed);
+            family.encode_family(&connection_labels(owner))?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
     }
     Ok(())

@@ -5,6 +5,7 @@
 //! and no call here waits: the data path never stops for a slow reader of its logs.
 
 pub mod access_log;
+mod counted;
 mod denials;
 mod exposition;
 pub mod flows;
@@ -30,6 +31,7 @@ use crate::limit::{Limit, limits};
 use crate::spiffe::SpiffeId;
 
 pub use access_log::AccessLog;
+pub use counted::{Answers, CountedConnections, CountedRequests, Whose};
 pub use denials::{Denial, Denials};
 pub use metrics::{AuthorityNumbers, CertificateFacts, KeysFacts, Metrics, OpenConnection, RootFacts, WatchFacts};
 pub use requests::{RequestMemo, RequestRecord, RequestResult};
@@ -69,6 +71,7 @@ pub fn limits() -> Vec<Limit> {
         otlp::MAX_TRIES, "tries", "of a request that the collector cannot take now";
         otlp::SHORTEST_PAUSE, "milliseconds", "before the second try; it doubles";
         otlp::LONGEST_PAUSE, "milliseconds", "before another try, also where the collector asks for more";
+        otlp::MAX_HEADERS_BYTES, "bytes", "of the file with headers for the collector; a longer one is not read";
         otlp::MAX_ANSWER_BYTES, "bytes", "of the collector's answer";
         denials::MOST_DENIALS, "refusals", "of different kinds that /denials shows, 1 KiB each; older ones are forgotten";
         denials::MAX_PATH_BYTES, "bytes", "of a refused request's path that /denials shows";

@@ -243,16 +243,16 @@ fn class(status: Option<StatusCode>) -> &'static str {
 
 /// The labels called *request* above.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    direction: Direction,
-    source: Option<SpiffeId>,
-    destination: Option<SpiffeId>,
-    service: Option<Arc<str>>,
+pub(super) struct Key {
+    pub direction: Direction,
+    pub source: Option<SpiffeId>,
+    pub destination: Option<SpiffeId>,
+    pub service: Option<Arc<str>>,
     route: Option<Arc<str>>,
     method: &'static str,
-    status: &'static str,
-    grpc_status: Option<u16>,
-    error: &'static str,
+    pub status: &'static str,
+    pub grpc_status: Option<u16>,
+    pub error: &'static str,
 }
 
 impl TableKey for Key {
@@ -270,7 +270,7 @@ impl TableKey for Key {
 #[derive(Debug)]
 pub(super) struct Series {
     /// In microseconds.
-    durations: Distribution,
+    pub durations: Distribution,
     sent: AtomicU64,
     received: AtomicU64,
 }
@@ -288,6 +288,11 @@ impl Counters for Series {
 }
 
 impl Series {
+    /// Of bodies, either way.
+    pub fn bytes(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed).saturating_add(self.received.load(Ordering::Relaxed))
+    }
+
     fn count(&self, record: &RequestRecord) {
         let micros = u64::try_from(record.duration.as_micros()).unwrap_or(u64::MAX);
         self.durations.observe(micros, record.span.as_ref());
@@ -330,10 +335,15 @@ impl Requests {
         self.0.sweep(present, now);
     }
 
+    /// Every key with its counters.
+    pub fn snapshot(&self) -> Vec<(Owner<Key>, Arc<Entry<Series>>)> {
+        self.0.snapshot()
+    }
+
     /// Writes the families of requests.
     pub fn write(&self, out: &mut String) {
         let all: Vec<_> =
-            self.0.snapshot().into_iter().map(|(owner, entry)| (direction(&owner), labels(&owner), entry)).collect();
+            self.snapshot().into_iter().map(|(owner, entry)| (direction(&owner), labels(&owner), entry)).collect();
         for (direction, side) in [(Direction::Outbound, "client"), (Direction::Inbound, "server")] {
             let of_side = || all.iter().filter(move |(of, ..)| *of == direction);
             if of_side().next().is_none() {

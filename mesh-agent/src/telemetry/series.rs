@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use super::table::{Counters, Key, Present};
-use super::{ConnectionKey, ConnectionResult, Direction};
+use super::{ConnectionKey, ConnectionResult, Direction, Network};
 
-/// How many lines of a scrape a key takes: opened, open, both ways' bytes, and an end of each kind.
-pub const LINES_OF_CONNECTIONS: usize = 4 + RESULTS;
+/// How many lines of a scrape a key takes: opened, open, both ways' bytes, an end of each kind, and how the network was.
+pub const LINES_OF_CONNECTIONS: usize = 4 + RESULTS + 3;
 
 /// How many kinds of result there are.
 pub(super) const RESULTS: usize = 5;
@@ -27,6 +27,12 @@ pub(super) struct Series {
     pub sent: AtomicU64,
     /// Application bytes, server to client.
     pub received: AtomicU64,
+    /// Round trip times at the ends of connections that crossed a network, in microseconds, together.
+    pub round_trips: AtomicU64,
+    /// How many of these.
+    pub measured: AtomicU64,
+    /// Segments that were sent again.
+    pub retransmits: AtomicU64,
 }
 
 impl Series {
@@ -40,6 +46,14 @@ impl Series {
             ConnectionResult::Failed { .. } => failed,
             ConnectionResult::Cut { .. } => cut,
         }
+    }
+
+    /// Counts how the network was for a connection that has ended.
+    pub fn crossed(&self, network: Network) {
+        let micros = u64::try_from(network.rtt.as_micros()).unwrap_or(u64::MAX);
+        self.round_trips.fetch_add(micros, Ordering::Relaxed);
+        self.measured.fetch_add(1, Ordering::Relaxed);
+        self.retransmits.fetch_add(network.retransmits.into(), Ordering::Relaxed);
     }
 
     /// Name and count of every kind of result.

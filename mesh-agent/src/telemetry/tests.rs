@@ -74,6 +74,27 @@ fn a_connection_is_counted_while_open_and_at_its_end() {
     assert_eq!(value(&scrape, "nodemesh_connection_duration_seconds_count", &[]), Some(1.0));
 }
 
+/// Means of the round trip by edge; who crossed no network has no such series.
+#[test]
+fn how_the_network_was_is_counted_at_the_end() {
+    let metrics = Metrics::new();
+    for (millis, retransmits) in [(2, 3), (4, 0)] {
+        let network = Some(Network { rtt: Duration::from_millis(millis), retransmits });
+        metrics.closed(&ConnectionRecord { network, ..record(ConnectionResult::Ok) });
+    }
+    metrics.closed(&record(ConnectionResult::Ok));
+    let near = ConnectionRecord { transport: Transport::SameNode, ..record(ConnectionResult::Ok) };
+    metrics.closed(&near);
+    let scrape = metrics.encode();
+    let edge = ["transport=\"tunnel\"", "source_service_account=\"web\"", "destination_service_account=\"db\""];
+    let rows = [("rtt_seconds", 0.006), ("rtt_measurements", 2.0), ("retransmits", 3.0)];
+    for (name, expected) in rows {
+        let name = format!("nodemesh_tcp_{name}_total");
+        assert_eq!(value(&scrape, &name, &edge), Some(expected), "{name}: {scrape}");
+        assert_eq!(value(&scrape, &name, &["transport=\"same-node\""]), None);
+    }
+}
+
 #[test]
 fn every_result_is_counted_with_its_reason() {
     let metrics = Metrics::new();

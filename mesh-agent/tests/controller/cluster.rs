@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -342,8 +343,9 @@ impl map::Cluster for Cluster {
     }
 }
 
-/// An agent that says that it is another.
-struct Liar;
+/// An agent that says that it is another, and counts what it is asked.
+#[derive(Clone, Default)]
+struct Liar(Arc<AtomicU64>);
 
 impl map::Source for Liar {
     fn ask(&self, _: &'static str) -> Asked<'_, Vec<Told>> {
@@ -351,6 +353,7 @@ impl map::Source for Liar {
     }
 
     fn ask_one(&self, path: &'static str) -> Asked<'_, Result<Bytes, String>> {
+        self.0.fetch_add(u64::from(path == "/denials"), Ordering::Relaxed);
         let answer =
             if path == "/denials" { "[]".to_string() } else { json!({"agent": {"node": "node-2"}}).to_string() };
         Box::pin(std::future::ready(Ok(answer.into())))
@@ -383,15 +386,27 @@ fn an_agent_tells_the_map_of_its_own_node_and_nobody_else_is_heard() {
             told.map(|told| (told.name.node, told.name.pod.unwrap_or_default())).collect::<Vec<_>>()
         };
 
-        let telling = tokio::spawn(map::tell(Liar, Line(bed.remote(&controller, &web_token)), quick));
+        let telling = tokio::spawn(map::tell(Liar::default(), Line(bed.remote(&controller, &web_token)), quick));
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert!(nodes().await.is_empty(), "a workload is no agent: {:?}", nodes().await);
         telling.abort();
 
-        let telling = tokio::spawn(map::tell(Liar, Line(bed.remote(&controller, &agent)), quick));
+        let liar = Liar::default();
+        let telling = tokio::spawn(map::tell(liar.clone(), Line(bed.remote(&controller, &agent)), quick));
         let told =
             eventually("the agent to be heard", async || Some(nodes().await).filter(|told| !told.is_empty())).await;
         assert_eq!(told, [("node-1".to_string(), "agent-node-1".to_string())], "by its token, whatever it says");
+
+        // Nobody looks: it told once. Somebody does: it tells by itself, until they leave.
+        let made = || liar.0.load(Ordering::Relaxed);
+        let (then, _) = (made(), tokio::time::sleep(Duration::from_secs(6)).await);
+        assert_eq!(made(), then, "nobody looks");
+        heard.attend(true);
+        eventually("it to tell by itself", async || (made() >= then + 3).then_some(())).await;
+        heard.attend(false);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let (then, _) = (made(), tokio::time::sleep(Duration::from_secs(6)).await);
+        assert_eq!(made(), then, "they left");
         telling.abort();
         controller.end().await;
     });

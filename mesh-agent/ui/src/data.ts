@@ -22,7 +22,8 @@ export interface Workload {
   id: string;
   namespace: string;
   name: string;
-  kind: "workload" | "service" | "unknown" | "other";
+  /** A group is the page's own: all of a namespace, or the rest of it. */
+  kind: "workload" | "service" | "unknown" | "other" | "group";
   health: Health;
   why: string[];
   identity: string | null;
@@ -85,6 +86,7 @@ export interface Picture {
   edges: Edge[];
   denials: Denial[];
   overflowed: number;
+  omitted: number;
   trouble: string | null;
 }
 

@@ -20,6 +20,8 @@ const MIN_SCALE = 0.08;
 const MAX_SCALE = 2.5;
 /** From this scale on every edge has its numbers. */
 const READABLE = 0.62;
+/** So many edges for a workload are dense. */
+const DENSE = 3;
 /** Below this scale a workload is its name alone. */
 const FAR = 0.5;
 /** A phone's window is narrower. */
@@ -157,7 +159,9 @@ export function Graph({ workloads, edges, found, selection, select }: Props) {
     return near !== null && !ids.some((id) => near.has(id) && (ids.length === 1 || id === ids[0]));
   };
   const both = new Set(edges.map(edgeId));
-  const isReadable = view.scale >= READABLE || edges.length <= 24;
+  // Where everybody talks to everybody, numbers would hide all of it but themselves.
+  const isDense = edges.length > workloads.length * DENSE;
+  const isReadable = edges.length <= 24 || (view.scale >= READABLE && !isDense);
 
   const drawn = edges.flatMap((edge) => {
     const [from, to] = [placed.nodes.get(edge.from), placed.nodes.get(edge.to)];
@@ -285,6 +289,7 @@ function Node({ workload, box, isChosen, isFaint, select, hover }: {
     service: "Service, nobody reached",
     unknown: "nobody knows who",
     other: "too many to show",
+    group: `${workload.pods} pod${workload.pods === 1 ? "" : "s"}`,
   }[workload.kind];
   return (
     <g

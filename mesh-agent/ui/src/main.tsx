@@ -3,6 +3,7 @@ import { render } from "preact";
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { type Agent, type Edge, edgeId, follow, type Health, type Picture, type Workload } from "./data";
 import { Graph, LockSign, type Selection } from "./graph";
+import { grouped, MOST_DRAWN, MOST_ROWS, namespaceOf } from "./group";
 import { Badge, Denials, Panel } from "./panel";
 import { bytes, edgeSpoken, HEALTH, number, percent, protection, span, time, WORST } from "./words";
 
@@ -51,7 +52,17 @@ function App() {
 
   const shown = useMemo(() => (picture ? narrowed(picture, namespace, filter, range) : null), [picture, namespace, filter, range]);
   const found = useMemo(() => (shown && search.trim() ? matches(shown, search) : null), [shown, search]);
-  if (!picture || !shown) return <p class="waiting" role="status">Asking the agents…</p>;
+  // What is searched may be in a group: then it is drawn by itself.
+  const drawn = useMemo(() => (shown ? grouped(found && shown.workloads.length > MOST_DRAWN ? only(shown, found) : shown, namespace) : null), [shown, found, namespace]);
+  const pick = (next: Selection | null) => {
+    const ends = next?.id.split("→") ?? [];
+    const inside = ends.map(namespaceOf).find((name) => name !== null && name !== namespace);
+    if (inside) {
+      setNamespace(inside);
+      setSelection(null);
+    } else if (!ends.some((end) => namespaceOf(end) !== null)) choose(next);
+  };
+  if (!picture || !shown || !drawn) return <p class="waiting" role="status">Asking the agents…</p>;
 
   const namespaces = [...new Set(picture.workloads.map((workload) => workload.namespace).filter(Boolean))].sort();
   const sick = picture.agents.filter((agent) => agent.health !== "good").length;
@@ -99,12 +110,21 @@ function App() {
           {RANGES.map(([name, seconds]) => <option key={seconds} value={seconds}>Last {name}</option>)}
         </select>
       </nav>
-      {picture.trouble && <p class="notice">Services, routes and policies are not known: {picture.trouble}</p>}
-      {picture.overflowed > 0 && <p class="notice">{picture.overflowed} edges more are shown as one, <code>other</code>.</p>}
+      <div class="notices">
+        {picture.trouble && <p class="notice">Services, routes and policies are not known: {picture.trouble}</p>}
+        {picture.overflowed > 0 && <p class="notice">{picture.overflowed} edges more are shown as one, <code>other</code>.</p>}
+        {picture.omitted > 0 && <p class="notice">{picture.omitted} workloads more are not shown: nobody talks to them now.</p>}
+        {tab === "map" && drawn.isGrouped && (
+          <p class="notice">
+            {shown.workloads.length} workloads are more than one picture has room for: a namespace is one, and a click opens it.{" "}
+            {namespace && <button type="button" onClick={() => setNamespace("")}>All namespaces</button>}
+          </p>
+        )}
+      </div>
       <main id="view" role="tabpanel" aria-labelledby={`tab-${tab}`}>
         {tab === "map" && (shown.workloads.length === 0
           ? <p class="waiting">Nothing to show: no pods, or the filters leave none.</p>
-          : <Graph workloads={shown.workloads} edges={shown.edges} found={found} selection={selection} select={choose} />)}
+          : <Graph workloads={drawn.workloads} edges={drawn.edges} found={drawn.isGrouped ? null : found} selection={selection} select={pick} />)}
         {tab === "list" && <List workloads={shown.workloads} edges={shown.edges} found={found} select={choose} />}
         {tab === "denials" && <div class="page"><h2>Who was refused</h2><Denials denials={picture.denials.filter((one) => !found || found.has(one.from) || found.has(one.to))} /></div>}
         {tab === "agents" && <Agents agents={picture.agents} />}
@@ -156,7 +176,7 @@ function List({ workloads, edges, found, select }: { workloads: Workload[]; edge
         <table>
           <thead><tr><th scope="col">State</th><th scope="col">From</th><th scope="col">To</th><th scope="col">Requests</th><th scope="col">Success</th><th scope="col">p50</th><th scope="col">p99</th><th scope="col">Open</th><th scope="col">Bytes</th><th scope="col">Protection</th></tr></thead>
           <tbody>
-            {rows.map((edge) => {
+            {rows.slice(0, MOST_ROWS).map((edge) => {
               const id = edgeId(edge);
               return (
                 <tr key={id} data-health={edge.health} onClick={() => select({ kind: "edge", id })}>
@@ -176,12 +196,13 @@ function List({ workloads, edges, found, select }: { workloads: Workload[]; edge
           </tbody>
         </table>
       </div>
+      <More count={rows.length} />
       <h2>Workloads <span class="muted">{own.length}</span></h2>
       <div class="table">
         <table>
           <thead><tr><th scope="col">State</th><th scope="col">Workload</th><th scope="col">Pods</th><th scope="col">Captured</th><th scope="col">Certificate ends in</th><th scope="col">Trouble</th></tr></thead>
           <tbody>
-            {own.map((workload) => (
+            {own.slice(0, MOST_ROWS).map((workload) => (
               <tr key={workload.id} onClick={() => select({ kind: "workload", id: workload.id })}>
                 <td><Badge health={workload.health} /></td>
                 <td><button type="button" data-workload={workload.id} onClick={(event) => { event.stopPropagation(); select({ kind: "workload", id: workload.id }); }}>{workload.id}</button></td>
@@ -194,9 +215,13 @@ function List({ workloads, edges, found, select }: { workloads: Workload[]; edge
           </tbody>
         </table>
       </div>
+      <More count={own.length} />
     </div>
   );
 }
+
+const More = ({ count }: { count: number }) =>
+  count > MOST_ROWS ? <p class="muted">The first {MOST_ROWS}, the worst first; a search or a filter has the others.</p> : null;
 
 function Agents({ agents }: { agents: Agent[] }) {
   return (
@@ -240,6 +265,13 @@ function narrowed(picture: Picture, namespace: string, filter: string, range: nu
   const named = new Set(edges.flatMap((edge) => [edge.from, edge.to]));
   const workloads = picture.workloads.filter((workload) => named.has(workload.id) || (filter === "all" && (!namespace || workload.namespace === namespace)));
   return { workloads, edges };
+}
+
+/** What a search found, and whom it talks to. */
+function only({ workloads, edges }: { workloads: Workload[]; edges: Edge[] }, found: Set<string>) {
+  const near = edges.filter((edge) => found.has(edge.from) || found.has(edge.to));
+  const named = new Set(near.flatMap((edge) => [edge.from, edge.to]));
+  return { workloads: workloads.filter((workload) => found.has(workload.id) || named.has(workload.id)), edges: near };
 }
 
 function matches({ workloads }: { workloads: Workload[] }, search: string): Set<string> {

@@ -124,8 +124,9 @@ async function serveGenerated(workloads) {
 }
 
 if (process.argv[2] === "generated") {
-  const url = await serveGenerated(200);
-  for (const [name, shape, colours] of [["200-light", "desktop", "light"], ["200-dark", "desktop", "dark"], ["200-phone", "phone", "light"]]) {
+  const all = [[200, "light", "desktop", "light"], [200, "dark", "desktop", "dark"], [200, "phone", "phone", "light"], [2000, "light", "desktop", "light"]];
+  for (const [workloads, kind, shape, colours] of all) {
+    const [url, name] = [await serveGenerated(workloads), `${workloads}-${kind}`];
     const began = Date.now();
     await actions.open({ url: shape === "phone" ? `${url}#map` : url, shape, colours });
     await actions.see({ selector: "[data-workload]" });

@@ -40,7 +40,7 @@ export function generated(count, round) {
     node: `worker-${at + 1}`, pod: `nodemesh-agent-${at}`, health: at === 7 ? "warning" : "good", why: at === 7 ? ["its configuration is 75 s old"] : [], version: "0.1.0",
     started: Date.now() / 1000 - 90000, pods: 30, enrolled: 28, captured: 28, certificates: 17, certificatesInForce: 17, configAge: 0.4, connections: 700,
   }));
-  return { at: Date.now() / 1000, window: 10, agents, workloads, edges, denials: [], overflowed: 0, trouble: null };
+  return { at: Date.now() / 1000, window: 10, agents, workloads, edges, denials: [], overflowed: 0, omitted: 0, trouble: null };
 }
 
 /** Chance that is the same each time (mulberry32). */

@@ -43,7 +43,7 @@ spec:
 ";
 
 /// What is asked of Prometheus, and the least and the most that it may answer.
-const QUERIES: [(&str, f64, f64); 15] = [
+const QUERIES: [(&str, f64, f64); 16] = [
     ("sum(up{job=\"nodemesh-agent\"})", 2.0, 2.0),
     ("min(nodemesh_ready)", 1.0, 1.0),
     // Requests a second of one edge, by the caller's node and by nobody else.
@@ -67,6 +67,13 @@ const QUERIES: [(&str, f64, f64); 15] = [
         10.0,
     ),
     ("sum(nodemesh_sent_bytes_total{source_service_account=\"client\",transport=\"tunnel\"})", 1.0, 1e9),
+    // How the network was, of the connections that have ended: the mean round trip of one edge.
+    (
+        "sum(nodemesh_tcp_rtt_seconds_total{direction=\"outbound\",destination_service_account=\"cache\"}) / \
+         sum(nodemesh_tcp_rtt_measurements_total{direction=\"outbound\",destination_service_account=\"cache\"})",
+        1e-6,
+        1.0,
+    ),
     (
         "sum(nodemesh_denials_total{direction=\"inbound\",reason=\"deny-rule\",destination_service_account=\"web\"})",
         1.0,

@@ -1,5 +1,6 @@
 //! The way to a collector, for one signal.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,7 +10,6 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
@@ -17,10 +17,13 @@ use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest
 use prost::Message;
 use tokio::sync::watch;
 use tonic::client::Grpc;
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use super::wire::{self, Connector, Credentials};
 use super::{Collector, Counts, Signal, Unusable, record};
+use crate::identity::WebSettings;
 
 /// How long a connection to the collector may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,14 +81,20 @@ export! {
 }
 
 /// By what requests go.
-pub(super) enum Way {
-    Http(Box<Client<HttpConnector, Full<Bytes>>>),
+pub(super) struct Way {
+    carrier: Carrier,
+    /// What goes with each, in a file.
+    headers: Option<PathBuf>,
+}
+
+enum Carrier {
+    Http(Box<Client<Connector, Full<Bytes>>>),
     Grpc(Channel),
 }
 
 /// Why a request was not taken.
 #[derive(Debug)]
-struct Refused {
+pub(super) struct Refused {
     why: String,
     /// Whether the same may be taken later; after how long, where the collector says.
     again: Option<Option<Duration>>,
@@ -103,40 +112,56 @@ impl Refused {
 
 impl Way {
     /// To a collector; nothing is connected yet.
-    pub fn to(collector: &Collector) -> Result<Self, Unusable> {
-        if !collector.is_grpc {
-            let mut connector = HttpConnector::new();
-            connector.set_nodelay(true);
-            connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-            let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build(connector);
-            return Ok(Way::Http(Box::new(client)));
-        }
-        let unusable =
-            |error: tonic::transport::Error| Unusable { collector: collector.to_string(), why: error.to_string() };
-        let address = collector.text.replacen("grpc://", "http://", 1);
-        let endpoint = Endpoint::from_shared(address).map_err(unusable)?.connect_timeout(CONNECT_TIMEOUT);
-        let endpoint = endpoint.tcp_nodelay(true).http2_keep_alive_interval(KEEPALIVE);
-        Ok(Way::Grpc(endpoint.keep_alive_timeout(EXPORT_TIMEOUT).connect_lazy()))
+    pub fn to(collector: &Collector, credentials: &Credentials) -> Result<Self, Unusable> {
+        let Credentials { ca, client, headers } = credentials.clone();
+        let tls = collector.is_encrypted.then_some(WebSettings { roots: ca, client, is_http2: collector.is_grpc });
+        let connector = Connector::new(tls);
+        let carrier = match collector.is_grpc {
+            true => Carrier::Grpc(channel(collector, connector)?),
+            false => {
+                let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build(connector);
+                Carrier::Http(Box::new(client))
+            }
+        };
+        Ok(Self { carrier, headers })
     }
 
-    async fn send<R: Export>(&self, collector: &Collector, request: &R) -> Result<R::Answer, Refused> {
-        match self {
-            Way::Http(client) => by_http(client, collector, request).await,
-            Way::Grpc(channel) => by_grpc(channel.clone(), request).await,
+    pub async fn send<R: Export>(&self, collector: &Collector, request: &R) -> Result<R::Answer, Refused> {
+        let headers = match &self.headers {
+            Some(file) => wire::headers(file).await.map_err(Refused::for_good)?,
+            None => HeaderMap::new(),
+        };
+        match &self.carrier {
+            Carrier::Http(client) => by_http(client, collector, headers, request).await,
+            Carrier::Grpc(channel) => by_grpc(channel.clone(), headers, request).await,
         }
     }
 }
 
+fn channel(collector: &Collector, connector: Connector) -> Result<Channel, Unusable> {
+    let unusable =
+        |error: &dyn std::fmt::Display| Unusable { collector: collector.to_string(), why: error.to_string() };
+    let (_, address) = collector.text.split_once("://").unwrap_or_default();
+    // TLS is the connector's business, and only the name of the scheme is left for the library.
+    let origin = format!("{}://{address}", if collector.is_encrypted { "https" } else { "http" });
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| unusable(&error))?;
+    let endpoint = endpoint.origin(origin.parse().map_err(|error| unusable(&error))?).connect_timeout(CONNECT_TIMEOUT);
+    let endpoint = endpoint.http2_keep_alive_interval(KEEPALIVE).keep_alive_timeout(EXPORT_TIMEOUT);
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
 async fn by_http<R: Export>(
-    client: &Client<HttpConnector, Full<Bytes>>,
+    client: &Client<Connector, Full<Bytes>>,
     collector: &Collector,
+    headers: HeaderMap,
     request: &R,
 ) -> Result<R::Answer, Refused> {
-    let request = Request::post(format!("{}/{}", collector.text, R::PATH))
+    let mut request = Request::post(format!("{}/{}", collector.text, R::PATH))
         .header(header::CONTENT_TYPE, "application/x-protobuf")
         .header(header::USER_AGENT, concat!("nodemesh/", env!("CARGO_PKG_VERSION")))
         .body(Full::new(request.encode_to_vec().into()))
         .map_err(|error| Refused::for_good(error.to_string()))?;
+    request.headers_mut().extend(headers);
     let answer = client.request(request).await.map_err(|error| Refused::for_now(chain(&error), None))?;
     let (head, body) = answer.into_parts();
     match head.status {
@@ -158,12 +183,14 @@ fn after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
-async fn by_grpc<R: Export>(channel: Channel, request: &R) -> Result<R::Answer, Refused> {
+async fn by_grpc<R: Export>(channel: Channel, headers: HeaderMap, request: &R) -> Result<R::Answer, Refused> {
     let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
     grpc.ready().await.map_err(|error| Refused::for_now(chain(&error), None))?;
     let codec = tonic_prost::ProstCodec::<R, R::Answer>::default();
     let method = PathAndQuery::from_static(R::METHOD);
-    let answer = grpc.unary(tonic::Request::new(request.clone()), method, codec).await;
+    let mut request = tonic::Request::new(request.clone());
+    *request.metadata_mut() = MetadataMap::from_headers(headers);
+    let answer = grpc.unary(request, method, codec).await;
     answer.map(tonic::Response::into_inner).map_err(|status| refused(&status))
 }
 

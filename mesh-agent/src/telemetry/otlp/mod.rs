@@ -1,4 +1,4 @@
-//! What an OTLP collector is told: spans, lines of the access log, metrics; over HTTP or gRPC.
+//! What an OTLP collector is told: spans, lines of the access log, metrics; over HTTP or gRPC, with TLS or without.
 //!
 //! ```text
 //! worker ─► Spans ─► queue ─┐
@@ -17,6 +17,9 @@ mod record;
 mod starts;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;
+mod wire;
 
 use std::fmt;
 use std::str::FromStr;
@@ -43,6 +46,7 @@ pub use courier::{
 };
 pub use lines::COLLECTOR_LINES;
 pub use points::MOST_POINTS;
+pub use wire::{Credentials, MAX_HEADERS_BYTES};
 
 /// Bytes of a text in an attribute; a collector takes 4 MiB at once, and a batch stays below that.
 pub const MAX_TEXT_BYTES: usize = 1024;
@@ -114,11 +118,19 @@ impl fmt::Display for Signals {
     }
 }
 
-/// Where a collector is: `http://HOST:PORT`, or `grpc://HOST:PORT`.
+/// Where a collector is: `http://HOST:PORT`, or `grpc://HOST:PORT`; with TLS `https://HOST` or `grpcs://HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Collector {
     text: String,
     is_grpc: bool,
+    is_encrypted: bool,
+}
+
+impl Collector {
+    /// Whether TLS is spoken there.
+    pub fn is_encrypted(&self) -> bool {
+        self.is_encrypted
+    }
 }
 
 impl FromStr for Collector {
@@ -128,16 +140,17 @@ impl FromStr for Collector {
     fn from_str(text: &str) -> Result<Self, ()> {
         let uri: http::Uri = text.parse().map_err(drop)?;
         let has_path = uri.path().len() > 1;
-        let is_grpc = match uri.scheme_str() {
-            Some("http") => false,
-            Some("grpc") if !has_path && uri.port().is_some() => true,
+        let (is_grpc, is_encrypted) = match uri.scheme_str() {
+            Some("http") => (false, false),
+            Some("https") => (false, true),
+            Some(scheme @ ("grpc" | "grpcs")) if !has_path && uri.port().is_some() => (true, scheme == "grpcs"),
             _ => return Err(()),
         };
         let has_user = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
         if uri.host().is_none_or(str::is_empty) || uri.query().is_some() || has_user {
             return Err(());
         }
-        Ok(Self { text: text.trim_end_matches('/').to_string(), is_grpc })
+        Ok(Self { text: text.trim_end_matches('/').to_string(), is_grpc, is_encrypted })
     }
 }
 
@@ -152,6 +165,8 @@ impl fmt::Display for Collector {
 pub struct Settings {
     /// Where to.
     pub collector: Collector,
+    /// Whom to believe there, and what to show.
+    pub credentials: Credentials,
     /// What.
     pub signals: Signals,
     /// How often metrics go.
@@ -222,9 +237,9 @@ impl Telling {
     /// # Errors
     /// The collector's address is none.
     pub fn new(settings: Settings, node: &str, started: SystemTime, metrics: &Metrics) -> Result<Self, Unusable> {
-        let Settings { collector, signals, interval, sampling } = settings;
+        let Settings { collector, credentials, signals, interval, sampling } = settings;
         let courier = |counts: &Arc<Counts>| -> Result<Courier, Unusable> {
-            Ok(Courier::new(Way::to(&collector)?, collector.clone(), counts.clone()))
+            Ok(Courier::new(Way::to(&collector, &credentials)?, collector.clone(), counts.clone()))
         };
         let (mut all, mut spans, mut lines) = (Vec::new(), Spans::default(), None);
         let mut exporter = Exporter { spans: None, lines: None, metrics: None, about: About::of(node, started) };

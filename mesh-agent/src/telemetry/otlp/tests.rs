@@ -129,6 +129,7 @@ fn telling(collector: Collector, signals: &str) -> (Telling, Metrics) {
     let metrics = Metrics::new();
     let settings = Settings {
         collector,
+        credentials: Credentials::default(),
         signals: signals.parse().unwrap(),
         interval: Duration::from_secs(3600),
         sampling: Sampling::percent(100.0).unwrap(),
@@ -516,7 +517,11 @@ fn collectors_and_signals() {
         ("grpc://otel", None),
         ("grpc://otel:4317/path", None),
         ("http://user:secret@otel:4318", None),
-        ("https://otel:4318", None),
+        ("https://otel", Some("https://otel")),
+        ("https://otel:4318/otlp/", Some("https://otel:4318/otlp")),
+        ("grpcs://otel:4317", Some("grpcs://otel:4317")),
+        ("grpcs://otel", None),
+        ("tls://otel:4318", None),
         ("otel:4318", None),
         ("http://", None),
         ("http://otel:4318/?key=x", None),
