@@ -20,8 +20,8 @@ use xtask::testbed::{
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// `web` answers the client alone, and nobody about /admin; the cache is for nobody; a tenth of the requests to `web` goes
-/// to `web-next`.
+/// `web` answers the client alone; it and `web-next` nobody about /admin; the cache is for nobody; a tenth of the requests to
+/// `web` goes to `web-next`.
 const WORLD: &str = "apiVersion: nodemesh.dev/v1alpha1
 kind: PeerAuthentication
 metadata: {name: strict, namespace: shop}
@@ -40,7 +40,7 @@ apiVersion: nodemesh.dev/v1alpha1
 kind: AuthorizationPolicy
 metadata: {name: no-admin, namespace: shop}
 spec:
-  targetRefs: [{kind: Service, name: web}]
+  targetRefs: [{kind: Service, name: web}, {kind: Service, name: web-next}]
   action: DENY
   rules:
     - sources: [{type: Any}]
