@@ -26,7 +26,7 @@ pub enum Gate {
 impl PodConfig {
     /// An enrolled pod's entry, with no place of its own.
     pub const fn new(addresses: PodAddresses, gate: Gate) -> Self {
-        let place = Place::SHARED.bytes();
+        let place = Place::NONE.bytes();
         Self { addresses, gate: [matches!(gate, Gate::Open) as u8], zero: [0; 1], place }
     }
 

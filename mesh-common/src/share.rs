@@ -7,8 +7,8 @@
 /// How many pods have a place of their own.
 pub const PLACES: u16 = 4_096;
 
-/// How many counters there are: all, those that share a place, each place.
-pub const COUNTERS: u32 = PLACES as u32 + 2;
+/// How many counters there are: all, and each place.
+pub const COUNTERS: u32 = PLACES as u32 + 1;
 
 /// The counter of all records.
 pub const ALL: u32 = 0;
@@ -18,9 +18,9 @@ pub const ALL: u32 = 0;
 pub struct Place(u16);
 
 impl Place {
-    /// Pods that have no place of their own, such as those that an agent enrolled which knew of none: they are counted
-    /// together, as one pod.
-    pub const SHARED: Place = Place(0);
+    /// Of pods that have none, such as those that an agent enrolled which knew of none. Their records are not counted, for
+    /// that agent takes none off: the map's own end holds for them.
+    pub const NONE: Place = Place(0);
 
     /// Places for one pod each.
     pub fn own() -> impl Iterator<Item = Place> {
@@ -39,10 +39,10 @@ impl Place {
         self.0.to_ne_bytes()
     }
 
-    /// Its counter.
+    /// Its counter, if it is one.
     #[inline(always)]
-    pub const fn counter(self) -> u32 {
-        self.0 as u32 + 1
+    pub const fn counter(self) -> Option<u32> {
+        if self.0 == 0 { None } else { Some(self.0 as u32) }
     }
 }
 
@@ -112,10 +112,10 @@ mod tests {
 
     #[test]
     fn places_have_counters_of_their_own() {
-        let counters: BTreeSet<u32> = Place::own().chain([Place::SHARED]).map(Place::counter).collect();
-        assert_eq!(counters.len(), usize::from(PLACES) + 1);
+        let counters: BTreeSet<u32> = Place::own().filter_map(Place::counter).collect();
+        assert_eq!((counters.len(), Place::NONE.counter()), (usize::from(PLACES), None));
         assert!(!counters.contains(&ALL) && counters.iter().all(|counter| *counter < COUNTERS));
-        assert!(Place::own().all(|place| Place::from_bytes(place.bytes()) == place && place != Place::SHARED));
-        assert_eq!(Place::from_bytes([0; 2]), Place::SHARED);
+        assert!(Place::own().all(|place| Place::from_bytes(place.bytes()) == place && place != Place::NONE));
+        assert_eq!(Place::from_bytes([0; 2]), Place::NONE);
     }
 }

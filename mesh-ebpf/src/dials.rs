@@ -18,7 +18,8 @@ const EXISTS: i32 = -17;
 /// as there are CPUs.
 #[inline(always)]
 pub fn has_room(place: Place) -> bool {
-    match (ctx::number_at(&DIAL_COUNTS, place.counter()), ctx::number_at(&DIAL_COUNTS, ALL)) {
+    let Some(counter) = place.counter() else { return true };
+    match (ctx::number_at(&DIAL_COUNTS, counter), ctx::number_at(&DIAL_COUNTS, ALL)) {
         (Some(of_pod), Some(of_all)) => share::has_room(of_pod, of_all, DIAL_ENTRIES.load()),
         _ => false,
     }
@@ -52,6 +53,7 @@ pub fn remove(key: DialKey) -> bool {
 
 #[inline(always)]
 fn count(place: Place, by: i64) {
+    let Some(counter) = place.counter() else { return };
     ctx::add_at(&DIAL_COUNTS, ALL, by);
-    ctx::add_at(&DIAL_COUNTS, place.counter(), by);
+    ctx::add_at(&DIAL_COUNTS, counter, by);
 }

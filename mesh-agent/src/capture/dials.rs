@@ -38,9 +38,9 @@ impl Dials {
 
     /// Removes a record, if it is there.
     pub fn remove(&self, key: &u64) {
-        if let Some(record) = self.records.take(key) {
+        if let Some(counter) = self.records.take(key).and_then(|record| record.place().counter()) {
             self.add(ALL, -1);
-            self.add(record.place().counter(), -1);
+            self.add(counter, -1);
         }
     }
 
@@ -60,7 +60,8 @@ impl Dials {
                 removed += 1;
                 continue;
             }
-            for counter in [ALL, record.place().counter()] {
+            let Some(counter) = record.place().counter() else { continue };
+            for counter in [ALL, counter] {
                 if let Some(count) = on_file.get_mut(counter as usize) {
                     *count += 1;
                 }
@@ -75,7 +76,7 @@ impl Dials {
     /// Where a pod's records are counted: where they are already, else where no pod's are, and by preference none of a pod
     /// that left.
     pub fn place(&self, cookie: u64, pods: &Table<u64, PodConfig>) -> Place {
-        if let Some(place) = pods.get(&cookie).map(|pod| pod.place()).filter(|place| *place != Place::SHARED) {
+        if let Some(place) = pods.get(&cookie).map(|pod| pod.place()).filter(|place| *place != Place::NONE) {
             return place;
         }
         let others = pods.keys(PLACES.into()).into_iter();
@@ -104,10 +105,14 @@ fn put_right(counts: &[AtomicI64], before: &[i64], on_file: &[i64]) {
 }
 
 fn choose(taken: &BTreeSet<Place>, counts: &[AtomicI64]) -> Place {
-    let is_empty =
-        |place: &Place| counts.get(place.counter() as usize).is_some_and(|count| count.load(Ordering::Relaxed) == 0);
+    let is_empty = |place: &Place| {
+        place
+            .counter()
+            .and_then(|counter| counts.get(counter as usize))
+            .is_some_and(|count| count.load(Ordering::Relaxed) == 0)
+    };
     let free = || Place::own().filter(move |place| !taken.contains(place));
-    free().find(is_empty).or_else(|| free().next()).unwrap_or(Place::SHARED)
+    free().find(is_empty).or_else(|| free().next()).unwrap_or(Place::NONE)
 }
 
 #[cfg(test)]
@@ -144,12 +149,12 @@ mod tests {
         let all: BTreeSet<Place> = own.iter().copied().collect();
         let mut numbers = vec![0; COUNTERS as usize];
         assert_eq!(choose(&BTreeSet::new(), &counts(&numbers)), own[0]);
-        assert_eq!(choose(&[own[0], Place::SHARED].into(), &counts(&numbers)), own[1]);
+        assert_eq!(choose(&[own[0], Place::NONE].into(), &counts(&numbers)), own[1]);
         // Connections of a pod that left are still counted there.
-        numbers[own[1].counter() as usize] = 2;
+        numbers[own[1].counter().unwrap() as usize] = 2;
         assert_eq!(choose(&[own[0]].into(), &counts(&numbers)), own[2]);
         let but_one: BTreeSet<Place> = all.iter().copied().filter(|place| *place != own[1]).collect();
         assert_eq!(choose(&but_one, &counts(&numbers)), own[1]);
-        assert_eq!(choose(&all, &counts(&numbers)), Place::SHARED);
+        assert_eq!(choose(&all, &counts(&numbers)), Place::NONE);
     }
 }

@@ -77,6 +77,9 @@ struct Bookkeeping {
     found: BTreeMap<u64, Prepared>,
     /// Pods that are or were captured, by this agent or one before it.
     captured: HashSet<Uid>,
+    /// Namespaces that were found captured and guarded, by an agent before it: one step that fails does not make newcomers
+    /// of them.
+    adopted: HashSet<u64>,
     /// Why wanted pods are not captured, in this round.
     obstacles: HashMap<Uid, String>,
     /// Those of them that pods can make themselves, in this round: they hold nobody's readiness back.
@@ -115,6 +118,8 @@ struct Pod {
     /// When a departed pod's routes may go.
     due: Instant,
     present: bool,
+    /// What would have kept it from being enrolled, had it been there before.
+    odd: Option<Obstacle>,
     closed: bool,
     /// Until the proxy has them.
     listeners: Vec<PodListener>,
@@ -339,15 +344,15 @@ impl Enroller {
 
     /// How far it is with pods whose sandbox waits for it.
     fn tell_sandboxes(&self, world: &MeshState) {
-        let Bookkeeping { held, obstacles, .. } = &self.state;
+        let Bookkeeping { held, obstacles, barred, .. } = &self.state;
         let uids: HashSet<&str> = world.local_workloads().map(|workload| &*workload.uid).collect();
         let enrolled = |uid: &str| held.values().find(|pod| *pod.workload.uid == *uid && pod.phase == Phase::Enrolled);
         self.sandboxes.tell(
             |uid| uids.contains(uid),
             |uid| match (obstacles.get(uid), enrolled(uid)) {
-                (None, Some(pod)) => Progress::Captured(pod.inode),
+                (reason, Some(pod)) if reason.is_none() || barred.contains(uid) => Progress::Captured(pod.inode),
                 (Some(reason), _) => Progress::Waiting(reason.clone()),
-                (None, None) => Progress::Waiting("it is being enrolled".into()),
+                (None, _) => Progress::Waiting("it is being enrolled".into()),
             },
         );
     }
@@ -387,14 +392,15 @@ impl Enroller {
                         seen.keep(&pod.guards);
                         interfaces = Some(indexes(&seen.links));
                         pod.interfaces = seen.links;
-                        if let Some(obstacle) = seen.obstacle {
-                            let then = if obstacle.may_come_later() { KEPT } else { "it stays enrolled" };
-                            self.state.obstacles.insert(uid.clone(), format!("{obstacle}; {then}"));
-                            self.state.barred.insert(uid.clone());
-                        }
+                        pod.odd = seen.obstacle;
                     }
                     Err(reason) => drop(self.state.obstacles.insert(uid.clone(), reason)),
                 }
+            }
+            if let Some(obstacle) = pod.odd.as_ref().filter(|_| is_enrolled && pod.present) {
+                let then = if obstacle.may_come_later() { KEPT } else { "it stays enrolled" };
+                self.state.obstacles.insert(uid.clone(), format!("{obstacle}; {then}"));
+                self.state.barred.insert(uid.clone());
             }
             let ips = pod.workload.ips.iter().copied().collect();
             let Pod { phase, present, closed, .. } = *pod;
@@ -420,7 +426,11 @@ impl Enroller {
                 Ok((cookie, mut prepared)) => {
                     // One that was refused has a lookup too.
                     was_captured &= self.tables.pods.get(&cookie).is_none_or(|pod| pod.gate() == Gate::Open);
-                    let was_enrolled = prepared.was_guarded && self.is_captured(cookie, workload);
+                    let is_captured = self.is_captured(cookie, workload) || self.state.adopted.contains(&cookie);
+                    let was_enrolled = prepared.was_guarded && is_captured;
+                    if was_enrolled {
+                        self.state.adopted.insert(cookie);
+                    }
                     let HostSide { links, obstacle, .. } = &mut prepared.found.host_side;
                     let interfaces = indexes(links);
                     let stays = |obstacle: &Obstacle| was_enrolled && obstacle.may_come_later();
@@ -567,6 +577,7 @@ impl Enroller {
             Step::Unguard { uid, index } => self.unguard(uid.as_deref(), *index),
             Step::RemoveGate { cookie } => {
                 self.tables.pods.remove(cookie);
+                self.state.adopted.remove(cookie);
                 Ok(())
             }
             Step::DetachLookup { uid } => remove_pin(&self.loaded.pins.pod(uid).join("lookup")),
@@ -603,6 +614,7 @@ impl Enroller {
             phase: Phase::Joining,
             due: Instant::now(),
             present: true,
+            odd: None,
             closed: false,
             listeners: Vec::new(),
             announced: false,

@@ -27,6 +27,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 
+use super::pem;
 use super::signing::{CLOCK_SKEW, blocks};
 use super::tls;
 use super::trust::RootId;
@@ -349,7 +350,7 @@ impl RootDirectory {
         let bad =
             |reason: &dyn Display| Error::BadRoot { path: file.display().to_string(), reason: reason.to_string() };
         let read = |certificate: Result<CertificateDer<'static>, _>| {
-            let certificate = certificate.map_err(|error: rustls::pki_types::pem::Error| bad(&error))?;
+            let certificate = certificate.map_err(|error| bad(&pem::words(&error)))?;
             let (owner, not_after) = tls::root_facts(&certificate).map_err(|error| bad(&error))?;
             // A root need not name its trust domain (istiod's does not), but must not name another.
             match owner {
@@ -386,8 +387,9 @@ impl RootDirectory {
 /// Reads certificate and key of a root of `trust_domain`. `path` is for messages.
 pub(super) fn parse_root(pem: &str, trust_domain: &str, path: &dyn Display) -> Result<SigningRoot, Error> {
     let bad = |reason: String| Error::BadRoot { path: path.to_string(), reason };
-    let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| bad(error.to_string()))?;
-    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|error| bad(error.to_string()))?;
+    let unreadable = |error| bad(pem::words(&error));
+    let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(unreadable)?;
+    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(unreadable)?;
     let key = KeyPair::try_from(&key).map_err(|error| bad(error.to_string()))?;
     let (owner, not_after) = tls::root_facts(&certificate).map_err(|error| bad(error.to_string()))?;
     let wanted = format!("spiffe://{trust_domain}");

@@ -16,6 +16,7 @@ mod directory;
 pub(crate) mod fuzzing;
 pub mod istio;
 pub mod local_ca;
+mod pem;
 mod remote;
 mod schedule;
 mod serving;

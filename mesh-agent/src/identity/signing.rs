@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use super::ca::CaError;
 use super::clock::Clock;
 use super::directory::random_serial;
+use super::pem;
 use super::serving::{self, Serving};
 use super::tls;
 use super::trust::{MAX_ROOTS, RootId, Trust};
@@ -77,7 +78,8 @@ impl Signing {
     pub fn parse(tls_crt: &str, tls_key: &str, ca_crt: &str, trust_domain: &str) -> Result<Self, SigningError> {
         let chain = certificates("tls.crt", tls_crt, MAX_INTERMEDIATES)?;
         let roots = certificates("ca.crt", ca_crt, MAX_ROOTS)?;
-        let key = PrivateKeyDer::from_pem_slice(tls_key.as_bytes()).map_err(|error| unreadable("tls.key", &error))?;
+        let key = PrivateKeyDer::from_pem_slice(tls_key.as_bytes())
+            .map_err(|error| unreadable("tls.key", &pem::words(&error)))?;
         let key = KeyPair::try_from(&key).map_err(|error| unreadable("tls.key", &error))?;
         let first = chain.first().ok_or_else(|| unreadable("tls.crt", &"no certificate"))?;
         let mut not_after = None::<OffsetDateTime>;
@@ -309,7 +311,7 @@ pub(super) fn certificates(
     most: usize,
 ) -> Result<Vec<CertificateDer<'static>>, SigningError> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).take(most + 1).collect();
-    let read = read.map_err(|error| unreadable(what, &error))?;
+    let read = read.map_err(|error| unreadable(what, &pem::words(&error)))?;
     match read.len() {
         0 => Err(unreadable(what, &"no certificate in PEM")),
         count if count > most => Err(unreadable(what, &format!("more than {most} certificates"))),

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::pem;
 use super::tls::PROVIDER;
 
 /// What is spoken there, unless somebody says otherwise.
@@ -131,9 +132,9 @@ fn add(roots: &mut RootCertStore, file: &Path) -> io::Result<()> {
 }
 
 fn certificates(file: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(file).map_err(|error| wrong(file, &error))?;
+    let read = CertificateDer::pem_file_iter(file).map_err(|error| wrong(file, &pem::words(&error)))?;
     let read: Result<Vec<_>, _> = read.collect();
-    let read = read.map_err(|error| wrong(file, &error))?;
+    let read = read.map_err(|error| wrong(file, &pem::words(&error)))?;
     if read.is_empty() {
         return Err(wrong(file, &"no certificate in it"));
     }
@@ -141,7 +142,7 @@ fn certificates(file: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
 }
 
 fn key(file: &Path) -> io::Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_file(file).map_err(|error| wrong(file, &error))
+    PrivateKeyDer::from_pem_file(file).map_err(|error| wrong(file, &pem::words(&error)))
 }
 
 fn wrong(file: &Path, error: &dyn Display) -> io::Error {

@@ -78,12 +78,20 @@ pub struct History {
     round: Option<f64>,
     /// Edges that found no room.
     overflowed: u64,
+    /// Whether not all edges were read, in the round before and in the one that comes.
+    cut: (bool, bool),
 }
 
 impl History {
+    /// Says of the round that comes whether not all edges were read.
+    pub fn is_cut(&mut self, is_cut: bool) {
+        self.cut = (self.cut.1, is_cut);
+    }
+
     /// Takes a round: what agents count at a time (Unix). `shown` says by which edge one is shown.
     pub fn take(&mut self, at: f64, readings: BTreeMap<Name, Reading>, shown: impl Fn(&Edge) -> Edge) {
         let since = self.round.replace(at).map_or(0.0, |round| at - round);
+        let is_cut = self.cut.0 || self.cut.1;
         let Self { tracks, last, .. } = self;
         tracks.values_mut().for_each(|track| (track.ever, track.added) = Default::default());
         let (mut rest, mut rest_ever) = (Ends::default(), Ends::default());
@@ -97,7 +105,12 @@ impl History {
             }
             seconds = since;
             for (edge, ends) in reading {
-                let added = before.get(edge).map_or_else(|| ends.clone(), |before| ends.since(before));
+                let added = match before.get(edge) {
+                    Some(before) => ends.since(before),
+                    // It may have been counted for long where nobody read it.
+                    None if is_cut => continue,
+                    None => ends.clone(),
+                };
                 // What moves, or is open, has a place before what does not.
                 if !added.is_movement() {
                     continue;
@@ -105,14 +118,19 @@ impl History {
                 match place(tracks, shown(edge)) {
                     Ok(track) => track.added.add(&added),
                     Err(edge) => {
-                        *crowded.entry(edge).or_default() |= added.is_trouble();
+                        // What is only open has no claim on the place of another that is.
+                        if added.has_moved() {
+                            *crowded.entry(edge).or_default() |= added.is_trouble();
+                        }
                         rest.add(&added);
                     }
                 }
             }
         }
+        let nodes: BTreeSet<String> = readings.keys().map(|name| name.node.clone()).collect();
         last.extend(readings.into_iter().map(|(name, reading)| (name, (at, reading))));
-        last.retain(|_, (then, _)| at - *then < WHOLE);
+        // An agent whose successor tells has ended.
+        last.retain(|name, (then, _)| *then == at || (at - *then < WHOLE && !nodes.contains(&name.node)));
         for (edge, ends) in last.values().flat_map(|(_, reading)| reading) {
             match place(tracks, shown(edge)) {
                 Ok(track) => track.ever.add(ends),
@@ -236,7 +254,11 @@ impl Track {
 
 impl Ends {
     fn is_movement(&self) -> bool {
-        [&self.outbound, &self.inbound].into_iter().any(|end| moves(end) || end.connections.open > 0)
+        self.has_moved() || [&self.outbound, &self.inbound].into_iter().any(|end| end.connections.open > 0)
+    }
+
+    fn has_moved(&self) -> bool {
+        [&self.outbound, &self.inbound].into_iter().any(moves)
     }
 
     fn is_trouble(&self) -> bool {
@@ -392,6 +414,39 @@ mod tests {
         let (_, track) = history.track("shop/web", "shop/z").unwrap();
         assert!(success(&track.now().counts).is_some_and(|part| part < 1.0));
         assert_eq!(history.tracks().count(), MOST_EDGES + 1);
+    }
+
+    /// What is only open takes nobody's place: charts would come and go.
+    #[test]
+    fn an_edge_that_is_only_open_stays_without_a_place() {
+        let mut history = History::default();
+        let names: Vec<String> = (0..MOST_EDGES + 50).map(|number| format!("a{number:05}")).collect();
+        let mut places = Vec::new();
+        for round in 0..4 {
+            let edges: Vec<_> = names.iter().map(|name| (name.as_str(), 100, 0)).collect();
+            let mut readings = reading(&edges);
+            let all = readings.values_mut().flat_map(|reading| reading.values_mut());
+            all.for_each(|ends| ends.outbound.connections.open = 1);
+            history.take(round as f64 * 2.0, readings, Clone::clone);
+            places.push(history.tracks().map(|(edge, _)| edge.clone()).collect::<BTreeSet<_>>());
+        }
+        assert!(places.windows(2).skip(1).all(|two| two[0] == two[1]));
+    }
+
+    /// An edge that nobody read before has been counted for long.
+    #[test]
+    fn what_was_cut_before_is_not_of_now() {
+        for (is_cut, expected) in [(true, 0), (false, 5000)] {
+            let mut history = History::default();
+            for (round, edges) in
+                [vec![("api", 1, 0)], vec![("api", 1, 0)], vec![("api", 1, 0), ("z", 5000, 0)]].iter().enumerate()
+            {
+                history.is_cut(is_cut && round < 2);
+                history.take(round as f64 * 2.0, reading(edges), Clone::clone);
+            }
+            let now = history.track("shop/web", "shop/z").unwrap().1.now();
+            assert_eq!(now.counts.requests.count, expected, "cut: {is_cut}");
+        }
     }
 
     #[test]

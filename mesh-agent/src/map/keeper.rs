@@ -36,6 +36,8 @@ pub struct Shot {
     pub number: u64,
     /// JSON.
     pub json: Bytes,
+    /// Made while somebody looked.
+    is_watched: bool,
 }
 
 /// The map of a mesh. Cheap to clone.
@@ -88,7 +90,7 @@ impl Map {
                 looked = Some(Instant::now());
                 self.look().await;
             }
-            self.round().await;
+            self.round(is_watched).await;
             if is_watched {
                 sleep_until(begun + every).await;
             } else {
@@ -135,7 +137,7 @@ impl Map {
         let was_watched = self.looked();
         let mut shots = self.inner.shots.subscribe();
         let last = shots.borrow().clone();
-        let known = if was_watched { 0 } else { last.number };
+        let known = if was_watched && last.is_watched { 0 } else { last.number };
         let next = timeout(FRESH_WITHIN, shots.wait_for(|shot| shot.number > known)).await;
         let next = next.ok().and_then(Result::ok).map(|shot| shot.clone());
         next.or_else(|| Some(last).filter(|last| last.number > 0))
@@ -177,7 +179,7 @@ impl Map {
     }
 
     /// Counts and refusals, and a picture of all.
-    pub(super) async fn round(&self) {
+    pub(super) async fn round(&self, is_watched: bool) {
         let source = &self.inner.source;
         let (readings, denials) = tokio::join!(source.counts(), source.ask("/denials"));
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
@@ -187,13 +189,14 @@ impl Map {
         let json = {
             let mut kept = self.kept();
             let Kept { world, history, denials: shown } = &mut *kept;
+            history.is_cut(source.unread() > 0);
             history.take(at, readings, |(from, to)| (world.shown(from), world.shown(to)));
             *shown = picture::denials(denials, world);
             serde_json::to_vec(&Picture::new(at, world, history, shown, source.unread()))
         };
         // Numbers and texts alone: this does not fail.
         let Ok(json) = json else { return };
-        self.inner.shots.send_modify(|shot| *shot = Shot { number: shot.number + 1, json: json.into() });
+        self.inner.shots.send_modify(|shot| *shot = Shot { number: shot.number + 1, json: json.into(), is_watched });
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {

@@ -134,7 +134,7 @@ async fn a_large_cluster_is_bounded_and_its_trouble_is_shown() {
     }
     heard.refresh();
     map.look().await;
-    map.round().await;
+    map.round(true).await;
     // What is new in the second round has a place from then on.
     for round in 2..=3 {
         for (node, stream) in streams.iter().enumerate() {
@@ -142,7 +142,7 @@ async fn a_large_cluster_is_bounded_and_its_trouble_is_shown() {
         }
         // However slow this machine is.
         heard.refresh();
-        map.round().await;
+        map.round(true).await;
     }
     heard.refresh();
     let read: usize = heard.counts().await.iter().map(|(_, reading)| reading.len()).sum();

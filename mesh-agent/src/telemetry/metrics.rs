@@ -92,7 +92,7 @@ use super::requests::{self, Requests};
 use super::series::{self, Series};
 use super::table::{Entry, Key, OVERFLOW_NAME, Owner, Present, Table};
 use super::{
-    ConnectionKey, ConnectionRecord, ConnectionResult, Direction, RequestMemo, RequestRecord, TunnelNumbers,
+    ConnectionKey, ConnectionRecord, ConnectionResult, Direction, RequestMemo, RequestRecord, Transport, TunnelNumbers,
     UpstreamNumbers, WorkloadUsage, logs,
 };
 use crate::spiffe::SpiffeId;
@@ -567,7 +567,8 @@ impl OpenConnection {
     /// Counts the end. Totals in the record include what [`OpenConnection::progress`] has counted.
     pub fn closed(mut self, record: &ConnectionRecord) {
         self.progress(record.bytes_sent, record.bytes_received);
-        if let Some(network) = record.network {
+        // From pod to pod by the kernel no network was crossed.
+        if let Some(network) = record.network.filter(|_| record.transport != Transport::SameNodeKernel) {
             self.entry.counters.crossed(network);
         }
         self.count_end(&record.result);

@@ -71,7 +71,7 @@ pub fn limits() -> Vec<Limit> {
         otlp::MAX_TRIES, "tries", "of a request that the collector cannot take now";
         otlp::SHORTEST_PAUSE, "milliseconds", "before the second try; it doubles";
         otlp::LONGEST_PAUSE, "milliseconds", "before another try, also where the collector asks for more";
-        otlp::MAX_HEADERS_BYTES, "bytes", "of the file with headers for the collector; a longer one is not read";
+        otlp::HEADERS_FILE_BYTES, "bytes", "of the file with headers for the collector; a longer one is not read";
         otlp::MAX_ANSWER_BYTES, "bytes", "of the collector's answer";
         denials::MOST_DENIALS, "refusals", "of different kinds that /denials shows, 1 KiB each; older ones are forgotten";
         denials::MAX_PATH_BYTES, "bytes", "of a refused request's path that /denials shows";

@@ -83,15 +83,19 @@ fn how_the_network_was_is_counted_at_the_end() {
         metrics.closed(&ConnectionRecord { network, ..record(ConnectionResult::Ok) });
     }
     metrics.closed(&record(ConnectionResult::Ok));
-    let near = ConnectionRecord { transport: Transport::SameNode, ..record(ConnectionResult::Ok) };
-    metrics.closed(&near);
+    let network = Some(Network { rtt: Duration::from_micros(30), retransmits: 1 });
+    for (transport, network) in [(Transport::SameNode, None), (Transport::SameNodeKernel, network)] {
+        metrics.closed(&ConnectionRecord { transport, network, ..record(ConnectionResult::Ok) });
+    }
     let scrape = metrics.encode();
     let edge = ["transport=\"tunnel\"", "source_service_account=\"web\"", "destination_service_account=\"db\""];
     let rows = [("rtt_seconds", 0.006), ("rtt_measurements", 2.0), ("retransmits", 3.0)];
     for (name, expected) in rows {
         let name = format!("nodemesh_tcp_{name}_total");
         assert_eq!(value(&scrape, &name, &edge), Some(expected), "{name}: {scrape}");
-        assert_eq!(value(&scrape, &name, &["transport=\"same-node\""]), None);
+        for near in ["transport=\"same-node\"", "transport=\"same-node-kernel\""] {
+            assert_eq!(value(&scrape, &name, &[near]), None);
+        }
     }
 }
 

@@ -331,8 +331,12 @@ impl<'a> Pair<'a> {
 /// What may help.
 fn hint(why: &str) -> &'static str {
     // clap's words, of an agent of an earlier version.
-    if why.contains("unrecognized subcommand") { "; the agents' image is too old for it: meshctl upgrade" } else { "" }
+    if why.contains("unrecognized subcommand") { TOO_OLD } else { "" }
 }
+
+const TOO_OLD: &str = "; the agents' image is too old for it: meshctl upgrade";
+/// How a program ends that is asked for what it does not know: clap's.
+const WRONG_USE: i32 = 2;
 
 /// How far a pod is.
 #[derive(Debug, PartialEq, Eq)]
@@ -351,7 +355,10 @@ fn standing(pod: &Pod, which: Which) -> Standing {
     let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or("Unknown");
     if matches!(phase, "Failed" | "Succeeded") || pod.metadata.deletion_timestamp.is_some() {
         let why = status.and_then(|status| status.message.clone().or(status.reason.clone())).unwrap_or_default();
-        return Standing::Over(format!("pod {name} ended before it was asked ({phase}): {why}"));
+        let containers = status.and_then(|status| status.container_statuses.as_ref()).into_iter().flatten();
+        let ended = containers.filter_map(|container| container.state.as_ref()?.terminated.as_ref()).next();
+        let old = if ended.is_some_and(|ended| ended.exit_code == WRONG_USE) { TOO_OLD } else { "" };
+        return Standing::Over(format!("pod {name} ended before it was asked ({phase}): {why}{old}"));
     }
     if !cluster::is_ready(pod) {
         return Standing::Waits(cluster::obstacle(pod).unwrap_or_else(|| format!("pod {name} is {phase}")));

@@ -124,7 +124,12 @@ async fn serve(mut stream: TcpStream, world: Arc<World>) {
         }
         ("DELETE", _) => {
             world.deleted.lock().unwrap().push(name);
-            respond(stream, "200 OK", &json!({"metadata": {}, "status": "Success"})).await;
+            respond(
+                stream,
+                "200 OK",
+                &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
+            )
+            .await;
         }
         (_, Some(pod)) => exec(stream, &head, pod, query, &world).await,
         (_, None) => {

@@ -46,7 +46,7 @@ pub use courier::{
 };
 pub use lines::COLLECTOR_LINES;
 pub use points::MOST_POINTS;
-pub use wire::{Credentials, MAX_HEADERS_BYTES};
+pub use wire::{Credentials, HEADERS_FILE_BYTES};
 
 /// Bytes of a text in an attribute; a collector takes 4 MiB at once, and a batch stays below that.
 pub const MAX_TEXT_BYTES: usize = 1024;

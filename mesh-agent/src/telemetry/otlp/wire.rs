@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -17,17 +17,20 @@ use super::courier::CONNECT_TIMEOUT;
 use crate::identity::{WebSettings, WebTls};
 
 /// Of a file with headers; a token is some KiB.
-pub const MAX_HEADERS_BYTES: u64 = 16 << 10;
+pub const HEADERS_FILE_BYTES: u64 = 16 << 10;
 
 /// Headers that say what a request is: those are not for others to set.
-const OURS: [HeaderName; 7] = [
-    header::HOST,
-    header::CONTENT_TYPE,
-    header::CONTENT_LENGTH,
-    header::CONTENT_ENCODING,
-    header::TRANSFER_ENCODING,
-    header::CONNECTION,
-    header::TE,
+const OURS: [&str; 10] = [
+    "host",
+    "content-type",
+    "content-length",
+    "content-encoding",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "upgrade",
+    "te",
 ];
 
 /// Whom to believe, and what to show.
@@ -136,9 +139,9 @@ pub(super) async fn headers(file: &Path) -> Result<HeaderMap, String> {
 fn read(file: &Path) -> Result<String, String> {
     let mut text = String::new();
     let opened = std::fs::File::open(file).map_err(|error| error.to_string())?;
-    opened.take(MAX_HEADERS_BYTES + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
-    match text.len() as u64 > MAX_HEADERS_BYTES {
-        true => Err(format!("longer than {MAX_HEADERS_BYTES} bytes")),
+    opened.take(HEADERS_FILE_BYTES + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    match text.len() as u64 > HEADERS_FILE_BYTES {
+        true => Err(format!("longer than {HEADERS_FILE_BYTES} bytes")),
         false => Ok(text),
     }
 }
@@ -154,7 +157,7 @@ fn parse(text: &str) -> Result<HeaderMap, String> {
         let (name, value) = line.split_once(':').ok_or_else(wrong)?;
         let name: HeaderName = name.trim().parse().map_err(|_| wrong())?;
         let mut value = HeaderValue::from_str(value.trim()).map_err(|_| wrong())?;
-        if OURS.contains(&name) || name.as_str().starts_with("grpc-") {
+        if OURS.contains(&name.as_str()) || name.as_str().starts_with("grpc-") {
             return Err(format!("line {number}: this header is not to be set"));
         }
         value.set_sensitive(true);
