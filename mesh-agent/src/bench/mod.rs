@@ -130,13 +130,12 @@ impl Load {
 
     /// As the command line says it once more, for another process.
     pub fn arguments(&self) -> Vec<String> {
-        let shown = |time: Duration| humantime::format_duration(time).to_string();
         vec![
             self.target.url.clone(),
             format!("--rate={}", self.schedule.rate),
             format!("--connections={}", self.connections),
-            format!("--for={}", shown(self.schedule.length)),
-            format!("--timeout={}", shown(self.patience)),
+            format!("--for={}", humantime::format_duration(self.schedule.length)),
+            format!("--timeout={}", humantime::format_duration(self.patience)),
         ]
     }
 

@@ -416,13 +416,14 @@ impl Enroller {
         wanted: &BTreeMap<Uid, Arc<Workload>>,
         held: &BTreeMap<u64, Held>,
     ) -> BTreeMap<Uid, plan::Found> {
-        let mut found = BTreeMap::new();
+        let (mut found, mut filed) = (BTreeMap::new(), None);
         for (uid, workload) in wanted {
             if held.values().any(|pod| pod.uid == *uid && pod.phase == Phase::Enrolled && pod.fits && pod.present) {
                 continue;
             }
             let mut was_captured = self.loaded.pins.pod(uid).join("lookup").exists();
-            match self.prepare(workload).await {
+            let filed = filed.get_or_insert_with(|| self.filed_guards());
+            match self.prepare(workload, filed).await {
                 Ok((cookie, mut prepared)) => {
                     // One that was refused has a lookup too.
                     was_captured &= self.tables.pods.get(&cookie).is_none_or(|pod| pod.gate() == Gate::Open);
@@ -452,7 +453,17 @@ impl Enroller {
         found
     }
 
-    async fn prepare(&self, workload: &Arc<Workload>) -> Result<(u64, Prepared), String> {
+    /// The interfaces that are guarded, each with its pod's addresses.
+    fn filed_guards(&self) -> BTreeMap<u32, PodAddresses> {
+        let guarded = &self.tables.guarded;
+        guarded.keys(MAP_KEYS).into_iter().filter_map(|index| Some((index, guarded.get(&index)?))).collect()
+    }
+
+    async fn prepare(
+        &self,
+        workload: &Arc<Workload>,
+        filed: &BTreeMap<u32, PodAddresses>,
+    ) -> Result<(u64, Prepared), String> {
         let first = *workload.ips.first().ok_or("it has no IP yet")?;
         // The newest sandbox, if it is known: of one before it processes may still run.
         let in_sandbox = match self.sandboxes.get(&workload.uid) {
@@ -465,7 +476,7 @@ impl Enroller {
                 .await
                 .or_else(|error| barred.filter(|found| !found.host_side.links.is_empty()).ok_or(error))?,
         };
-        let guarded = self.guarded(workload);
+        let guarded = self.guarded(workload, filed);
         let was_guarded = found.host_side.has_one_of(&guarded);
         // A link that the pod moved elsewhere within itself stays guarded.
         found.host_side.keep(&guarded);
@@ -479,12 +490,12 @@ impl Enroller {
 
     /// The interfaces that were guarded for a pod before, by this agent or another. A guard on clsact has no pins, so what is
     /// filed for the pod's addresses counts too, unless it is another's that this agent holds.
-    fn guarded(&self, workload: &Workload) -> BTreeSet<u32> {
+    fn guarded(&self, workload: &Workload, filed: &BTreeMap<u32, PodAddresses>) -> BTreeSet<u32> {
         let (mut guarded, own) = (guarded_in(&self.loaded.pins.pod(&workload.uid)), addresses(&workload.ips));
         let others = self.state.held.values().filter(|pod| pod.workload.uid != workload.uid);
         let others: BTreeSet<u32> = others.flat_map(|pod| pod.guards.iter().copied()).collect();
-        let filed = self.tables.guarded.keys(MAP_KEYS).into_iter();
-        guarded.extend(filed.filter(|index| !others.contains(index) && self.tables.guarded.get(index) == Some(own)));
+        let filed = filed.iter().filter(|(index, addresses)| **addresses == own && !others.contains(index));
+        guarded.extend(filed.map(|(index, _)| *index));
         guarded
     }
 
@@ -499,11 +510,10 @@ impl Enroller {
         let pinned = fs::read_dir(self.loaded.pins.pods()).into_iter().flatten().flatten();
         let uids = pinned.filter_map(|entry| entry.file_name().into_string().ok());
         let gates = tables.pods.keys(MAP_KEYS).into_iter();
-        let guards = tables.guarded.keys(MAP_KEYS).into_iter();
         Kernel {
             pins: uids.map(|uid| (Uid::from(&*uid), guarded_in(&self.loaded.pins.pod(&uid)))).collect(),
             gates: gates.filter_map(|cookie| Some((cookie, ips(tables.pods.get(&cookie)?.addresses())))).collect(),
-            guards: guards.filter_map(|index| Some((index, ips(&tables.guarded.get(&index)?)))).collect(),
+            guards: self.filed_guards().into_iter().map(|(index, pod)| (index, ips(&pod))).collect(),
         }
     }
 

@@ -84,7 +84,7 @@ pub struct History {
 
 impl History {
     /// Says of the round that comes whether not all edges were read.
-    pub fn is_cut(&mut self, is_cut: bool) {
+    pub fn mark_cut(&mut self, is_cut: bool) {
         self.cut = (self.cut.1, is_cut);
     }
 
@@ -441,7 +441,7 @@ mod tests {
             for (round, edges) in
                 [vec![("api", 1, 0)], vec![("api", 1, 0)], vec![("api", 1, 0), ("z", 5000, 0)]].iter().enumerate()
             {
-                history.is_cut(is_cut && round < 2);
+                history.mark_cut(is_cut && round < 2);
                 history.take(round as f64 * 2.0, reading(edges), Clone::clone);
             }
             let now = history.track("shop/web", "shop/z").unwrap().1.now();

@@ -189,7 +189,7 @@ impl Map {
         let json = {
             let mut kept = self.kept();
             let Kept { world, history, denials: shown } = &mut *kept;
-            history.is_cut(source.unread() > 0);
+            history.mark_cut(source.unread() > 0);
             history.take(at, readings, |(from, to)| (world.shown(from), world.shown(to)));
             *shown = picture::denials(denials, world);
             serde_json::to_vec(&Picture::new(at, world, history, shown, source.unread()))

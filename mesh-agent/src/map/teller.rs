@@ -2,8 +2,8 @@
 //!
 //! What is told is made when there is room to send it: a controller that is slow, or away, is told less often, and nothing
 //! waits here. One whose map nobody looks at is told when it asks, and that there is somebody. Streams that tell at the same
-//! time tell the same: it is made once. Each of [`REPLICAS`] streams looks for a replica that no other of them tells; whom the controller's Service leads
-//! to is chance.
+//! time tell the same: it is made once. Each of [`REPLICAS`] streams looks for a replica that no other of them tells; whom the
+//! controller's Service leads to is chance.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};

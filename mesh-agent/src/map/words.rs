@@ -6,8 +6,9 @@
 //! ```
 //! A controller says who it is before it is told anything, and whether somebody looks at its map; when that changes it says so
 //! again. One that never says ([`Welcome::once`] is younger than the rest) is told all the time, and an agent that does not
-//! know the word tells all the time: either works with the other, at the old price. Counts are a row of messages, each with its length before it, so
-//! that whoever reads them takes no more than it wants.
+//! know the word tells all the time: either works with the other, at the old price.
+//!
+//! Counts are a row of messages, each with its length before it, so that whoever reads them takes no more than it wants.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -376,7 +376,14 @@ fn every_metric_is_in_the_table_of_the_module() {
 
 /// A log that a test can read.
 #[derive(Clone, Default)]
-struct Buffer(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Buffer {
+    /// What was written.
+    pub(super) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
 
 impl Write for Buffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -401,8 +408,7 @@ fn logged(format: Format, filter: &str, events: impl FnOnce(&logs::Filter)) -> S
     let buffer = Buffer::default();
     let (subscriber, filter) = subscriber(format, parse_filter(filter).unwrap(), buffer.clone());
     tracing::subscriber::with_default(subscriber, || events(&filter));
-    let bytes = buffer.0.lock().unwrap().clone();
-    String::from_utf8(bytes).unwrap()
+    buffer.text()
 }
 
 /// A record in which everything that could come from outside tries to end the line.

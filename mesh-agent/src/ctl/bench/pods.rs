@@ -14,9 +14,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Told;
 use crate::bench::{Load, Summary};
+use crate::conditions::CAPTURED;
 use crate::ctl::install::cluster::{self, Cluster};
 use crate::ctl::install::image_of;
 use crate::ctl::reach;
+use crate::discovery::MESH_LABEL;
 
 /// Between two looks at whether the pods are there.
 pub const POD_LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -31,10 +33,6 @@ const CONTAINER: &str = "bench";
 const NAME: &str = "meshctl-bench";
 /// What tells the pods of one run from those of another.
 const RUN: &str = "nodemesh.dev/bench";
-/// Into the mesh, or out of it.
-const MESH: &str = "nodemesh.dev/mesh";
-/// Whether an agent has captured a pod.
-const CAPTURED: &str = "nodemesh.dev/Captured";
 /// Nobody of the image: it has no users.
 const NOBODY: u32 = 65_532;
 
@@ -209,7 +207,7 @@ impl<'a> Pair<'a> {
                 "name": self.name(which),
                 "namespace": self.wanted.from.namespace,
                 "labels": {
-                    "app.kubernetes.io/name": NAME, "app.kubernetes.io/managed-by": "meshctl", RUN: self.run, MESH: mesh,
+                    "app.kubernetes.io/name": NAME, "app.kubernetes.io/managed-by": "meshctl", RUN: self.run, MESH_LABEL: mesh,
                 },
             },
             "spec": {

@@ -19,6 +19,7 @@ use opentelemetry_proto::tonic::metrics::v1::{Metric, number_data_point};
 use prost::Message;
 use tokio::net::TcpListener;
 
+use super::super::tests::Buffer;
 use super::super::{
     AccessLog, ConnectionRecord, ConnectionResult, Direction, Network, RequestMemo, RequestRecord, RequestResult,
     Transport, metrics,
@@ -137,7 +138,7 @@ fn telling(collector: Collector, signals: &str) -> (Telling, Metrics) {
     (Telling::new(settings, "node-1", SystemTime::now(), &metrics).unwrap(), metrics)
 }
 
-fn counted(metrics: &Metrics, signal: &str, result: &str) -> u64 {
+pub(super) fn counted(metrics: &Metrics, signal: &str, result: &str) -> u64 {
     let start = format!("nodemesh_otlp_records_total{{signal=\"{signal}\",result=\"{result}\"}} ");
     metrics.encode().lines().find_map(|line| line.strip_prefix(&start)).unwrap().parse().unwrap()
 }
@@ -316,28 +317,15 @@ fn full_connection() -> ConnectionRecord {
 #[test]
 fn a_line_says_the_same_to_a_collector_as_in_the_log() {
     use tracing_subscriber::layer::SubscriberExt as _;
-    #[derive(Clone, Default)]
-    struct Logged(Arc<std::sync::Mutex<Vec<u8>>>);
-    impl std::io::Write for Logged {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let logged = Logged::default();
-    let writer = logged.clone();
-    let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(move || writer.clone());
+    let logged = Buffer::default();
+    let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(logged.clone());
     let (lines, mut queue, _) = Lines::new();
     let log = AccessLog::telling(Default::default(), Some(lines));
     tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
         log.write_request(&full_request());
         log.write(&full_connection());
     });
-    let written = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
-    for line in written.lines() {
+    for line in logged.text().lines() {
         let line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).unwrap();
         let written = queue.try_recv().unwrap().write(&mut Writer::default());
         let record = LogRecord::decode(written).unwrap();

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{LazyLock, Mutex};
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
@@ -17,7 +17,9 @@ use rustls::server::WebPkiClientVerifier;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use super::super::tests::Buffer;
 use super::super::{Direction, RequestRecord};
+use super::tests::counted;
 use super::*;
 
 const TOKEN: &str = "Bearer a-secret";
@@ -119,28 +121,12 @@ async fn answer(request: Request<Incoming>, is_grpc: bool) -> Result<Response<Fu
     Ok(response)
 }
 
-/// What the log says.
-#[derive(Clone, Default)]
-struct Logged(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Logged {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// What became of three spans in two batches, and what the log says of it.
 async fn told(collector: &str, credentials: Credentials) -> ([u64; 2], String) {
     use tracing_subscriber::layer::SubscriberExt as _;
 
-    let logged = Logged::default();
-    let writer = logged.clone();
-    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+    let logged = Buffer::default();
+    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(logged.clone());
     let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
     let metrics = Metrics::new();
     let settings = Settings {
@@ -159,13 +145,7 @@ async fn told(collector: &str, credentials: Credentials) -> ([u64; 2], String) {
         });
     }
     tokio::time::timeout(Duration::from_secs(60), exporter.run(std::future::ready(()))).await.unwrap();
-    let scrape = metrics.encode();
-    let count = |result: &str| {
-        let start = format!("nodemesh_otlp_records_total{{signal=\"traces\",result=\"{result}\"}} ");
-        scrape.lines().find_map(|line| line.strip_prefix(&start)).unwrap().parse().unwrap()
-    };
-    let text = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
-    (["exported", "failed"].map(count), text)
+    (["exported", "failed"].map(|result| counted(&metrics, "traces", result)), logged.text())
 }
 
 fn file(directory: &Path, name: &str, text: &str) -> Option<PathBuf> {
