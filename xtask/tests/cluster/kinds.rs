@@ -160,7 +160,7 @@ fn is_tunnel(line: &str) -> bool {
 
 /// Answers late, and goes on for longer than that when it is told to end.
 const SLOW: &str = r#"readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}, command: [sh, -c,
-  "mkdir -p /tmp/www/cgi-bin; cd /tmp/www/cgi-bin; echo '#!/bin/sh' > slow;
+  "mkdir -p /tmp/www/cgi-bin; cd /tmp/www/cgi-bin; echo at once > ../index.html; echo '#!/bin/sh' > slow;
    echo 'touch /tmp/asked; sleep 8; echo Content-Type: text/plain; echo; echo late but whole' >> slow; chmod +x slow;
    trap 'sleep 15; exit' TERM; httpd -f -p 8080 -h /tmp/www & wait"]"#;
 
@@ -171,6 +171,8 @@ fn a_pod_that_ends_serves_what_it_has_and_leaves_no_right_behind() {
         namespace.served("slow", "n1", SLOW)?;
         namespace.apply(&only_shop("ends"))?;
         namespace.wait_ready()?;
+        // The question is asked once: DNS and kube-proxy, which nobody waits for, know the Service before that.
+        namespace.eventually_answers("shop", "http://slow/", "at once")?;
         let answer = std::thread::scope(|scope| {
             let question = ["curl", "-sS", "--max-time", "60", "http://slow/cgi-bin/slow"];
             let asked = scope.spawn(move || namespace.run("shop", &question));
