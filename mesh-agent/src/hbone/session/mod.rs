@@ -472,7 +472,11 @@ impl Core {
             && live.is_over()
             && std::mem::take(&mut live.is_open)
         {
+            // The peer may open another in its place, which is to have as much room as any: what of this one is unread takes
+            // none of it any longer. It is no more than a stream's window, of no more streams than MAX_HANDLERS.
+            let unread = live.unreleased;
             self.one_less_open();
+            self.owe(unread);
         }
     }
 
@@ -494,9 +498,9 @@ impl Core {
         }
         if live.is_open {
             self.one_less_open();
+            // What nobody read any more.
+            self.owe(live.unreleased);
         }
-        // What nobody read any more.
-        self.owe(live.unreleased);
         if self.streams.is_empty() {
             // Somebody may have waited for the last.
             self.wake_driver();

@@ -3,6 +3,8 @@
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use http::StatusCode;
+
 use super::*;
 use crate::addr::ClientAddr;
 use crate::hbone::head;
@@ -131,4 +133,23 @@ fn many_who_do_not_read_stall_nobody_else() {
         unread.clear();
         peer.has_all_credit();
     }
+}
+
+/// Both sides have ended them, so the peer opens others in their place: these have a window's room each all the same.
+#[test]
+fn those_that_are_over_and_unread_stall_nobody_else() {
+    let mut peer = Peer::new();
+    let over = |peer: &mut Peer| {
+        let (stream, handle) = peer.open();
+        peer.fill(stream, &handle);
+        handle.respond(StatusCode::OK, "", true).unwrap();
+        peer.session.end_of(stream);
+        handle
+    };
+    let mut over: Vec<Handle> = (0..limits::MAX_HANDLERS).map(|_| over(&mut peer)).collect();
+    let (stream, handle) = peer.open();
+    peer.goes_on(stream, &handle, 3 * CONNECTION_WINDOW);
+    over.iter().step_by(2).for_each(read);
+    over.clear();
+    peer.has_all_credit();
 }
