@@ -70,7 +70,7 @@ enum What {
 const RATE: u64 = 1000;
 
 /// Services with so many routes each.
-const ROUTES: [usize; 2] = [100, 1000];
+const ROUTES: [usize; 3] = [1, 100, 1000];
 
 /// Connections that are held to see what one takes.
 const HELD: u64 = 4000;
