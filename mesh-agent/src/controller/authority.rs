@@ -63,12 +63,18 @@ impl Authority {
         self.serving.load_full()
     }
 
-    /// Takes what is there now. Says what is to be published: the roots of the Secret, that which signs first.
-    pub fn take(&self, material: Result<&Material, &str>, published: &Published) -> Option<Vec<Root>> {
+    /// Takes what is there now: the Secret, what was read last of what is published, and why that is not what is there.
+    /// Says what is to be published: the roots of the Secret, that which signs first.
+    pub fn take(
+        &self,
+        material: Result<&Material, &str>,
+        published: &Published,
+        unread: Option<&str>,
+    ) -> Option<Vec<Root>> {
         match self.see(material, published) {
             Ok((wanted, trouble)) => {
-                match trouble {
-                    Some(trouble) => self.waiting(&trouble),
+                match unread.or(trouble.as_deref()) {
+                    Some(trouble) => self.waiting(trouble),
                     None => self.readiness.ready(GATE),
                 }
                 self.renew_serving();

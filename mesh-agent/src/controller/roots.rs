@@ -121,17 +121,23 @@ const NEXT_CRT: &str = "next.crt";
 const NEXT_KEY: &str = "next.key";
 
 impl Published {
-    /// Reads a ConfigMap. What cannot be read of it is as if it were not there.
-    pub fn of(config_map: &ConfigMap) -> Self {
-        let text =
-            config_map.data.as_ref().and_then(|data| data.get(ROOTS_KEY)).map(String::as_str).unwrap_or_default();
-        let roots = identity::roots(ROOTS_KEY, text).unwrap_or_default();
+    /// Reads a ConfigMap.
+    ///
+    /// # Errors
+    /// What cannot be read, for people.
+    pub fn of(config_map: &ConfigMap) -> Result<Self, String> {
+        let unreadable = |what: String| format!("ConfigMap {CONFIG_MAP} cannot be read: {what}");
+        let text = config_map.data.as_ref().and_then(|data| data.get(ROOTS_KEY));
+        let text = text.ok_or_else(|| unreadable(format!("there is no {ROOTS_KEY}")))?;
+        let roots = identity::roots(ROOTS_KEY, text).map_err(|error| unreadable(error.to_string()))?;
         let signs = text.lines().find_map(|line| line.strip_prefix(SIGNS)).map(str::trim);
         let signs = signs.and_then(|signs| roots.iter().map(|root| root.id).find(|id| id.to_string() == signs));
         let annotation = |name: &str| config_map.metadata.annotations.as_ref()?.get(name);
-        let since = annotation(SINCE).and_then(|since| serde_json::from_str(since).ok()).unwrap_or_default();
-        let signs_since = annotation(SIGNS_SINCE).and_then(|since| since.parse().ok());
-        Self { roots, since, signs, signs_since }
+        let since = annotation(SINCE).map(|since| serde_json::from_str(since)).transpose();
+        let since = since.map_err(|error| unreadable(format!("{SINCE}: {error}")))?.unwrap_or_default();
+        let signs_since = annotation(SIGNS_SINCE).map(|since| since.parse::<u64>()).transpose();
+        let signs_since = signs_since.map_err(|error| unreadable(format!("{SIGNS_SINCE}: {error}")))?;
+        Ok(Self { roots, since, signs, signs_since })
     }
 
     /// The text for agents.
@@ -276,15 +282,24 @@ mod tests {
         let (a, b) = (root(), root());
         let first = publish(std::slice::from_ref(&a), &Published::default(), SETTLE, now());
         let both = publish(&[a, b], &first, SETTLE, now());
-        let read = Published::of(&both.config_map(ObjectMeta::default()));
-        assert_eq!(read, both);
-        assert_eq!(Published::of(&ConfigMap::default()), Published::default());
+        let written = both.config_map(ObjectMeta::default());
+        assert_eq!(Published::of(&written).as_ref(), Ok(&both));
         // What a person added is taken for what it is.
-        let mut edited = both.config_map(ObjectMeta::default());
+        let mut edited = written.clone();
         edited.metadata.annotations = None;
-        let read = Published::of(&edited);
+        let read = Published::of(&edited).unwrap();
         assert_eq!((ids(&read), read.signs), (ids(&both), both.signs));
         assert!(read.since.is_empty());
+        // What cannot be read is not taken for nothing: other roots are trusted somewhere.
+        for (what, spoil) in SPOILED {
+            let mut config_map = written.clone();
+            spoil(&mut config_map);
+            let error = Published::of(&config_map).unwrap_err();
+            assert!(
+                error.starts_with("ConfigMap nodemesh-ca-roots cannot be read: ") && error.contains(what),
+                "{error}"
+            );
+        }
 
         let material = Material { next: Some(Next { crt: "c".into(), key: "k".into() }), ..root_material() };
         let secret = Secret { data: Some(material.data()), ..Secret::default() };
@@ -296,6 +311,19 @@ mod tests {
             assert!(error.ends_with(&format!("has no {key}")), "{error}");
         }
     }
+
+    type Spoil = fn(&mut ConfigMap);
+
+    /// What is named, and what becomes of the ConfigMap.
+    const SPOILED: &[(&str, Spoil)] = &[
+        ("there is no roots.pem", |it| it.data = None),
+        ("roots.pem", |it| it.data.as_mut().unwrap().get_mut(ROOTS_KEY).unwrap().clear()),
+        ("roots.pem", |it| it.data.as_mut().unwrap().get_mut(ROOTS_KEY).unwrap().truncate(200)),
+        (SINCE, |it| drop(it.metadata.annotations.as_mut().unwrap().insert(SINCE.to_string(), "soon".to_string()))),
+        (SIGNS_SINCE, |it| {
+            drop(it.metadata.annotations.as_mut().unwrap().insert(SIGNS_SINCE.to_string(), "soon".to_string()));
+        }),
+    ];
 
     fn root_material() -> Material {
         Material::of_root(identity::new_root(TRUST_DOMAIN).unwrap())

@@ -137,7 +137,7 @@ impl Rotation {
 
     async fn roots(&self) -> Result<(ConfigMap, Published), RotationError> {
         let config_map = self.config_maps.get(CONFIG_MAP).await?;
-        let published = Published::of(&config_map);
+        let published = Published::of(&config_map).map_err(RotationError::Unreadable)?;
         Ok((config_map, published))
     }
 

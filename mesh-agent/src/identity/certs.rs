@@ -171,7 +171,7 @@ impl Identities {
         table.retain(|id, _| ids.contains(id));
         let forgotten = before - table.len();
         for id in ids {
-            table.entry(id.clone()).or_insert_with(|| Entry::new(self.shared.clock.now()));
+            table.entry(id.clone()).or_insert_with(Entry::new);
         }
         if forgotten > 0 {
             self.shared.publish(&table);
@@ -230,7 +230,7 @@ impl Identities {
 
     /// Rotates every certificate now.
     pub fn force_rotate(&self) {
-        let schedule = Schedule::now(self.shared.clock.now(), Instant::now());
+        let schedule = Schedule::at(Instant::now());
         for entry in self.shared.table().values_mut() {
             entry.schedule = schedule;
             entry.again = entry.in_flight;
@@ -277,9 +277,9 @@ impl Identities {
 }
 
 impl Entry {
-    fn new(now: SystemTime) -> Self {
+    fn new() -> Self {
         Self {
-            schedule: Schedule::now(now, Instant::now()),
+            schedule: Schedule::at(Instant::now()),
             in_flight: false,
             again: false,
             failures: 0,
@@ -314,18 +314,18 @@ impl Entry {
         self.failures = 0;
         self.last_error = None;
         if self.again {
-            self.schedule = Schedule::now(svid.validity.issued, mono);
+            self.schedule = Schedule::at(mono);
         }
         self.svid = Some(Arc::new(svid));
     }
 
     /// Has the certificate renewed soon if it does not end at the root that certificates end at from now on.
-    fn follow(&mut self, signer: RootId, now: SystemTime) {
+    fn follow(&mut self, signer: RootId) {
         // What is under way may have been signed before.
         self.again |= self.in_flight;
         if self.svid.as_ref().is_some_and(|svid| svid.root != signer) {
-            let soon = now + RENEWAL_SPREAD.mul_f64(random_fraction());
-            self.schedule.renew_at = self.schedule.renew_at.min(soon);
+            let soon = Instant::now() + RENEWAL_SPREAD.mul_f64(random_fraction());
+            self.schedule = Schedule::at(self.schedule.retry_at.max(soon));
         }
     }
 
@@ -382,10 +382,9 @@ impl Shared {
             Some(_) | None => {}
         }
         let other_signer = state.signer.filter(|signer| before.signer != Some(*signer));
-        let now = self.clock.now();
         for entry in self.table().values_mut() {
             if let Some(signer) = other_signer {
-                entry.follow(signer, now);
+                entry.follow(signer);
             }
             if recovered && entry.failures > 0 {
                 entry.schedule.retry_at = Instant::now() + FIRST_RETRY.mul_f64(random_fraction());

@@ -1,7 +1,7 @@
 //! When a certificate is asked for: pure, on readings of two clocks. The wall clock says how old a certificate is and may
 //! jump; the monotonic clock says how long ago the authority was asked and may stand still while the machine sleeps.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
@@ -36,9 +36,9 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// At once.
-    pub fn now(wall: SystemTime, mono: Instant) -> Self {
-        Self { renew_at: wall, retry_at: mono }
+    /// As soon as the monotonic clock says so, whatever the other one says: it may be ahead now, and step back.
+    pub fn at(mono: Instant) -> Self {
+        Self { renew_at: UNIX_EPOCH, retry_at: mono }
     }
 
     /// After a certificate was issued: half of what it is good for, give or take a tenth, so that a node's certificates
@@ -96,8 +96,6 @@ pub(super) fn urgency(validity: Option<&Validity>, wall: SystemTime) -> Urgency 
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
     use super::*;
 
     const AN_HOUR: u64 = 3600;
@@ -138,6 +136,19 @@ mod tests {
         let schedule = Schedule::issued(&early, start, 0.0);
         assert!(!schedule.is_due(Some(&early), at(100 * AN_HOUR + 1), start + Duration::from_secs(2)));
         assert!(schedule.is_due(Some(&early), at(100 * AN_HOUR - 1), start + Duration::from_secs(2)));
+    }
+
+    /// A node that starts with its clock ahead: nothing could be issued by that clock, and it is put right.
+    #[test]
+    fn what_is_wanted_at_once_waits_for_no_clock_to_catch_up() {
+        let start = Instant::now();
+        let schedule = Schedule::at(start + FIRST_RETRY);
+        for (validity, wall) in [(None, 108), (None, 100), (Some(four_hours()), 101), (None, 0)] {
+            let (validity, wall) = (validity.as_ref(), at(wall * AN_HOUR));
+            assert!(!schedule.is_due(validity, wall, start), "{wall:?}");
+            assert!(schedule.is_due(validity, wall, start + FIRST_RETRY), "{wall:?}");
+            assert_eq!(schedule.wait(wall, start), FIRST_RETRY, "{wall:?}");
+        }
     }
 
     #[test]

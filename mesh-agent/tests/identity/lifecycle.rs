@@ -226,6 +226,43 @@ fn a_step_of_the_clock_renews() {
     });
 }
 
+/// A node starts with its clock ahead and with no authority: nothing is put off to when the clock was.
+#[test]
+fn a_clock_that_is_put_back_before_the_first_certificate_delays_nothing() {
+    local(async {
+        let (clock, offset) = adjustable();
+        let shared = Shared::new();
+        let ca = LocalCa::directory_with_clock(&shared.path, TRUST_DOMAIN, clock.clone()).unwrap();
+        let away = shared.path.with_extension("away");
+        fs::rename(&shared.path, &away).unwrap();
+        offset.store(8 * 3600, Ordering::Relaxed);
+        let config = Config { trust_domain: TRUST_DOMAIN.to_string(), lifetime: Duration::from_secs(3600) };
+        let agent = Identities::with_clock(Arc::new(ca), config, clock);
+        agent.want(&[id("client")].into());
+        let drain = Drain::new();
+        tokio::spawn(agent.clone().run(drain.token()));
+        eventually("a request fails", || agent.status()[0].failures > 0).await;
+
+        offset.store(0, Ordering::Relaxed);
+        fs::rename(&away, &shared.path).unwrap();
+        let back = Instant::now();
+        agent.ready(&id("client")).await;
+        assert!(back.elapsed() < Duration::from_secs(8), "recovery took {:?}", back.elapsed());
+
+        // Asked to renew while it is ahead again, and the authority is away again.
+        let first = agent.svid(&id("client")).unwrap().generation;
+        fs::rename(&shared.path, &away).unwrap();
+        eventually("the agent notices", || agent.trouble().is_some()).await;
+        let failures = agent.status()[0].failures;
+        offset.store(1800, Ordering::Relaxed);
+        agent.force_rotate();
+        eventually("a renewal fails", || agent.status()[0].failures > failures).await;
+        offset.store(0, Ordering::Relaxed);
+        fs::rename(&away, &shared.path).unwrap();
+        eventually("it is renewed", || agent.svid(&id("client")).is_some_and(|svid| svid.generation > first)).await;
+    });
+}
+
 #[test]
 fn peers_whose_clocks_differ_by_less_than_the_backdating_talk() {
     local(async {

@@ -5,6 +5,7 @@
 mod apiserver_rig;
 mod definitions;
 mod figures;
+mod front;
 mod install;
 mod pods;
 mod source;

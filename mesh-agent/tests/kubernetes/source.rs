@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_agent::discovery::{self, Config, WatchState};
 use serde_json::json;
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::world::{Agent, NODE, deny_web, namespace, pod, role, shop};
@@ -230,14 +233,7 @@ async fn files_and_the_api_server_mean_the_same() {
 async fn a_watch_that_is_closed_at_once_is_not_asked_for_without_pause() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let place = tempfile::tempdir().unwrap();
-    let kubeconfig = place.path().join("kubeconfig");
-    let config = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "x",
-        "clusters": [{"name": "c", "cluster": {"server": format!("http://{}", listener.local_addr().unwrap())}}],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-    });
-    std::fs::write(&kubeconfig, config.to_string()).unwrap();
+    let kubeconfig = kubeconfig_of(&place, listener.local_addr().unwrap());
     let watches = Arc::new(Mutex::new(BTreeMap::<String, usize>::new()));
     tokio::spawn(impatient(listener, watches.clone()));
     let _agent = Agent::by(kubeconfig, NODE);
@@ -245,6 +241,19 @@ async fn a_watch_that_is_closed_at_once_is_not_asked_for_without_pause() {
     let watches = watches.lock().unwrap();
     let most = watches.values().max().copied().unwrap_or_default();
     assert!((20..=60).contains(&most), "{watches:?}");
+}
+
+/// For a server of a test's own.
+pub fn kubeconfig_of(place: &TempDir, server: SocketAddr) -> PathBuf {
+    let kubeconfig = place.path().join("kubeconfig");
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "x",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://{server}")}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+    });
+    std::fs::write(&kubeconfig, config.to_string()).unwrap();
+    kubeconfig
 }
 
 /// Every list is empty, every watch is over at once. Counts them by path and selector.

@@ -75,6 +75,11 @@ impl Watch {
         self.versions.iter().map(resource)
     }
 
+    /// Whether every API server serves it: there is no definition that could be taken away.
+    pub fn is_built_in(&self) -> bool {
+        ![gateway::GROUP, crd::GROUP].contains(&self.group)
+    }
+
     /// How it is followed. An ordinary list, in pages, and not a streaming one: that may begin with what some API server
     /// has in its cache, which may be older than what is in force here.
     pub fn config(&self, page: u32, timeout_seconds: u32) -> watcher::Config {

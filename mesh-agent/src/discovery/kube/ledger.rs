@@ -2,7 +2,7 @@
 //! handed in.
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::kinds::Watch;
 use super::watch::{Cause, Failure, Heard};
@@ -13,6 +13,22 @@ use crate::state::Key;
 /// How long the API server must say that it does not serve a kind, until what is in force of it goes: a definition that
 /// is taken away takes its objects away first, and what has none left says nothing by being gone.
 pub const CERTAIN: Duration = Duration::from_secs(60);
+
+/// Now, by both clocks: people read the one, which may jump; what takes something away goes by the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// The time of day.
+    pub wall: SystemTime,
+    /// For how long.
+    pub mono: Instant,
+}
+
+impl Moment {
+    /// As the system's clocks have it.
+    pub fn now() -> Self {
+        Self { wall: SystemTime::now(), mono: Instant::now() }
+    }
+}
 
 /// All lists, by their numbers.
 pub struct Ledger {
@@ -29,8 +45,8 @@ struct List {
     settled: bool,
     /// While it is made: what was there before and did not come yet.
     unseen: Option<HashSet<Key>>,
-    /// Since when the API server does not serve the kind.
-    not_served: Option<SystemTime>,
+    /// Since when the API server has said that it does not serve the kind, and nothing else.
+    not_served: Option<Instant>,
     lists: u64,
     failures: BTreeMap<Cause, u64>,
 }
@@ -65,7 +81,7 @@ impl Ledger {
     }
 
     /// Takes what a watch tells. Says what the store is to be told.
-    pub fn hear(&mut self, number: usize, heard: Heard, store: &Store, now: SystemTime) -> Vec<Observed> {
+    pub fn hear(&mut self, number: usize, heard: Heard, store: &Store, now: Moment) -> Vec<Observed> {
         let Some(list) = self.lists.get_mut(number) else { return Vec::new() };
         list.hear(heard, store, self.certain, now)
     }
@@ -118,7 +134,8 @@ impl Ledger {
 }
 
 impl List {
-    fn hear(&mut self, heard: Heard, store: &Store, certain: Duration, now: SystemTime) -> Vec<Observed> {
+    fn hear(&mut self, heard: Heard, store: &Store, certain: Duration, moment: Moment) -> Vec<Observed> {
+        let now = moment.wall;
         match heard {
             Heard::Listing => {
                 self.unseen = Some(store.spoken_of(self.watch.name).cloned().collect());
@@ -156,9 +173,10 @@ impl List {
                 self.stands(Standing::Listing, now);
                 Vec::new()
             }
-            Heard::NotServed => self.not_served(store, certain, now),
+            Heard::NotServed => self.not_served(store, certain, moment),
             Heard::Failed(failure) => {
                 *self.failures.entry(failure.cause).or_default() += 1;
+                self.not_served = None;
                 self.stands(Standing::Failing(failure), now);
                 Vec::new()
             }
@@ -166,6 +184,7 @@ impl List {
     }
 
     fn answered(&mut self, now: SystemTime) {
+        self.not_served = None;
         if let Standing::Failing(_) = self.standing {
             let standing =
                 if self.unseen.is_some() || self.lists == 0 { Standing::Listing } else { Standing::Following };
@@ -173,16 +192,16 @@ impl List {
         }
     }
 
-    fn not_served(&mut self, store: &Store, certain: Duration, now: SystemTime) -> Vec<Observed> {
+    fn not_served(&mut self, store: &Store, certain: Duration, now: Moment) -> Vec<Observed> {
         self.unseen = None;
-        self.stands(Standing::NotServed, now);
+        self.stands(Standing::NotServed, now.wall);
         let Some(since) = self.not_served else {
             // Said once. Before the first snapshot it takes twice: an API server that starts may not know yet.
-            self.not_served = Some(now);
+            self.not_served = Some(now.mono);
             return Vec::new();
         };
         self.settled = true;
-        let lasts = now.duration_since(since).unwrap_or_default();
+        let lasts = now.mono.saturating_duration_since(since);
         if lasts < certain {
             return Vec::new();
         }

@@ -16,13 +16,13 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use self::ledger::Ledger;
+use self::ledger::{Ledger, Moment};
 use self::watch::Heard;
 use super::Error;
 use super::publisher::Publisher;
@@ -44,7 +44,9 @@ const LOOK: Duration = Duration::from_secs(2);
 /// The bounds of this part.
 pub fn limits() -> Vec<Limit> {
     use ledger::CERTAIN;
-    use watch::{CONFIRMED, FIRST_PAUSE, LIST_PATIENCE, LONGEST_PAUSE, LOOK_AGAIN, PAGE, REFUSALS, WATCH_SECONDS};
+    use watch::{
+        CONFIRMED, FIRST_PAUSE, LIST_PATIENCE, LONGEST_PAUSE, LOOK_AGAIN, PAGE, REFUSALS, TOLD, WATCH_SECONDS,
+    };
     limits![
         BATCH, "objects", "that are translated in one go";
         CERTAIN, "milliseconds", "that the API server must not serve a kind, until what is in force of it goes";
@@ -58,6 +60,7 @@ pub fn limits() -> Vec<Limit> {
         CHANGE_PATIENCE, "milliseconds", "that a change waits for others where more come all the time";
         CHANGE_QUIET, "milliseconds", "that a change waits for others";
         REFUSALS, "refusals", "of a watch in a row, after which its list is made anew";
+        TOLD, "characters", "of an answer that is not what was asked for";
         WAITING, "objects", "that wait to be translated; then the watches wait";
         WATCH_SECONDS, "seconds", "until a watch is asked for anew, from where it was";
     ]
@@ -92,10 +95,10 @@ pub(super) async fn run(
     let (tell, mut told) = mpsc::channel(WAITING);
     let mut followers = JoinSet::new();
     for (number, watch) in watches.iter().enumerate() {
-        followers.spawn(watch::follow(number, watch.clone(), server.clone(), tell.clone(), pace.look_again));
+        followers.spawn(watch::follow(number, watch.clone(), server.clone(), tell.clone(), pace));
     }
     drop(tell);
-    let ledger = Ledger::new(watches, pace.certain, SystemTime::now());
+    let ledger = Ledger::new(watches, pace.certain, Moment::now().wall);
     let mut sandboxes = publisher.sandbox_changes();
     let mut cluster = Cluster { address, ledger, publisher };
     loop {
@@ -147,7 +150,7 @@ struct Cluster {
 
 impl Cluster {
     fn take(mut self, heard: Vec<(usize, Heard)>) -> Self {
-        let now = SystemTime::now();
+        let now = Moment::now();
         self.publisher.address();
         let mut changed = false;
         for (number, heard) in heard {

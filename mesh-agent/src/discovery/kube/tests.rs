@@ -1,13 +1,13 @@
 //! Scripts of what watches tell, without an API server; and the same objects from both sources.
 
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ::kube::api::ApiResource;
 use serde_json::{Value, json};
 
 use super::kinds::{self, Watch};
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Moment};
 use super::object::Watched;
 use super::watch::{Cause, Failure, Heard};
 use crate::discovery::document;
@@ -25,13 +25,13 @@ struct Script {
     ledger: Ledger,
     current: Current,
     watches: Vec<Watch>,
-    now: SystemTime,
+    now: Moment,
 }
 
 impl Script {
     fn new() -> Self {
-        let (watches, now) = (kinds::watches("node-1"), SystemTime::UNIX_EPOCH);
-        let ledger = Ledger::new(watches.clone(), CERTAIN, now);
+        let (watches, now) = (kinds::watches("node-1"), Moment::now());
+        let ledger = Ledger::new(watches.clone(), CERTAIN, now.wall);
         Self { ledger, current: Current::new(&config("node-1")), watches, now }
     }
 
@@ -54,6 +54,11 @@ impl Script {
 
     fn resource(&self, watch: &str) -> ApiResource {
         self.watches[self.number(watch)].resources().next().unwrap()
+    }
+
+    /// By the clock that does not jump.
+    fn later(&mut self, seconds: u64) {
+        self.now.mono += Duration::from_secs(seconds);
     }
 
     fn state(&self, watch: &str) -> WatchState {
@@ -187,11 +192,27 @@ fn a_kind_that_is_not_served() {
     assert_eq!((&*finding.field, finding.effect), ("spec.action", Effect::TargetDeniesAll));
     assert_eq!(finding.origin, crate::discovery::Origin::Cluster { generation: Some(3) });
     assert!(finding.to_string().starts_with("AuthorizationPolicy shop/p spec.action: unknown variant"), "{finding}");
-    for (seconds, findings) in [(0, 1), (30, 1), (59, 1), (60, 0)] {
-        script.now = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    // Nothing else counts than that it says so all the time: not a step of the clock, and not what was said before it gave
+    // no answer.
+    script.hears(POLICIES, Heard::NotServed);
+    script.now.wall += Duration::from_secs(3600);
+    script.hears(POLICIES, Heard::NotServed);
+    script.later(70);
+    script.hears(POLICIES, failure(Cause::Unreachable));
+    for (seconds, findings) in [(0, 1), (30, 1), (29, 1), (1, 0)] {
+        script.later(seconds);
         script.hears(POLICIES, Heard::NotServed);
-        assert_eq!(script.current.findings().len(), findings, "after {seconds} s");
+        assert_eq!(script.current.findings().len(), findings, "{seconds} s later");
     }
+}
+
+/// What every API server serves is not gone because somebody does not find it.
+#[test]
+fn only_what_is_defined_can_be_missing() {
+    let missing = |watch: &&Watch| !watch.is_built_in();
+    let names: Vec<&str> = kinds::watches("node-1").iter().filter(missing).map(|watch| watch.name).collect();
+    assert!(names.len() == 10 && names.contains(&POLICIES), "{names:?}");
+    assert!(names.iter().all(|name| name.ends_with(".nodemesh.dev") || name.ends_with(".gateway.networking.k8s.io")));
 }
 
 /// A pod that gets its node passes from one list to the other, whichever tells first.

@@ -1,7 +1,7 @@
 //! One list of an API server, followed for good: told from its beginning, then by its changes.
 //!
 //! ```text
-//!   ┌──────────── not served ◄── 404 ──┐
+//!   ┌──────────── not served ◄── 404 ──┐     (and the API server's list of what it serves says so too)
 //!   ▼  (looked for now and then)       │
 //! Listing ──► objects ──► Listed ──► changes ──► …
 //!   ▲                                  │
@@ -22,6 +22,7 @@ use futures_util::StreamExt;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::Pace;
 use super::kinds::Watch;
 use super::object::Watched;
 use crate::apiserver::{self, ApiServer};
@@ -46,6 +47,10 @@ pub const LOOK_AGAIN: Duration = Duration::from_secs(15);
 /// The same, when it was not found for the first time: an API server that starts may not know yet what it serves.
 pub const CONFIRMED: Duration = Duration::from_secs(1);
 
+/// How much of an answer is told that is not what was asked for: it may be a page for people, from whoever stands before
+/// the API server.
+pub const TOLD: usize = 200;
+
 /// What a watch tells.
 #[derive(Debug)]
 pub enum Heard {
@@ -59,7 +64,7 @@ pub enum Heard {
     Listed,
     /// The API server answers again.
     Answered,
-    /// The API server does not serve the kind.
+    /// The API server does not serve the kind, by its own list of what it serves.
     NotServed,
     /// The API server does not know any more what changed since.
     Expired,
@@ -91,12 +96,12 @@ pub enum Cause {
 pub type Teller = mpsc::Sender<(usize, Heard)>;
 
 /// Follows a list until nobody listens.
-pub async fn follow(number: usize, watch: Watch, server: ApiServer, tell: Teller, look_again: Duration) {
+pub async fn follow(number: usize, watch: Watch, server: ApiServer, tell: Teller, pace: Pace) {
     let answers = Arc::<Answers>::default();
     let noted = answers.clone();
     let client = server.watching(move |status| noted.note(status.is_success()));
-    let client = match client {
-        Ok(client) => client,
+    let (client, asking) = match client.and_then(|client| Ok((client, server.client()?))) {
+        Ok(clients) => clients,
         Err(error) => {
             let failure = Failure { cause: Cause::Refused, reason: apiserver::chain(&error) };
             let _ = tell.send((number, Heard::Failed(failure))).await;
@@ -104,7 +109,9 @@ pub async fn follow(number: usize, watch: Watch, server: ApiServer, tell: Teller
         }
     };
     let mut looked = false;
-    let mut follower = Follower { number, watch, client, answers, tell, failures: Failures::default() };
+    let failures = Failures::default();
+    let mut follower =
+        Follower { number, watch, client, asking, answers, tell, failures, certain: pace.certain, missed: None };
     loop {
         let mut versions: VecDeque<ApiResource> = follower.watch.resources().collect();
         while let Some(resource) = versions.front() {
@@ -114,11 +121,17 @@ pub async fn follow(number: usize, watch: Watch, server: ApiServer, tell: Teller
                 End::Unheard => return,
             }
         }
-        if follower.tell(Heard::NotServed).await.is_err() {
+        let heard = follower.missing().await;
+        let pause = match heard {
+            Heard::NotServed if looked => jittered(pace.look_again),
+            Heard::NotServed => CONFIRMED,
+            _ => follower.failures.pause(),
+        };
+        looked |= matches!(heard, Heard::NotServed);
+        if follower.tell(heard).await.is_err() {
             return;
         }
-        sleep(if looked { jittered(look_again) } else { CONFIRMED }).await;
-        looked = true;
+        sleep(pause).await;
     }
 }
 
@@ -139,9 +152,15 @@ struct Follower {
     number: usize,
     watch: Watch,
     client: Client,
+    /// For what is asked beside the watch; its answers say nothing of the watch.
+    asking: Client,
     answers: Arc<Answers>,
     tell: Teller,
     failures: Failures,
+    /// How long the kind must not be served until what is in force of it goes.
+    certain: Duration,
+    /// Since when the API server has said each time that it does not serve the kind.
+    missed: Option<Instant>,
 }
 
 impl Follower {
@@ -187,7 +206,7 @@ impl Follower {
                         },
                     }
                 }
-                Ok(Some(Err(error))) => match judge(&error) {
+                Ok(Some(Err(error))) => match judge(&error, self.watch.is_built_in()) {
                     Verdict::NotServed => return End::NotServed,
                     Verdict::Expired => {
                         if self.tell(Heard::Expired).await.is_err() {
@@ -223,7 +242,53 @@ impl Follower {
         }
     }
 
-    async fn tell(&self, heard: Heard) -> Result<(), Unheard> {
+    /// What it means that no version of the kind was found. Whoever stands before an API server may say so as well; so it
+    /// counts where the list of what is served does not have the kind either.
+    async fn missing(&mut self) -> Heard {
+        // By now nothing of it is in force: there is nothing that another 404 could take away.
+        if self.missed.is_some_and(|since| since.elapsed() > 2 * self.certain) {
+            return Heard::NotServed;
+        }
+        let reason = match timeout(LIST_PATIENCE, self.is_served()).await {
+            Ok(Ok(false)) => {
+                self.missed.get_or_insert_with(Instant::now);
+                return Heard::NotServed;
+            }
+            Ok(Ok(true)) => "404, and it is in the list of what is served".to_string(),
+            Ok(Err(reason)) => format!("404, and /apis does not confirm it (ClusterRole system:discovery): {reason}"),
+            Err(_) => "404, and /apis does not answer".to_string(),
+        };
+        self.answers.lost();
+        Heard::Failed(Failure { cause: Cause::Refused, reason })
+    }
+
+    /// Whether the API server has any version of the kind in its list of what it serves.
+    async fn is_served(&self) -> Result<bool, String> {
+        let groups = self.asking.list_api_groups().await.map_err(|error| told(&apiserver::chain(&error)))?.groups;
+        if groups.is_empty() {
+            return Err("a list of no groups, which no API server has".to_string());
+        }
+        for resource in self.watch.resources() {
+            let has = |version: &str| version == resource.api_version;
+            if !groups.iter().flat_map(|group| &group.versions).any(|version| has(&version.group_version)) {
+                continue;
+            }
+            let list = self.asking.list_api_group_resources(&resource.api_version).await;
+            let list = list.map_err(|error| told(&apiserver::chain(&error)))?;
+            if !has(&list.group_version) {
+                return Err(format!("/apis/{} is not what it was asked for", resource.api_version));
+            }
+            if list.resources.iter().any(|one| one.name == resource.plural) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn tell(&mut self, heard: Heard) -> Result<(), Unheard> {
+        if !matches!(heard, Heard::Listing | Heard::NotServed) {
+            self.missed = None;
+        }
         self.tell.send((self.number, heard)).await.map_err(|_| Unheard)
     }
 }
@@ -235,7 +300,8 @@ enum Verdict {
     Failed(Failure),
 }
 
-fn judge(error: &watcher::Error) -> Verdict {
+/// A kind that every API server serves is not missing: who says so is not the API server, or is not itself.
+fn judge(error: &watcher::Error, is_built_in: bool) -> Verdict {
     let status = match error {
         watcher::Error::InitialListFailed(RequestError::Api(status))
         | watcher::Error::WatchStartFailed(RequestError::Api(status))
@@ -251,13 +317,19 @@ fn judge(error: &watcher::Error) -> Verdict {
             return Verdict::Failed(Failure { cause: Cause::Refused, reason });
         }
     };
-    let reason = || if status.message.is_empty() { status.reason.clone() } else { status.message.clone() };
+    let reason = || told(if status.message.is_empty() { &status.reason } else { &status.message });
     match status.code {
-        404 => Verdict::NotServed,
+        404 if !is_built_in => Verdict::NotServed,
         410 => Verdict::Expired,
         401 | 403 => Verdict::Failed(Failure { cause: Cause::Forbidden, reason: reason() }),
         code => Verdict::Failed(Failure { cause: Cause::Refused, reason: format!("{code} {}", reason()) }),
     }
+}
+
+/// In one line, and not all of it.
+fn told(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(TOLD).collect()
 }
 
 /// Whether the API server answers, as the client sees it: the watcher says nothing of a watch that was taken up again.
