@@ -7,12 +7,12 @@ use std::time::Duration;
 use http::{HeaderMap, Method, Version, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::conversation::Conversation;
 use super::limits::{UNREAD_BYTES, UNREAD_PATIENCE};
 use super::traffic::Try;
+use super::untaken::Arriving;
 use crate::resilience::pool::Permit;
 use crate::telemetry::{Event, RequestRecord, RequestResult};
 
@@ -38,7 +38,7 @@ enum Question {
     /// Somebody reads it, or may yet.
     Comes,
     /// Nobody will.
-    Left(Incoming),
+    Left(Arriving),
 }
 
 /// What is known of a request so far. Shared by its two bodies; the last to go tells it.
@@ -135,7 +135,7 @@ impl Exchange {
     }
 
     /// Nobody will read the rest of the body.
-    pub fn leaves(&self, rest: Incoming) {
+    pub fn leaves(&self, rest: Arriving) {
         // Streams of HTTP/2 end one by one.
         if !self.is_answered.get() && self.record.borrow().version < Version::HTTP_2 {
             self.question.replace(Question::Left(rest));
@@ -252,7 +252,7 @@ impl Exchange {
 }
 
 /// Reads what is left of a body, if that is little and there, or right behind its head.
-async fn is_soon_read(mut rest: Incoming) -> bool {
+async fn is_soon_read(mut rest: Arriving) -> bool {
     if rest.size_hint().lower() > UNREAD_BYTES {
         return false;
     }

@@ -56,6 +56,10 @@ pub const STREAM_WINDOW: u32 = 256 << 10;
 /// `STREAM_WINDOW` times `MAX_STREAMS`, in bytes: readers that have stopped never starve the other streams.
 pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 
+/// What more may wait on one HTTP/2 connection for readers of its bodies before its pod's budget hears of it, in bytes:
+/// once a second would be too late for what a whole window of the connection has.
+pub const UNTAKEN_STEP: usize = 1 << 20;
+
 /// The largest HTTP/2 frame that we take, in bytes.
 pub const MAX_FRAME_BYTES: u32 = 32 << 10;
 
@@ -159,6 +163,7 @@ pub fn all() -> Vec<Limit> {
         MAX_STREAMS, "requests", "at once on one HTTP/2 connection";
         STREAM_WINDOW, "bytes", "in flight on one HTTP/2 stream";
         CONNECTION_WINDOW, "bytes", "in flight on one HTTP/2 connection";
+        UNTAKEN_STEP, "bytes", "more that wait on one HTTP/2 connection before its pod's budget hears of it";
         MAX_FRAME_BYTES, "bytes", "of one HTTP/2 frame";
         SEND_BUFFER_BYTES, "bytes", "written ahead for one HTTP/2 stream";
         MAX_PENDING_RESETS, "streams", "reset by a client before they were looked at";
