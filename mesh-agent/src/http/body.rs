@@ -60,7 +60,9 @@ impl ClientBody {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(incoming).poll_frame(cx));
+        let polled = Pin::new(incoming).poll_frame(cx);
+        self.exchange.note_lack(polled.is_pending());
+        let frame = ready!(polled);
         if frame.is_none() {
             self.end();
         }

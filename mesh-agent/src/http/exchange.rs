@@ -49,6 +49,8 @@ pub struct Exchange {
     received: Cell<u64>,
     is_ended: Cell<bool>,
     question: RefCell<Question>,
+    /// Whoever has the body to send has asked for more of it than has come.
+    lacks_body: Cell<bool>,
     /// The client sends its body when it is told to.
     waits_to_send: Cell<bool>,
     /// The application closes its connection after its answer.
@@ -81,6 +83,7 @@ impl Exchange {
             received: Cell::new(0),
             is_ended: Cell::new(false),
             question: RefCell::new(Question::Read),
+            lacks_body: Cell::new(false),
             waits_to_send: Cell::new(false),
             application_closes: Cell::new(false),
             is_answered: Cell::new(false),
@@ -127,6 +130,16 @@ impl Exchange {
     /// The body was read to its end.
     pub fn body_ended(&self) {
         self.question.replace(Question::Read);
+    }
+
+    /// Whether there is room for more of the body than the client has sent.
+    pub fn lacks_body(&self) -> bool {
+        self.lacks_body.get()
+    }
+
+    /// Notes whether there is.
+    pub fn note_lack(&self, lacks_body: bool) {
+        self.lacks_body.set(lacks_body);
     }
 
     /// The application has said that its connection closes after this answer.
