@@ -23,6 +23,10 @@ pub const MAX_TRAILER_BYTES: usize = 8 << 10;
 /// Fields that a Connection field may nominate. More is an attack on whoever removes them.
 pub const MAX_CONNECTION_OPTIONS: usize = 16;
 
+/// What is read ahead behind a request that asks for an upgrade while its answer is awaited, in bytes: what a client says
+/// that does not wait for it. The end of one that says no more is heard.
+pub const HELD_BYTES: usize = 16 << 10;
+
 /// How long a head may take to arrive from its first byte on. Slowloris ends here.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -153,6 +157,7 @@ pub fn all() -> Vec<Limit> {
         MAX_CHUNK_EXTENSION_BYTES, "bytes", "of one chunk's extension";
         MAX_TRAILER_BYTES, "bytes", "of a chunked body's trailers";
         MAX_CONNECTION_OPTIONS, "fields", "that a Connection field may nominate";
+        HELD_BYTES, "bytes", "read ahead behind a request that asks for an upgrade, until that is answered";
         HEAD_TIMEOUT, "milliseconds", "for a head to arrive, from its first byte on";
         IDLE_CLIENT, "milliseconds", "a client's connection may rest between requests";
         REST_AFTER, "milliseconds", "after a request a client's connection keeps its parser and buffers";
