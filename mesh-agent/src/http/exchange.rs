@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, Method, Version, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::conversation::Conversation;
@@ -41,6 +42,23 @@ enum Question {
     Left(Arriving),
 }
 
+/// What counts as under way.
+#[derive(Default)]
+struct Held {
+    of: Option<Try>,
+    retry: Option<Permit>,
+    timer: Option<Timer>,
+}
+
+/// Ends with who holds it.
+struct Timer(AbortHandle);
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// What is known of a request so far. Shared by its two bodies; the last to go tells it.
 pub struct Exchange {
     record: RefCell<RequestRecord>,
@@ -62,7 +80,7 @@ pub struct Exchange {
     /// When the last one came, if that matters.
     moved: Cell<Instant>,
     /// What counts as under way until the answer's end.
-    held: RefCell<(Option<Try>, Option<Permit>)>,
+    held: RefCell<Held>,
     /// The same request as the application's side tells of it, where that is in this agent too.
     beyond: RefCell<Option<Rc<Exchange>>>,
     conversation: Rc<Conversation>,
@@ -219,12 +237,31 @@ impl Exchange {
 
     /// Counts the try as under way until the answer's end.
     pub fn hold_try(&self, of: Try) {
-        self.held.borrow_mut().0 = Some(of);
+        self.held.borrow_mut().of = Some(of);
+    }
+
+    /// What a limit counts of it counts until then, however long the client leaves the answer unread: of a body that finds no
+    /// room on its way nobody asks for more, and nobody looks at its time.
+    pub fn hold_until(self: &Rc<Self>, deadline: Instant) {
+        let mut held = self.held.borrow_mut();
+        let is_counted =
+            held.of.as_ref().is_some_and(Try::is_counted) || held.retry.as_ref().is_some_and(Permit::is_held);
+        if !is_counted {
+            return;
+        }
+        let exchange = Rc::downgrade(self);
+        let timer = tokio::task::spawn_local(async move {
+            tokio::time::sleep_until(deadline).await;
+            if let Some(exchange) = exchange.upgrade() {
+                exchange.end(End::TimedOut);
+            }
+        });
+        held.timer = Some(Timer(timer.abort_handle()));
     }
 
     /// Counts a retry as under way until the answer's end.
     pub fn hold_permit(&self, permit: Option<Permit>) {
-        self.held.borrow_mut().1 = permit;
+        self.held.borrow_mut().retry = permit;
     }
 
     /// Notes the code that gRPC says in its trailers, or in a head that is all there is.

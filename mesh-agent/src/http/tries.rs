@@ -155,6 +155,9 @@ impl<M: Mesh> Session<M> {
         exchange.hold_try(of);
         let mut response =
             passed_on(response, connection, &journey.asked, upgraded, deadline, exchange, &self.conversation)?;
+        if let Some(deadline) = deadline.filter(|_| !response.body().is_end_stream()) {
+            exchange.hold_until(deadline);
+        }
         if let Some(field) = journey.treatment.session_field(journey.admitted, &address, unix_now())
             && let (Ok(name), Ok(value)) = (HeaderName::try_from(&*field.name), HeaderValue::try_from(field.value))
         {
