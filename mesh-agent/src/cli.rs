@@ -188,7 +188,7 @@ Without --method, --path, --host, --header or words of a token the question is a
 Exit status: 0 allowed, 1 refused, 2 the question cannot be answered.
 
 Example:
-  mesh-agent policy test manifests/ --from shop/web-1 --to service/shop/api --method GET --path /items/7";
+  mesh-agent policy test manifests/samples --from shop/web-0 --to service/shop/api --method GET --path /items/7";
 
 /// `mesh-agent policy`
 #[derive(Debug, Subcommand)]

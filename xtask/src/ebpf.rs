@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::build::root;
+use crate::stack;
 
 const LINKER_VERSION: &str = "0.13.0";
 const LLVM: &str = "22";
@@ -30,6 +31,7 @@ pub fn build() -> Result<PathBuf> {
     let linker = linker_directory()?;
     compile(&toolchain, &linker)?;
     let built = build_directory().join(TARGET).join("bpf/mesh-ebpf");
+    stack::check(&built)?;
     install_object(&built, &object)?;
     Ok(object)
 }

@@ -25,4 +25,5 @@ pub mod soak;
 pub mod testbed;
 pub mod ui;
 
+mod stack;
 mod sys;

@@ -27,8 +27,11 @@ pub(super) fn kubepods(root: &Path) -> Result<PathBuf, Error> {
     candidates.into_iter().find(|path| path.is_dir()).ok_or_else(|| Error::NoKubepods(root.to_path_buf()))
 }
 
-/// The cgroup of the pod with this uid.
-pub(super) fn pod(kubepods: &Path, uid: &str) -> Option<PathBuf> {
+/// The cgroup of the pod with this uid, if there is one.
+///
+/// # Errors
+/// What is there cannot be read, which says nothing of the pod.
+pub(super) fn pod(kubepods: &Path, uid: &str) -> io::Result<Option<PathBuf>> {
     let plain = format!("pod{uid}");
     // The systemd driver writes the uid with underscores and repeats the parents in the name.
     let slice = format!("-pod{}.slice", uid.replace('-', "_"));
@@ -36,17 +39,40 @@ pub(super) fn pod(kubepods: &Path, uid: &str) -> Option<PathBuf> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         name == plain || name.ends_with(&slice)
     };
-    let classes = children(kubepods);
-    let found = classes.iter().find(|path| is_pod(path)).cloned();
-    found.or_else(|| classes.iter().flat_map(|class| children(class)).find(|path| is_pod(path)))
+    let classes = children(kubepods)?;
+    if let Some(found) = classes.iter().find(|path| is_pod(path)) {
+        return Ok(Some(found.clone()));
+    }
+    for class in classes {
+        if let Some(found) = children(&class)?.into_iter().find(|path| is_pod(path)) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
-/// The processes in a cgroup and below, as this process's PID namespace numbers them.
-pub(super) fn processes(cgroup: &Path) -> Vec<i32> {
-    let listed = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+/// The processes in a cgroup and below, as this process's PID namespace numbers them; none where it is gone.
+///
+/// # Errors
+/// What is there cannot be read.
+pub(super) fn processes(cgroup: &Path) -> io::Result<Vec<i32>> {
+    let listed = if_there(fs::read_to_string(cgroup.join("cgroup.procs")))?;
     let mut found: Vec<i32> = listed.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect();
-    found.extend(children(cgroup).iter().flat_map(|child| processes(child)));
-    found
+    for child in children(cgroup)? {
+        found.extend(processes(&child)?);
+    }
+    Ok(found)
+}
+
+/// What is read, or nothing where there is none: a cgroup may go at any moment, and one of threads lists no processes. An
+/// agent that lacks descriptors or memory is told nothing.
+fn if_there<T: Default>(read: io::Result<T>) -> io::Result<T> {
+    const GONE: [rustix::io::Errno; 4] =
+        [rustix::io::Errno::NOENT, rustix::io::Errno::NOTDIR, rustix::io::Errno::NODEV, rustix::io::Errno::OPNOTSUPP];
+    match read {
+        Err(error) if GONE.iter().any(|gone| error.raw_os_error() == Some(gone.raw_os_error())) => Ok(T::default()),
+        read => read,
+    }
 }
 
 /// Whether a process is in the cgroup whose directory is named `name`, or below.
@@ -103,12 +129,20 @@ pub(super) fn search(below: &Path, pid: i32) -> Option<PathBuf> {
     if holds(below, pid) {
         return Some(below.to_path_buf());
     }
-    children(below).iter().find_map(|child| search(child, pid))
+    children(below).ok()?.iter().find_map(|child| search(child, pid))
 }
 
-fn children(directory: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let Some(entries) = if_there(fs::read_dir(directory).map(Some))? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        // A cgroup's file system says so without another call.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -139,11 +173,25 @@ mod tests {
         }
         let cgroupfs = root.path().join("kubepods");
         assert_eq!(kubepods(root.path()).ok(), Some(cgroupfs.clone()));
+        let pod = |kubepods: &Path, uid: &str| super::pod(kubepods, uid).expect("read");
         assert_eq!(pod(&cgroupfs, uid), Some(cgroupfs.join("besteffort/pod0f1e-22")));
         assert_eq!(pod(&cgroupfs, "guaranteed"), Some(cgroupfs.join("podguaranteed")));
         assert_eq!(pod(&cgroupfs, "other"), None);
         let systemd = root.path().join("kubepods.slice");
         let expected = systemd.join("kubepods-burstable.slice/kubepods-burstable-pod0f1e_22.slice");
         assert_eq!(pod(&systemd, uid), Some(expected));
+    }
+
+    /// Whoever takes an error for an absence lets a pod that lives out of the mesh.
+    #[test]
+    fn what_cannot_be_read_is_not_absent() {
+        use rustix::io::Errno;
+        let read = |errno: Errno| if_there::<String>(Err(errno.into())).map_err(|error| error.raw_os_error());
+        for gone in [Errno::NOENT, Errno::NOTDIR, Errno::NODEV, Errno::OPNOTSUPP] {
+            assert_eq!(read(gone), Ok(String::new()), "{gone}");
+        }
+        for unknown in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::IO, Errno::INTR, Errno::ACCESS] {
+            assert_eq!(read(unknown), Err(Some(unknown.raw_os_error())), "{unknown}");
+        }
     }
 }

@@ -17,7 +17,7 @@ use super::exclusions::Exclusions;
 use super::guard::{HostSide, Obstacle};
 use super::links::{self, Target};
 use super::loader::Loaded;
-use super::namespace::{self, Found};
+use super::namespace::{self, Found, Life};
 use super::netlink::{self, Interface, LocalRoute};
 use super::ownership::{Ownership, Standing};
 use super::plan::{self, Duty, Failures, Held, Kernel, Phase, Plan, Step, Uid, View};
@@ -133,9 +133,37 @@ fn is_another(wanted: &Workload, enrolled: &Workload) -> bool {
     as_set(wanted) != as_set(enrolled) || wanted.identity != enrolled.identity
 }
 
-/// The pods of this node that are to be captured.
-fn wanted(world: &MeshState) -> BTreeMap<Uid, Arc<Workload>> {
-    world.local_workloads().filter(|w| w.enrolled).map(|w| (w.uid.clone(), w.clone())).collect()
+/// What is asked of this node's pods.
+#[derive(Default)]
+struct Asked {
+    /// Those that are to be captured.
+    wanted: BTreeMap<Uid, Arc<Workload>>,
+    /// Those that are known and not to be.
+    others: HashSet<Uid>,
+    /// The agent takes the mesh off the node: nobody is.
+    is_leaving: bool,
+}
+
+impl Asked {
+    fn of(world: &MeshState, is_leaving: bool) -> Self {
+        if is_leaving {
+            return Self { is_leaving, ..Self::default() };
+        }
+        let mut asked = Self::default();
+        for workload in world.local_workloads() {
+            if workload.enrolled {
+                asked.wanted.insert(workload.uid.clone(), workload.clone());
+            } else {
+                asked.others.insert(workload.uid.clone());
+            }
+        }
+        asked
+    }
+
+    /// Whether what a pod sends and takes may be its own again. Of one that nobody speaks of any more nobody said so.
+    fn may_leave(&self, uid: &str) -> bool {
+        self.is_leaving || self.others.contains(uid)
+    }
 }
 
 /// The readiness gate of a pod.
@@ -209,14 +237,13 @@ impl Enroller {
             if ticks % (VERIFY_EVERY * SWEEP_EVERY) == 1 && self.ownership.is_alone() {
                 sweep::sweep(&self.tables, &self.live);
             }
-            let wanted = if is_leaving { BTreeMap::new() } else { wanted(&current) };
-            self.round(&current, wanted, look, started.elapsed() < ENROL_PATIENCE).await;
+            self.round(&current, Asked::of(&current, is_leaving), look, started.elapsed() < ENROL_PATIENCE).await;
             look = Look::Quick;
         }
     }
 
     /// Looks, decides, acts, and says what is missing.
-    async fn round(&mut self, world: &MeshState, wanted: BTreeMap<Uid, Arc<Workload>>, look: Look, is_starting: bool) {
+    async fn round(&mut self, world: &MeshState, asked: Asked, look: Look, is_starting: bool) {
         let newest = self.ownership.newest();
         let duty = self.duty(newest).await;
         self.state.obstacles.clear();
@@ -226,7 +253,7 @@ impl Enroller {
         }
         // Another agent may have met pods in other namespaces, and left anything behind.
         let look = if duty == Duty::Resume { Look::Close } else { look };
-        let view = self.look(&wanted, look, duty).await;
+        let view = self.look(&asked, look, duty).await;
         let Plan { steps, in_conflict } = plan::plan(&view, duty);
         for uid in in_conflict {
             self.state.obstacles.insert(uid, "another pod that lives holds its IP".into());
@@ -240,7 +267,7 @@ impl Enroller {
         if whole {
             self.state.answered = newest;
         }
-        self.tell(&wanted, is_starting);
+        self.tell(&asked.wanted, is_starting);
         self.tell_sandboxes(world);
         if look == Look::Close
             && let Some(_turn) = self.ownership.turn().await
@@ -357,33 +384,42 @@ impl Enroller {
         );
     }
 
-    async fn look(&mut self, wanted: &BTreeMap<Uid, Arc<Workload>>, look: Look, duty: Duty) -> View {
-        let held = self.look_at_held(wanted, look).await;
+    async fn look(&mut self, asked: &Asked, look: Look, duty: Duty) -> View {
+        let wanted = &asked.wanted;
+        let held = self.look_at_held(asked, look).await;
         let found = match duty {
             Duty::Own | Duty::Resume => self.find(wanted, &held).await,
             Duty::LetGo => BTreeMap::new(),
         };
-        let kernel = (look == Look::Close && duty != Duty::LetGo).then(|| self.look_at_kernel());
+        let kernel = (look == Look::Close && duty != Duty::LetGo).then(|| self.look_at_kernel(asked));
         let wanted = wanted.iter().map(|(uid, workload)| (uid.clone(), workload.ips.iter().copied().collect()));
         View { wanted: wanted.collect(), held, found, kernel }
     }
 
-    async fn look_at_held(&mut self, wanted: &BTreeMap<Uid, Arc<Workload>>, look: Look) -> BTreeMap<u64, Held> {
+    async fn look_at_held(&mut self, asked: &Asked, look: Look) -> BTreeMap<u64, Held> {
         let (kubepods, now) = (&self.loaded.kubepods, Instant::now());
         let mut seen = BTreeMap::new();
         for (cookie, pod) in &mut self.state.held {
             let uid = pod.workload.uid.clone();
-            let fits = wanted.get(&uid).is_some_and(|wanted| !is_another(wanted, &pod.workload));
+            let fits = asked.wanted.get(&uid).is_some_and(|wanted| !is_another(wanted, &pod.workload));
             if let Phase::Departed { due } = &mut pod.phase {
                 *due = pod.due <= now;
             }
             let is_enrolled = pod.phase == Phase::Enrolled && fits;
             if look == Look::Close || !is_enrolled {
-                pod.present = match namespace::is_current(kubepods, &uid, pod.inode) {
-                    Some(is_current) => is_current,
-                    // No process of it runs yet: its sandbox is what it has.
-                    None => self.sandboxes.get(&uid).is_some_and(|sandbox| sandbox.inode() == pod.inode),
-                };
+                let in_sandbox = self.sandboxes.get(&uid).is_some_and(|sandbox| sandbox.inode() == pod.inode);
+                match namespace::life(kubepods, &uid, pod.inode) {
+                    Ok(Life::Here) => pod.present = true,
+                    Ok(Life::Elsewhere) => pod.present = false,
+                    // With a runtime that keeps no process for the sandbox, such as CRI-O, the containers that begin again
+                    // find the namespace with the link as they left it.
+                    Ok(Life::Nowhere) => pod.present = in_sandbox || (fits && has_link(&pod.guards)),
+                    Ok(Life::Ended) => pod.present = in_sandbox,
+                    // What an agent that lacks descriptors cannot see is as it was.
+                    Err(error) => {
+                        self.state.obstacles.insert(uid.clone(), format!("looking at its processes: {error}"));
+                    }
+                }
             }
             let mut interfaces = None;
             if look == Look::Close && is_enrolled && pod.present {
@@ -404,8 +440,8 @@ impl Enroller {
             }
             let ips = pod.workload.ips.iter().copied().collect();
             let Pod { phase, present, closed, .. } = *pod;
-            let guards = pod.guards.clone();
-            seen.insert(*cookie, Held { uid, ips, phase, fits, present, guards, interfaces, closed });
+            let (guards, may_leave) = (pod.guards.clone(), asked.may_leave(&uid));
+            seen.insert(*cookie, Held { uid, ips, phase, fits, present, may_leave, guards, interfaces, closed });
         }
         seen
     }
@@ -505,13 +541,16 @@ impl Enroller {
         self.tables.pods.get(&cookie).is_some_and(|pod| pod.gate() == Gate::Open && *pod.addresses() == own)
     }
 
-    fn look_at_kernel(&self) -> Kernel {
+    fn look_at_kernel(&self, asked: &Asked) -> Kernel {
         let tables = &self.tables;
         let pinned = fs::read_dir(self.loaded.pins.pods()).into_iter().flatten().flatten();
-        let uids = pinned.filter_map(|entry| entry.file_name().into_string().ok());
+        let uids: Vec<String> = pinned.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        let is_silent = |uid: &&String| !asked.wanted.contains_key(uid.as_str()) && !asked.may_leave(uid);
+        let forsaken = uids.iter().filter(is_silent).filter(|uid| namespace::may_live(&self.loaded.kubepods, uid));
         let gates = tables.pods.keys(MAP_KEYS).into_iter();
         Kernel {
-            pins: uids.map(|uid| (Uid::from(&*uid), guarded_in(&self.loaded.pins.pod(&uid)))).collect(),
+            forsaken: forsaken.map(|uid| Uid::from(&**uid)).collect(),
+            pins: uids.iter().map(|uid| (Uid::from(&**uid), guarded_in(&self.loaded.pins.pod(uid)))).collect(),
             gates: gates.filter_map(|cookie| Some((cookie, ips(tables.pods.get(&cookie)?.addresses())))).collect(),
             guards: self.filed_guards().into_iter().map(|(index, pod)| (index, ips(&pod))).collect(),
         }
@@ -592,6 +631,7 @@ impl Enroller {
             }
             Step::DetachLookup { uid } => remove_pin(&self.loaded.pins.pod(uid).join("lookup")),
             Step::Release { cookie } => self.release(*cookie).await,
+            Step::Forsake { cookie } => self.forsake(*cookie).await,
             Step::RemoveRoutes { cookie } => self.remove_routes(*cookie).await,
             Step::RemoveStrangersRoutes { uid } => self.remove_strangers_routes(uid).await,
             Step::RemovePins { uid } => remove_pins(&self.loaded.pins.pod(uid)),
@@ -726,20 +766,39 @@ impl Enroller {
 
     async fn release(&mut self, cookie: u64) -> Result<(), String> {
         let Some(pod) = self.state.held.get_mut(&cookie) else { return Ok(()) };
-        let Workload { uid, name, namespace, .. } = &*pod.workload;
-        if pod.phase == Phase::Enrolled {
+        let Workload { name, namespace, .. } = &*pod.workload;
+        if matches!(pod.phase, Phase::Enrolled | Phase::Forsaken) {
             tracing::info!(pod = %name, %namespace, "left the mesh");
         }
         pod.phase = Phase::Departed { due: false };
         pod.due = Instant::now() + ROUTES_OUTLIVE;
+        self.take_from_proxy(cookie).await;
+        Ok(())
+    }
+
+    async fn forsake(&mut self, cookie: u64) -> Result<(), String> {
+        let pod = self.pod(cookie)?;
+        let Workload { name, namespace, .. } = &*pod.workload;
+        tracing::warn!(
+            pod = %name, %namespace,
+            "its object is gone, or another pod has its address, and its processes live: it is refused until they have \
+             ended, or until it is there again"
+        );
+        pod.phase = Phase::Forsaken;
+        self.take_from_proxy(cookie).await;
+        Ok(())
+    }
+
+    /// The proxy closes what it has of a pod.
+    async fn take_from_proxy(&mut self, cookie: u64) {
+        let Some(pod) = self.state.held.get_mut(&cookie) else { return };
         pod.net.empty_stock();
         pod.net.close_listeners();
         pod.listeners.clear();
         if std::mem::take(&mut pod.announced) {
             // It fails when the proxy is gone, and every connection with it.
-            let _ = self.events.send(PodEvent::Left(uid.clone())).await;
+            let _ = self.events.send(PodEvent::Left(pod.workload.uid.clone())).await;
         }
-        Ok(())
     }
 
     async fn remove_routes(&mut self, cookie: u64) -> Result<(), String> {
@@ -769,7 +828,7 @@ fn neighbour<'a>(workload: Option<&Arc<Workload>>, pod: &'a Pod) -> Neighbour<'a
         Phase::Enrolled | Phase::Joining if !is_wanted => Some(false),
         Phase::Enrolled if !pod.closed => Some(true),
         Phase::Enrolled | Phase::Joining => None,
-        Phase::Departed { .. } => Some(false),
+        Phase::Departed { .. } | Phase::Forsaken => Some(false),
     };
     Neighbour {
         workload: pod.workload.clone(),
@@ -777,6 +836,17 @@ fn neighbour<'a>(workload: Option<&Arc<Workload>>, pod: &'a Pod) -> Neighbour<'a
         interface: pod.guards.first().copied(),
         thread: pod.net.thread(),
     }
+}
+
+/// Whether one of these interfaces of the node is there; also where that cannot be told.
+fn has_link(indexes: &BTreeSet<u32>) -> bool {
+    use rustix::io::Errno;
+    use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+
+    // Any socket can be asked.
+    let Ok(socket) = socket(AddressFamily::UNIX, SocketType::DGRAM, None) else { return true };
+    let is_gone = |index: &u32| matches!(netdevice::index_to_name(&socket, *index), Err(Errno::NODEV | Errno::NXIO));
+    !indexes.iter().all(is_gone)
 }
 
 fn indexes(interfaces: &[Interface]) -> BTreeSet<u32> {

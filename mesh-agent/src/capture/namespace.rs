@@ -28,11 +28,12 @@ pub(super) struct Found {
 /// node, which nothing inside the pod can imitate. Where that is not as it should be, it is what is found, with what is
 /// in the way.
 pub(super) async fn find(kubepods: &Path, uid: &str, ip: Option<IpAddr>) -> Result<Found, String> {
-    let cgroup = cgroups::pod(kubepods, uid).ok_or("its cgroup is not there yet")?;
+    let reading = |error: io::Error| format!("reading its cgroup: {error}");
+    let cgroup = cgroups::pod(kubepods, uid).map_err(reading)?.ok_or("its cgroup is not there yet")?;
     let mut seen = Vec::new();
     let mut trouble = "it has no process yet".to_string();
     let mut barred = None;
-    for pid in cgroups::processes(&cgroup) {
+    for pid in cgroups::processes(&cgroup).map_err(reading)? {
         let opened = match open(pid, &cgroup) {
             Ok(opened) => opened,
             Err(error) => {
@@ -91,13 +92,75 @@ fn is_alive(process: &OwnedFd) -> io::Result<bool> {
     Ok(info.lines().any(|line| line.strip_prefix("Pid:").is_some_and(|pid| pid.trim() != "-1")))
 }
 
-/// Whether the pod's processes still are in the namespace with this inode; none if that cannot be told.
-pub(super) fn is_current(kubepods: &Path, uid: &str, inode: u64) -> Option<bool> {
-    let cgroup = cgroups::pod(kubepods, uid)?;
-    let mut seen = cgroups::processes(&cgroup).into_iter().filter_map(|pid| {
-        let namespace = fs::metadata(format!("/proc/{pid}/ns/net")).ok()?;
-        Some(namespace.ino())
-    });
-    let first = seen.next()?;
-    Some(first == inode || seen.any(|other| other == inode))
+/// Where a pod's processes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// In the namespace that was asked for, at least one of them.
+    Here,
+    /// In others, all of them.
+    Elsewhere,
+    /// Nowhere, though the pod has a cgroup still: its containers have not begun, or are begun again, or have ended.
+    Nowhere,
+    /// It has no cgroup.
+    Ended,
+}
+
+/// Where the pod's processes are, as seen from the namespace with this inode.
+///
+/// # Errors
+/// That cannot be told.
+pub(super) fn life(kubepods: &Path, uid: &str, inode: u64) -> io::Result<Life> {
+    let Some(cgroup) = cgroups::pod(kubepods, uid)? else { return Ok(Life::Ended) };
+    let mut life = Life::Nowhere;
+    for pid in cgroups::processes(&cgroup)? {
+        match fs::metadata(format!("/proc/{pid}/ns/net")) {
+            Ok(namespace) if namespace.ino() == inode => return Ok(Life::Here),
+            Ok(_) => life = Life::Elsewhere,
+            // It has ended.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(life)
+}
+
+/// Whether a pod has any process; also where that cannot be told.
+pub(super) fn may_live(kubepods: &Path, uid: &str) -> bool {
+    let cgroup = match cgroups::pod(kubepods, uid) {
+        Ok(Some(cgroup)) => cgroup,
+        Ok(None) => return false,
+        Err(_) => return true,
+    };
+    cgroups::processes(&cgroup).map_or(true, |processes| !processes.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_pod_lives() {
+        let root = tempfile::tempdir().expect("a directory");
+        let own = fs::metadata("/proc/self/ns/net").expect("a namespace").ino();
+        let me = std::process::id().to_string();
+        // Process ids of a container; what is seen from this process's namespace, and from another.
+        let table = [
+            ("alive", Some(me.as_str()), [Life::Here, Life::Elsewhere], true),
+            ("beginning", Some(""), [Life::Nowhere, Life::Nowhere], false),
+            // A number that no process has.
+            ("ending", Some("4194305"), [Life::Nowhere, Life::Nowhere], true),
+            ("gone", None, [Life::Ended, Life::Ended], false),
+        ];
+        for (uid, processes, seen, lives) in table {
+            if let Some(processes) = processes {
+                let container = root.path().join(format!("besteffort/pod{uid}/container"));
+                fs::create_dir_all(&container).expect("a directory");
+                fs::write(container.join("cgroup.procs"), processes).expect("a file");
+            }
+            let inodes = [own, own + 1];
+            assert_eq!(inodes.map(|inode| life(root.path(), uid, inode).expect("readable")), seen, "{uid}");
+            assert_eq!(may_live(root.path(), uid), lives, "{uid}");
+        }
+    }
 }

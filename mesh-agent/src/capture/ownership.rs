@@ -293,18 +293,27 @@ impl Instance {
 impl Process {
     fn own() -> io::Result<Self> {
         let pid = std::process::id();
-        let started = start_time(pid).ok_or_else(|| io::Error::other("this process has no entry in /proc"))?;
+        let started = start_time(pid)?.ok_or_else(|| io::Error::other("this process has no entry in /proc"))?;
         Ok(Self { pid, started })
     }
 
+    /// Also where that cannot be told: an agent that lacks descriptors lives.
     fn is_alive(self) -> bool {
-        start_time(self.pid) == Some(self.started)
+        start_time(self.pid).map_or(true, |started| started == Some(self.started))
     }
 }
 
 /// When a process that runs was started; none for one that ended, also while its parent has not taken note.
-fn start_time(pid: u32) -> Option<u64> {
-    start_time_in(&fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?)
+///
+/// # Errors
+/// It cannot be told.
+fn start_time(pid: u32) -> io::Result<Option<u64>> {
+    match fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")) {
+        Ok(stat) => Ok(start_time_in(&stat)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// `PID (NAME) STATE …`: the name may hold anything, and field 22 is the start.

@@ -26,7 +26,7 @@ use super::limits::{
 };
 use super::screen::{Gate, Screen};
 use super::untaken::{Arriving, Untaken, Watched};
-use super::upgrade;
+use super::upgrade::{self, Change};
 use crate::drain;
 
 /// What HTTP/2 begins with (RFC 9113 3.4).
@@ -170,6 +170,8 @@ async fn speak<S: Serves>(
     let goodbye = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
     let rests = may_rest(&*session, &gate);
     let driven = drive(&mut connection, goodbye, &*session, leaving, rests, cut.as_mut()).await;
+    // However that ended: a change that stays there holds the request that it began with, and that the conversation.
+    let change = session.conversation().take_change();
     let parts = connection.into_parts();
     let (client, kept) = parts.io.into_inner().into_inner();
     let unread = [&parts.read_buf[..], &kept[..]].concat();
@@ -180,7 +182,10 @@ async fn speak<S: Serves>(
             Spoken::Ended(Ended::Cut)
         }
         Driven::Rested => Spoken::Ended(Ended::Finished),
-        Driven::Ended(ended) => Spoken::Ended(part(client, unread, ended, &*session, &gate, cut).await),
+        Driven::Ended(ended) => {
+            let ended = ended.map(|()| change);
+            Spoken::Ended(part(client, unread, ended, &*session, &gate, cut).await)
+        }
     }
 }
 
@@ -188,31 +193,34 @@ async fn speak<S: Serves>(
 async fn part<S: Serves>(
     mut client: Io,
     unread: Vec<u8>,
-    ended: hyper::Result<()>,
+    ended: hyper::Result<Option<Change>>,
     session: &S,
     gate: &Gate,
     cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Ended {
-    if let Err(error) = ended {
-        if gate.violation().is_none() && !error.is_parse() {
+    let change = match ended {
+        Ok(Some(change)) => change,
+        Ok(None) => {
+            client.linger().await;
+            return Ended::Finished;
+        }
+        Err(error) if gate.violation().is_none() && !error.is_parse() => {
             client.reset();
             return Ended::Broken(kind(&error));
         }
-        // The parser has answered with 400 or 431. What it found too long itself is too long all the same.
-        let own = if error.is_parse_too_large() { Violation::TooLong.label() } else { "not-http" };
-        let reason = gate.violation().map_or(own, Violation::label);
-        let status = if error.is_parse_too_large() {
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
-        } else {
-            StatusCode::BAD_REQUEST
-        };
-        session.conversation().refuse(reason, Some(status));
-        client.linger().await;
-        return Ended::Refused(reason);
-    }
-    let Some(change) = session.conversation().take_change() else {
-        client.linger().await;
-        return Ended::Finished;
+        Err(error) => {
+            // The parser has answered with 400 or 431. What it found too long itself is too long all the same.
+            let own = if error.is_parse_too_large() { Violation::TooLong.label() } else { "not-http" };
+            let reason = gate.violation().map_or(own, Violation::label);
+            let status = if error.is_parse_too_large() {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            } else {
+                StatusCode::BAD_REQUEST
+            };
+            session.conversation().refuse(reason, Some(status));
+            client.linger().await;
+            return Ended::Refused(reason);
+        }
     };
     let carried = tokio::select! {
         biased;
@@ -367,15 +375,19 @@ fn kind(error: &hyper::Error) -> io::ErrorKind {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
     use std::sync::Arc;
 
     use http::HeaderMap;
+    use socket2::SockRef;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::{Notify, oneshot};
     use tokio::task::{LocalSet, spawn_local};
 
-    use super::super::conversation::Teller;
+    use super::super::conversation::{Begun, Teller};
     use super::super::io::Meter;
+    use super::super::upstream::Upgraded;
     use super::*;
     use crate::drain::Drain;
     use crate::telemetry::{Direction, RequestRecord, Span, TappedHeaders};
@@ -411,12 +423,18 @@ mod tests {
         }
     }
 
-    /// Serves a client on a connection that has rested for so long; the client's end.
-    async fn served(has_rested: Duration) -> TcpStream {
+    /// A client's connection: its end, ours, and what is said on it.
+    async fn connected() -> (TcpStream, TcpStream, Rc<Conversation>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, peer) = listener.accept().await.unwrap();
         let conversation = Conversation::new(Rc::new(Nobody), RequestRecord::blank(Direction::Outbound, peer));
+        (client, accepted, conversation)
+    }
+
+    /// Serves a client on a connection that has rested for so long; the client's end.
+    async fn served(has_rested: Duration) -> TcpStream {
+        let (client, accepted, conversation) = connected().await;
         conversation.has_rested(has_rested);
         let drain = Drain::new();
         spawn_local(async move {
@@ -460,5 +478,78 @@ mod tests {
             assert!((left..most).contains(&took), "closed after {took:?}");
             assert_eq!(young, None, "it has more time");
         });
+    }
+
+    /// Agrees to another protocol when it is told to.
+    struct Agrees {
+        conversation: Rc<Conversation>,
+        application: RefCell<Option<oneshot::Receiver<Upgraded>>>,
+        asked: Notify,
+        may_agree: Notify,
+        agreed: Rc<Notify>,
+        /// The answer never leaves.
+        is_stuck: bool,
+    }
+
+    impl Serves for Agrees {
+        fn conversation(&self) -> &Rc<Conversation> {
+            &self.conversation
+        }
+
+        async fn answer(self: Rc<Self>, request: Request<Arriving>) -> Response<DownBody> {
+            let Begun { exchange, .. } = self.conversation.take(request);
+            self.asked.notify_one();
+            self.may_agree.notified().await;
+            let application = self.application.take().unwrap();
+            self.conversation.agree(Change { application, exchange: exchange.clone() });
+            self.agreed.notify_one();
+            if self.is_stuck {
+                std::future::pending::<()>().await;
+            }
+            let answer = Response::builder().status(101).header("connection", "upgrade").header("upgrade", "chat");
+            self.conversation.settle(Ok(answer.body(DownBody::text("")).unwrap()), false, exchange).await
+        }
+    }
+
+    /// Whether its client resets the connection before it can be answered, or it is cut then.
+    #[test]
+    fn a_change_of_protocol_that_nobody_hears_of_is_given_back() {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        const ASK: &[u8] = b"GET / HTTP/1.1\r\nHost: w\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n";
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for is_cut in [false, true] {
+            LocalSet::new().block_on(&runtime, async {
+                let (mut client, accepted, conversation) = connected().await;
+                let (application, upgraded) = oneshot::channel();
+                let (held, agreed) = (Rc::downgrade(&conversation), Rc::new(Notify::new()));
+                let session = Rc::new(Agrees {
+                    conversation,
+                    application: RefCell::new(Some(upgraded)),
+                    asked: Notify::new(),
+                    may_agree: Notify::new(),
+                    agreed: agreed.clone(),
+                    is_stuck: is_cut,
+                });
+                let (drain, served) = (Drain::new(), session.clone());
+                let leaving = drain.token();
+                let serving = spawn_local(async move {
+                    let cut = async { if is_cut { agreed.notified().await } else { std::future::pending().await } };
+                    serve(Io::socket(accepted, Rc::new(Nobody)), served, leaving, cut).await
+                });
+                client.write_all(ASK).await.unwrap();
+                session.asked.notified().await;
+                if !is_cut {
+                    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+                    drop(client);
+                }
+                session.may_agree.notify_one();
+                let ended = tokio::time::timeout(PATIENCE, serving).await.expect("its end").unwrap();
+                assert_eq!(ended == Ended::Cut, is_cut, "{ended:?}");
+                assert!(session.application.borrow().is_none(), "the application agreed");
+                drop(session);
+                assert!(application.is_closed(), "{ended:?}: the application's connection is kept");
+                assert!(held.upgrade().is_none(), "{ended:?}: the conversation is kept");
+            });
+        }
     }
 }

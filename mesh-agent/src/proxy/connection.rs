@@ -192,11 +192,13 @@ impl Live {
         }
     }
 
-    /// The connection has become bytes by this request.
-    pub fn upgraded(&self, standing: Standing) {
+    /// The connection has become bytes by this request. It was judged a while ago, and what changed meanwhile was asked about
+    /// a connection of requests: policy is asked again.
+    pub fn upgraded(&self, standing: Standing, state: &MeshState) {
         if let Some(judged) = &mut *self.judged.borrow_mut() {
             judged.layer = Layer::Upgraded(Box::new(standing));
         }
+        self.rejudge(state);
     }
 
     /// The connection leads elsewhere after all: what this node decided about it no longer matters.
@@ -429,8 +431,11 @@ mod tests {
     use super::super::budget::{Budgets, Kind, PodBudget};
     use super::super::limits::TABLE_CHUNK;
     use super::super::record;
+    use super::super::straight::tests::{policy, world};
     use super::*;
     use crate::addr::ClientAddr;
+    use crate::policy::{Action, Operation, Pattern};
+    use crate::spiffe::SpiffeId;
     use crate::state::StateWriter;
 
     fn table(connections: usize) -> (Rc<LiveTable>, Vec<Registration>) {
@@ -482,5 +487,31 @@ mod tests {
         println!("the longest pause of another task: {longest:?}");
         assert!(turns >= connections / TABLE_CHUNK, "another task ran {turns} times");
         assert!(registrations.iter().all(|live| matches!(live.cancel.reason(), Some(Cut::Revoked(_)))));
+    }
+
+    /// By the time the application agrees, which may be long after the request was judged: (the policies of then, whether the
+    /// connection goes on)
+    #[test]
+    fn an_upgrade_that_is_no_longer_allowed_is_cut() {
+        let allows = |account, method| {
+            let methods = vec![Pattern::parse(method).unwrap()];
+            vec![policy(Action::Allow, account, &[], vec![Operation { methods, ..Operation::default() }])]
+        };
+        for (policies, goes_on) in [
+            (vec![], true),
+            (allows("client", "GET"), true),
+            (allows("client", "POST"), false),
+            (allows("other", "GET"), false),
+        ] {
+            let state = MeshState::build(1, "node", &world(vec![], policies.clone()));
+            let (_table, connections) = table(1);
+            let live = connections.first().unwrap();
+            let facts = Facts { source: SpiffeId::new("cluster.local", "shop", "client").ok(), ..judged().facts };
+            let of_requests = Judged { destination_uid: "near".into(), facts, layer: Layer::Requests };
+            live.judged.replace(Some(of_requests));
+            let (head, ()) = http::Request::get("/ws").header("host", "near").body(()).unwrap().into_parts();
+            live.upgraded(Standing { head, token: None, answered: vec![] }, &state);
+            assert_eq!(live.cancel.reason().is_none(), goes_on, "{policies:?}: {:?}", live.cancel.reason());
+        }
     }
 }

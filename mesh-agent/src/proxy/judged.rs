@@ -191,7 +191,7 @@ impl Guard for Gatekeeper {
 
     fn upgraded(&self, head: request::Parts) {
         let (token, answered) = (self.token.take(), self.answered.take());
-        self.live.upgraded(Standing { head, token, answered });
+        self.live.upgraded(Standing { head, token, answered }, &self.worker.shared.state.current());
     }
 }
 

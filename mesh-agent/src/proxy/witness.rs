@@ -37,16 +37,20 @@ pub struct Witnesses {
 impl Witnesses {
     /// Makes one, and says whether it arrived.
     async fn ask(&self, pod: &Pod, ip: IpAddr) -> bool {
-        let Ok(mut tcp) = dial::from_pod(pod, SocketAddr::new(ip, hbone::PORT)).await else { return false };
+        match dial::from_pod(pod, SocketAddr::new(ip, hbone::PORT)).await {
+            Ok(tcp) => self.arrives(tcp).await,
+            Err(_) => false,
+        }
+    }
+
+    /// Says the word on one. Whoever asks may be gone before it is heard.
+    async fn arrives(&self, mut tcp: TcpStream) -> bool {
         let (Ok(from), Ok(to)) = (tcp.local_addr(), tcp.peer_addr()) else { return false };
         let (arrived, arrives) = oneshot::channel();
-        let ends = ends(from, to);
         // Before the word is said: nobody hears it earlier.
-        self.awaited().insert(ends, arrived);
+        let _awaited = Awaited::new(self, ends(from, to), arrived);
         let said = async { tcp.write_all(WORD).await.is_ok() && arrives.await.is_ok() };
-        let has_arrived = timeout(WITNESS_TIMEOUT, said).await.unwrap_or(false);
-        self.awaited().remove(&ends);
-        has_arrived
+        timeout(WITNESS_TIMEOUT, said).await.unwrap_or(false)
     }
 
     /// Whether a connection to a tunnel port is one of these. Looks at its first bytes and takes none.
@@ -63,6 +67,25 @@ impl Witnesses {
 
     fn awaited(&self) -> std::sync::MutexGuard<'_, HashMap<Ends, oneshot::Sender<()>>> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of them; forgotten when nobody awaits it any more.
+struct Awaited<'a> {
+    witnesses: &'a Witnesses,
+    ends: Ends,
+}
+
+impl<'a> Awaited<'a> {
+    fn new(witnesses: &'a Witnesses, ends: Ends, arrived: oneshot::Sender<()>) -> Self {
+        witnesses.awaited().insert(ends, arrived);
+        Self { witnesses, ends }
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.witnesses.awaited().remove(&self.ends);
     }
 }
 
@@ -115,5 +138,39 @@ impl Ways {
     /// Forgets what concerns a pod that left.
     pub fn forget(&self, uid: &str) {
         self.known.borrow_mut().retain(|(from, to, _), _| **from != *uid && **to != *uid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// (who listens hears it, whoever asks waits for that)
+    #[tokio::test]
+    async fn nothing_is_awaited_when_nobody_asks_any_more() {
+        const MOMENT: Duration = Duration::from_millis(20);
+        for (is_heard, waits) in [(true, true), (false, true), (false, false)] {
+            let witnesses = Witnesses::default();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (accepted, _) = listener.accept().await.unwrap();
+            let asking = witnesses.arrives(tcp);
+            let hearing = async {
+                if is_heard {
+                    assert!(witnesses.hear(&accepted).await);
+                }
+            };
+            if waits {
+                let (has_arrived, ()) = tokio::join!(asking, hearing);
+                assert_eq!(has_arrived, is_heard);
+            } else {
+                assert!(timeout(MOMENT, asking).await.is_err(), "it waits for longer");
+            }
+            assert!(witnesses.awaited().is_empty(), "{is_heard} {waits}");
+        }
     }
 }

@@ -343,8 +343,10 @@ impl Engine {
 
     fn settle_presence(&mut self, dirty: &Dirty) {
         for name in &dirty.present {
-            let there = self.pods.get(name).filter(|workload| self.pods.is_there(workload)).cloned();
-            let local = there.clone().filter(|workload| workload.node == self.state.node);
+            let pod = self.pods.get(name);
+            let there = pod.filter(|workload| self.pods.is_there(workload)).cloned();
+            let is_here = |workload: &Workload| workload.node == self.state.node && self.pods.is_on_its_node(workload);
+            let local = pod.filter(|workload| is_here(workload)).cloned();
             if local.is_some() || self.state.local.contains_key(name) {
                 let list = Arc::make_mut(&mut self.state.local);
                 let before = match &local {

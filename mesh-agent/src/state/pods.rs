@@ -246,6 +246,16 @@ impl Pods {
     pub(super) fn is_there(&self, workload: &Workload) -> bool {
         workload.host_network || workload.ips.iter().any(|ip| self.holds(workload, ip))
     }
+
+    /// The same among the pods of its own node: whoever says elsewhere that he has its address takes nothing from it there.
+    pub(super) fn is_on_its_node(&self, workload: &Workload) -> bool {
+        let is_first = |ip: &IpAddr| {
+            let mut beside =
+                self.claimants(ip).filter(|other| other.node == workload.node && other.uid != workload.uid);
+            !beside.any(|other| other.beats(workload))
+        };
+        workload.host_network || workload.ips.iter().any(is_first)
+    }
 }
 
 /// Whether a pod has all the labels; an empty selector selects nothing.

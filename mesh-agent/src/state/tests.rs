@@ -28,6 +28,19 @@ fn an_ip_that_two_pods_claim_is_the_newest_ones_that_stays() {
     }
 }
 
+/// Whoever writes of a pod elsewhere that it has an address finds nobody at it, and takes nobody's mesh away.
+#[test]
+fn a_claim_of_another_node_takes_no_pod_from_this_one() {
+    let own = Workload { created: Some(1), ..pod("own", &["10.0.0.1"]) };
+    let claim = Workload { created: Some(2), node: "other".into(), ..pod("claim", &["10.0.0.1"]) };
+    for pods in [vec![own.clone(), claim.clone()], vec![claim, own]] {
+        let state = build(pods, vec![]);
+        assert_eq!(&*state.workload_by_ip(ip("10.0.0.1")).unwrap().name, "claim");
+        assert_eq!(names(state.local_workloads()), ["own"]);
+        assert!(state.inbound_policy("uid-own").is_some());
+    }
+}
+
 #[test]
 fn local_pods_come_once_and_host_network_pods_are_not_found_by_ip() {
     let host = Workload { host_network: true, ..pod("host", &["192.168.0.1"]) };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
 
 use super::requests::{Client, Seen, app, hear, mirror, nothing, read, say, speaks, text, until};
 use super::support::*;
@@ -263,6 +264,47 @@ async fn a_websocket_is_judged_by_its_request_and_cut_when_that_is_no_longer_all
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(PATIENCE, tcp.read_to_end(&mut rest)).await.expect("it is cut");
     assert!(ended.is_err(), "with a reset: {rest:?}");
+}
+
+/// Between the two the connection is one of requests still, which a policy that refuses this one lets be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_that_is_denied_between_its_request_and_the_101_is_cut() {
+    for app_protocol in [None, Some("http")] {
+        let pair = Pair::start().await;
+        if let Some(app_protocol) = app_protocol {
+            speaks(&pair, app_protocol);
+        }
+        let [asked, may_agree] = [(); 2].map(|()| Arc::new(Notify::new()));
+        let told = (asked.clone(), may_agree.clone());
+        app((pair.server.ip, 8080), Version::HTTP_11, move |mut request| {
+            let (asked, may_agree) = told.clone();
+            Box::pin(async move {
+                let upgraded = hyper::upgrade::on(&mut request);
+                asked.notify_one();
+                may_agree.notified().await;
+                tokio::spawn(async move {
+                    // Says nothing, and stays.
+                    let mut io = TokioIo::new(upgraded.await.unwrap());
+                    let _ = io.read_exact(&mut [0]).await;
+                });
+                let response =
+                    Response::builder().status(101).header("connection", "upgrade").header("upgrade", "websocket");
+                response.body(nothing()).unwrap()
+            })
+        });
+        rules(&pair, "ALLOW", PUBLIC);
+        let mut tcp = pair.client.connect(vip()).await.unwrap();
+        let ask = ask("/public/ws").replace("w\r\n", "w\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n");
+        tcp.write_all(ask.as_bytes()).await.unwrap();
+        tokio::time::timeout(PATIENCE, asked.notified()).await.expect("the application is asked");
+        rules(&pair, "ALLOW", &PUBLIC.replace("/public/*", "/other"));
+        // By then the connections that there are have been judged.
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        may_agree.notify_one();
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(PATIENCE, tcp.read_to_end(&mut rest)).await.expect("it is cut");
+        assert!(ended.is_err(), "{app_protocol:?}: with a reset: {rest:?}");
+    }
 }
 
 /// Bodies go both ways as they come, and their readers' pace is the writers'.

@@ -235,13 +235,21 @@ pub fn choose(
     now: u64,
     chance: u32,
 ) -> Result<StraightSocket, Not> {
-    let socket = match pick(published, netns, dialled, chance) {
-        Some(socket) if holds(published, &socket, now) => socket,
-        Some(_) | None => return Err(Not::NoPath),
-    };
-    let server = socket.path.server;
-    if has_room(published, NODE) && has_room(published, netns) && has_room(published, server) {
-        Ok(socket)
+    let mut key = PathKey::new(netns, dialled, 0);
+    let Some(mut path) = published.path(&key) else { return Err(Not::NoPath) };
+    if path.slots > 1 {
+        key.slot = chance % path.slots;
+        // The first again, where it is that: one place on the stack for both.
+        path = match published.path(&key) {
+            Some(path) => path,
+            None => return Err(Not::NoPath),
+        };
+    }
+    if !may_be_taken(published, &path, now) {
+        return Err(Not::NoPath);
+    }
+    if has_room(published, NODE) && has_room(published, netns) && has_room(published, path.server) {
+        Ok(StraightSocket::new(key, path))
     } else {
         Err(Not::NoRoom)
     }
@@ -254,20 +262,6 @@ fn has_room(published: &impl Published, netns: u64) -> bool {
         (Some(live), Some(room)) => live < room,
         _ => false,
     }
-}
-
-#[inline(always)]
-fn pick(published: &impl Published, netns: u64, dialled: Endpoint, chance: u32) -> Option<StraightSocket> {
-    let first = PathKey::new(netns, dialled, 0);
-    let path = published.path(&first)?;
-    let slot = if path.slots > 1 { chance % path.slots } else { 0 };
-    let (key, path) = if slot == 0 {
-        (first, path)
-    } else {
-        let key = PathKey::new(netns, dialled, slot);
-        (key, published.path(&key)?)
-    };
-    Some(StraightSocket::new(key, path))
 }
 
 /// When the addresses of a connection are known, and before its SYN leaves: whether it took a path, and that still holds.
@@ -307,13 +301,16 @@ pub fn may_arrive(published: &impl Published, record: &StraightRecord, local: &I
 
 #[inline(always)]
 fn holds(published: &impl Published, socket: &StraightSocket, now: u64) -> bool {
-    if published.lease() <= now || !published.has_interface(socket.path.interface) {
-        return false;
-    }
     match published.path(&socket.key) {
-        Some(path) => path.leads_as(&socket.path),
+        Some(path) => path.leads_as(&socket.path) && may_be_taken(published, &path, now),
         None => false,
     }
+}
+
+/// Whether a path that is published has the agent's word still, and somewhere to lead.
+#[inline(always)]
+fn may_be_taken(published: &impl Published, path: &Path, now: u64) -> bool {
+    published.lease() > now && published.has_interface(path.interface)
 }
 
 /// By words: the derived one calls `bcmp`, which the kernel side does not have.

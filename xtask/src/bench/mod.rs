@@ -4,6 +4,7 @@
 //! what one costs, not of what two machines would do. What carries over is the agents' processor time per unit, and the
 //! time that they add at a rate that leaves the machine idle.
 
+mod handshake;
 mod load;
 mod meter;
 mod neighbour;
@@ -69,7 +70,7 @@ enum What {
 const RATE: u64 = 1000;
 
 /// Services with so many routes each.
-const ROUTES: [usize; 2] = [100, 1000];
+const ROUTES: [usize; 3] = [1, 100, 1000];
 
 /// Connections that are held to see what one takes.
 const HELD: u64 = 4000;
@@ -144,6 +145,9 @@ impl Bench {
         let mut rows = Vec::new();
         if self.only.is_empty() || self.only.contains("mem") {
             rows.extend(self.memory(stage)?);
+        }
+        if self.what == What::L4 {
+            rows.extend(handshake::measure(stage, &meter, self.samples, self.seconds, &self.only)?);
         }
         let (straight, carried): (Vec<Case>, Vec<Case>) = self.cases().into_iter().partition(|case| case.is_straight);
         for case in carried {

@@ -240,7 +240,13 @@ impl Testbed {
         self.write_pod(name)
     }
 
-    fn write_pod(&self, name: &str) -> Result<()> {
+    /// Takes a pod's object away and leaves its processes: `kubectl delete --force` where kubelet does not come.
+    pub fn delete_object(&self, name: &str) -> Result<()> {
+        self.world.remove_pod(self.pod(name))
+    }
+
+    /// Writes a pod's object as it was.
+    pub fn write_pod(&self, name: &str) -> Result<()> {
         let pod = self.pod(name);
         self.world.write_pod(pod, self.node(&pod.spec.node))
     }

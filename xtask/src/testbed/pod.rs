@@ -193,7 +193,7 @@ impl Pod {
     }
 
     /// What holds a real pod's namespaces together while its containers come and go.
-    pub(super) fn start_pause(&self) -> Result<()> {
+    pub fn start_pause(&self) -> Result<()> {
         self.start("pause", &["sleep", "infinity"])
     }
 
@@ -247,6 +247,11 @@ impl Pod {
     /// The processes of its long-lived containers that run now, by pid.
     pub fn pids(&self) -> Vec<u32> {
         self.processes.lock().expect("no holder panics").iter().map(Process::pid).collect()
+    }
+
+    /// Ends them all; the pod keeps its network and its cgroup, as with a runtime that has no process for the sandbox.
+    pub fn end_processes(&self) {
+        self.processes.lock().expect("no holder panics").clear();
     }
 
     /// Its cgroup.

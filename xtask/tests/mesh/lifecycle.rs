@@ -147,6 +147,71 @@ fn a_pod_that_ends_leaves_nothing_in_the_agent() -> Result<()> {
     Ok(())
 }
 
+/// A pod that is deleted by force lives until kubelet comes to it, and without kubelet for ever. It did not ask to leave the
+/// mesh: nothing of it passes, whichever agent is there, and with its object it is served as before.
+#[test]
+fn a_pod_that_nobody_speaks_of_is_refused_while_it_lives() -> Result<()> {
+    let Some(mut pair) = meshed("a pod without its object")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    pair.bed.add_namespace("outside", &[])?;
+    pair.bed.add_pod(PodSpec::new("outside", "stranger", "n1"))?;
+    for pod in ["server", "stranger"] {
+        start_nginx(pair.bed.pod(pod))?;
+    }
+    pair.served()?;
+    let passes = |pair: &Pair, from: &str, to: &str, family: Family| -> Result<bool> {
+        let url = format!("http://{}/", pair.bed.pod(to).ips.socket(family, 80));
+        Ok(pair.bed.pod(from).run(&["curl", "-sS", "--max-time", "2", &url], PATIENCE)?.ok())
+    };
+    let ways = [("stranger", "server"), ("server", "stranger")];
+    for (from, to) in ways {
+        ensure!(passes(&pair, from, to, Family::V4)?, "{from} does not reach {to} where nothing forbids it");
+    }
+    pair.bed.delete_object("server")?;
+    eventually(PATIENCE, "the pod to be forsaken", || {
+        Ok(pair.bed.agent("n2").log().contains("its object is gone").then_some(()))
+    })?;
+    let refused = |pair: &Pair, when: &str| -> Result<()> {
+        // Longer than it takes an agent to look for what nobody stands for any more.
+        let end = Instant::now() + Duration::from_secs(7);
+        while Instant::now() < end {
+            for ((from, to), family) in ways.into_iter().flat_map(|way| Family::BOTH.map(|family| (way, family))) {
+                ensure!(!passes(pair, from, to, family)?, "{when}: {from} reaches {to} over {family}");
+            }
+        }
+        Ok(())
+    };
+    refused(&pair, "with the agent that had it").map_err(|error| pair.bed.explain(error))?;
+    pair.bed.agent_mut("n2").kill()?;
+    pair.bed.start_agent("n2", &AgentOptions::default())?;
+    refused(&pair, "with an agent that never had it").map_err(|error| pair.bed.explain(error))?;
+    pair.bed.write_pod("server")?;
+    pair.served().map_err(|error| pair.bed.explain(error))
+}
+
+/// With CRI-O nothing runs in a pod while its one container begins again. It stays captured: what the container dials first
+/// would go past the mesh.
+#[test]
+fn a_pod_whose_containers_begin_again_stays_captured() -> Result<()> {
+    let Some(pair) = meshed("containers that begin again")? else { return Ok(()) };
+    if !pair.with_mesh {
+        return Ok(());
+    }
+    start_nginx(pair.bed.pod("server"))?;
+    pair.served()?;
+    pair.bed.pod("server").end_processes();
+    // Longer than it takes an agent to look whether pods live.
+    std::thread::sleep(Duration::from_secs(7));
+    pair.bed.pod("server").start_pause()?;
+    start_nginx(pair.bed.pod("server"))?;
+    pair.served().map_err(|error| pair.bed.explain(error))?;
+    let log = pair.bed.agent("n2").log();
+    ensure!(!log.contains("left the mesh"), "{log}");
+    Ok(())
+}
+
 const ONLY_THE_CLIENT: &str = "apiVersion: nodemesh.dev/v1alpha1
 kind: AuthorizationPolicy
 metadata: {name: only-the-client, namespace: pair}

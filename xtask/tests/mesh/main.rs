@@ -9,6 +9,7 @@ mod crash_under_load;
 mod dishonest_peer;
 mod exclusions;
 mod external;
+mod features;
 mod flows;
 mod full;
 mod hostile;

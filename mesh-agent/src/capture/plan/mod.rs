@@ -3,9 +3,14 @@
 //!
 //! ```text
 //! none ──Join … Guard──► Enrolled ──Unguard … Release──► Departed ──RemoveRoutes … LetGo──► none
-//!   ▲                       │
-//!   └─Release, LetGo────────┘  by an agent that is no longer the owner: it lets go of what is its own, no more
+//!   ▲                       │ ▲
+//!   └─Release, LetGo────────┤ └─Join …─┐
+//!                           └─CloseGate, Forsake──► Forsaken ──Unguard … LetGo──► none
 //! ```
+//!
+//! Release and LetGo alone are an agent's that is no longer the owner: it lets go of what is its own, no more. A pod is
+//! forsaken when nobody speaks of it any more and processes of it live: its object was deleted by force, or somebody else
+//! says that he has its address. It did not ask to leave, so it is refused until it has ended, or is spoken of again.
 //!
 //! Every prefix of a plan is safe to stop after: a process may be killed anywhere. A pod's pin directory is made first
 //! and goes last, so that the next agent finds whatever was begun.
@@ -43,6 +48,9 @@ pub(super) struct Held {
     pub fits: bool,
     /// Whether processes of the pod live in this namespace.
     pub present: bool,
+    /// It is known, and not asked for: what it sends and takes may be its own again. So may everybody's where the agent
+    /// itself is told to leave.
+    pub may_leave: bool,
     /// The interfaces that are guarded.
     pub guards: BTreeSet<u32>,
     /// The interfaces that it has; none if nobody has looked.
@@ -63,6 +71,8 @@ pub(super) enum Phase {
         /// They have had their time.
         due: bool,
     },
+    /// Nobody speaks of it any more, and it lives: it is refused.
+    Forsaken,
 }
 
 /// A pod's namespace.
@@ -84,6 +94,8 @@ pub(super) struct Kernel {
     pub gates: BTreeMap<u64, BTreeSet<IpAddr>>,
     /// The guards' map: whose addresses are behind an interface.
     pub guards: BTreeMap<u32, BTreeSet<IpAddr>>,
+    /// Those with pins of whom nobody speaks any more, and who live: an agent before this one has forsaken them, or would.
+    pub forsaken: BTreeSet<Uid>,
 }
 
 /// What this agent is to do.
@@ -128,6 +140,8 @@ pub(super) enum Step {
     DetachLookup { uid: Uid },
     /// Tells the proxy, which closes listeners, tunnels and connections, and closes the sockets in stock.
     Release { cookie: u64 },
+    /// The same where what it dials and what arrives is refused from now on.
+    Forsake { cookie: u64 },
     /// Removes the capture routes from a held pod's namespace.
     RemoveRoutes { cookie: u64 },
     /// The same for a pod that an earlier agent left, if it lives.
@@ -142,7 +156,11 @@ impl Step {
     /// Whether it touches what another agent may own now.
     pub fn is_owners(&self) -> bool {
         match self {
-            Step::Announce { .. } | Step::Settle { .. } | Step::Release { .. } | Step::LetGo { .. } => false,
+            Step::Announce { .. }
+            | Step::Settle { .. }
+            | Step::Release { .. }
+            | Step::Forsake { .. }
+            | Step::LetGo { .. } => false,
             Step::Join { .. }
             | Step::AddRoutes { .. }
             | Step::RestoreRoutes { .. }
@@ -175,6 +193,7 @@ impl Step {
             | Step::Settle { cookie }
             | Step::RemoveGate { cookie }
             | Step::Release { cookie }
+            | Step::Forsake { cookie }
             | Step::RemoveRoutes { cookie }
             | Step::LetGo { cookie } => Some(*cookie),
             Step::Unguard { .. }
@@ -232,10 +251,15 @@ pub(super) fn plan(view: &View, duty: Duty) -> Plan {
             for (cookie, pod) in &view.held {
                 let lookup_stays = lives_elsewhere(view, *cookie, &pod.uid) || !pod.ips.is_disjoint(&unexplained);
                 match pod.phase {
-                    Phase::Enrolled if !stays(pod) => leave(view, *cookie, pod, lookup_stays, &mut plan.steps),
+                    Phase::Enrolled if is_forsaken(view, pod) => plan.steps.extend(forsake(*cookie)),
+                    // It has ended, may leave, or is enrolled anew.
+                    Phase::Forsaken if pod.present && !pod.may_leave => {}
+                    Phase::Enrolled if stays(pod) => {}
+                    Phase::Enrolled | Phase::Forsaken => {
+                        leave(view, *cookie, pod, lookup_stays, &mut plan.steps);
+                    }
                     Phase::Joining => plan.steps.extend(give_up(*cookie)),
                     Phase::Departed { due } => part(view, *cookie, pod, due, lookup_stays, &mut plan.steps),
-                    Phase::Enrolled => {}
                 }
             }
             if let Some(kernel) = &view.kernel {
@@ -263,7 +287,7 @@ pub(super) fn after_failure(cookie: u64, phase: Phase, step: &Step, interfaces: 
         // Its captured connections fail; none goes astray.
         (Phase::Enrolled, Step::RestoreRoutes { .. }) => Vec::new(),
         (Phase::Enrolled, step) if step.is_owners() => vec![Step::CloseGate { cookie }],
-        (Phase::Enrolled | Phase::Departed { .. }, _) => Vec::new(),
+        (Phase::Enrolled | Phase::Departed { .. } | Phase::Forsaken, _) => Vec::new(),
     }
 }
 
@@ -285,6 +309,16 @@ fn stays(pod: &Held) -> bool {
     pod.fits && pod.present
 }
 
+/// Whether it lives, and nobody says that it may leave, or that it is wanted in another way.
+fn is_forsaken(view: &View, pod: &Held) -> bool {
+    pod.present && !pod.may_leave && !view.wanted.contains_key(&pod.uid)
+}
+
+/// Its guards and its lookup stay, and refuse.
+fn forsake(cookie: u64) -> Vec<Step> {
+    vec![Step::CloseGate { cookie }, Step::Forsake { cookie }]
+}
+
 /// No step of an owner's. The namespace of a pod that was deleted lives for as long as somebody holds it.
 fn let_go(view: &View) -> Vec<Step> {
     let mut steps = Vec::new();
@@ -294,7 +328,7 @@ fn let_go(view: &View) -> Vec<Step> {
             Phase::Enrolled if stays(pod) => {}
             Phase::Enrolled | Phase::Joining => steps.extend([Step::Release { cookie }, Step::LetGo { cookie }]),
             // The owner finds what is left by the pod's pins.
-            Phase::Departed { .. } => steps.push(Step::LetGo { cookie }),
+            Phase::Departed { .. } | Phase::Forsaken => steps.push(Step::LetGo { cookie }),
         }
     }
     steps
@@ -362,7 +396,8 @@ fn collect_gates(view: &View, kernel: &Kernel, steps: &mut Vec<Step>) -> BTreeSe
         if view.held.contains_key(cookie) || found {
             continue;
         }
-        if may_be_wanted(view, ips) {
+        // It may be one's that is forsaken: by its address nobody can tell, which may be another's by now.
+        if may_be_wanted(view, ips) || !kernel.forsaken.is_empty() {
             unexplained.extend(ips.iter().copied());
         } else {
             steps.push(Step::RemoveGate { cookie: *cookie });
@@ -376,13 +411,14 @@ fn collect(view: &View, kernel: &Kernel, all_explained: bool, steps: &mut Vec<St
     for (index, ips) in &kernel.guards {
         let held = view.held.values().any(|pod| pod.guards.contains(index));
         let found = view.found.values().any(|found| found.interfaces.contains(index));
-        if !held && !found && !may_be_wanted(view, ips) {
+        if !held && !found && !may_be_wanted(view, ips) && kernel.forsaken.is_empty() {
             let of = kernel.pins.iter().find(|(_, guards)| guards.contains(index));
             steps.push(Step::Unguard { uid: of.map(|(uid, _)| uid.clone()), index: *index });
         }
     }
     // A gate that nobody can explain may be any pod's.
-    for uid in kernel.pins.keys().filter(|uid| all_explained && !view.wanted.contains_key(*uid)) {
+    let is_kept = |uid: &&Uid| view.wanted.contains_key(*uid) || kernel.forsaken.contains(*uid);
+    for uid in kernel.pins.keys().filter(|uid| all_explained && !is_kept(uid)) {
         if view.held.values().all(|pod| pod.uid != *uid) {
             steps.push(Step::DetachLookup { uid: uid.clone() });
             steps.push(Step::RemoveStrangersRoutes { uid: uid.clone() });

@@ -55,6 +55,8 @@ struct Node {
     agents: Vec<Agent>,
     /// The newest agent that there ever was.
     newest: u64,
+    /// Namespaces that were enrolled, each with the guards that it had then, and whose pods nobody said to leave.
+    enrolled: BTreeMap<u64, BTreeSet<u32>>,
     numbers: u64,
 }
 
@@ -115,6 +117,7 @@ impl Node {
             Event::Label { uid, labelled } => {
                 if let Some(object) = self.objects.get_mut(&name(*uid)) {
                     object.labelled = *labelled;
+                    self.enrolled.retain(|cookie, _| *labelled || self.sandboxes[cookie].uid != name(*uid));
                 }
             }
             Event::DeleteObject { uid } => drop(self.objects.remove(&name(*uid))),
@@ -132,6 +135,7 @@ impl Node {
                 let sandbox = self.sandboxes.values_mut().find(|sandbox| sandbox.uid == uid);
                 if let (Some(object), Some(sandbox)) = (self.objects.get_mut(&uid), sandbox) {
                     (object.ip, sandbox.ip) = (*ip, *ip);
+                    self.enrolled.retain(|cookie, _| self.sandboxes[cookie].uid != uid);
                 }
             }
             Event::AddInterface { uid } => {
@@ -144,7 +148,8 @@ impl Node {
                 if let Some(sandbox) = self.sandboxes.values_mut().find(|sandbox| sandbox.uid == name(*uid))
                     && sandbox.interfaces.len() > 1
                 {
-                    sandbox.interfaces.pop_first();
+                    let gone = sandbox.interfaces.pop_first().expect("more than one");
+                    self.enrolled.values_mut().for_each(|guards| guards.retain(|index| *index != gone));
                 }
             }
             Event::Bar { uid, barred } => {
@@ -163,6 +168,7 @@ impl Node {
                     self.kill(0);
                 }
                 self.pinned = Pinned::default();
+                self.enrolled.clear();
                 let before: Vec<Sandbox> = std::mem::take(&mut self.sandboxes).into_values().collect();
                 before.into_iter().for_each(|sandbox| self.add_sandbox(sandbox.uid, sandbox.ip));
             }
@@ -182,6 +188,7 @@ impl Node {
     fn end_sandbox(&mut self, uid: &Uid) -> Option<Sandbox> {
         let cookie = *self.sandboxes.iter().find(|(_, sandbox)| sandbox.uid == *uid)?.0;
         self.pinned.routes.remove(&cookie);
+        self.enrolled.remove(&cookie);
         self.sandboxes.remove(&cookie)
     }
 
@@ -216,6 +223,7 @@ impl Node {
         for (cookie, pod) in &mut held {
             let sandbox = self.sandboxes.get(cookie);
             pod.fits = wanted.get(&pod.uid) == Some(&pod.ips);
+            pod.may_leave = self.may_leave(&pod.uid);
             // A pod that is wanted is looked at closely now and then only.
             if close || !pod.fits || pod.phase != Phase::Enrolled {
                 pod.present = sandbox.is_some();
@@ -242,8 +250,20 @@ impl Node {
             pins: pins.iter().map(|(uid, (_, guards))| (uid.clone(), guards.clone())).collect(),
             gates: gates.iter().map(|(cookie, (ip, _))| (*cookie, ips(ip))).collect(),
             guards: guards.iter().map(|(index, ip)| (*index, ips(ip))).collect(),
+            forsaken: pins.keys().filter(|uid| self.is_forsaken(uid, &wanted)).cloned().collect(),
         });
         View { wanted, held, found, kernel }
+    }
+
+    /// Whether a pod's object says that it is not asked for.
+    fn may_leave(&self, uid: &Uid) -> bool {
+        self.objects.get(uid).is_some_and(|object| !object.labelled)
+    }
+
+    /// Whether a pod lives of which nobody speaks.
+    fn is_forsaken(&self, uid: &Uid, wanted: &BTreeMap<Uid, BTreeSet<IpAddr>>) -> bool {
+        let lives = self.sandboxes.values().any(|sandbox| sandbox.uid == *uid);
+        lives && !wanted.contains_key(uid) && !self.may_leave(uid)
     }
 
     /// Whether an agent enrolled it by a link that it still has.
@@ -295,7 +315,11 @@ impl Node {
             // The removal of a map's entry fails only where there is none, and letting go needs nobody's help.
             let can_fail = !matches!(
                 step,
-                Step::RemoveGate { .. } | Step::Unguard { .. } | Step::Release { .. } | Step::LetGo { .. }
+                Step::RemoveGate { .. }
+                    | Step::Unguard { .. }
+                    | Step::Release { .. }
+                    | Step::Forsake { .. }
+                    | Step::LetGo { .. }
             );
             if can_fail && matches!(mishap, Mishap::StepFails(at) if at == number) {
                 failures.add(step, |cookie| Some(self.agents[index].held.get(&cookie)?.uid.clone()));
@@ -337,6 +361,7 @@ impl Node {
                     phase: Phase::Joining,
                     fits: true,
                     present: true,
+                    may_leave: false,
                     guards: BTreeSet::new(),
                     interfaces: None,
                     closed: false,
@@ -370,7 +395,15 @@ impl Node {
                 pinned.guards.insert(*index, last(&pod.ips));
                 pinned.pins.entry(pod.uid.clone()).or_default().1.insert(*index);
             }
-            Step::Settle { cookie } => held.get_mut(cookie).expect("held").phase = Phase::Enrolled,
+            Step::Settle { cookie } => {
+                let pod = held.get_mut(cookie).expect("held");
+                pod.phase = Phase::Enrolled;
+                // Whoever was told to leave meanwhile does in the next round.
+                let is_asked_for = self.objects.get(&pod.uid).is_some_and(|object| object.labelled);
+                if sandboxes.contains_key(cookie) && is_asked_for {
+                    self.enrolled.insert(*cookie, pod.guards.clone());
+                }
+            }
             Step::Unguard { uid, index } => {
                 pinned.guards.remove(index);
                 if let Some((_, guards)) = uid.as_ref().and_then(|uid| pinned.pins.get_mut(uid)) {
@@ -386,10 +419,11 @@ impl Node {
                     *lookup = None;
                 }
             }
-            Step::Release { cookie } => {
+            Step::Release { cookie } | Step::Forsake { cookie } => {
                 pinned.listeners.retain(|_, listener| *listener != (id, *cookie));
+                let is_refused = matches!(step, Step::Forsake { .. });
                 if let Some(pod) = held.get_mut(cookie) {
-                    pod.phase = Phase::Departed { due: false };
+                    pod.phase = if is_refused { Phase::Forsaken } else { Phase::Departed { due: false } };
                 }
             }
             Step::RemoveRoutes { cookie } => drop(pinned.routes.remove(cookie)),
@@ -409,6 +443,14 @@ impl Node {
                 let lookup = self.pinned.pins.get(&sandbox.uid).and_then(|(lookup, _)| *lookup);
                 assert_eq!(lookup, Some(*cookie), "an open gate and nothing on the other side, after {last:?}");
             }
+        }
+        for (cookie, guards) in &self.enrolled {
+            let Pinned { pins, gates, guards: pinned, .. } = &self.pinned;
+            let uid = &self.sandboxes[cookie].uid;
+            let is_kept = gates.contains_key(cookie)
+                && guards.iter().all(|index| pinned.contains_key(index))
+                && pins.get(uid).is_some_and(|(lookup, _)| *lookup == Some(*cookie));
+            assert!(is_kept, "{uid}, who did not ask for it, is its own after {last:?}: {:#?}", self.pinned);
         }
         let Some(owner) = self.agents.last().filter(|owner| owner.answered == self.newest) else { return };
         for (cookie, pod) in &owner.held {
@@ -458,6 +500,9 @@ impl Node {
         // What is not there yet may come: its leftovers are kept for it.
         let here: BTreeSet<Uid> = self.sandboxes.values().map(|sandbox| sandbox.uid.clone()).collect();
         self.objects.retain(|uid, _| here.contains(uid));
+        // Whoever is forsaken ends.
+        let there: BTreeSet<Uid> = self.objects.keys().cloned().collect();
+        here.difference(&there).for_each(|uid| drop(self.end_sandbox(uid)));
         if self.agents.is_empty() {
             self.start_agent();
         }
@@ -535,6 +580,7 @@ fn of_two_living_pods_with_one_address_the_first_keeps_it() {
         phase: Phase::Enrolled,
         fits: true,
         present: true,
+        may_leave: false,
         guards: BTreeSet::from([7]),
         interfaces: None,
         closed: false,

@@ -306,6 +306,8 @@ impl Core {
             return Err((Reason::FLOW_CONTROL_ERROR, "more data than the connection's window"));
         }
         self.recv_window = self.recv_window.saturating_sub(length);
+        // It may be for somebody who never reads it, and the last that the peer could say.
+        self.pay();
         if length == 0 && !head.has(frame::END_STREAM) {
             self.fault()?;
         }

@@ -203,7 +203,10 @@ impl Handle {
                 core.out.put(|out| frame::put_credit(out, stream, owed as u32));
                 core.wake_driver();
             }
-            core.owe(bytes);
+            // Of one that is over, the peer has had all of the connection's when that ended.
+            if core.streams.get(key).is_some_and(|live| live.is_open) {
+                core.owe(bytes);
+            }
         });
     }
 

@@ -12,6 +12,8 @@
 mod frames;
 mod handle;
 mod live;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -470,7 +472,11 @@ impl Core {
             && live.is_over()
             && std::mem::take(&mut live.is_open)
         {
+            // The peer may open another in its place, which is to have as much room as any: what of this one is unread takes
+            // none of it any longer. It is no more than a stream's window, of no more streams than MAX_HANDLERS.
+            let unread = live.unreleased;
             self.one_less_open();
+            self.owe(unread);
         }
     }
 
@@ -492,9 +498,9 @@ impl Core {
         }
         if live.is_open {
             self.one_less_open();
+            // What nobody read any more.
+            self.owe(live.unreleased);
         }
-        // What nobody read any more.
-        self.owe(live.unreleased);
         if self.streams.is_empty() {
             // Somebody may have waited for the last.
             self.wake_driver();
@@ -504,10 +510,17 @@ impl Core {
         }
     }
 
-    /// Gives the peer credit for the connection, now and then.
+    /// The peer is to have credit for these bytes of the connection again.
     fn owe(&mut self, bytes: usize) {
         self.owed = self.owed.saturating_add(bytes as i64);
-        if self.owed >= CONNECTION_WINDOW / 2 {
+        self.pay();
+    }
+
+    /// Gives the peer credit for the connection, now and then: once it has no more left than it is owed. That is half of the
+    /// window that nobody's unread bytes take up; with half of the whole, many who do not read would keep it from ever
+    /// going out, and everybody else would wait for them.
+    fn pay(&mut self) {
+        if self.owed > 0 && self.owed >= self.recv_window {
             let owed = std::mem::take(&mut self.owed);
             self.recv_window = self.recv_window.saturating_add(owed);
             self.out.put(|out| frame::put_credit(out, 0, owed as u32));
