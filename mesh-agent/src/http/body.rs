@@ -10,13 +10,13 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::Room;
 use super::exchange::{End, Exchange};
 use super::hygiene;
 use super::limits::{KEPT_PIECE_BYTES, MAX_MIRROR_BODY, SMALL_PIECE};
+use super::untaken::Arriving;
 use super::upstream::Lease;
 
 /// Why a body ended before its end.
@@ -36,13 +36,13 @@ pub enum BodyError {
 /// A client's body, and what becomes of it: whoever drops it before its end leaves the rest to its exchange.
 pub struct ClientBody {
     /// None: it has ended.
-    incoming: Option<Incoming>,
+    incoming: Option<Arriving>,
     exchange: Rc<Exchange>,
 }
 
 impl ClientBody {
     /// Of which nothing was read yet.
-    pub fn new(incoming: Incoming, exchange: Rc<Exchange>) -> Self {
+    pub fn new(incoming: Arriving, exchange: Rc<Exchange>) -> Self {
         let mut body = Self { incoming: Some(incoming), exchange };
         body.exchange.body_comes();
         body.look();
@@ -60,7 +60,9 @@ impl ClientBody {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(incoming).poll_frame(cx));
+        let polled = Pin::new(incoming).poll_frame(cx);
+        self.exchange.note_lack(polled.is_pending());
+        let frame = ready!(polled);
         if frame.is_none() {
             self.end();
         }
@@ -540,7 +542,7 @@ impl CopyReader {
 /// What comes back on a connection to an application.
 pub enum AppBody {
     /// The application's answer.
-    Application(Incoming),
+    Application(Arriving),
     /// That of who judges its requests, who let this one not through.
     Own(Bytes),
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, request};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -15,6 +14,7 @@ use super::answer::Local;
 use super::body::{ClientBody, DownBody};
 use super::exchange::Exchange;
 use super::screen::Gate;
+use super::untaken::Arriving;
 use super::upgrade::Change;
 use crate::routes::grpc;
 use crate::telemetry::{RequestRecord, RequestResult, Span, TappedHeaders};
@@ -113,7 +113,7 @@ impl Conversation {
     }
 
     /// A request has come, as the parser hands it over.
-    pub fn take(self: &Rc<Self>, request: Request<Incoming>) -> Begun {
+    pub fn take(self: &Rc<Self>, request: Request<Arriving>) -> Begun {
         let is_grpc = grpc::is_call(request.headers());
         let (mut parts, body) = request.into_parts();
         // What the parser put in there is for the parser.

@@ -7,12 +7,13 @@ use std::time::Duration;
 use http::{HeaderMap, Method, Version, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::conversation::Conversation;
 use super::limits::{UNREAD_BYTES, UNREAD_PATIENCE};
 use super::traffic::Try;
+use super::untaken::Arriving;
 use crate::resilience::pool::Permit;
 use crate::telemetry::{Event, RequestRecord, RequestResult};
 
@@ -38,7 +39,24 @@ enum Question {
     /// Somebody reads it, or may yet.
     Comes,
     /// Nobody will.
-    Left(Incoming),
+    Left(Arriving),
+}
+
+/// What counts as under way.
+#[derive(Default)]
+struct Held {
+    of: Option<Try>,
+    retry: Option<Permit>,
+    timer: Option<Timer>,
+}
+
+/// Ends with who holds it.
+struct Timer(AbortHandle);
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// What is known of a request so far. Shared by its two bodies; the last to go tells it.
@@ -49,6 +67,8 @@ pub struct Exchange {
     received: Cell<u64>,
     is_ended: Cell<bool>,
     question: RefCell<Question>,
+    /// Whoever has the body to send has asked for more of it than has come.
+    lacks_body: Cell<bool>,
     /// The client sends its body when it is told to.
     waits_to_send: Cell<bool>,
     /// The application closes its connection after its answer.
@@ -60,7 +80,7 @@ pub struct Exchange {
     /// When the last one came, if that matters.
     moved: Cell<Instant>,
     /// What counts as under way until the answer's end.
-    held: RefCell<(Option<Try>, Option<Permit>)>,
+    held: RefCell<Held>,
     /// The same request as the application's side tells of it, where that is in this agent too.
     beyond: RefCell<Option<Rc<Exchange>>>,
     conversation: Rc<Conversation>,
@@ -81,6 +101,7 @@ impl Exchange {
             received: Cell::new(0),
             is_ended: Cell::new(false),
             question: RefCell::new(Question::Read),
+            lacks_body: Cell::new(false),
             waits_to_send: Cell::new(false),
             application_closes: Cell::new(false),
             is_answered: Cell::new(false),
@@ -129,13 +150,23 @@ impl Exchange {
         self.question.replace(Question::Read);
     }
 
+    /// Whether there is room for more of the body than the client has sent.
+    pub fn lacks_body(&self) -> bool {
+        self.lacks_body.get()
+    }
+
+    /// Notes whether there is.
+    pub fn note_lack(&self, lacks_body: bool) {
+        self.lacks_body.set(lacks_body);
+    }
+
     /// The application has said that its connection closes after this answer.
     pub fn application_closes(&self) {
         self.application_closes.set(true);
     }
 
     /// Nobody will read the rest of the body.
-    pub fn leaves(&self, rest: Incoming) {
+    pub fn leaves(&self, rest: Arriving) {
         // Streams of HTTP/2 end one by one.
         if !self.is_answered.get() && self.record.borrow().version < Version::HTTP_2 {
             self.question.replace(Question::Left(rest));
@@ -206,12 +237,31 @@ impl Exchange {
 
     /// Counts the try as under way until the answer's end.
     pub fn hold_try(&self, of: Try) {
-        self.held.borrow_mut().0 = Some(of);
+        self.held.borrow_mut().of = Some(of);
+    }
+
+    /// What a limit counts of it counts until then, however long the client leaves the answer unread: of a body that finds no
+    /// room on its way nobody asks for more, and nobody looks at its time.
+    pub fn hold_until(self: &Rc<Self>, deadline: Instant) {
+        let mut held = self.held.borrow_mut();
+        let is_counted =
+            held.of.as_ref().is_some_and(Try::is_counted) || held.retry.as_ref().is_some_and(Permit::is_held);
+        if !is_counted {
+            return;
+        }
+        let exchange = Rc::downgrade(self);
+        let timer = tokio::task::spawn_local(async move {
+            tokio::time::sleep_until(deadline).await;
+            if let Some(exchange) = exchange.upgrade() {
+                exchange.end(End::TimedOut);
+            }
+        });
+        held.timer = Some(Timer(timer.abort_handle()));
     }
 
     /// Counts a retry as under way until the answer's end.
     pub fn hold_permit(&self, permit: Option<Permit>) {
-        self.held.borrow_mut().1 = permit;
+        self.held.borrow_mut().retry = permit;
     }
 
     /// Notes the code that gRPC says in its trailers, or in a head that is all there is.
@@ -252,7 +302,7 @@ impl Exchange {
 }
 
 /// Reads what is left of a body, if that is little and there, or right behind its head.
-async fn is_soon_read(mut rest: Incoming) -> bool {
+async fn is_soon_read(mut rest: Arriving) -> bool {
     if rest.size_hint().lower() > UNREAD_BYTES {
         return false;
     }

@@ -22,12 +22,16 @@ use tokio::net::TcpStream;
 
 use super::limits::{LINGER, LINGER_BYTES, MAX_TUNNEL_WRITE, PREFACE_PAUSE, SMALL_FRAME};
 use super::server::PREFACE;
+use super::untaken::Untaken;
 use crate::hbone::{Stream, StreamError};
 
 /// Counts the bytes of a connection.
 pub trait Meter {
     /// So many more were read from it, and written to it.
     fn carried(&self, read: usize, written: usize);
+
+    /// So much of what was read waits to be taken, from now on; said again when it is much more.
+    fn waits(&self, untaken: &Rc<Untaken>);
 }
 
 /// A connection to an application, or from one.
@@ -87,6 +91,11 @@ impl Io {
                 Ok(Cow::Borrowed(&tunnelled.frame))
             }
         }
+    }
+
+    /// Tells whoever counts its bytes what waits to be taken.
+    pub fn weigh(&self, untaken: &Rc<Untaken>) {
+        self.meter.waits(untaken);
     }
 
     /// Returns when there is something to read, or an end; now and then before.

@@ -24,7 +24,6 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request, response};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::Room;
@@ -37,6 +36,7 @@ use super::hygiene::{self, Asked};
 use super::limits::MAX_RESENDS;
 use super::server::Serves;
 use super::session::{copy_of, head_of, passed_on};
+use super::untaken::Arriving;
 use super::upstream::{Key, Reached, Tally, Unreached, Unsent, Upstreams, Wire};
 use crate::addr::ServerAddr;
 use crate::extauth;
@@ -361,7 +361,7 @@ impl<G: Guard> Serves for Judged<G> {
         &self.bench.conversation
     }
 
-    async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
+    async fn answer(self: Rc<Self>, request: Request<Arriving>) -> Response<DownBody> {
         let Begun { parts, body, is_grpc, exchange } = self.bench.conversation.take(request);
         let answered = self.ask(parts, body, &exchange).await;
         self.bench.conversation.settle(answered, is_grpc, exchange).await

@@ -23,6 +23,10 @@ pub const MAX_TRAILER_BYTES: usize = 8 << 10;
 /// Fields that a Connection field may nominate. More is an attack on whoever removes them.
 pub const MAX_CONNECTION_OPTIONS: usize = 16;
 
+/// What is read ahead behind a request that asks for an upgrade while its answer is awaited, in bytes: what a client says
+/// that does not wait for it. The end of one that says no more is heard.
+pub const HELD_BYTES: usize = 16 << 10;
+
 /// How long a head may take to arrive from its first byte on. Slowloris ends here.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -55,6 +59,10 @@ pub const STREAM_WINDOW: u32 = 256 << 10;
 
 /// `STREAM_WINDOW` times `MAX_STREAMS`, in bytes: readers that have stopped never starve the other streams.
 pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
+
+/// What more may wait on one HTTP/2 connection for readers of its bodies before its pod's budget hears of it, in bytes:
+/// once a second would be too late for what a whole window of the connection has.
+pub const UNTAKEN_STEP: usize = 1 << 20;
 
 /// The largest HTTP/2 frame that we take, in bytes.
 pub const MAX_FRAME_BYTES: u32 = 32 << 10;
@@ -149,6 +157,7 @@ pub fn all() -> Vec<Limit> {
         MAX_CHUNK_EXTENSION_BYTES, "bytes", "of one chunk's extension";
         MAX_TRAILER_BYTES, "bytes", "of a chunked body's trailers";
         MAX_CONNECTION_OPTIONS, "fields", "that a Connection field may nominate";
+        HELD_BYTES, "bytes", "read ahead behind a request that asks for an upgrade, until that is answered";
         HEAD_TIMEOUT, "milliseconds", "for a head to arrive, from its first byte on";
         IDLE_CLIENT, "milliseconds", "a client's connection may rest between requests";
         REST_AFTER, "milliseconds", "after a request a client's connection keeps its parser and buffers";
@@ -159,6 +168,7 @@ pub fn all() -> Vec<Limit> {
         MAX_STREAMS, "requests", "at once on one HTTP/2 connection";
         STREAM_WINDOW, "bytes", "in flight on one HTTP/2 stream";
         CONNECTION_WINDOW, "bytes", "in flight on one HTTP/2 connection";
+        UNTAKEN_STEP, "bytes", "more that wait on one HTTP/2 connection before its pod's budget hears of it";
         MAX_FRAME_BYTES, "bytes", "of one HTTP/2 frame";
         SEND_BUFFER_BYTES, "bytes", "written ahead for one HTTP/2 stream";
         MAX_PENDING_RESETS, "streams", "reset by a client before they were looked at";

@@ -45,6 +45,7 @@ mod server;
 mod session;
 mod traffic;
 mod tries;
+mod untaken;
 mod upgrade;
 mod upstream;
 
@@ -62,6 +63,7 @@ pub use load::MemoryGauge;
 pub use server::{Ended, Serves, serve};
 pub use session::{Client, Session};
 pub use traffic::{NodeLimits, Services, Treatment};
+pub use untaken::Untaken;
 pub use upstream::{Cut, Reached, Tally, Unreached, Upstreams, Wire};
 
 use crate::routes::{BackendRef, CompiledRule, Table};

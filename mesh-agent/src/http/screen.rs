@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::framing::{At, Violation};
-use super::limits::{HEAD_TIMEOUT, MAX_HEAD_BYTES, MAX_HEADERS};
+use super::limits::{HEAD_TIMEOUT, HELD_BYTES, MAX_HEAD_BYTES, MAX_HEADERS};
 
 /// What both the screen and the connection that it serves know.
 #[derive(Default)]
@@ -151,6 +151,24 @@ impl<S> Screen<S> {
 }
 
 impl<S: AsyncRead + Unpin> Screen<S> {
+    /// Keeps what comes while it is not known what it is. An end is passed on as of any client that waits for an answer:
+    /// at once, but not past bytes that came before it.
+    fn poll_held(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let room = HELD_BYTES.saturating_sub(self.kept.len());
+            if room == 0 {
+                return Poll::Pending;
+            }
+            let mut piece = out.take(room);
+            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut piece))?;
+            match piece.filled() {
+                [] if self.kept.is_empty() => return Poll::Ready(Ok(())),
+                [] => return Poll::Pending,
+                read => self.kept.extend_from_slice(read),
+            }
+        }
+    }
+
     /// Keeps what comes until it makes a head; then it is judged with the next turn.
     fn poll_keep(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<Kept>> {
         loop {
@@ -195,9 +213,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
                 this.give(out);
                 return Poll::Ready(Ok(()));
             }
-            if this.gate.is_held.get() {
+            if this.gate.is_held.get() && this.good == 0 {
                 *this.gate.reader.borrow_mut() = Some(cx.waker().clone());
-                return Poll::Pending;
+                return this.poll_held(cx, out);
             }
             if !this.kept.is_empty() {
                 if let Err(violation) = this.pass_kept(out) {
@@ -309,6 +327,53 @@ mod tests {
             let _ = reading.await;
             assert_eq!(gate.is_at_rest(), *rests, "{:?}", String::from_utf8_lossy(heard));
         }
+    }
+
+    const UPGRADE: &[u8] = b"GET / HTTP/1.1\r\nHost: w\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n";
+
+    /// What a client says behind a request for an upgrade before it goes, and whether that is heard while nobody has
+    /// answered: as of another request, past which the parser does not look further than to what follows.
+    #[tokio::test]
+    async fn a_client_that_goes_while_it_waits_for_an_upgrade_is_heard() {
+        for (said, is_heard) in [(&b""[..], true), (b"hello", false)] {
+            let (mut client, server) = tokio::io::duplex(1024);
+            let mut screen = Screen::new(server, Vec::new());
+            let mut head = vec![0; UPGRADE.len()];
+            client.write_all(UPGRADE).await.unwrap();
+            screen.read_exact(&mut head).await.unwrap();
+            let moment = std::time::Duration::from_millis(20);
+            let mut further = [0; 100];
+            assert!(tokio::time::timeout(moment, screen.read(&mut further)).await.is_err(), "it waits");
+            client.write_all(said).await.unwrap();
+            drop(client);
+            let read = tokio::time::timeout(moment, screen.read(&mut further)).await;
+            assert_eq!(read.map_or(None, Result::ok), is_heard.then_some(0), "{said:?}");
+            assert_eq!(screen.into_inner().1, said, "nothing of it was the parser's");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_said_while_an_upgrade_is_awaited_is_bounded_and_kept() {
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        let mut screen = Screen::new(server, Vec::new());
+        let gate = screen.gate();
+        // The head of the upgrade is longer than what the parser reads at once: it has the rest of it all the same.
+        let long = String::from_utf8_lossy(UPGRADE).replace("Host", &format!("Cookie: {}\r\nHost", "a".repeat(9000)));
+        let after = GET.repeat(4000);
+        client.write_all(&[long.as_bytes(), &after].concat()).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut head = vec![0; long.len()];
+        for piece in head.chunks_mut(1000) {
+            screen.read_exact(piece).await.unwrap();
+        }
+        assert_eq!(String::from_utf8_lossy(&head), long);
+        let moment = std::time::Duration::from_millis(20);
+        let mut heard = Vec::new();
+        assert!(tokio::time::timeout(moment, screen.read_to_end(&mut heard)).await.is_err(), "it waits");
+        assert!(heard.is_empty() && screen.kept.len() <= HELD_BYTES, "{} kept", screen.kept.len());
+        gate.release();
+        screen.read_to_end(&mut heard).await.unwrap();
+        assert!(heard == after, "{} of {} bytes", heard.len(), after.len());
     }
 
     #[tokio::test]

@@ -25,6 +25,7 @@ use super::limits::{
     MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS, REST_AFTER, SEND_BUFFER_BYTES, STREAM_WINDOW,
 };
 use super::screen::{Gate, Screen};
+use super::untaken::{Arriving, Untaken, Watched};
 use super::upgrade::{self, Change};
 use crate::drain;
 
@@ -50,7 +51,7 @@ pub trait Serves: 'static {
     fn conversation(&self) -> &Rc<Conversation>;
 
     /// Answers one request.
-    fn answer(self: Rc<Self>, request: Request<Incoming>) -> impl Future<Output = Response<DownBody>>;
+    fn answer(self: Rc<Self>, request: Request<Arriving>) -> impl Future<Output = Response<DownBody>>;
 }
 
 /// Serves one client's connection, whatever carries it, until it ends or `cut` is ready.
@@ -159,9 +160,9 @@ async fn speak<S: Serves>(
     let gate = screen.gate();
     session.conversation().screened(gate.clone());
     let answering = session.clone();
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let session = answering.clone();
-        async move { Ok::<_, Infallible>(session.answer(request).await) }
+        async move { Ok::<_, Infallible>(session.answer(request.map(Arriving::from)).await) }
     });
     let mut builder = http1::Builder::new();
     builder.max_buf_size(BUFFER_BYTES).max_header_size(MAX_HEAD_BYTES).auto_date_header(false);
@@ -245,9 +246,11 @@ async fn http2<S: Serves>(
     leaving: drain::Token,
     cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Ended {
-    let answering = session.clone();
-    let service = service_fn(move |request| {
-        let session = answering.clone();
+    let untaken = Untaken::of_client();
+    let (answering, shared) = (session.clone(), untaken.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (session, share) = (answering.clone(), shared.share());
+        let request = request.map(|body| Arriving::new(body, Some(share)));
         async move { Ok::<_, Infallible>(session.answer(request).await) }
     });
     let mut builder = http2::Builder::new(LocalExecutor);
@@ -261,7 +264,7 @@ async fn http2<S: Serves>(
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(MAX_LOCAL_RESETS)
         .auto_date_header(false);
-    let client = Gather::new(client);
+    let client = Gather::new(Watched::new(client, untaken));
     let mut connection = builder.serve_connection(TokioIo::new(client.clone()), service);
     let goodbye = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
     // Its state is the connection's: it cannot be given back and made anew.
@@ -405,6 +408,7 @@ mod tests {
 
     impl Meter for Nobody {
         fn carried(&self, _: usize, _: usize) {}
+        fn waits(&self, _: &Rc<Untaken>) {}
     }
 
     struct Unasked(Rc<Conversation>);
@@ -414,8 +418,8 @@ mod tests {
             &self.0
         }
 
-        async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
-            panic!("no head is ever whole: {request:?}")
+        async fn answer(self: Rc<Self>, request: Request<Arriving>) -> Response<DownBody> {
+            panic!("no head is ever whole: {:?}", request.uri())
         }
     }
 
@@ -492,7 +496,7 @@ mod tests {
             &self.conversation
         }
 
-        async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
+        async fn answer(self: Rc<Self>, request: Request<Arriving>) -> Response<DownBody> {
             let Begun { exchange, .. } = self.conversation.take(request);
             self.asked.notify_one();
             self.may_agree.notified().await;

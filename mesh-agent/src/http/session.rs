@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use http::{Request, Response, StatusCode, Version, header, request};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -26,6 +25,7 @@ use super::plan::{self, Plan, Planned, Ruled};
 use super::server::Serves;
 use super::traffic::Admitted;
 use super::tries::Journey;
+use super::untaken::Arriving;
 use super::upgrade::Change;
 use super::upstream::{Key, Lease, Upgraded, Upstreams, Wire};
 use super::{Mesh, Place};
@@ -289,7 +289,7 @@ impl<M: Mesh> Serves for Session<M> {
         &self.conversation
     }
 
-    async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<DownBody> {
+    async fn answer(self: Rc<Self>, request: Request<Arriving>) -> Response<DownBody> {
         let Begun { parts, body, is_grpc, exchange } = self.conversation.take(request);
         let mut ruled = None;
         let answered = self.ask(parts, body, is_grpc, &exchange, &mut ruled).await;

@@ -446,6 +446,11 @@ impl Try {
         self.lease.address()
     }
 
+    /// Whether a limit counts it.
+    pub fn is_counted(&self) -> bool {
+        self.lease.is_counted()
+    }
+
     /// Permits for one more connection to the endpoint, held while it is open.
     pub fn connection(&self) -> Result<(Permit, Permit), Overflow> {
         self.lease.connection()

@@ -155,6 +155,9 @@ impl<M: Mesh> Session<M> {
         exchange.hold_try(of);
         let mut response =
             passed_on(response, connection, &journey.asked, upgraded, deadline, exchange, &self.conversation)?;
+        if let Some(deadline) = deadline.filter(|_| !response.body().is_end_stream()) {
+            exchange.hold_until(deadline);
+        }
         if let Some(field) = journey.treatment.session_field(journey.admitted, &address, unix_now())
             && let (Ok(name), Ok(value)) = (HeaderName::try_from(&*field.name), HeaderValue::try_from(field.value))
         {
@@ -179,6 +182,7 @@ impl<M: Mesh> Session<M> {
         let ends = |length: Option<Duration>| length.and_then(|length| now.checked_add(length));
         let until = [journey.deadline, ends(treatment.timeouts().per_try)].into_iter().flatten().min();
         let mut current = None;
+        journey.exchange.note_lack(false);
         let asking = self.ask_one(journey, request, tried, &mut current);
         let ended = match until {
             Some(until) => tokio::time::timeout_at(until, asking)
@@ -198,7 +202,12 @@ impl<M: Mesh> Session<M> {
             }
             (Err(failed), current) => {
                 if let (Some(of), Some(outcome)) = (&current, &failed.outcome) {
-                    self.note(of, outcome);
+                    // The endpoint could not answer what was not asked to its end: that is nobody's fault but the client's.
+                    if *outcome == Outcome::TimedOut && journey.exchange.lacks_body() {
+                        of.pass_over();
+                    } else {
+                        self.note(of, outcome);
+                    }
                     tried.push(of.address());
                 }
                 Err(failed)

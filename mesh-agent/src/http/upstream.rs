@@ -37,6 +37,7 @@ use super::limits::{
     BUFFER_BYTES, CONNECTION_WINDOW, IDLE_UPSTREAM, MAX_CONNECTIONS_PER_ENDPOINT, MAX_FRAME_BYTES, MAX_HEAD_BYTES,
     MAX_IDLE, MAX_IDLE_PER_ENDPOINT, MAX_STREAMS, MAX_UPSTREAM_AGE, SEND_BUFFER_BYTES, STREAM_WINDOW, SWEEP_INTERVAL,
 };
+use super::untaken::{Arriving, Untaken, Watched};
 use crate::addr::ServerAddr;
 use crate::routing::Transport;
 use crate::telemetry::UpstreamNumbers;
@@ -185,6 +186,8 @@ struct Connection {
     judge: Option<Rc<dyn Judge>>,
     made: Instant,
     has_ended: Cell<bool>,
+    /// What waits on it for who reads its answers; of HTTP/2.
+    untaken: Option<Rc<Untaken>>,
     is_current: Box<dyn Fn() -> bool>,
     /// Requests that hold it.
     requests: Cell<u32>,
@@ -398,7 +401,7 @@ impl Upstreams {
         builder.max_buf_size(BUFFER_BYTES).max_header_size(MAX_HEAD_BYTES);
         let handshake = builder.handshake(TokioIo::new(reached.io)).await;
         let (sender, driver) = handshake.map_err(|_| Unreached::own("upstream-handshake"))?;
-        let connection = self.inner.made(reached.pod, reached.judge, reached.is_current);
+        let connection = self.inner.made(reached.pod, reached.judge, reached.is_current, None);
         tokio::task::spawn_local(drive_http1(driver, connection.clone(), reached.cut));
         Ok(self.lent(slot, Sender::Http1(sender), connection))
     }
@@ -411,9 +414,10 @@ impl Upstreams {
             .max_frame_size(MAX_FRAME_BYTES)
             .max_header_list_size(MAX_HEAD_BYTES as u32)
             .max_send_buf_size(SEND_BUFFER_BYTES);
-        let handshake = builder.handshake(TokioIo::new(reached.io)).await;
+        let untaken = Untaken::of_application();
+        let handshake = builder.handshake(TokioIo::new(Watched::new(reached.io, untaken.clone()))).await;
         let (sender, driver) = handshake.map_err(|_| Unreached::own("upstream-handshake"))?;
-        let connection = self.inner.made(reached.pod, reached.judge, reached.is_current);
+        let connection = self.inner.made(reached.pod, reached.judge, reached.is_current, Some(untaken));
         let (driven, cut) = (connection.clone(), reached.cut);
         tokio::task::spawn_local(async move {
             tokio::select! {
@@ -453,6 +457,7 @@ impl Inner {
         pod: Option<Arc<str>>,
         judge: Option<Rc<dyn Judge>>,
         is_current: Box<dyn Fn() -> bool>,
+        untaken: Option<Rc<Untaken>>,
     ) -> Rc<Connection> {
         self.tally.made.fetch_add(1, Ordering::Relaxed);
         self.tally.open.fetch_add(1, Ordering::Relaxed);
@@ -461,6 +466,7 @@ impl Inner {
             judge,
             made: Instant::now(),
             has_ended: Cell::new(false),
+            untaken,
             is_current,
             requests: Cell::new(0),
             upgrade: RefCell::default(),
@@ -588,11 +594,13 @@ impl Lease {
             request: failed.take_message(),
             error: failed.into_error(),
         };
+        let share = self.held.0.untaken.as_ref().map(Untaken::share);
         let answered = match &mut self.sender {
             Sender::Http1(sender) => sender.try_send_request(request).await,
             Sender::Http2(sender) => sender.try_send_request(request).await,
         };
-        answered.map(|response| response.map(AppBody::Application)).map_err(unsent)
+        let application = |body| AppBody::Application(Arriving::new(body, share));
+        answered.map(|response| response.map(application)).map_err(unsent)
     }
 
     /// The answer has come to its end: the next request may have the connection.

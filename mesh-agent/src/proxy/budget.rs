@@ -232,6 +232,13 @@ impl PodBudget {
     }
 }
 
+impl Taken {
+    /// What the connection will hold of the same budget; nothing yet.
+    pub fn held(&self) -> Held {
+        Held::of(Some(self.budget.clone()))
+    }
+}
+
 impl Drop for Taken {
     fn drop(&mut self) {
         if let Some(source) = self.source {

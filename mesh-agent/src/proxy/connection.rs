@@ -5,7 +5,7 @@
 //! pieces; what is decided between two of them is decided by the newest snapshot, and so is the next piece.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -13,11 +13,12 @@ use std::time::Instant;
 use slab::Slab;
 use tokio::sync::Notify;
 
-use super::budget::{Held, Over, PodBudget, Taken};
+use super::budget::{Held, Over, Taken};
 use super::copy::Counters;
 use super::limits::TABLE_CHUNK;
 use super::record;
 use crate::hbone::{Line, Stream, Waiting};
+use crate::http::Untaken;
 use crate::path;
 use crate::policy::{self, Admission, Denial, Facts, Permit, WorkloadPolicy};
 use crate::state::{MeshState, StateReader};
@@ -149,8 +150,8 @@ pub struct Live {
     pub cancel: Cancel,
     /// Present while it counts as open in the metrics.
     open: RefCell<Option<OpenConnection>>,
-    /// What waits in the tunnel for whoever reads its requests or answers, and counts in the pod's budget.
-    waiting: RefCell<Option<(Waiting, Held)>>,
+    /// What waits for whoever reads its requests or answers, and counts in the pod's budget.
+    waits: RefCell<Waits>,
     /// What its tunnel runs on, where it has one.
     line: RefCell<Option<Line>>,
 }
@@ -212,15 +213,19 @@ impl Live {
     }
 
     /// Counts what waits in a tunnel whose bytes are read as requests: with nobody to pump them, they wait where they came.
-    pub fn weigh_from_now(&self, waiting: Waiting, budget: Arc<PodBudget>) {
-        self.waiting.replace(Some((waiting, Held::of(Some(budget)))));
+    pub fn weigh_from_now(&self, waiting: Waiting) {
+        self.waits.borrow_mut().tunnel = Some(waiting);
+    }
+
+    /// Counts what waits on a connection of HTTP/2 for who reads its bodies as well, and all of it now.
+    pub fn weigh_untaken(&self, untaken: &Rc<Untaken>) {
+        self.waits.borrow_mut().add(untaken);
+        self.weigh();
     }
 
     /// Tells the pod's budget what waits now; over it, a connection that makes more wait is cut.
     pub fn weigh(&self) {
-        if let Some((waiting, held)) = &mut *self.waiting.borrow_mut()
-            && held.set(waiting.bytes()).is_err()
-        {
+        if self.waits.borrow_mut().weigh().is_err() {
             self.cancel.cut(Cut::Buffer);
         }
     }
@@ -275,6 +280,31 @@ impl Live {
     }
 }
 
+/// What waits in the agent of one connection.
+#[derive(Default)]
+struct Waits {
+    /// In its tunnel, whose bytes nobody pumps.
+    tunnel: Option<Waiting>,
+    /// By HTTP/2 on it, and on what was made for it.
+    untaken: Vec<Weak<Untaken>>,
+    held: Held,
+}
+
+impl Waits {
+    fn add(&mut self, untaken: &Rc<Untaken>) {
+        if !self.untaken.iter().any(|known| known.as_ptr() == Rc::as_ptr(untaken)) {
+            self.untaken.retain(|known| known.strong_count() > 0);
+            self.untaken.push(Rc::downgrade(untaken));
+        }
+    }
+
+    fn weigh(&mut self) -> Result<(), Over> {
+        let tunnel = self.tunnel.as_ref().map_or(0, Waiting::bytes);
+        let untaken = self.untaken.iter().filter_map(Weak::upgrade).map(|untaken| untaken.bytes());
+        self.held.set(untaken.fold(tunnel, usize::saturating_add))
+    }
+}
+
 /// The live connections of one worker.
 #[derive(Default)]
 pub struct LiveTable {
@@ -305,7 +335,7 @@ impl LiveTable {
             started: Instant::now(),
             cancel: Cancel::default(),
             open: RefCell::default(),
-            waiting: RefCell::default(),
+            waits: RefCell::new(Waits { held: taken.held(), ..Waits::default() }),
             line: RefCell::default(),
         });
         self.load.fetch_add(1, Ordering::Relaxed);
@@ -388,7 +418,7 @@ impl std::ops::Deref for Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         // Not for longer than the stream; others may hold the rest for a moment.
-        self.live.waiting.take();
+        self.live.waits.take();
         self.table.load.fetch_sub(1, Ordering::Relaxed);
         self.table.entries.borrow_mut().try_remove(self.slot);
     }

@@ -115,7 +115,7 @@ fn carry(worker: Rc<Worker>, pod: Arc<Pod>, stream: Stream, arrived: Arrived) ->
     live.goes_by(&stream);
     if let Some(ends) = ends {
         let meter = Rc::new(judged::OfTunnel(live.live()));
-        live.weigh_from_now(stream.waiting(), pod.budget.clone());
+        live.weigh_from_now(stream.waiting());
         return Box::pin(judged::serve(worker, pod, Io::tunnel(stream, meter), live, ends, app));
     }
     Box::pin(async move {

@@ -24,7 +24,7 @@ use crate::addr::{ClientAddr, ServerAddr};
 use crate::extauth::limits::{BODY_TIMEOUT, MAX_CHECKS};
 use crate::extauth::{AUTHORIZER_UNKNOWN, Allowed, Denied, Failed, Question, Shown, Verdict};
 use crate::http::{
-    self, Ahead, Bench, Claims, Guard, Io, Judged, Local, Meter, Noted, Reached, Said, Teller, Unreached,
+    self, Ahead, Bench, Claims, Guard, Io, Judged, Local, Meter, Noted, Reached, Said, Teller, Unreached, Untaken,
 };
 use crate::path::NormalPath;
 use crate::podnet::ClientRecord;
@@ -184,7 +184,7 @@ impl Guard for Gatekeeper {
         };
         let AppConnection { tcp, record } = app;
         let cut = Box::pin(until_cut(self.live.clone(), record));
-        let io = Io::socket(tcp, Rc::new(Uncounted));
+        let io = Io::socket(tcp, Rc::new(Uncounted(self.live.clone())));
         // Asked already: this connection's requests come from whoever asks.
         Ok(Reached { io, cut, is_current: Box::new(|| true), pod: None, judge: None })
     }
@@ -355,6 +355,10 @@ impl Meter for OfTunnel {
     fn carried(&self, read: usize, written: usize) {
         self.0.counters.add(written, read);
     }
+
+    fn waits(&self, untaken: &Rc<Untaken>) {
+        self.0.weigh_untaken(untaken);
+    }
 }
 
 /// Counts the bytes of a client's socket.
@@ -363,6 +367,10 @@ pub struct OfSocket(pub Rc<Live>);
 impl Meter for OfSocket {
     fn carried(&self, read: usize, written: usize) {
         self.0.counters.add(read, written);
+    }
+
+    fn waits(&self, untaken: &Rc<Untaken>) {
+        self.0.weigh_untaken(untaken);
     }
 }
 
@@ -373,11 +381,21 @@ impl Meter for OfSockets {
     fn carried(&self, read: usize, written: usize) {
         self.0.iter().for_each(|live| live.counters.add(read, written));
     }
+
+    /// Bodies wait for the application.
+    fn waits(&self, untaken: &Rc<Untaken>) {
+        let [_, application] = &self.0;
+        application.weigh_untaken(untaken);
+    }
 }
 
-/// The application's side says the same bytes once more.
-struct Uncounted;
+/// The application's side says the same bytes once more: of those, what waits is counted alone.
+struct Uncounted(Rc<Live>);
 
 impl Meter for Uncounted {
     fn carried(&self, _read: usize, _written: usize) {}
+
+    fn waits(&self, untaken: &Rc<Untaken>) {
+        self.0.weigh_untaken(untaken);
+    }
 }

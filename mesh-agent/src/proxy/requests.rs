@@ -21,7 +21,7 @@ use crate::addr::{ClientAddr, OrigDstAddr, ServerAddr};
 use crate::hbone;
 use crate::http::{
     self, Caller, Claims, Client, Io, Judge, Local, Mesh, Meter, Place, Room, Services, Session, Teller, Treatment,
-    Unreached, Wire,
+    Unreached, Untaken, Wire,
 };
 use crate::podnet::ClientRecord;
 use crate::routes::{BackendRef, CompiledRule, Table};
@@ -262,7 +262,7 @@ fn opened(worker: &Rc<Worker>, pod: &Arc<Pod>, live: Registration, way: Way) -> 
         Way::Tunnel(stream) => {
             if let Some(live) = &shared.live {
                 live.goes_by(&stream);
-                live.weigh_from_now(stream.waiting(), pod.budget.clone());
+                live.weigh_from_now(stream.waiting());
             }
             (Io::tunnel(stream, meter), None)
         }
@@ -347,6 +347,10 @@ impl Meter for OfClient {
     fn carried(&self, read: usize, written: usize) {
         self.0.counters.add(read, written);
     }
+
+    fn waits(&self, untaken: &Rc<Untaken>) {
+        self.0.weigh_untaken(untaken);
+    }
 }
 
 /// Counts the bytes of a connection to a server.
@@ -356,6 +360,10 @@ impl Meter for OfServer {
     fn carried(&self, read: usize, written: usize) {
         self.0.counters.add(written, read);
     }
+
+    fn waits(&self, untaken: &Rc<Untaken>) {
+        self.0.weigh_untaken(untaken);
+    }
 }
 
 /// Counts them on both sides: of the client's pod, and of the server's.
@@ -364,5 +372,11 @@ struct OfServers([Rc<OfServer>; 2]);
 impl Meter for OfServers {
     fn carried(&self, read: usize, written: usize) {
         self.0.iter().for_each(|one| one.carried(read, written));
+    }
+
+    /// Answers wait for the client.
+    fn waits(&self, untaken: &Rc<Untaken>) {
+        let [client, _] = &self.0;
+        client.waits(untaken);
     }
 }

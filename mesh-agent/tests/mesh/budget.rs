@@ -213,3 +213,62 @@ async fn answers_that_wait_for_clients_that_do_not_read_have_an_end() {
     drop(readers);
     eventually("nothing waits", || held() == 0).await;
 }
+
+/// HTTP/2 takes in what its windows allow, whether anybody reads the bodies or not: that counts as well. Bodies that the
+/// application does not read wait on the client's connection, answers that the client does not read on the application's.
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_wait_on_http2_have_an_end() {
+    if needs_two_nodes() {
+        return;
+    }
+    use http::{Request, Response, Version};
+    use http_body_util::BodyExt as _;
+
+    use super::requests::{Client, Sent, app, mirror, nothing, speaks};
+
+    fn endless() -> Sent {
+        let (frames, endless) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            let block = bytes::Bytes::from(vec![7; 64 << 10]);
+            while frames.send(hyper::body::Frame::data(block.clone())).await.is_ok() {}
+        });
+        Sent(endless)
+    }
+    // 3 MiB by the windows of the streams.
+    const STREAMS: usize = 12;
+    for (app_protocol, spoken, path) in
+        [("http", Version::HTTP_11, "/deaf"), ("kubernetes.io/h2c", Version::HTTP_2, "/endless")]
+    {
+        let near = Budgets { buffered_bytes: 1 << 20, ..ample() };
+        let pair = pair_within([near, ample()]).await;
+        speaks(&pair, app_protocol);
+        app((pair.server.ip, 8080), spoken, |request| match request.uri().path() {
+            "/deaf" => Box::pin(async move {
+                let _unread = request;
+                std::future::pending().await
+            }),
+            "/endless" => Box::pin(async { Response::new(endless().boxed()) }),
+            _ => mirror(request),
+        });
+        let Client::Http2(send) = Client::connect(&pair, Version::HTTP_2).await else { unreachable!() };
+        let mut unread = tokio::task::JoinSet::new();
+        for _ in 0..STREAMS {
+            let (mut send, uri) = (send.clone(), format!("http://web.shop{path}"));
+            let body = if path == "/deaf" { endless().boxed() } else { nothing() };
+            unread.spawn(async move {
+                let _answer = send.send_request(Request::post(uri).body(body).unwrap()).await;
+                std::future::pending::<()>().await;
+            });
+        }
+        let [near, _] = &pair.mesh.nodes;
+        eventually("it is cut", || over(near, "client", "buffer-budget") > 0).await;
+        eventually("it is told", || near.metrics.encode().contains("reason=\"buffer-budget\"")).await;
+        let held = || near.proxy.usage().iter().map(|usage| usage.buffered_bytes).sum::<u64>();
+        eventually("what waits is within the budget", || held() <= 1 << 20).await;
+        // Whoever reads is served.
+        let mut client = Client::connect(&pair, Version::HTTP_2).await;
+        assert_eq!(client.get("/").await.0, http::StatusCode::OK, "{app_protocol}");
+        drop((unread, send));
+        eventually("nothing waits", || held() == 0).await;
+    }
+}

@@ -525,6 +525,26 @@ async fn an_early_answer_reaches_the_client() {
     assert!(heard.starts_with("HTTP/1.1 413 "), "{heard}");
 }
 
+/// An application that does not answer keeps nothing of a client that has gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_before_its_upgrade_is_answered_leaves_nothing() {
+    let pair = pair("http").await;
+    let seen = app((pair.server.ip, 8080), Version::HTTP_11, |_| Box::pin(std::future::pending()));
+    for (number, is_reset) in [(1, false), (2, true)] {
+        let mut tcp = pair.client.connect(vip()).await.unwrap();
+        tcp.write_all(b"GET / HTTP/1.1\r\nHost: w\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").await.unwrap();
+        eventually("it is asked", || seen.counts().1 == number).await;
+        if is_reset {
+            tcp.write_all(b"said too early").await.unwrap();
+            socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(tcp);
+        for node in &pair.mesh.nodes {
+            node.until_live("all are gone", |live| live.is_empty()).await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_becomes_bytes_both_ways() {
     let pair = pair("http").await;

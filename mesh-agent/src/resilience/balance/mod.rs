@@ -84,8 +84,8 @@ pub struct Lease {
     inner: Rc<Inner>,
     endpoint: Rc<Endpoint>,
     since: Instant,
-    _of_service: Permit,
-    _of_endpoint: Permit,
+    of_service: Permit,
+    of_endpoint: Permit,
 }
 
 /// An endpoint was ejected.
@@ -159,7 +159,7 @@ impl Balancer {
         let of_service = self.0.pool.take(Counted::Requests, &set.policy.of_service).map_err(overflow)?;
         let (endpoint, of_endpoint) = set.choose(ask, now, rng).map_err(overflow)?;
         endpoint.begin();
-        Ok(Lease { inner: self.0.clone(), endpoint, since: now, _of_service: of_service, _of_endpoint: of_endpoint })
+        Ok(Lease { inner: self.0.clone(), endpoint, since: now, of_service, of_endpoint })
     }
 
     /// The endpoints with what is known of them, for people.
@@ -201,6 +201,11 @@ impl Lease {
         let sign = outcome.sign();
         self.endpoint.note(now.saturating_duration_since(self.since), sign, now);
         self.inner.set.borrow_mut().note(&self.endpoint, sign, now)
+    }
+
+    /// Whether a limit counts it.
+    pub fn is_counted(&self) -> bool {
+        self.of_service.is_held() || self.of_endpoint.is_held()
     }
 
     /// Takes note that the client went away before an answer: had the endpoint been slow until then, that counts.

@@ -188,6 +188,35 @@ async fn more_than_the_limits_allow_is_refused() {
     }
 }
 
+/// One client's unread answer keeps the others out no longer than its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_nobody_reads_counts_until_its_time_is_over() {
+    use tokio::io::AsyncWriteExt as _;
+
+    for limits in ["service: {maxRequests: 1}", "endpoint: {maxRequests: 1}"] {
+        let farm = Farm::start(1).await;
+        farm.serve(0, |request| {
+            let length = if request.uri() == "/long" { 64 << 20 } else { 5 };
+            Box::pin(std::future::ready(Response::new(text(vec![b'x'; length]))))
+        });
+        farm.policy(&format!("connectionLimits: {{{limits}}}\ntimeouts: {{request: 2s}}"));
+        let asked = std::time::Instant::now();
+        let mut deaf = farm.pair.client.connect(super::super::vip()).await.unwrap();
+        deaf.write_all(b"GET /long HTTP/1.1\r\nHost: web\r\n\r\n").await.unwrap();
+        super::super::requests::until(&mut deaf, "HTTP/1.1 200").await;
+        let mut other = farm.connect().await;
+        let mut refused = 0;
+        while other.get("/").await != (StatusCode::OK, "xxxxx".into()) {
+            refused += 1;
+            assert!(asked.elapsed() < PATIENCE, "{limits}: never given back");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        assert!(refused > 0, "{limits}: it never counted");
+        drop(deaf);
+        farm.told("timed-out").await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_endpoint_is_passed_over() {
     let farm = Farm::start(2).await;

@@ -40,6 +40,37 @@ async fn a_request_or_a_try_that_takes_too_long_is_504() {
     assert_eq!(response.headers()["grpc-status"], "4");
 }
 
+/// A client that keeps its body to itself is answered 504, and nobody else hears of it: an endpoint that could not answer yet
+/// is not one that fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_withholds_its_body_has_no_endpoint_left_out() {
+    let farm = Farm::start(2).await;
+    for server in [0, 1] {
+        farm.serve(server, super::super::requests::mirror);
+    }
+    let says = "outlierDetection: {consecutiveGatewayErrors: 2, baseEjectionTime: 300s}\ntimeouts";
+    for timeouts in ["{request: 200ms}", "{perTry: 200ms}"] {
+        farm.policy(&format!("{says}: {timeouts}"));
+        for _ in 0..8 {
+            let mut tcp = farm.pair.client.connect(vip()).await.unwrap();
+            tcp.write_all(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 10\r\n\r\nfive!").await.unwrap();
+            until(&mut tcp, "HTTP/1.1 504").await;
+        }
+        assert_eq!(farm.numbers().ejected, 0, "{timeouts}");
+    }
+    // An endpoint that is silent though it was asked to the end is left out.
+    let farm = Farm::start(2).await;
+    farm.serve(0, silent);
+    farm.serve(1, silent);
+    farm.policy(&format!("{says}: {{request: 200ms}}"));
+    for _ in 0..8 {
+        let mut tcp = farm.pair.client.connect(vip()).await.unwrap();
+        tcp.write_all(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nfive!").await.unwrap();
+        until(&mut tcp, "HTTP/1.1 504").await;
+    }
+    assert_eq!(farm.numbers().ejected, 1);
+}
+
 /// What a route itself says goes before the policies; the route's policy before the Service's.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_narrowest_word_about_time_counts() {
