@@ -152,7 +152,7 @@ mod tests {
     /// (who listens hears it, whoever asks waits for that)
     #[tokio::test]
     async fn nothing_is_awaited_when_nobody_asks_any_more() {
-        const MOMENT: Duration = Duration::from_millis(20);
+        let moment = Duration::from_millis(20);
         for (is_heard, waits) in [(true, true), (false, true), (false, false)] {
             let witnesses = Witnesses::default();
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -168,7 +168,7 @@ mod tests {
                 let (has_arrived, ()) = tokio::join!(asking, hearing);
                 assert_eq!(has_arrived, is_heard);
             } else {
-                assert!(timeout(MOMENT, asking).await.is_err(), "it waits for longer");
+                assert!(timeout(moment, asking).await.is_err(), "it waits for longer");
             }
             assert!(witnesses.awaited().is_empty(), "{is_heard} {waits}");
         }

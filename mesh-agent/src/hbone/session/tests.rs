@@ -11,13 +11,12 @@ use crate::hbone::head;
 use crate::hbone::words::ConnectRequest;
 
 const MIB: i64 = 1 << 20;
-const FRAME: usize = limits::MAX_FRAME_BYTES as usize;
-/// Of the windows that the peer counts down.
-const CONNECTION: u32 = 0;
+const CHUNK: usize = limits::MAX_FRAME_BYTES as usize;
 
 /// A client that says whatever it has credit for.
 struct Peer {
     session: Session,
+    /// What is left of each stream's; that of 0 is the connection's.
     windows: HashMap<u32, i64>,
     next: u32,
     bytes: Bytes,
@@ -27,8 +26,8 @@ impl Peer {
     fn new() -> Self {
         let session = Session::server(&Limits::default());
         session.take(Head { length: 0, kind: frame::SETTINGS, flags: 0, stream: 0 }, &[]).unwrap();
-        let windows = HashMap::from([(CONNECTION, i64::from(frame::FIRST_WINDOW))]);
-        Self { session, windows, next: 1, bytes: vec![0; FRAME].into() }
+        let windows = HashMap::from([(0, i64::from(frame::FIRST_WINDOW))]);
+        Self { session, windows, next: 1, bytes: vec![0; CHUNK].into() }
     }
 
     fn open(&mut self) -> (u32, Handle) {
@@ -76,11 +75,11 @@ impl Peer {
     /// Says as much as it may, up to a frame; how much that was.
     fn say(&mut self, stream: u32) -> usize {
         self.hear();
-        let length = self.windows[&CONNECTION].min(self.windows[&stream]).min(FRAME as i64) as usize;
+        let length = self.windows[&0].min(self.windows[&stream]).min(CHUNK as i64) as usize;
         if length > 0 {
             self.session.begin_data(Head { length, kind: frame::DATA, flags: 0, stream }).unwrap();
             self.session.data(stream, self.bytes.slice(..length));
-            for window in [CONNECTION, stream] {
+            for window in [0, stream] {
                 *self.windows.get_mut(&window).unwrap() -= length as i64;
             }
         }
@@ -107,7 +106,7 @@ impl Peer {
     /// When nothing is unread, no credit is lost, and none was given twice.
     fn has_all_credit(&mut self) {
         self.hear();
-        assert_eq!(self.windows[&CONNECTION] + self.session.0.borrow().owed, CONNECTION_WINDOW);
+        assert_eq!(self.windows[&0] + self.session.0.borrow().owed, CONNECTION_WINDOW);
     }
 }
 
