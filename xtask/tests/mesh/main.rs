@@ -11,6 +11,7 @@ mod exclusions;
 mod external;
 mod flows;
 mod full;
+mod h2spec;
 mod hostile;
 mod kernel;
 mod lifecycle;
