@@ -9,7 +9,6 @@ pub mod bench;
 pub mod build;
 pub mod clean;
 pub mod cluster;
-pub mod collector;
 pub mod demo;
 pub mod ebpf;
 pub mod exec;
@@ -23,6 +22,7 @@ pub mod probe;
 pub mod rings;
 pub mod soak;
 pub mod testbed;
+pub mod tools;
 pub mod ui;
 
 mod stack;

@@ -22,7 +22,8 @@ use crate::cluster;
 use crate::cluster::go;
 use crate::cluster::parts::Parts;
 use crate::testbed::cgroup;
-use crate::{build, collector, packages};
+use crate::tools::Tool;
+use crate::{build, packages};
 
 /// Run the tests: all rings, or those that are named
 #[derive(clap::Args)]
@@ -80,10 +81,10 @@ pub fn can_use_browser(test: &str) -> bool {
     can_use_kernel(test) && is_possible(test, BROWSER, browser_obstacle())
 }
 
-/// The same for a test with OpenTelemetry's collector, which is built where it is not there: its parts, as a cluster's,
-/// cannot be had everywhere.
-pub fn can_use_collector(test: &str) -> bool {
-    let missing = || go::obstacle().or_else(|| collector::program().err().map(|error| format!("{error:#}")));
+/// The same for a test with a program that is built where it is not there: its parts, as a cluster's, cannot be had
+/// everywhere.
+pub fn can_use_tool(test: &str, tool: &Tool) -> bool {
+    let missing = || go::obstacle().or_else(|| tool.program().err().map(|error| format!("{error:#}")));
     can_use_kernel(test) && is_possible(test, CLUSTER, missing())
 }
 

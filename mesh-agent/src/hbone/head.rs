@@ -35,9 +35,10 @@ pub(super) enum Asked {
 pub(super) struct Fields {
     method: Only,
     authority: Only,
+    /// These two a CONNECT has not.
+    scheme: Only,
+    path: Only,
     status: Only,
-    /// `:scheme` or `:path`, which a CONNECT has not.
-    has_target: bool,
     is_extended: bool,
     forwarded: Only,
     baggage: Only,
@@ -93,11 +94,9 @@ impl Fields {
         let field = match name {
             b":method" => &mut self.method,
             b":authority" => &mut self.authority,
+            b":scheme" => &mut self.scheme,
+            b":path" => &mut self.path,
             b":status" => &mut self.status,
-            b":scheme" | b":path" => {
-                self.has_target = true;
-                return self.is_malformed |= self.has_regular;
-            }
             b":protocol" => {
                 self.is_extended = true;
                 return self.is_malformed |= self.has_regular;
@@ -135,7 +134,11 @@ impl Fields {
             return Ok(Asked::Refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
         }
         let is_connect = self.method.get() == Some("CONNECT");
-        let has_what_it_needs = if is_connect { self.has_target == self.is_extended } else { self.has_target };
+        let has_what_it_needs = if is_connect && !self.is_extended {
+            self.scheme.is_absent() && self.path.is_absent()
+        } else {
+            self.scheme.get().is_some() && self.path.get().is_some_and(|path| !path.is_empty())
+        };
         if self.is_malformed || self.method.is_absent() || !self.status.is_absent() || !has_what_it_needs {
             return Err(Reason::PROTOCOL_ERROR);
         }
@@ -149,6 +152,12 @@ impl Fields {
             })),
             None => Asked::Refused(StatusCode::BAD_REQUEST),
         })
+    }
+
+    /// Whether they may stand at a message's end, where nothing is said of the message itself.
+    pub(super) fn are_trailers(&self) -> bool {
+        let pseudo = [&self.method, &self.authority, &self.scheme, &self.path, &self.status];
+        !self.is_malformed && !self.is_extended && pseudo.into_iter().all(Only::is_absent)
     }
 
     /// As an answer; the reason for which the stream is reset, if it is none.
@@ -225,6 +234,7 @@ mod tests {
         const TO: (&str, &str) = (":authority", "10.0.0.1:80");
         const GET: (&str, &str) = (":method", "GET");
         const SCHEME: (&str, &str) = (":scheme", "http");
+        const PATH: (&str, &str) = (":path", "/");
         const MALFORMED: Result<Asked, Reason> = Err(Reason::PROTOCOL_ERROR);
         let connect = Ok(Asked::Connect(Box::new(Wish {
             authority: "10.0.0.1:80".parse().unwrap(),
@@ -237,9 +247,15 @@ mod tests {
             (&[METHOD, TO][..], connect),
             (&[METHOD], bad()),
             (&[METHOD, (":authority", "web:80")], bad()),
-            (&[GET, TO, SCHEME, (":path", "/")], bad()),
-            (&[METHOD, TO, SCHEME, (":path", "/"), (":protocol", "websocket")], bad()),
+            (&[GET, TO, SCHEME, PATH], bad()),
+            (&[METHOD, TO, SCHEME, PATH, (":protocol", "websocket")], bad()),
             (&[GET, TO], MALFORMED),
+            (&[GET, TO, SCHEME], MALFORMED),
+            (&[GET, TO, PATH], MALFORMED),
+            (&[GET, TO, SCHEME, (":path", "")], MALFORMED),
+            (&[GET, TO, SCHEME, PATH, PATH], MALFORMED),
+            (&[GET, TO, SCHEME, SCHEME, PATH], MALFORMED),
+            (&[METHOD, TO, SCHEME, (":protocol", "websocket")], MALFORMED),
             (&[TO], MALFORMED),
             (&[METHOD, METHOD, TO], MALFORMED),
             (&[METHOD, TO, TO], MALFORMED),
@@ -260,6 +276,22 @@ mod tests {
         let long = "y".repeat(LIST);
         let too_large = Ok(Asked::Refused(http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
         assert_eq!(fields(&[METHOD, TO, ("x", &long)]), too_large);
+    }
+
+    #[test]
+    fn what_may_end_a_message() {
+        for (said, may) in [
+            (&[][..], true),
+            (&[("x", "y")], true),
+            (&[(":method", "POST")], false),
+            (&[(":status", "200")], false),
+            (&[(":protocol", "x")], false),
+            (&[("X", "y")], false),
+        ] {
+            let mut block = Vec::new();
+            said.iter().for_each(|(name, value)| hpack::put(&mut block, name, value.as_bytes()));
+            assert_eq!(read(&block).are_trailers(), may, "{said:?}");
+        }
     }
 
     #[test]

@@ -100,7 +100,7 @@ pub const ATTACKS: &[Attack] = &[
         times: 20_000,
         reads: true,
         requests: ends(BROKEN, 1),
-        tunnel: ends(BROKEN, 1),
+        tunnel: ends(End::GoAway(STREAM_CLOSED), 1),
     },
     Attack {
         name: "B5 more DATA than was said",

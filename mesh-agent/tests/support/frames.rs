@@ -25,6 +25,7 @@ pub const END_HEADERS: u8 = 4;
 /// What a GOAWAY says (RFC 9113 7).
 pub const PROTOCOL_ERROR: u32 = 1;
 pub const FLOW_CONTROL_ERROR: u32 = 3;
+pub const STREAM_CLOSED: u32 = 5;
 pub const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// One of [`SETTINGS`]' parameters.

@@ -16,8 +16,8 @@ use super::process::{Finished, Process};
 /// Debian's interpreter, which sees Debian's grpcio; another `python3` may come first in PATH.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// nginx on ports 80 and 8080; the second says so. Its log has one line per request: client IP, client port, request,
-/// status. Returns the log's path.
+/// nginx on ports 80 and 8080; the second says so; and on 8081, by HTTP/2 alone. Its log has one line per request: client
+/// IP, client port, request, status. Returns the log's path.
 pub fn start_nginx(pod: &Pod) -> Result<std::path::PathBuf> {
     let dir = pod.dir.join("nginx");
     fs::create_dir_all(dir.join("html"))?;

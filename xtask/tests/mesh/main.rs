@@ -12,6 +12,7 @@ mod external;
 mod features;
 mod flows;
 mod full;
+mod h2spec;
 mod hostile;
 mod kernel;
 mod lifecycle;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use xtask::collector;
-use xtask::rings::can_use_collector;
+use xtask::rings::can_use_tool;
 use xtask::testbed::{AgentOptions, Family, PodSpec, Process, ServiceSpec, Testbed, eventually, start_nginx};
+use xtask::tools::COLLECTOR;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -108,7 +108,7 @@ const EXPECTED: [(&str, &str, &[&str]); 9] = [
 
 #[test]
 fn a_real_collector_has_all_signals_both_ways_and_holds_up_nobody() -> Result<()> {
-    if !can_use_collector("a real collector") {
+    if !can_use_tool("a real collector", &COLLECTOR) {
         return Ok(());
     }
     let mut bed = Testbed::of_two_nodes("shop")?;
@@ -130,7 +130,7 @@ fn a_real_collector_has_all_signals_both_ways_and_holds_up_nobody() -> Result<()
 fn start_collector(bed: &Testbed) -> Result<Process> {
     let file = bed.dir().join("collector.yaml");
     std::fs::write(&file, CONFIG)?;
-    let program = collector::program()?;
+    let program = COLLECTOR.program()?;
     let config = format!("--config=file:{}", file.display());
     let mut collector = bed.node("n1").tool_place().spawn("collector", &[&program.to_string_lossy(), &config])?;
     eventually(PATIENCE, "the collector listens", || {

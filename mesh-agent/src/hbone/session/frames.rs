@@ -104,7 +104,11 @@ impl Core {
             return Err((Reason::PROTOCOL_ERROR, "a client's stream with an even number"));
         }
         if stream <= self.last {
-            return self.late(stream);
+            // Whoever has not heard of our reset yet may still say how the message ends.
+            return match self.forgotten.contains(&stream) {
+                true => Ok(()),
+                false => Err((Reason::PROTOCOL_ERROR, "a head for a stream that begins no more")),
+            };
         }
         self.last = stream;
         let is_leaving = matches!(self.goodbye, Goodbye::Said(last) if stream > last);
@@ -129,8 +133,11 @@ impl Core {
     fn more_headers(&mut self, key: usize, block: &Block, fields: &Fields) -> Result<(), Fault> {
         let role = self.role;
         let Some(live) = self.streams.get_mut(key) else { return Ok(()) };
+        if live.broken.is_some() {
+            return self.late(block.stream);
+        }
         if live.their_end {
-            return Err((Reason::PROTOCOL_ERROR, "a head after the end"));
+            return Err((Reason::STREAM_CLOSED, "a head after the end"));
         }
         let is_answer = role == Role::Client && live.answer.is_none();
         if is_answer {
@@ -140,18 +147,21 @@ impl Core {
                 Err(reason) => return self.refuse(block.stream, reason),
             }
             wake(&mut live.reader);
+        } else if !block.ends || !fields.are_trailers() {
+            return self.refuse(block.stream, Reason::PROTOCOL_ERROR);
         }
-        match block.ends {
-            true => self.end_of(block.stream),
-            false if is_answer => {}
-            false => return self.refuse(block.stream, Reason::PROTOCOL_ERROR),
+        if block.ends {
+            self.end_of(block.stream);
         }
         Ok(())
     }
 
     fn priority(&mut self, head: Head, payload: &[u8]) -> Result<(), Fault> {
-        if head.stream == 0 || payload.len() != 5 {
+        if head.stream == 0 {
             return Err((Reason::PROTOCOL_ERROR, "a priority of nothing"));
+        }
+        if payload.len() != 5 {
+            return Err(SIZE);
         }
         if depends_on(payload) == Some(head.stream) { self.fault() } else { Ok(()) }
     }
@@ -311,12 +321,11 @@ impl Core {
         if length == 0 && !head.has(frame::END_STREAM) {
             self.fault()?;
         }
-        let Some(live) = self.live(head.stream) else { return self.late(head.stream) };
-        if live.broken.is_some() {
-            return Ok(());
-        }
+        let Some(live) = self.live(head.stream).filter(|live| live.broken.is_none()) else {
+            return self.late(head.stream);
+        };
         if live.their_end {
-            return Err((Reason::PROTOCOL_ERROR, "data after the end"));
+            return Err((Reason::STREAM_CLOSED, "data after the end"));
         }
         if length > live.recv_window {
             return self.refuse(head.stream, Reason::FLOW_CONTROL_ERROR);
@@ -339,7 +348,7 @@ impl Core {
     }
 
     pub(super) fn padding(&mut self, stream: u32, length: usize) {
-        if let Some(live) = self.live(stream) {
+        if let Some(live) = self.live(stream).filter(|live| live.broken.is_none()) {
             live.recv_window = live.recv_window.saturating_add(length as i64);
             self.out.put(|out| frame::put_credit(out, stream, length as u32));
         }
@@ -357,10 +366,87 @@ impl Core {
 }
 
 /// A frame that ends before what it says is there.
-const SHORT: Fault = (Reason::PROTOCOL_ERROR, "a frame that ends too soon");
+const SHORT: Fault = (Reason::FRAME_SIZE_ERROR, "a frame that ends too soon");
 /// A frame of the wrong size.
 const SIZE: Fault = (Reason::FRAME_SIZE_ERROR, "a frame of the wrong size");
 
 fn depends_on(priority: &[u8]) -> Option<u32> {
     frame::word(priority).map(|stream| stream & frame::MOST_STREAM)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+
+    use super::super::Session;
+    use super::*;
+    use crate::hbone::hpack::{self, Known};
+    use crate::hbone::limits::Limits;
+
+    /// Its kind, flags, stream and payload.
+    type Frame<'a> = (u8, u8, u32, &'a [u8]);
+
+    /// What becomes of frames: the reason for which the connection ends, or each stream that is reset, and why.
+    fn comes_of(frames: &[Frame]) -> Result<Vec<(u32, Reason)>, Reason> {
+        let session = Session::server(&Limits::default());
+        for (kind, flags, stream, payload) in [(frame::SETTINGS, 0, 0, &[][..])].iter().chain(frames).copied() {
+            let head = Head { length: payload.len(), kind, flags, stream };
+            let taken = if kind == frame::DATA { session.begin_data(head) } else { session.take(head, payload) };
+            taken.map_err(|(reason, _)| reason)?;
+        }
+        let said = session.out(|out| {
+            let mut slices = [IoSlice::new(&[]); 8];
+            let filled = out.slices(&mut slices);
+            slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>()
+        });
+        let (mut said, mut resets) = (&said[..], Vec::new());
+        while let Some((head, rest)) = said.split_first_chunk() {
+            let head = Head::read(*head);
+            let (payload, rest) = rest.split_at(head.length);
+            if head.kind == frame::RST_STREAM {
+                resets.push((head.stream, Reason::from(frame::word(payload).unwrap())));
+            }
+            said = rest;
+        }
+        Ok(resets)
+    }
+
+    /// RFC 9113, sections 4.2, 5.1, 5.1.1, 6.3 and 8.1.
+    #[test]
+    fn what_comes_where_it_may_not_ends_as_the_rfc_says() {
+        let (mut connect, mut get, mut method, mut field) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        hpack::put_known(&mut connect, Known::Method, b"CONNECT");
+        hpack::put_known(&mut connect, Known::Authority, b"10.0.0.1:80");
+        hpack::put_known(&mut get, Known::Method, b"GET");
+        hpack::put_known(&mut method, Known::Method, b"POST");
+        hpack::put(&mut field, "x", b"y");
+        const WHOLE: u8 = frame::END_HEADERS;
+        const LAST: u8 = frame::END_HEADERS | frame::END_STREAM;
+        const PRIORITISED: u8 = frame::END_HEADERS | frame::PRIORITISED;
+        let open: Frame = (frame::HEADERS, WHOLE, 1, &connect);
+        let [fifth, third]: [Frame; 2] = [5, 3].map(|stream| (frame::HEADERS, WHOLE, stream, &connect[..]));
+        let ended: Frame = (frame::HEADERS, LAST, 1, &connect);
+        let half: Frame = (frame::HEADERS, WHOLE, 1, &get);
+        let trailers: Frame = (frame::HEADERS, LAST, 1, &field);
+        let taken_back: Frame = (frame::RST_STREAM, 0, 1, &[0; 4]);
+        let data: Frame = (frame::DATA, 0, 1, b"x");
+        let stream = |reason| Ok(vec![(1, reason)]);
+        for (what, frames, comes) in [
+            ("no fault", &[open, data, trailers][..], Ok(vec![])),
+            ("DATA after the end", &[ended, data], Err(Reason::STREAM_CLOSED)),
+            ("a head after the end", &[ended, trailers], Err(Reason::STREAM_CLOSED)),
+            ("DATA, once taken back", &[open, taken_back, data, data], stream(Reason::STREAM_CLOSED)),
+            ("a head, once taken back", &[open, taken_back, trailers], stream(Reason::STREAM_CLOSED)),
+            ("trailers before the end", &[open, (frame::HEADERS, WHOLE, 1, &field)], stream(Reason::PROTOCOL_ERROR)),
+            ("trailers with a method", &[open, (frame::HEADERS, LAST, 1, &method)], stream(Reason::PROTOCOL_ERROR)),
+            ("half a request, and more", &[half, data, trailers], stream(Reason::PROTOCOL_ERROR)),
+            ("a stream below the last", &[fifth, third], Err(Reason::PROTOCOL_ERROR)),
+            ("a short priority", &[(frame::PRIORITY, 0, 1, &[0; 4])], Err(Reason::FRAME_SIZE_ERROR)),
+            ("one of a head", &[(frame::HEADERS, PRIORITISED, 1, &[0; 4])], Err(Reason::FRAME_SIZE_ERROR)),
+            // It means nothing, and a stream that is idle cannot be reset.
+            ("a priority of its own", &[(frame::PRIORITY, 0, 1, &[0, 0, 0, 1, 0])], Ok(vec![])),
+        ] {
+            assert_eq!(comes_of(frames), comes, "{what}");
+        }
+    }
 }
