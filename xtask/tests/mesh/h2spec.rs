@@ -25,6 +25,8 @@ use xtask::tools::H2SPEC;
 
 /// How long it waits for an answer before it says that there is none, in seconds: its own default.
 const ANSWER: &str = "2";
+/// How often it is asked at most.
+const RUNS: u32 = 3;
 /// For all of it.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How many cases it has.
@@ -65,14 +67,12 @@ fn a_port_of_requests_keeps_to_the_rfc() -> Result<()> {
         return Ok(());
     }
     let bed = shop()?;
-    let run = || -> Result<()> {
-        let report = bed.dir().join("h2spec.xml");
-        let asked = h2spec(bed.service("web").socket(Family::V4, 80), &report)?;
+    let asks = |report: &Path| -> Result<Finished> {
+        let asked = h2spec(bed.service("web").socket(Family::V4, 80), report)?;
         let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
-        let said = bed.pod("client").run(&asked, PATIENCE)?;
-        passes_but_for(AT_REQUESTS, &said, &report)
+        bed.pod("client").run(&asked, PATIENCE)
     };
-    run().map_err(|error| bed.explain(error))
+    passes_but_for(AT_REQUESTS, &bed.dir().join("h2spec.xml"), asks).map_err(|error| bed.explain(error))
 }
 
 #[test]
@@ -81,12 +81,8 @@ fn a_tunnel_port_keeps_to_the_rfc() -> Result<()> {
         return Ok(());
     }
     let bed = shop()?;
-    let run = || -> Result<()> {
-        let report = bed.dir().join("h2spec.xml");
-        let said = behind_a_forwarder(&bed, &report)?;
-        passes_but_for(AT_A_TUNNEL, &said, &report)
-    };
-    run().map_err(|error| bed.explain(error))
+    let asks = |report: &Path| behind_a_forwarder(&bed, report);
+    passes_but_for(AT_A_TUNNEL, &bed.dir().join("h2spec.xml"), asks).map_err(|error| bed.explain(error))
 }
 
 fn shop() -> Result<Testbed> {
@@ -179,17 +175,30 @@ async fn forward(mut client: TcpStream, tunnel: TlsStream<TcpStream>) {
     tokio::join!(there, back);
 }
 
-/// Whether what does not pass is what is listed, no more and no less.
-fn passes_but_for(listed: &[(&str, &str)], said: &Finished, report: &Path) -> Result<()> {
-    let report = std::fs::read_to_string(report).with_context(|| format!("h2spec left no report: {said}"))?;
-    let cases = cases(&report);
-    ensure!(cases.len() == CASES, "{} cases, not {CASES}: {said}", cases.len());
-    let not: BTreeSet<&str> = cases.iter().filter(|(_, passed)| !**passed).map(|(case, _)| case.as_str()).collect();
-    let listed: BTreeSet<&str> = listed.iter().map(|(case, _)| *case).collect();
-    let (more, fewer): (Vec<_>, Vec<_>) = (not.difference(&listed).collect(), listed.difference(&not).collect());
-    ensure!(more.is_empty(), "{more:?} did not pass: {said}");
-    ensure!(fewer.is_empty(), "{fewer:?} are listed, and pass");
-    Ok(())
+/// Whether what does not pass is what is listed, no more and no less. A machine that has much else to do answers some case
+/// too late: what passes once can, and is asked again.
+fn passes_but_for(listed: &[(&str, &str)], report: &Path, asks: impl Fn(&Path) -> Result<Finished>) -> Result<()> {
+    let listed: BTreeSet<String> = listed.iter().map(|(case, _)| case.to_string()).collect();
+    let mut never: Option<BTreeSet<String>> = None;
+    for _ in 0..RUNS {
+        let said = asks(report)?;
+        let told = std::fs::read_to_string(report).with_context(|| format!("h2spec left no report: {said}"))?;
+        let cases = cases(&told);
+        ensure!(cases.len() == CASES, "{} cases, not {CASES}: {said}", cases.len());
+        let not: BTreeSet<String> = cases.into_iter().filter(|(_, passed)| !passed).map(|(case, _)| case).collect();
+        let not = match never.take() {
+            Some(before) => &before & &not,
+            None => not,
+        };
+        if not.is_subset(&listed) {
+            let fewer = &listed - &not;
+            ensure!(fewer.is_empty(), "{fewer:?} are listed, and pass");
+            return Ok(());
+        }
+        println!("{:?} did not pass: {said}", &not - &listed);
+        never = Some(not);
+    }
+    anyhow::bail!("{:?} never passed", never.as_ref().map(|not| not - &listed))
 }
 
 /// The cases of a report, by section and place in it, and whether each passed: a line each, and one more where not.
