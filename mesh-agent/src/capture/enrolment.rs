@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use super::loader::Loaded;
 use super::namespace::{self, Found, Life};
 use super::netlink::{self, Interface, LocalRoute};
 use super::ownership::{Ownership, Standing};
-use super::plan::{self, Duty, Failures, Held, Kernel, Phase, Plan, Step, Uid, View};
+use super::plan::{self, Duty, Failures, Forsaken, Held, Kernel, Phase, Plan, Step, Uid, View};
 use super::pod::{Live, PodNamespace};
 use super::pod_thread::PodThread;
 use super::probes::Probes;
@@ -391,7 +392,10 @@ impl Enroller {
             Duty::Own | Duty::Resume => self.find(wanted, &held).await,
             Duty::LetGo => BTreeMap::new(),
         };
-        let kernel = (look == Look::Close && duty != Duty::LetGo).then(|| self.look_at_kernel(asked));
+        let kernel = match look == Look::Close && duty != Duty::LetGo {
+            true => self.look_at_kernel(asked).await,
+            false => None,
+        };
         let wanted = wanted.iter().map(|(uid, workload)| (uid.clone(), workload.ips.iter().copied().collect()));
         View { wanted: wanted.collect(), held, found, kernel }
     }
@@ -512,27 +516,23 @@ impl Enroller {
                 .await
                 .or_else(|error| barred.filter(|found| !found.host_side.links.is_empty()).ok_or(error))?,
         };
-        let guarded = self.guarded(workload, filed);
+        let guarded = self.guarded(workload, filed).map_err(step("reading its pins"))?;
         let was_guarded = found.host_side.has_one_of(&guarded);
         // A link that the pod moved elsewhere within itself stays guarded.
         found.host_side.keep(&guarded);
-        let cookie = found.thread.run(|| {
-            let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-            sys::netns_cookie(socket.as_fd())
-        });
-        let cookie = cookie.await.map_err(step("reading its namespace's cookie"))?;
+        let cookie = cookie_of(&found.thread).await.map_err(step("reading its namespace's cookie"))?;
         Ok((cookie, Prepared { workload: workload.clone(), found, was_guarded }))
     }
 
     /// The interfaces that were guarded for a pod before, by this agent or another. A guard on clsact has no pins, so what is
     /// filed for the pod's addresses counts too, unless it is another's that this agent holds.
-    fn guarded(&self, workload: &Workload, filed: &BTreeMap<u32, PodAddresses>) -> BTreeSet<u32> {
-        let (mut guarded, own) = (guarded_in(&self.loaded.pins.pod(&workload.uid)), addresses(&workload.ips));
+    fn guarded(&self, workload: &Workload, filed: &BTreeMap<u32, PodAddresses>) -> io::Result<BTreeSet<u32>> {
+        let (mut guarded, own) = (guarded_in(&self.loaded.pins.pod(&workload.uid))?, addresses(&workload.ips));
         let others = self.state.held.values().filter(|pod| pod.workload.uid != workload.uid);
         let others: BTreeSet<u32> = others.flat_map(|pod| pod.guards.iter().copied()).collect();
         let filed = filed.iter().filter(|(index, addresses)| **addresses == own && !others.contains(index));
         guarded.extend(filed.map(|(index, _)| *index));
-        guarded
+        Ok(guarded)
     }
 
     /// Whether what the pod in this namespace dials is captured, by the addresses that it has.
@@ -541,19 +541,38 @@ impl Enroller {
         self.tables.pods.get(&cookie).is_some_and(|pod| pod.gate() == Gate::Open && *pod.addresses() == own)
     }
 
-    fn look_at_kernel(&self, asked: &Asked) -> Kernel {
+    /// None where the pins cannot be read: nobody knows then what in the maps is nobody's.
+    async fn look_at_kernel(&self, asked: &Asked) -> Option<Kernel> {
+        let pins = match pinned(&self.loaded.pins.pods()) {
+            Ok(pins) => pins,
+            Err(error) => {
+                tracing::warn!(%error, "the pins of pods cannot be read: nothing that is left of any is collected");
+                return None;
+            }
+        };
+        let is_held = |uid: &Uid| self.state.held.values().any(|pod| pod.workload.uid == *uid);
+        let is_silent = |uid: &&Uid| !asked.wanted.contains_key(*uid) && !asked.may_leave(uid) && !is_held(uid);
+        let mut forsaken = BTreeMap::new();
+        for uid in pins.keys().filter(is_silent) {
+            if namespace::may_live(&self.loaded.kubepods, uid) {
+                forsaken.insert(uid.clone(), self.forsaken(uid).await);
+            }
+        }
         let tables = &self.tables;
-        let pinned = fs::read_dir(self.loaded.pins.pods()).into_iter().flatten().flatten();
-        let uids: Vec<String> = pinned.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        let is_silent = |uid: &&String| !asked.wanted.contains_key(uid.as_str()) && !asked.may_leave(uid);
-        let forsaken = uids.iter().filter(is_silent).filter(|uid| namespace::may_live(&self.loaded.kubepods, uid));
         let gates = tables.pods.keys(MAP_KEYS).into_iter();
-        Kernel {
-            forsaken: forsaken.map(|uid| Uid::from(&**uid)).collect(),
-            pins: uids.iter().map(|uid| (Uid::from(&**uid), guarded_in(&self.loaded.pins.pod(uid)))).collect(),
+        Some(Kernel {
+            forsaken,
+            pins,
             gates: gates.filter_map(|cookie| Some((cookie, ips(tables.pods.get(&cookie)?.addresses())))).collect(),
             guards: self.filed_guards().into_iter().map(|(index, pod)| (index, ips(&pod))).collect(),
-        }
+        })
+    }
+
+    /// Where a pod lives of which nobody speaks.
+    async fn forsaken(&self, uid: &str) -> Option<Forsaken> {
+        let found = namespace::find(&self.loaded.kubepods, uid, None).await.ok()?;
+        let cookie = cookie_of(&found.thread).await.ok()?;
+        Some(Forsaken { cookie, interfaces: indexes(&found.host_side.links) })
     }
 
     /// Does the steps in order. A pod of which one fails has no more of them done; false when the owner changed before
@@ -779,12 +798,14 @@ impl Enroller {
     async fn forsake(&mut self, cookie: u64) -> Result<(), String> {
         let pod = self.pod(cookie)?;
         let Workload { name, namespace, .. } = &*pod.workload;
-        tracing::warn!(
+        // Of one that ends as usual this holds for a moment only.
+        tracing::info!(
             pod = %name, %namespace,
-            "its object is gone, or another pod has its address, and its processes live: it is refused until they have \
-             ended, or until it is there again"
+            "refused while its processes live: its object is gone or says that it has ended, or another pod has its address"
         );
         pod.phase = Phase::Forsaken;
+        // Where it is spoken of again, what it has is what it had.
+        self.state.adopted.insert(cookie);
         self.take_from_proxy(cookie).await;
         Ok(())
     }
@@ -865,7 +886,7 @@ fn add_route(route: &LocalRoute) -> std::io::Result<()> {
     }
 }
 
-fn step(what: &'static str) -> impl FnOnce(std::io::Error) -> String {
+fn step(what: &'static str) -> impl FnOnce(io::Error) -> String {
     move |error| format!("{what}: {error}")
 }
 
@@ -916,9 +937,38 @@ fn remove_pins(directory: &std::path::Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The interfaces that a pod's pins guard: `guard-from-INDEX`.
-fn guarded_in(directory: &std::path::Path) -> BTreeSet<u32> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter_map(|name| name.strip_prefix("guard-from-")?.parse().ok()).collect()
+/// The cookie of the namespace that a thread is in.
+async fn cookie_of(thread: &PodThread) -> io::Result<u64> {
+    let cookie = thread.run(|| {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        sys::netns_cookie(socket.as_fd())
+    });
+    cookie.await
+}
+
+/// Whoever has pins, and the interfaces that these guard.
+fn pinned(pods: &std::path::Path) -> io::Result<BTreeMap<Uid, BTreeSet<u32>>> {
+    let mut pinned = BTreeMap::new();
+    for entry in fs::read_dir(pods)? {
+        let entry = entry?;
+        if let Ok(uid) = entry.file_name().into_string() {
+            pinned.insert(Uid::from(uid), guarded_in(&entry.path())?);
+        }
+    }
+    Ok(pinned)
+}
+
+/// The interfaces that a pod's pins guard: `guard-from-INDEX`. None where it has no pins.
+fn guarded_in(directory: &std::path::Path) -> io::Result<BTreeSet<u32>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        entries => entries?,
+    };
+    let mut guarded = BTreeSet::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let index: Option<u32> = name.to_str().and_then(|name| name.strip_prefix("guard-from-")?.parse().ok());
+        guarded.extend(index);
+    }
+    Ok(guarded)
 }

@@ -323,12 +323,13 @@ impl Engine {
 
     fn settle_ips(&mut self, dirty: &mut Dirty) {
         for ip in std::mem::take(&mut dirty.ips) {
+            // Who holds it here does not hang on who holds it in the cluster.
+            dirty.present.extend(self.pods.claimants(&ip).map(|workload| Name::from(&**workload)));
             let had_holder = self.pods.by_ip(&ip).is_some();
             if !self.pods.settle_ip(&ip) {
                 continue;
             }
             dirty.services.extend(self.specs.using(&ip).cloned());
-            dirty.present.extend(self.pods.claimants(&ip).map(|workload| Name::from(&**workload)));
             if had_holder != self.pods.by_ip(&ip).is_some() {
                 dirty.unserved |= self.hides(&ip);
             }

@@ -41,6 +41,29 @@ fn a_claim_of_another_node_takes_no_pod_from_this_one() {
     }
 }
 
+/// In whatever order they come: of two of this node the newer has the address here, until it goes, whoever has it elsewhere.
+#[test]
+fn who_has_an_address_here_does_not_hang_on_who_has_it_elsewhere() {
+    let claim = |name: &str, created, node: &str| {
+        let workload = Workload { created: Some(created), node: node.into(), ..pod(name, &["10.0.0.1"]) };
+        let key = Key { kind: Kind::Pod, namespace: workload.namespace.to_string(), name: name.into() };
+        (key, Item::Pod { workload: workload.into(), mesh: Some(true) })
+    };
+    let claims = [claim("older", 1, "node"), claim("newer", 2, "node"), claim("elsewhere", 3, "other")];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let mut engine = Engine::new("node");
+        for (key, item) in order.map(|index| claims[index].clone()) {
+            engine.upsert(&key, item);
+            engine.snapshot();
+        }
+        assert_eq!(names(engine.snapshot().local_workloads()), ["newer"], "{order:?}");
+        engine.delete(&claims[1].0);
+        let state = engine.snapshot();
+        assert_eq!(names(state.local_workloads()), ["older"], "{order:?}");
+        assert_eq!(&*state.workload_by_ip(ip("10.0.0.1")).unwrap().name, "elsewhere", "{order:?}");
+    }
+}
+
 #[test]
 fn local_pods_come_once_and_host_network_pods_are_not_found_by_ip() {
     let host = Workload { host_network: true, ..pod("host", &["192.168.0.1"]) };

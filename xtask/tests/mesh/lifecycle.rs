@@ -171,7 +171,7 @@ fn a_pod_that_nobody_speaks_of_is_refused_while_it_lives() -> Result<()> {
     }
     pair.bed.delete_object("server")?;
     eventually(PATIENCE, "the pod to be forsaken", || {
-        Ok(pair.bed.agent("n2").log().contains("its object is gone").then_some(()))
+        Ok(pair.bed.agent("n2").log().contains("refused while its processes live").then_some(()))
     })?;
     let refused = |pair: &Pair, when: &str| -> Result<()> {
         // Longer than it takes an agent to look for what nobody stands for any more.

@@ -94,8 +94,35 @@ pub(super) struct Kernel {
     pub gates: BTreeMap<u64, BTreeSet<IpAddr>>,
     /// The guards' map: whose addresses are behind an interface.
     pub guards: BTreeMap<u32, BTreeSet<IpAddr>>,
-    /// Those with pins of whom nobody speaks any more, and who live: an agent before this one has forsaken them, or would.
-    pub forsaken: BTreeSet<Uid>,
+    /// Those with pins of whom nobody speaks any more, who live, and of whom this agent holds nothing: one before it has
+    /// forsaken them, or would.
+    pub forsaken: BTreeMap<Uid, Option<Forsaken>>,
+}
+
+/// Where a pod lives that an earlier agent has forsaken; nobody knows where that was not found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Forsaken {
+    pub cookie: u64,
+    pub interfaces: BTreeSet<u32>,
+}
+
+impl Kernel {
+    /// Whether this is the gate of one that is forsaken.
+    fn refuses(&self, cookie: u64) -> bool {
+        self.forsaken.values().flatten().any(|pod| pod.cookie == cookie)
+    }
+
+    /// Whether any gate may be of one that is forsaken: of its addresses nobody can tell, which may be another's by now.
+    fn may_refuse(&self) -> bool {
+        self.forsaken.values().any(Option::is_none)
+    }
+
+    /// Whether this may be a guarded interface of one that is forsaken.
+    fn may_guard(&self, index: u32) -> bool {
+        let is_pinned = |uid: &Uid| self.pins.get(uid).is_some_and(|guards| guards.contains(&index));
+        let is_of = |pod: &Option<Forsaken>| pod.as_ref().is_none_or(|pod| pod.interfaces.contains(&index));
+        self.forsaken.iter().any(|(uid, pod)| is_pinned(uid) || is_of(pod))
+    }
 }
 
 /// What this agent is to do.
@@ -393,11 +420,10 @@ fn collect_gates(view: &View, kernel: &Kernel, steps: &mut Vec<Step>) -> BTreeSe
     let mut unexplained = BTreeSet::new();
     for (cookie, ips) in &kernel.gates {
         let found = view.found.values().any(|found| found.cookie == *cookie);
-        if view.held.contains_key(cookie) || found {
+        if view.held.contains_key(cookie) || found || kernel.refuses(*cookie) {
             continue;
         }
-        // It may be one's that is forsaken: by its address nobody can tell, which may be another's by now.
-        if may_be_wanted(view, ips) || !kernel.forsaken.is_empty() {
+        if may_be_wanted(view, ips) || kernel.may_refuse() {
             unexplained.extend(ips.iter().copied());
         } else {
             steps.push(Step::RemoveGate { cookie: *cookie });
@@ -411,13 +437,13 @@ fn collect(view: &View, kernel: &Kernel, all_explained: bool, steps: &mut Vec<St
     for (index, ips) in &kernel.guards {
         let held = view.held.values().any(|pod| pod.guards.contains(index));
         let found = view.found.values().any(|found| found.interfaces.contains(index));
-        if !held && !found && !may_be_wanted(view, ips) && kernel.forsaken.is_empty() {
+        if !held && !found && !may_be_wanted(view, ips) && !kernel.may_guard(*index) {
             let of = kernel.pins.iter().find(|(_, guards)| guards.contains(index));
             steps.push(Step::Unguard { uid: of.map(|(uid, _)| uid.clone()), index: *index });
         }
     }
     // A gate that nobody can explain may be any pod's.
-    let is_kept = |uid: &&Uid| view.wanted.contains_key(*uid) || kernel.forsaken.contains(*uid);
+    let is_kept = |uid: &&Uid| view.wanted.contains_key(*uid) || kernel.forsaken.contains_key(*uid);
     for uid in kernel.pins.keys().filter(|uid| all_explained && !is_kept(uid)) {
         if view.held.values().all(|pod| pod.uid != *uid) {
             steps.push(Step::DetachLookup { uid: uid.clone() });

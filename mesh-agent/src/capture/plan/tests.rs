@@ -250,7 +250,7 @@ impl Node {
             pins: pins.iter().map(|(uid, (_, guards))| (uid.clone(), guards.clone())).collect(),
             gates: gates.iter().map(|(cookie, (ip, _))| (*cookie, ips(ip))).collect(),
             guards: guards.iter().map(|(index, ip)| (*index, ips(ip))).collect(),
-            forsaken: pins.keys().filter(|uid| self.is_forsaken(uid, &wanted)).cloned().collect(),
+            forsaken: self.forsaken(&wanted, &held),
         });
         View { wanted, held, found, kernel }
     }
@@ -260,10 +260,18 @@ impl Node {
         self.objects.get(uid).is_some_and(|object| !object.labelled)
     }
 
-    /// Whether a pod lives of which nobody speaks.
-    fn is_forsaken(&self, uid: &Uid, wanted: &BTreeMap<Uid, BTreeSet<IpAddr>>) -> bool {
-        let lives = self.sandboxes.values().any(|sandbox| sandbox.uid == *uid);
-        lives && !wanted.contains_key(uid) && !self.may_leave(uid)
+    /// The pods with pins that live, of which nobody speaks, and which the agent does not hold.
+    fn forsaken(
+        &self,
+        wanted: &BTreeMap<Uid, BTreeSet<IpAddr>>,
+        held: &BTreeMap<u64, Held>,
+    ) -> BTreeMap<Uid, Option<Forsaken>> {
+        let living = self.sandboxes.iter().filter(|(_, Sandbox { uid, .. })| {
+            let is_held = held.values().any(|pod| pod.uid == *uid);
+            self.pinned.pins.contains_key(uid) && !wanted.contains_key(uid) && !self.may_leave(uid) && !is_held
+        });
+        let place = |cookie: u64, interfaces: &BTreeSet<u32>| Forsaken { cookie, interfaces: interfaces.clone() };
+        living.map(|(cookie, pod)| (pod.uid.clone(), Some(place(*cookie, &pod.interfaces)))).collect()
     }
 
     /// Whether an agent enrolled it by a link that it still has.
@@ -500,18 +508,36 @@ impl Node {
         // What is not there yet may come: its leftovers are kept for it.
         let here: BTreeSet<Uid> = self.sandboxes.values().map(|sandbox| sandbox.uid.clone()).collect();
         self.objects.retain(|uid, _| here.contains(uid));
-        // Whoever is forsaken ends.
-        let there: BTreeSet<Uid> = self.objects.keys().cloned().collect();
-        here.difference(&there).for_each(|uid| drop(self.end_sandbox(uid)));
         if self.agents.is_empty() {
             self.start_agent();
         }
+        self.rounds();
+        self.check_free();
+        // Whoever is forsaken ends.
+        let there: BTreeSet<Uid> = self.objects.keys().cloned().collect();
+        here.difference(&there).for_each(|uid| drop(self.end_sandbox(uid)));
+        self.rounds();
+        self.agents.last().expect("an agent").id
+    }
+
+    fn rounds(&mut self) {
         for _ in 0..4 {
             for index in 0..self.agents.len() {
                 self.round(index, true, Mishap::None);
             }
         }
-        self.agents.last().expect("an agent").id
+    }
+
+    /// Nobody who may leave is kept because of others who may not.
+    fn check_free(&self) {
+        let Pinned { pins, gates, guards, .. } = &self.pinned;
+        for (cookie, Sandbox { uid, interfaces, .. }) in &self.sandboxes {
+            if self.may_leave(uid) {
+                let is_free = !gates.contains_key(cookie) && !pins.contains_key(uid);
+                let is_unguarded = interfaces.iter().all(|index| !guards.contains_key(index));
+                assert!(is_free && is_unguarded, "{uid} may leave, and is not its own: {:#?}", self.pinned);
+            }
+        }
     }
 }
 
@@ -568,6 +594,29 @@ proptest! {
             prop_assert!(steps.iter().all(rests), "{:?}", steps);
         }
     }
+}
+
+/// Of one that is forsaken and was not found nobody knows what in the maps is its own: nothing is taken out.
+#[test]
+fn what_may_be_a_forsaken_pods_stays() {
+    let ips = BTreeSet::from([address(1)]);
+    let kernel = |forsaken: Option<Forsaken>| Kernel {
+        pins: BTreeMap::from([(name(1), BTreeSet::new()), (name(2), BTreeSet::from([8]))]),
+        gates: BTreeMap::from([(11, ips.clone()), (12, ips.clone())]),
+        guards: BTreeMap::from([(7, ips.clone()), (8, ips.clone())]),
+        forsaken: BTreeMap::from([(name(1), forsaken)]),
+    };
+    let view = |forsaken| View { kernel: Some(kernel(forsaken)), ..View::default() };
+    let found = Forsaken { cookie: 11, interfaces: BTreeSet::from([7]) };
+    let others = [
+        Step::RemoveGate { cookie: 12 },
+        Step::Unguard { uid: Some(name(2)), index: 8 },
+        Step::DetachLookup { uid: name(2) },
+        Step::RemoveStrangersRoutes { uid: name(2) },
+        Step::RemovePins { uid: name(2) },
+    ];
+    assert_eq!(plan(&view(Some(found)), Duty::Own).steps, others);
+    assert_eq!(plan(&view(None), Duty::Own).steps, []);
 }
 
 /// A pod that shares an address with another that lives waits, and is refused meanwhile.
