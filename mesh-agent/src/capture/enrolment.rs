@@ -119,12 +119,20 @@ struct Pod {
     /// When a departed pod's routes may go.
     due: Instant,
     present: bool,
+    elsewhere: bool,
     /// What would have kept it from being enrolled, had it been there before.
     odd: Option<Obstacle>,
     closed: bool,
     /// Until the proxy has them.
     listeners: Vec<PodListener>,
     announced: bool,
+}
+
+impl Pod {
+    /// Processes of it live in this namespace, or none anywhere.
+    fn lives_here(&mut self, present: bool) {
+        (self.present, self.elsewhere) = (present, false);
+    }
 }
 
 /// Whether a pod of the same uid must be enrolled anew. Kubernetes changes none of this in a pod's life; a directory of
@@ -413,12 +421,12 @@ impl Enroller {
             if look == Look::Close || !is_enrolled {
                 let in_sandbox = self.sandboxes.get(&uid).is_some_and(|sandbox| sandbox.inode() == pod.inode);
                 match namespace::life(kubepods, &uid, pod.inode) {
-                    Ok(Life::Here) => pod.present = true,
-                    Ok(Life::Elsewhere) => pod.present = false,
+                    Ok(Life::Here) => pod.lives_here(true),
+                    Ok(Life::Elsewhere) => (pod.present, pod.elsewhere) = (false, true),
                     // With a runtime that keeps no process for the sandbox, such as CRI-O, the containers that begin again
                     // find the namespace with the link as they left it.
-                    Ok(Life::Nowhere) => pod.present = in_sandbox || (fits && has_link(&pod.guards)),
-                    Ok(Life::Ended) => pod.present = in_sandbox,
+                    Ok(Life::Nowhere) => pod.lives_here(in_sandbox || (fits && has_link(&pod.guards))),
+                    Ok(Life::Ended) => pod.lives_here(in_sandbox),
                     // What an agent that lacks descriptors cannot see is as it was.
                     Err(error) => {
                         self.state.obstacles.insert(uid.clone(), format!("looking at its processes: {error}"));
@@ -443,9 +451,10 @@ impl Enroller {
                 self.state.barred.insert(uid.clone());
             }
             let ips = pod.workload.ips.iter().copied().collect();
-            let Pod { phase, present, closed, .. } = *pod;
+            let Pod { phase, present, elsewhere, closed, .. } = *pod;
             let (guards, may_leave) = (pod.guards.clone(), asked.may_leave(&uid));
-            seen.insert(*cookie, Held { uid, ips, phase, fits, present, may_leave, guards, interfaces, closed });
+            let held = Held { uid, ips, phase, fits, present, elsewhere, may_leave, guards, interfaces, closed };
+            seen.insert(*cookie, held);
         }
         seen
     }
@@ -550,12 +559,22 @@ impl Enroller {
                 return None;
             }
         };
-        let is_held = |uid: &Uid| self.state.held.values().any(|pod| pod.workload.uid == *uid);
-        let is_silent = |uid: &&Uid| !asked.wanted.contains_key(*uid) && !asked.may_leave(uid) && !is_held(uid);
+        let held = &self.state.held;
+        let is_silent = |uid: &&Uid| !asked.wanted.contains_key(*uid) && !asked.may_leave(uid);
         let mut forsaken = BTreeMap::new();
         for uid in pins.keys().filter(is_silent) {
-            if namespace::may_live(&self.loaded.kubepods, uid) {
-                forsaken.insert(uid.clone(), self.forsaken(uid).await);
+            if !namespace::may_live(&self.loaded.kubepods, uid) {
+                continue;
+            }
+            let found = self.forsaken(uid).await;
+            // One whose enrolment was broken off is let go of.
+            let is_kept = |pod: &Pod| pod.phase != Phase::Joining;
+            let is_held = match &found {
+                Some(found) => held.get(&found.cookie).is_some_and(is_kept),
+                None => held.values().any(|pod| pod.workload.uid == *uid && pod.present && is_kept(pod)),
+            };
+            if !is_held {
+                forsaken.insert(uid.clone(), found);
             }
         }
         let tables = &self.tables;
@@ -683,6 +702,7 @@ impl Enroller {
             phase: Phase::Joining,
             due: Instant::now(),
             present: true,
+            elsewhere: false,
             odd: None,
             closed: false,
             listeners: Vec::new(),

@@ -15,8 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const COUNT: usize = 200;
 
 /// What one of them may cost the two agents together where bytes wait: a window of its tunnel (1 MiB), what the parsers
-/// hold of both directions on both nodes, and what is in between. In KiB.
-const OF_A_READER: u64 = 1024 + 512;
+/// hold of both directions on both nodes, and what is in between (540 were seen). In KiB.
+const OF_A_READER: u64 = 1024 + 768;
 /// What one may cost of which nothing waits but a head that never ends. In KiB.
 const OF_A_HEAD: u64 = 256;
 /// What agents take for other reasons: pages of the allocator, tables. In KiB.

@@ -10,7 +10,8 @@
 //!
 //! Release and LetGo alone are an agent's that is no longer the owner: it lets go of what is its own, no more. A pod is
 //! forsaken when nobody speaks of it any more and processes of it live: its object was deleted by force, or somebody else
-//! says that he has its address. It did not ask to leave, so it is refused until it has ended, or is spoken of again.
+//! says that he has its address. It did not ask to leave, so it is refused until it has ended, or is spoken of again. One
+//! that is spoken of in another way, with other addresses, is refused until it is enrolled with these.
 //!
 //! Every prefix of a plan is safe to stop after: a process may be killed anywhere. A pod's pin directory is made first
 //! and goes last, so that the next agent finds whatever was begun.
@@ -48,6 +49,8 @@ pub(super) struct Held {
     pub fits: bool,
     /// Whether processes of the pod live in this namespace.
     pub present: bool,
+    /// Processes of it live, in another namespace.
+    pub elsewhere: bool,
     /// It is known, and not asked for: what it sends and takes may be its own again. So may everybody's where the agent
     /// itself is told to leave.
     pub may_leave: bool,
@@ -94,8 +97,8 @@ pub(super) struct Kernel {
     pub gates: BTreeMap<u64, BTreeSet<IpAddr>>,
     /// The guards' map: whose addresses are behind an interface.
     pub guards: BTreeMap<u32, BTreeSet<IpAddr>>,
-    /// Those with pins of whom nobody speaks any more, who live, and of whom this agent holds nothing: one before it has
-    /// forsaken them, or would.
+    /// Those with pins of whom nobody speaks any more, and who live where this agent holds nothing: another has forsaken
+    /// them, or would.
     pub forsaken: BTreeMap<Uid, Option<Forsaken>>,
 }
 
@@ -278,10 +281,10 @@ pub(super) fn plan(view: &View, duty: Duty) -> Plan {
             for (cookie, pod) in &view.held {
                 let lookup_stays = lives_elsewhere(view, *cookie, &pod.uid) || !pod.ips.is_disjoint(&unexplained);
                 match pod.phase {
-                    Phase::Enrolled if is_forsaken(view, pod) => plan.steps.extend(forsake(*cookie)),
-                    // It has ended, may leave, or is enrolled anew.
-                    Phase::Forsaken if pod.present && !pod.may_leave => {}
                     Phase::Enrolled if stays(pod) => {}
+                    Phase::Enrolled if must_stay(pod) => plan.steps.extend(forsake(*cookie)),
+                    Phase::Forsaken if must_stay(pod) => {}
+                    // It has ended, or may leave.
                     Phase::Enrolled | Phase::Forsaken => {
                         leave(view, *cookie, pod, lookup_stays, &mut plan.steps);
                     }
@@ -336,12 +339,12 @@ fn stays(pod: &Held) -> bool {
     pod.fits && pod.present
 }
 
-/// Whether it lives, and nobody says that it may leave, or that it is wanted in another way.
-fn is_forsaken(view: &View, pod: &Held) -> bool {
-    pod.present && !pod.may_leave && !view.wanted.contains_key(&pod.uid)
+/// Whether it lives, and nobody says that it may leave: nobody speaks of it, or it is wanted in another way.
+fn must_stay(pod: &Held) -> bool {
+    pod.present && !pod.may_leave
 }
 
-/// Its guards and its lookup stay, and refuse.
+/// Its guards and its lookup stay, and refuse, until it ends or is enrolled anew.
 fn forsake(cookie: u64) -> Vec<Step> {
     vec![Step::CloseGate { cookie }, Step::Forsake { cookie }]
 }
@@ -375,10 +378,11 @@ fn leave(view: &View, cookie: u64, pod: &Held, lookup_stays: bool, steps: &mut V
     }
 }
 
-/// Whether the pod has another namespace now. Its lookup may be on that one already, and else is led there.
+/// Whether the pod has another namespace now, also where nobody speaks of it any more. Its lookup may be on that one already, and else is led there.
 fn lives_elsewhere(view: &View, cookie: u64, uid: &Uid) -> bool {
     let found = view.found.get(uid).is_some_and(|found| found.cookie != cookie);
-    found || view.held.iter().any(|(other, pod)| *other != cookie && pod.uid == *uid && stays(pod))
+    let forsaken = view.held.get(&cookie).is_some_and(|pod| pod.elsewhere && !pod.may_leave);
+    found || forsaken || view.held.iter().any(|(other, pod)| *other != cookie && pod.uid == *uid && stays(pod))
 }
 
 /// The last of a pod that left, once its captured connections have met their end; at once where no process of it is.
@@ -435,7 +439,9 @@ fn collect_gates(view: &View, kernel: &Kernel, steps: &mut Vec<Step>) -> BTreeSe
 /// Collects what else no pod of the mesh stands for any more.
 fn collect(view: &View, kernel: &Kernel, all_explained: bool, steps: &mut Vec<Step>) {
     for (index, ips) in &kernel.guards {
-        let held = view.held.values().any(|pod| pod.guards.contains(index));
+        // Another agent may have guarded what one held has been given since.
+        let has = |pod: &Held| pod.guards.contains(index) || pod.interfaces.iter().flatten().any(|own| own == index);
+        let held = view.held.values().any(has);
         let found = view.found.values().any(|found| found.interfaces.contains(index));
         if !held && !found && !may_be_wanted(view, ips) && !kernel.may_guard(*index) {
             let of = kernel.pins.iter().find(|(_, guards)| guards.contains(index));

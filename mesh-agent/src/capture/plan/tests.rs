@@ -135,7 +135,6 @@ impl Node {
                 let sandbox = self.sandboxes.values_mut().find(|sandbox| sandbox.uid == uid);
                 if let (Some(object), Some(sandbox)) = (self.objects.get_mut(&uid), sandbox) {
                     (object.ip, sandbox.ip) = (*ip, *ip);
-                    self.enrolled.retain(|cookie, _| self.sandboxes[cookie].uid != uid);
                 }
             }
             Event::AddInterface { uid } => {
@@ -224,6 +223,7 @@ impl Node {
             let sandbox = self.sandboxes.get(cookie);
             pod.fits = wanted.get(&pod.uid) == Some(&pod.ips);
             pod.may_leave = self.may_leave(&pod.uid);
+            pod.elsewhere = sandbox.is_none() && self.sandboxes.values().any(|other| other.uid == pod.uid);
             // A pod that is wanted is looked at closely now and then only.
             if close || !pod.fits || pod.phase != Phase::Enrolled {
                 pod.present = sandbox.is_some();
@@ -260,15 +260,16 @@ impl Node {
         self.objects.get(uid).is_some_and(|object| !object.labelled)
     }
 
-    /// The pods with pins that live, of which nobody speaks, and which the agent does not hold.
+    /// The pods with pins that live where the agent holds nothing, and of which nobody speaks.
     fn forsaken(
         &self,
         wanted: &BTreeMap<Uid, BTreeSet<IpAddr>>,
         held: &BTreeMap<u64, Held>,
     ) -> BTreeMap<Uid, Option<Forsaken>> {
-        let living = self.sandboxes.iter().filter(|(_, Sandbox { uid, .. })| {
-            let is_held = held.values().any(|pod| pod.uid == *uid);
-            self.pinned.pins.contains_key(uid) && !wanted.contains_key(uid) && !self.may_leave(uid) && !is_held
+        let living = self.sandboxes.iter().filter(|(cookie, Sandbox { uid, .. })| {
+            let is_silent = !wanted.contains_key(uid) && !self.may_leave(uid);
+            let is_held = held.get(cookie).is_some_and(|pod| pod.phase != Phase::Joining);
+            is_silent && self.pinned.pins.contains_key(uid) && !is_held
         });
         let place = |cookie: u64, interfaces: &BTreeSet<u32>| Forsaken { cookie, interfaces: interfaces.clone() };
         living.map(|(cookie, pod)| (pod.uid.clone(), Some(place(*cookie, &pod.interfaces)))).collect()
@@ -369,6 +370,7 @@ impl Node {
                     phase: Phase::Joining,
                     fits: true,
                     present: true,
+                    elsewhere: false,
                     may_leave: false,
                     guards: BTreeSet::new(),
                     interfaces: None,
@@ -629,6 +631,7 @@ fn of_two_living_pods_with_one_address_the_first_keeps_it() {
         phase: Phase::Enrolled,
         fits: true,
         present: true,
+        elsewhere: false,
         may_leave: false,
         guards: BTreeSet::from([7]),
         interfaces: None,
