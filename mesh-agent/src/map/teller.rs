@@ -56,7 +56,8 @@ type Replicas = Arc<Mutex<BTreeSet<String>>>;
 pub struct Patience {
     /// Until a stream that ended is begun anew.
     pub again: Duration,
-    /// The same where the replica was told already, and there may be no other.
+    /// The same at most where the replica was told already, and there may be no other; [`Patience::again`] the first time,
+    /// and twice as long each time after that.
     pub another: Duration,
     /// The same where nobody wants to be told: an authority that is not our controller, or one without a map.
     pub not_wanted: Duration,
@@ -76,10 +77,18 @@ pub async fn tell(source: impl Source, line: impl Line, patience: Patience) {
 }
 
 async fn keep_telling<S: Source>(teller: &Arc<Teller<S>>, line: &impl Line, replicas: &Replicas, patience: Patience) {
+    // Chance leads to another replica soon, if there is one.
+    let mut until_another = patience.again;
     loop {
         let pause = match once(teller, line, replicas).await {
-            Ended::Over => patience.again,
-            Ended::Twice => patience.another,
+            Ended::Over => {
+                until_another = patience.again;
+                patience.again
+            }
+            Ended::Twice => {
+                let next = until_another.saturating_mul(2).min(patience.another);
+                std::mem::replace(&mut until_another, next)
+            }
             Ended::NotWanted => patience.not_wanted,
         };
         // A thousand agents are not to come at once.

@@ -130,8 +130,9 @@ fn the_controllers_map_shows_an_edge_between_nodes() {
     });
 }
 
-/// Until both replicas of the controller are told: an agent looks for another within two minutes.
-const TO_BE_TOLD: Duration = Duration::from_secs(300);
+/// Until both replicas of the controller are told: an agent looks for another after seconds, then ever less often, up to two
+/// minutes, and each time half of the looks find the one that it has.
+const TO_BE_TOLD: Duration = Duration::from_secs(600);
 
 /// kubectl port-forward beside the API server, until it is dropped.
 struct PortForward {
