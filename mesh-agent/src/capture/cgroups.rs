@@ -75,6 +75,12 @@ fn if_there<T: Default>(read: io::Result<T>) -> io::Result<T> {
     }
 }
 
+/// Whether what was read of a process, below /proc, could not be because it has ended.
+pub(super) fn has_ended(error: &io::Error) -> bool {
+    let no_such_process = rustix::io::Errno::SRCH.raw_os_error();
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(no_such_process)
+}
+
 /// Whether a process is in the cgroup whose directory is named `name`, or below.
 pub(super) fn is_process_in(pid: i32, name: &std::ffi::OsStr) -> bool {
     let listed = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();

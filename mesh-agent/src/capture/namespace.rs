@@ -116,9 +116,7 @@ pub(super) fn life(kubepods: &Path, uid: &str, inode: u64) -> io::Result<Life> {
         match fs::metadata(format!("/proc/{pid}/ns/net")) {
             Ok(namespace) if namespace.ino() == inode => return Ok(Life::Here),
             Ok(_) => life = Life::Elsewhere,
-            // It has ended.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+            Err(error) if cgroups::has_ended(&error) => {}
             Err(error) => return Err(error),
         }
     }

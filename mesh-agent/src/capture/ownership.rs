@@ -29,6 +29,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::watch;
 
+use super::cgroups;
 use super::error::Error;
 use super::loader::Pins;
 use super::table::Table;
@@ -310,8 +311,7 @@ impl Process {
 fn start_time(pid: u32) -> io::Result<Option<u64>> {
     match fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")) {
         Ok(stat) => Ok(start_time_in(&stat)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(error) if cgroups::has_ended(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }

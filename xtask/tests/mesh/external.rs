@@ -1,6 +1,7 @@
 //! Who is asked outside of policy: authorizers by gRPC and by HTTP that are pods of the mesh, and an issuer whose keys the
 //! agent fetches.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -64,6 +65,16 @@ spec:
       notRequestPrincipals: ['https://issuer.example/alice']
 ";
 
+/// An issuer in a namespace `auth` that is there, whom `https://issuer.auth.svc:8443` leads to: what vouches for it, and a
+/// token of alice's.
+pub fn add_issuer(bed: &mut Testbed) -> Result<(PathBuf, String)> {
+    bed.add_pod(PodSpec::new("auth", "issuer", "n2"))?;
+    bed.add_service(ServiceSpec::new("auth", "issuer").port("tls", 8443, 8443))?;
+    let (with_key, certificate) = make_certificate(bed.pod("issuer"), "issuer.auth.svc")?;
+    let token = start_issuer(bed.pod("issuer"), 8443, &with_key)?;
+    Ok((certificate, token.trim().to_string()))
+}
+
 #[test]
 fn authorizers_and_issuers_outside_are_asked() -> Result<()> {
     if !can_use_kernel("external authorization") {
@@ -74,17 +85,14 @@ fn authorizers_and_issuers_outside_are_asked() -> Result<()> {
     bed.add_pod(PodSpec::new("shop", "client", "n1"))?;
     bed.add_pod(PodSpec::new("shop", "web", "n2"))?;
     bed.add_pod(PodSpec::new("auth", "authorizer", "n1"))?;
-    bed.add_pod(PodSpec::new("auth", "issuer", "n2"))?;
     bed.add_service(ServiceSpec::new("shop", "web").port("http", 80, 8082))?;
     bed.add_service(ServiceSpec::new("auth", "authorizer").port("grpc", 9191, 9191).port("http", 9192, 9192))?;
-    bed.add_service(ServiceSpec::new("auth", "issuer").port("tls", 8443, 8443))?;
-    let (with_key, certificate) = make_certificate(bed.pod("issuer"), "issuer.auth.svc")?;
+    let (certificate, token) = add_issuer(&mut bed)?;
     start_reflector(bed.pod("web"), 8082)?;
     start_authorizer(bed.pod("authorizer"), 9191)?;
-    let token = start_issuer(bed.pod("issuer"), 8443, &with_key)?;
     bed.world.apply("policies", POLICIES)?;
     bed.start_agents(&AgentOptions::with([format!("--jwks-ca={}", certificate.display())]))?;
-    let bearer = format!("Authorization: Bearer {}", token.trim());
+    let bearer = format!("Authorization: Bearer {token}");
     let forged = format!("{bearer}A");
     for family in Family::BOTH {
         let ask = |path: &str, arguments: &[&str]| -> Result<(String, String)> {

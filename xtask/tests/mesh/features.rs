@@ -7,9 +7,11 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::rings::can_use_kernel;
 use xtask::testbed::{
-    AgentOptions, Family, PodSpec, ServiceSpec, Testbed, eventually, grpc_calls, make_certificate, start_grpc_echo,
-    start_issuer, start_reflector, start_web, web_requests,
+    AgentOptions, Family, PodSpec, ServiceSpec, Testbed, eventually, grpc_calls, start_grpc_echo, start_reflector,
+    start_web, web_requests,
 };
+
+use crate::external::add_issuer;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A mirror of half of them: how many are asked, and how many may be off, four standard deviations.
@@ -191,10 +193,7 @@ fn origins(bed: &Testbed, family: Family) -> Result<()> {
 fn policies_mean_what_requests_say() -> Result<()> {
     let Some(mut bed) = bed("attributes of requests")? else { return Ok(()) };
     bed.add_namespace("auth", &[])?;
-    bed.add_pod(PodSpec::new("auth", "issuer", "n2"))?;
-    bed.add_service(ServiceSpec::new("auth", "issuer").port("tls", 8443, 8443))?;
-    let (with_key, certificate) = make_certificate(bed.pod("issuer"), "issuer.auth.svc")?;
-    let token = start_issuer(bed.pod("issuer"), 8443, &with_key)?.trim().to_string();
+    let (certificate, token) = add_issuer(&mut bed)?;
     bed.world.apply("policies", POLICIES)?;
     bed.start_agents(&AgentOptions::with([format!("--jwks-ca={}", certificate.display())]))?;
     for family in Family::BOTH {

@@ -378,7 +378,8 @@ fn leave(view: &View, cookie: u64, pod: &Held, lookup_stays: bool, steps: &mut V
     }
 }
 
-/// Whether the pod has another namespace now, also where nobody speaks of it any more. Its lookup may be on that one already, and else is led there.
+/// Whether the pod has another namespace now, also where nobody speaks of it any more. Its lookup may be on that one
+/// already, and else is led there.
 fn lives_elsewhere(view: &View, cookie: u64, uid: &Uid) -> bool {
     let found = view.found.get(uid).is_some_and(|found| found.cookie != cookie);
     let forsaken = view.held.get(&cookie).is_some_and(|pod| pod.elsewhere && !pod.may_leave);
