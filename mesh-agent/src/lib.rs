@@ -47,6 +47,7 @@ pub mod fields;
 pub mod fuzzing;
 pub mod limit;
 pub mod map;
+pub mod named;
 pub mod path;
 pub mod readiness;
 pub mod sandboxes;

@@ -29,6 +29,7 @@ use super::refused::Refused;
 use super::straight::{Neighbour, Neighbours, Paths};
 use super::tables::Tables;
 use super::{POD_GATE, Shutdown, TcMode, guard, sweep};
+use crate::named::named;
 use crate::podnet::{EnrolledPod, Family, PodEvent, PodListener, PodNet};
 use crate::readiness::Readiness;
 use crate::sandboxes::{Progress, Sandboxes};
@@ -789,7 +790,8 @@ impl Enroller {
         let pod = self.pod(cookie)?;
         pod.phase = Phase::Enrolled;
         let workload = pod.workload.clone();
-        tracing::info!(pod = %workload.name, namespace = %workload.namespace, "enrolled");
+        let Workload { uid, name, namespace, .. } = &*workload;
+        tracing::info!(%uid, pod = named(name), namespace = named(namespace), "enrolled");
         self.state.captured.insert(workload.uid.clone());
         Ok(())
     }
@@ -805,9 +807,9 @@ impl Enroller {
 
     async fn release(&mut self, cookie: u64) -> Result<(), String> {
         let Some(pod) = self.state.held.get_mut(&cookie) else { return Ok(()) };
-        let Workload { name, namespace, .. } = &*pod.workload;
+        let Workload { uid, name, namespace, .. } = &*pod.workload;
         if matches!(pod.phase, Phase::Enrolled | Phase::Forsaken) {
-            tracing::info!(pod = %name, %namespace, "left the mesh");
+            tracing::info!(%uid, pod = named(name), namespace = named(namespace), "left the mesh");
         }
         pod.phase = Phase::Departed { due: false };
         pod.due = Instant::now() + ROUTES_OUTLIVE;
@@ -817,10 +819,10 @@ impl Enroller {
 
     async fn forsake(&mut self, cookie: u64) -> Result<(), String> {
         let pod = self.pod(cookie)?;
-        let Workload { name, namespace, .. } = &*pod.workload;
+        let Workload { uid, name, namespace, .. } = &*pod.workload;
         // Of one that ends as usual this holds for a moment only.
         tracing::info!(
-            pod = %name, %namespace,
+            %uid, pod = named(name), namespace = named(namespace),
             "refused while its processes live: its object is gone or says that it has ended, or another pod has its address"
         );
         pod.phase = Phase::Forsaken;

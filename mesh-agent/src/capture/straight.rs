@@ -21,6 +21,7 @@ use super::pod_thread::PodThread;
 use super::room::{self, Counts, Room};
 use super::sweep::MAX_KEYS;
 use super::tables::Tables;
+use crate::named::named;
 use crate::podnet::{KernelRefusal, Straight, StraightConnection, StraightPath};
 use crate::state::{MeshState, Workload};
 use crate::sys;
@@ -445,7 +446,8 @@ async fn walk(
         match pod.thread.run(move || destroy_all(&sockets)).await {
             Ok(()) => drop(done.insert(cookie)),
             Err(error) => {
-                tracing::warn!(%error, pod = %pod.workload.name, "connections that may not go on could not be ended");
+                let Workload { uid, name, .. } = &*pod.workload;
+                tracing::warn!(%uid, pod = named(name), %error, "connections that may not go on could not be ended");
             }
         }
     }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::ask::{self, About, Answer, Question};
 use super::notes::Notes;
+use crate::named::named;
 use crate::sandboxes::{Progress, Sandbox, Sandboxes};
 use crate::state::StateReader;
 
@@ -84,7 +85,15 @@ impl Desk {
         .await?;
         let answer = self.answer(&question, netns).await;
         let Question { about, namespace, name, .. } = &question;
-        tracing::info!(?about, namespace, name, ?answer, "the plugin asked");
+        let container = &*question.container;
+        tracing::info!(
+            ?about,
+            container,
+            namespace = named(namespace),
+            name = named(name),
+            ?answer,
+            "the plugin asked"
+        );
         blocking(move || ask::say(&stream, &answer)).await
     }
 

@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 use super::lease::{Leadership, WRITE_TIMEOUT};
 use super::status::{self, CONTROLLER, Lacks, Lost, Object};
 use crate::discovery::{self, Effect, Health, Report};
+use crate::named::named;
 use crate::state::{Kind, MeshState, StateReader};
 
 /// Between two looks at what is to be said: several changes come in one.
@@ -200,10 +201,12 @@ impl StatusWriter {
                 followed.rests_until = Some(tokio::time::Instant::now() + LOOK);
             }
             Ok(Err(error)) => {
-                warn!(%kind, namespace, name, %error, "status cannot be written: trying again");
+                let (namespace, name, reason) = (named(namespace), named(name), reason(&error));
+                warn!(%kind, namespace, name, reason, error = named(&error), "status cannot be written: trying again");
                 followed.rests_until = Some(tokio::time::Instant::now() + PAUSE);
             }
             Err(_) => {
+                let (namespace, name) = (named(namespace), named(name));
                 warn!(%kind, namespace, name, "status cannot be written: the API server does not answer");
                 followed.rests_until = Some(tokio::time::Instant::now() + PAUSE);
             }
@@ -231,9 +234,17 @@ impl StatusWriter {
         };
         match tokio::time::timeout(WRITE_TIMEOUT, self.recorder.publish(&event, &regarding)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "an event cannot be written"),
+            Ok(Err(error)) => warn!(reason = reason(&error), error = named(&error), "an event cannot be written"),
             Err(_) => warn!("an event cannot be written: the API server does not answer"),
         }
+    }
+}
+
+/// Why the API server did not do it, without the object's name, which its message has.
+fn reason(error: &kube::Error) -> &str {
+    match error {
+        kube::Error::Api(status) => &status.reason,
+        _ => "the API server was not reached",
     }
 }
 

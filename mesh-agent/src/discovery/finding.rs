@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::named::named;
+
 /// Where something was read.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -114,6 +116,13 @@ impl fmt::Display for Finding {
 }
 
 impl Finding {
+    /// Writes it to the log. Which object it is stands in `/config_dump` and `meshctl config`, and there if names are asked for.
+    pub(super) fn log(&self) {
+        let at = self.file().map(|file| file.display().to_string());
+        let (kind, line, effect) = (&*self.kind, self.line, self.effect);
+        tracing::warn!(kind, at, line, %effect, finding = named(self), "an object is not in force as it was written");
+    }
+
     /// The file that it is in, if it is in one.
     pub fn file(&self) -> Option<&Path> {
         match &self.origin {

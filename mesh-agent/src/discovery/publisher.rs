@@ -144,7 +144,7 @@ impl Publisher {
         let findings = self.current.findings();
         let known = self.published.as_ref().map(|published| published.findings.as_slice()).unwrap_or_default();
         for finding in findings.iter().filter(|finding| !known.contains(finding)) {
-            tracing::warn!("{finding}");
+            finding.log();
         }
         let report = Report {
             version: state.version,

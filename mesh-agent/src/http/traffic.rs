@@ -22,6 +22,7 @@ use fastrand::Rng;
 use super::Place;
 use super::limits::{KEPT_UNASKED, MAX_TREATMENTS, SWEEP_INTERVAL};
 use super::load::{Load, MemoryGauge};
+use crate::named::named;
 use crate::resilience::balance::{self, Ask, Candidate, Lease, NoEndpoint};
 use crate::resilience::fault::{self, Injection};
 use crate::resilience::policy::{self, Retry, Session, SessionBy, Timeouts, Traffic};
@@ -468,8 +469,8 @@ impl Try {
         }
         let Some(ejection) = self.lease.answered(outcome, Instant::now()) else { return false };
         tracing::info!(
-            service = &*self.service,
-            endpoint = %ejection.address,
+            service = named(&self.service),
+            endpoint = named(ejection.address),
             cause = ?ejection.cause,
             seconds = ejection.length.as_secs(),
             "an endpoint fails too often and is left out"

@@ -23,6 +23,7 @@ use super::schedule::{self, FIRST_RETRY, RENEWAL_SPREAD, Schedule, Urgency, Vali
 use super::tls::{self, PeerError};
 use super::trust::{Peer, RootId, RootStatus, Trust};
 use crate::drain;
+use crate::named::named;
 use crate::spiffe::SpiffeId;
 
 /// Requests at the authority at once: a node that starts with a hundred service accounts does not flood it.
@@ -333,12 +334,14 @@ impl Entry {
         let left = self.validity().map(|validity| validity.not_after.duration_since(now).unwrap_or_default());
         let delay = schedule::retry_delay(self.failures, left.unwrap_or_default(), random_fraction());
         match schedule::urgency(self.validity(), now) {
-            Urgency::Calm => warn!(%id, %error, retry_in = ?delay, expires_in = ?left, "no new certificate"),
+            Urgency::Calm => warn!(id = named(id), %error, retry_in = ?delay, expires_in = ?left, "no new certificate"),
             Urgency::Soon => error!(
-                %id, %error, retry_in = ?delay, expires_in = ?left,
+                id = named(id), %error, retry_in = ?delay, expires_in = ?left,
                 "no new certificate, and the current one ends soon: then new connections are refused"
             ),
-            Urgency::Ended => error!(%id, %error, retry_in = ?delay, "no certificate: new connections are refused"),
+            Urgency::Ended => {
+                error!(id = named(id), %error, retry_in = ?delay, "no certificate: new connections are refused");
+            }
         }
         self.failures = self.failures.saturating_add(1);
         self.all_failures = self.all_failures.saturating_add(1);
@@ -417,7 +420,8 @@ impl Shared {
         entry.in_flight = false;
         match outcome {
             Ok(svid) => {
-                info!(%id, serial = %svid.serial, generation = svid.generation, root = %svid.root, "certificate issued");
+                let (id, generation) = (named(&id), svid.generation);
+                info!(id, serial = %svid.serial, generation, root = %svid.root, "certificate issued");
                 entry.issued(svid);
                 self.publish(&table);
             }

@@ -25,6 +25,7 @@ use self::fetch::{Fetched, Trouble};
 use self::limits::{KEYS_WAIT, MAX_FETCHES};
 use self::source::Source;
 use crate::drain::Token;
+use crate::named::named;
 use crate::state::StateReader;
 use crate::tokens::{Keys, KeysUri};
 
@@ -202,9 +203,9 @@ impl Ring {
 fn told(uri: &KeysUri, source: &Source, fetched: &Result<Fetched, Trouble>) {
     match (source.trouble(), fetched) {
         (None, Err(trouble)) => {
-            tracing::warn!(%uri, reason = trouble.label(), "the keys of an issuer cannot be fetched: {trouble}");
+            tracing::warn!(uri = named(uri), reason = trouble.label(), "the keys of an issuer cannot be fetched");
         }
-        (Some(_), Ok(_)) => tracing::info!(%uri, "the keys of an issuer are fetched again"),
+        (Some(_), Ok(_)) => tracing::info!(uri = named(uri), "the keys of an issuer are fetched again"),
         (Some(_), Err(trouble)) => tracing::debug!(%uri, "still no keys: {trouble}"),
         (None, Ok(_)) => tracing::debug!(%uri, "keys fetched"),
     }

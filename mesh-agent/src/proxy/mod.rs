@@ -39,7 +39,9 @@ use worker::{Job, Pod, Pods, WorkerHandle};
 pub use worker::{LiveConnection, Shared};
 
 use crate::hbone::TunnelStatus;
+use crate::named::named;
 use crate::podnet::{EnrolledPod, PodEvent};
+use crate::state::Workload;
 use crate::telemetry::WorkloadUsage;
 
 /// A step of a connection's life, in as much room as it needs and no more.
@@ -90,7 +92,8 @@ impl Proxy {
 
     fn enrolled(&self, enrolled: EnrolledPod) {
         let EnrolledPod { workload, net, listeners } = enrolled;
-        tracing::info!(pod = %workload.name, namespace = %workload.namespace, identity = %workload.identity, "enrolled");
+        let Workload { uid, name, namespace, identity, .. } = &*workload;
+        tracing::info!(%uid, pod = named(name), namespace = named(namespace), identity = named(identity), "enrolled");
         self.left(&workload.uid.clone());
         let pod = Arc::new(Pod::new(workload, net, self.shared.budgets.clone()));
         let worker = self.add(&pod);
@@ -114,7 +117,7 @@ impl Proxy {
         let Some(home) = pods.remove(uid) else { return };
         self.tell(&pods);
         drop(pods);
-        tracing::info!(pod = %home.pod.name(), "left the mesh");
+        tracing::info!(uid, pod = named(home.pod.name()), "left the mesh");
         home.pod.leave();
         self.workers.iter().for_each(|worker| worker.send(Job::Leave(home.pod.uid().clone())));
     }

@@ -28,6 +28,7 @@ use crate::hbone::{self, Pool, TunnelStatus};
 use crate::http;
 use crate::identity::{Identities, Svid};
 use crate::issuers::Ring;
+use crate::named::named;
 use crate::podnet::{DialRecord, PodListener, PodNet, Role};
 use crate::routing::OutboundMode;
 use crate::spiffe::SpiffeId;
@@ -345,7 +346,8 @@ impl Worker {
         match tokio::net::TcpListener::from_std(listener.socket) {
             Ok(socket) => Some(tokio::task::spawn_local(self.accept(pod.clone(), listener.role, socket))),
             Err(error) => {
-                tracing::error!(pod = %pod.name(), %error, "a listener cannot be polled; the pod is refused there");
+                let (uid, pod) = (pod.uid(), named(pod.name()));
+                tracing::error!(%uid, pod, %error, "a listener cannot be polled; the pod is refused there");
                 None
             }
         }
@@ -365,7 +367,8 @@ impl Worker {
                     if dial::is_out_of_descriptors(&error) {
                         pod.budget.out_of_descriptors();
                     }
-                    tracing::warn!(pod = %pod.name(), %error, "accept failed; raise the limit of open files?");
+                    let (uid, pod) = (pod.uid(), named(pod.name()));
+                    tracing::warn!(%uid, pod, %error, "accept failed; raise the limit of open files?");
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             }

@@ -6,7 +6,7 @@
 //! - **warn**: something is wrong outside or for one object, and the agent goes on: a policy that cannot be read, a CA
 //!   that does not answer, a pod that asks for the mesh and cannot be enrolled.
 //! - **info**: the life of the process and of pods: started, enrolled, rotated, drained; and the access log (target
-//!   `access`).
+//!   `access`). Above debug nothing but that and the authority's audit names workloads or their addresses ([`crate::named`]).
 //! - **debug**: single connections: routes, refusals, handshakes, with addresses and names.
 //! - **trace**: bytes, frames, map operations.
 //!

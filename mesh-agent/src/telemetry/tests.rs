@@ -8,6 +8,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::logs::{Format, parse_filter, subscriber};
 use super::*;
+use crate::named::named;
 
 fn identity(service_account: &str) -> Option<SpiffeId> {
     Some(SpiffeId::new("cluster.local", "shop", service_account).unwrap())
@@ -464,6 +465,31 @@ fn the_access_log_says_everything_once() {
     assert_eq!(line["bytes_received"], 2000);
     assert_eq!(line["client"], "10.1.0.5:40000");
     assert!(line.get("reason").is_none(), "{line}");
+}
+
+#[test]
+fn workloads_are_named_where_somebody_asked() {
+    for (filter, is_named) in [
+        ("warn", false),
+        ("info", false),
+        ("info,mesh_agent::hbone=debug", false),
+        ("info,names=debug", true),
+        ("debug", true),
+        ("trace", true),
+    ] {
+        for format in [Format::Text, Format::Json] {
+            let text = logged(format, filter, |_| tracing::warn!(uid = "7f", pod = named("web-0"), "left"));
+            assert_eq!(text.contains("web-0"), is_named, "{filter}: {text}");
+            assert_eq!(text.contains("pod"), is_named, "{filter}: {text}");
+            assert!(text.contains("7f"), "{filter}: {text}");
+        }
+    }
+    let text = logged(Format::Text, "info", |filter| {
+        tracing::info!(pod = named("before"), "one");
+        filter.set("info,names=debug").unwrap();
+        tracing::info!(pod = named("after"), "two");
+    });
+    assert!(text.contains("after") && !text.contains("before"), "{text}");
 }
 
 #[test]

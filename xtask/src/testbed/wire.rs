@@ -11,6 +11,10 @@ use rustix::process::Signal;
 use super::eventually;
 use super::process::{Place, Process};
 
+/// How long tcpdump leaves packets in its ring, where it has no more to read: libpcap's time to give them out, as tcpdump
+/// sets it. What lies there when it is told to end is lost.
+const TCPDUMP_HOLDS: Duration = Duration::from_secs(1);
+
 /// A recording in progress.
 pub struct Recording {
     tcpdump: Process,
@@ -35,10 +39,9 @@ impl Recording {
     /// Starts to record an interface; returns when it does.
     pub fn start(place: &Place, interface: &str, file: &Path) -> Result<Self> {
         let path = file.to_string_lossy();
-        // As root and with no buffer that a signal could leave unread, so that the file is whole when tcpdump ends.
-        let unbuffered = ["--immediate-mode", "-U", "-B", "65536"];
-        let argv =
-            [&["tcpdump", "-i", interface, "-n", "-s", "0", "-Z", "root", "-w", &path][..], &unbuffered].concat();
+        // As root, and what was read is written at once. Without immediate mode packets lie side by side in the ring of
+        // 64 MiB; with it each would take the room of the longest, and a thousand in one breath would be too many.
+        let argv = ["tcpdump", "-i", interface, "-n", "-s", "0", "-Z", "root", "-U", "-B", "65536", "-w", &path];
         let name = format!("tcpdump-{}", file.file_stem().unwrap_or_default().to_string_lossy());
         let mut tcpdump = place.spawn(&name, &argv)?;
         eventually(Duration::from_secs(10), "tcpdump to listen", || {
@@ -50,8 +53,7 @@ impl Recording {
 
     /// Ends the recording.
     pub fn stop(mut self) -> Result<Packets> {
-        // What is on its way through the veth and tcpdump's ring gets its chance to be written.
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(TCPDUMP_HOLDS + Duration::from_millis(300));
         self.tcpdump.signal(Signal::INT)?;
         self.tcpdump.wait(Duration::from_secs(10))?;
         if !self.tcpdump.log().contains("0 packets dropped by kernel") {

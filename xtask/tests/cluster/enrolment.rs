@@ -42,10 +42,7 @@ fn a_label_is_all_it_takes() {
         ensure!(packets.containing("web to ") == 0, "the answer can be read on the wire");
         ensure!(packets.tcp().iter().any(|packet| packet.has_port(15008)), "no tunnel was seen");
         let log = kube.agent_log("n1")?;
-        ensure!(
-            log.contains("spiffe://cluster.local/ns/joins/sa/shop"),
-            "the callers's identity is in no line:\n{log}"
-        );
+        ensure!(log.contains("spiffe://cluster.local/ns/joins/sa/shop"), "the caller's identity is in no line:\n{log}");
         eprintln!("the label was written in {labelled:?}");
 
         kube.kubectl(&["label", "namespace", "joins", "nodemesh.dev/mesh-"])?;

@@ -45,7 +45,9 @@ impl Yard {
     }
 
     fn start_agent(&mut self) -> Result<()> {
-        let options = AgentOptions::with([format!("--cni-socket={}", self.socket().display())]);
+        let socket = format!("--cni-socket={}", self.socket().display());
+        // Who is enrolled is read from its log.
+        let options = AgentOptions::with([socket, "--log-level=info,names=debug".to_string()]);
         self.bed.start_agent("n1", &options)
     }
 
