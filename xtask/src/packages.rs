@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -317,16 +318,26 @@ fn ensure_there(needs: &[Need]) -> Result<()> {
 pub fn install(packages: &[&str]) -> Result<()> {
     eprintln!("installing with apt-get: {}", packages.join(" "));
     let _no_services = NoServices::declare()?;
-    // The lists may be absent, as in a container image, or too old to match the mirror: then once more with new ones.
-    if !apt(&["install", "--yes", "--no-install-recommends"], packages)? {
-        apt(&["update"], &[])?;
-        ensure!(
-            apt(&["install", "--yes", "--no-install-recommends"], packages)?,
-            "apt-get could not install {}",
-            packages.join(" ")
-        );
-    }
+    let is_done = insist(|| apt(&["install", "--yes", "--no-install-recommends"], packages))?;
+    ensure!(is_done, "apt-get could not install {}", packages.join(" "));
     Ok(())
+}
+
+/// The lists may be absent, as in a container image, or too old to match the mirror: then once more with new ones. A mirror may
+/// be out of reach for a moment as well, or somebody else may hold the lists' lock: so often, with a pause between.
+const TRIES: u32 = 4;
+const PAUSE: Duration = Duration::from_secs(10);
+
+fn insist(mut attempt: impl FnMut() -> Result<bool>) -> Result<bool> {
+    for number in 1..TRIES {
+        if attempt()? {
+            return Ok(true);
+        }
+        // At first the lists alone are to blame.
+        std::thread::sleep(PAUSE * (number - 1));
+        apt(&["update"], &[])?;
+    }
+    attempt()
 }
 
 /// The package that another one depends on and whose name begins so.
@@ -347,11 +358,8 @@ pub fn dependency(package: &str, prefix: &str) -> Result<String> {
 /// Fetches a package into a directory, and says where it is; installs nothing.
 pub fn download(package: &str, into: &Path) -> Result<PathBuf> {
     // Who is root fetches as root: the user for that may not write into the directory.
-    let fetch = || apt_in(into, &["-o", "APT::Sandbox::User=root", "download"], &[package]);
-    if !fetch()? {
-        apt(&["update"], &[])?;
-        ensure!(fetch()?, "apt-get could not download {package}");
-    }
+    let is_done = insist(|| apt_in(into, &["-o", "APT::Sandbox::User=root", "download"], &[package]))?;
+    ensure!(is_done, "apt-get could not download {package}");
     let mut files = fs::read_dir(into)?.flatten().map(|entry| entry.path());
     files.find(|path| path.extension().is_some_and(|ending| ending == "deb")).context("apt-get left no package")
 }
@@ -362,7 +370,7 @@ fn apt(verb: &[&str], packages: &[&str]) -> Result<bool> {
 
 fn apt_in(directory: &Path, verb: &[&str], packages: &[&str]) -> Result<bool> {
     let mut command = Command::new("apt-get");
-    command.args(["-q", "-o", "DPkg::Lock::Timeout=300"]).args(verb).args(packages);
+    command.args(["-q", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=5"]).args(verb).args(packages);
     command.current_dir(directory).env("DEBIAN_FRONTEND", "noninteractive").stdout(std::io::stderr());
     Ok(command.status().context("starting apt-get")?.success())
 }

@@ -22,7 +22,7 @@ use crate::cluster;
 use crate::cluster::go;
 use crate::cluster::parts::Parts;
 use crate::testbed::cgroup;
-use crate::tools::Tool;
+use crate::tools::{COLLECTOR, H2SPEC, Tool};
 use crate::{build, packages};
 
 /// Run the tests: all rings, or those that are named
@@ -231,7 +231,13 @@ fn run_part(part: &Part, name: &str, output: &mut Output) -> Result<Outcome> {
     let Part { ring, name: _, title, commands } = part;
     output.announce(title)?;
     let skipped = match *ring {
-        KERNEL => prepare_kernel(output)?,
+        KERNEL => match prepare_kernel(output)? {
+            None if name.is_empty() => {
+                build_tools();
+                None
+            }
+            prepared => prepared,
+        },
         BROWSER => prepare_browser(output)?,
         CLUSTER => prepare_cluster(output)?,
         _ => None,
@@ -272,7 +278,8 @@ fn prepare_cluster(output: &mut Output) -> Result<Option<Outcome>> {
         packages::for_testbed()?;
     }
     // What cannot be built or fetched is named by its own error.
-    let parts = || Parts::build().err().map(|error| format!("a part of the cluster cannot be had: {error:#}"));
+    let parts =
+        || go::insist(Parts::build).err().map(|error| format!("a part of the cluster cannot be had: {error:#}"));
     match kernel_obstacle().or_else(parts).or_else(cluster_obstacle) {
         Some(reason) => skip(CLUSTER, &reason, output).map(Some),
         None => {
@@ -316,6 +323,19 @@ fn prepare_browser(output: &mut Output) -> Result<Option<Outcome>> {
     match browser_obstacle() {
         Some(reason) => skip(BROWSER, &reason, output).map(Some),
         None => Ok(None),
+    }
+}
+
+/// Builds what tests of ring 3 use before the first of them runs: a compiler on every core is no good company for a test that
+/// has times. What cannot be built is named by the test that lacks it.
+fn build_tools() {
+    if go::obstacle().is_some() {
+        return;
+    }
+    for tool in [&COLLECTOR, &H2SPEC] {
+        if let Err(error) = tool.program() {
+            eprintln!("{error:#}");
+        }
     }
 }
 

@@ -64,8 +64,11 @@ impl Tool {
         command.current_dir(&module).args(["build", "-ldflags", "-s -w", "-o"]).arg(&built).arg(package);
         // Less collecting of garbage: a quarter faster, and the machine has the memory.
         command.env("CGO_ENABLED", "0").env("GOGC", "400").env("GOFLAGS", "-trimpath -buildvcs=false");
-        let status = command.status().context("starting Go")?;
-        ensure!(status.success(), "building xtask/{folder}: {status}");
+        go::insist(|| {
+            let status = command.status().context("starting Go")?;
+            ensure!(status.success(), "building xtask/{folder}: {status}");
+            Ok(())
+        })?;
         fs::rename(&built, &program).with_context(|| format!("making {}", program.display()))?;
         eprintln!("  {name}: {} s", begun.elapsed().as_secs());
         Ok(program)

@@ -74,19 +74,22 @@ fn modules() -> Result<PathBuf> {
         return Ok(home);
     }
     // Under its name only once it is whole.
-    let begun = home.with_extension(format!("begun-{}", std::process::id()));
-    fs::create_dir_all(&begun).with_context(|| format!("making {}", begun.display()))?;
+    let parent = ebpf::cache_directory()?;
+    fs::create_dir_all(&parent).with_context(|| format!("making {}", parent.display()))?;
+    let begun = tempfile::Builder::new().prefix("ui-begun-").tempdir_in(&parent)?;
     for name in MANIFESTS {
-        copy(&sources().join(name), &begun.join(name))?;
+        copy(&sources().join(name), &begun.path().join(name))?;
     }
     eprintln!("installing what the page is built with: npm ci");
     let mut npm = Command::new("npm");
-    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]).current_dir(&begun);
+    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--fetch-retries=5"]);
+    npm.current_dir(begun.path());
     let status = npm.status().context("starting npm")?;
     ensure!(status.success(), "npm ci: {status}");
-    if fs::rename(&begun, &home).is_err() {
+    match fs::rename(begun.path(), &home) {
         // Another was quicker.
-        fs::remove_dir_all(&begun)?;
+        Err(_) if home.join("node_modules").is_dir() => {}
+        renamed => renamed.with_context(|| format!("making {}", home.display()))?,
     }
     Ok(home)
 }

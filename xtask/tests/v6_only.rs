@@ -15,7 +15,7 @@ use xtask::demo::steps::by_id;
 use xtask::rings::can_use_kernel;
 use xtask::testbed::{AgentOptions, Family, Links, Node, Testbed, World};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 macro_rules! steps {
     ($($id:literal => $name:ident),* $(,)?) => {
@@ -43,15 +43,16 @@ steps! {
 #[test]
 fn the_guard_drops_what_no_hook_saw() -> Result<()> {
     let Some(mut stage) = stage("the guard over IPv6 on clsact")? else { return Ok(()) };
-    let past = |stage: &Stage| -> Result<_> {
+    let past = |stage: &Stage, patience: Duration| -> Result<_> {
         // A thread of this process is in the pod's network and not in its cgroup.
         let (web, shop) = (stage.pod_socket("web", 80), stage.bed.pod("shop"));
-        shop.netns.within(|| TcpStream::connect_timeout(&web, Duration::from_millis(500)))
+        shop.netns.within(|| TcpStream::connect_timeout(&web, patience))
     };
-    past(&stage)?.context("plain networking does not lead to the server, so the guard would prove nothing")?;
+    past(&stage, PATIENCE)?
+        .context("plain networking does not lead to the server, so the guard would prove nothing")?;
     on_that_ground(&mut stage, |stage| {
         let before = stage.bed.agent("n1").kernel_outcome("guard_syn_unfiled")?;
-        ensure!(past(stage)?.is_err(), "a connection went past the guard");
+        ensure!(past(stage, Duration::from_secs(2))?.is_err(), "a connection went past the guard");
         let dropped = stage.bed.agent("n1").kernel_outcome("guard_syn_unfiled")? - before;
         ensure!(dropped > 0, "it was not the guard that dropped it");
         stage.marked_request("shop", &marker("guard")?)?.expect_ok("a request by the book").map(drop)

@@ -8,11 +8,12 @@ import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 import { generated } from "./world.mjs";
 
-const PATIENCE = 15_000;
+// Milliseconds, on a machine with much else to do.
+const PATIENCE = 60_000;
 const PROGRAMS = process.env.NODEMESH_CHROMIUM ?? "/usr/bin/chromium";
 const DIST = join(dirname(fileURLToPath(import.meta.url)), "../dist");
 
-const browser = await chromium.launch({ executablePath: PROGRAMS, args: ["--no-sandbox", "--disable-gpu"] });
+const browser = await chromium.launch({ executablePath: PROGRAMS, args: ["--no-sandbox", "--disable-gpu"], timeout: 2 * PATIENCE });
 let page;
 let problems = [];
 

@@ -98,7 +98,9 @@ pub fn start_controllers(parts: &Parts) -> Result<()> {
         ("service-cluster-ip-range", SERVICES.to_string()),
         ("leader-elect", "false".to_string()),
         // A node that a test takes away is noticed, and its pods are not moved away within the test.
-        ("node-monitor-grace-period", "60s".to_string()),
+        // It is much longer than a test takes the API server away for: else its return finds every node lost, and their pods
+        // are nobody's endpoints.
+        ("node-monitor-grace-period", "180s".to_string()),
     ];
     settings.extend(configured("controller-manager"));
     start_part(parts, "kube-controller-manager", &settings)?;
@@ -121,7 +123,7 @@ pub fn kill(name: &str) -> Result<()> {
     let pid = fs::read_to_string(&file).with_context(|| format!("{name} was not started"))?;
     let Some(pid) = pid.trim().parse().ok().and_then(Pid::from_raw) else { bail!("{} is no pid", file.display()) };
     kill_process(pid, Signal::KILL).with_context(|| format!("killing {name}"))?;
-    eventually(Duration::from_secs(10), &format!("{name} to end"), || {
+    eventually(Duration::from_secs(60), &format!("{name} to end"), || {
         let state = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
         // A zombie has ended; its parent may be this process.
         Ok((state.is_empty() || state.contains(") Z ")).then_some(()))

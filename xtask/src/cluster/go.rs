@@ -8,6 +8,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -105,6 +106,22 @@ fn fetched() -> Result<PathBuf> {
     Ok(go)
 }
 
+/// How often Go is started for what it has to fetch, and how long after the last time: what it has got it keeps.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(15);
+
+/// Does what fetches modules until it succeeds: a proxy may be out of reach for a moment, and Go itself asks once.
+pub fn insist<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..TRIES {
+        match attempt() {
+            Ok(done) => return Ok(done),
+            Err(error) => eprintln!("{error:#}; once more in {} s", PAUSE.as_secs()),
+        }
+        std::thread::sleep(PAUSE);
+    }
+    attempt()
+}
+
 /// From the proxies that GOPROXY names, one after the other.
 fn download(module: &str, archive: &Path) -> Result<()> {
     let proxies = proxies(&setting());
@@ -114,7 +131,9 @@ fn download(module: &str, archive: &Path) -> Result<()> {
         let url = format!("{proxy}/golang.org/toolchain/@v/v0.0.1-go{VERSION}.{module}.zip");
         eprintln!("fetching Go {VERSION}, which builds the cluster's parts: {url}");
         let output = Command::new("curl")
-            .args(["--fail", "--silent", "--show-error", "--location", "--retry", "3", "--output"])
+            .args(["--fail", "--silent", "--show-error", "--location", "--retry", "3", "--retry-all-errors"])
+            // What stalls is begun anew: less than so many bytes a second, for so many seconds.
+            .args(["--connect-timeout", "30", "--speed-limit", "1000", "--speed-time", "60", "--output"])
             .args([archive.as_os_str(), url.as_ref()])
             .output()
             .context("starting curl")?;

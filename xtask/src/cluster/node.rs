@@ -132,7 +132,7 @@ pub fn make_network_anew(node: &str) -> Result<()> {
     // The end in the control plane's namespace goes with the namespace, once nothing holds it any more.
     delete_netns(&netns_name(node))?;
     let control = Netns { name: netns_name(CONTROL) };
-    eventually(Duration::from_secs(10), &format!("the network of {node} to go"), || {
+    eventually(Duration::from_secs(60), &format!("the network of {node} to go"), || {
         let links = control.within(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
         Ok((!links.contains(&format!("{node}:"))).then_some(()))
     })?;

@@ -109,7 +109,7 @@ impl Stage {
         argv.extend(self.bed.agents().map(|agent| format!("--admin=unix:{}", agent.admin().display())));
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
         let mut map = self.bed.outside()?.spawn("map", &argv)?;
-        let address = eventually(Duration::from_secs(20), "meshctl map to say its address", || {
+        let address = eventually(Duration::from_secs(60), "meshctl map to say its address", || {
             map.check_running()?;
             let said = map.log();
             Ok(said.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_string))
@@ -161,10 +161,10 @@ impl Stage {
         self.bed.pod(name).ips.socket(self.family, port)
     }
 
-    /// curl from a pod, in this stage's family, for at most five seconds.
+    /// curl from a pod, in this stage's family, for at most twenty seconds.
     pub fn curl(&self, from: &str, arguments: &[&str]) -> Result<Finished> {
-        let fixed = ["curl", "-sS", "--fail", "--max-time", "5", self.family.flag()];
-        self.bed.pod(from).run(&[&fixed[..], arguments].concat(), Duration::from_secs(10))
+        let fixed = ["curl", "-sS", "--fail", "--max-time", "20", self.family.flag()];
+        self.bed.pod(from).run(&[&fixed[..], arguments].concat(), Duration::from_secs(40))
     }
 
     /// A request to web's pod IP that carries a marker in a header and in its body.
@@ -192,6 +192,13 @@ impl Stage {
     pub fn web_requests(&self) -> Result<Vec<String>> {
         let text = std::fs::read_to_string(&self.web_log).context("reading nginx's log")?;
         Ok(text.lines().map(str::to_string).collect())
+    }
+
+    /// The line of nginx's log with a marker: it is written when the client has its answer already.
+    pub fn logged_by_web(&self, marker: &str) -> Result<String> {
+        eventually(Duration::from_secs(20), "nginx to log the request", || {
+            Ok(self.web_requests()?.into_iter().find(|line| line.contains(marker)))
+        })
     }
 
     /// Fails unless the agents are up.

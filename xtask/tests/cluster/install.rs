@@ -5,8 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use xtask::testbed::eventually;
 
-use crate::support::{Kube, in_cluster};
+use crate::support::{Kube, PATIENCE, in_cluster};
 
 /// Objects by kind, namespace and name, as kubectl reads them.
 fn objects(kube: &Kube, yaml: &str) -> Result<BTreeMap<String, Value>> {
@@ -38,6 +39,11 @@ fn helm_renders_what_the_manifests_say() {
         same(kube, "overlays/cni", &["--set=cni.enabled=true"])?;
         kube.apply(MONITORS)?;
         kube.apply(&MONITORS.replace("servicemonitor", "prometheusrule").replace("ServiceMonitor", "PrometheusRule"))?;
+        // Kinds are known a while after they are defined.
+        eventually(PATIENCE, "the operator's kinds to be served", || {
+            let kinds = "servicemonitors.monitoring.coreos.com,prometheusrules.monitoring.coreos.com";
+            kube.kubectl(&["get", kinds, "-A"]).map(Some)
+        })?;
         same(kube, "overlays/monitoring", &["--set=serviceMonitor.enabled=true"])
     });
 }

@@ -38,7 +38,7 @@ spec:
         image: localhost/tools:1
         restartPolicy: Always
         command: [sh, -c, 'CALL; exec nginx']
-        startupProbe: {httpGet: {port: 8080}, periodSeconds: 1, failureThreshold: 90}
+        startupProbe: {httpGet: {port: 8080}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 90}
       containers:
       - name: main
         image: localhost/tools:1
@@ -66,7 +66,7 @@ spec:
       - name: main
         image: localhost/tools:1
         command: [nginx]
-        readinessProbe: {httpGet: {port: 8080}, periodSeconds: 1}
+        readinessProbe: {httpGet: {port: 8080}, periodSeconds: 1, timeoutSeconds: 10}
 ---
 apiVersion: v1
 kind: Pod
@@ -113,8 +113,12 @@ fn pods_of_every_kind_are_of_the_mesh() {
         }
         let inner =
             "pid=$(pidof nginx | sed 's/ .*//'); nsenter -t $pid -n curl -sS --max-time 5 http://127.0.0.1:8080/";
-        let (_, said) = namespace.run("nested", &["sh", "-c", inner])?;
-        ensure!(said.starts_with("nested to 127.0.0.1"), "a namespace in the pod is not let alone: {said}");
+        // Nobody waits for the server in there to start.
+        eventually(PATIENCE, "a namespace in the pod to be let alone", || {
+            let (_, said) = namespace.run("nested", &["sh", "-c", inner])?;
+            ensure!(said.starts_with("nested to 127.0.0.1"), "{said}");
+            Ok(Some(()))
+        })?;
         let address = namespace.field("service/web", ".spec.clusterIP")?;
         let inner = inner.replace("127.0.0.1:8080", &address);
         let (ok, said) = namespace.run("nested", &["sh", "-c", &inner])?;
@@ -159,7 +163,7 @@ fn is_tunnel(line: &str) -> bool {
 }
 
 /// Answers late, and goes on for longer than that when it is told to end.
-const SLOW: &str = r#"readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}, command: [sh, -c,
+const SLOW: &str = r#"readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, timeoutSeconds: 10}, command: [sh, -c,
   "mkdir -p /tmp/www/cgi-bin; cd /tmp/www/cgi-bin; echo at once > ../index.html; echo '#!/bin/sh' > slow;
    echo 'touch /tmp/asked; sleep 8; echo Content-Type: text/plain; echo; echo late but whole' >> slow; chmod +x slow;
    trap 'sleep 15; exit' TERM; httpd -f -p 8080 -h /tmp/www & wait"]"#;

@@ -23,6 +23,17 @@ fn meshctl(arguments: &[&str]) -> Result<(Option<i32>, String)> {
     Ok((output.status.code(), said))
 }
 
+/// What it says, once it ends so, or in any way, and all of this is in it: agents hear of the cluster, and tell of
+/// connections, a moment later, and a busy one answers late.
+fn eventually_says(typed: &[&str], status: Option<i32>, parts: &[&str]) -> Result<String> {
+    eventually(PATIENCE, &format!("meshctl {} to say {parts:?}", typed.join(" ")), || {
+        let (ended, said) = meshctl(typed)?;
+        let missing: Vec<&&str> = parts.iter().filter(|part| !said.contains(**part)).collect();
+        ensure!((status.is_none() || ended == status) && missing.is_empty(), "{ended:?}, no {missing:?} in {said}");
+        Ok(Some(said))
+    })
+}
+
 #[test]
 fn meshctl_asks_every_agent_through_the_api_server() {
     in_cluster("meshctl_asks_every_agent_through_the_api_server", |kube| {
@@ -31,52 +42,44 @@ fn meshctl_asks_every_agent_through_the_api_server() {
         let namespace = kube.shop("looked-at", &[("shop", "n2")])?;
 
         // Pods of the test before may be there for a moment, with what is wrong with them.
-        let said = eventually(PATIENCE, "all to be well", || {
-            let (status, said) = meshctl(&["status"])?;
-            ensure!(status == Some(0), "{status:?}: {said}");
-            Ok(Some(said))
-        })?;
+        let said = eventually_says(&["status"], Some(0), &[])?;
         ensure!(["n1", "n2"].iter().all(|node| said.lines().any(|line| line.starts_with(node))), "{said}");
-        let (status, said) = meshctl(&["status", "-o", "json"])?;
+        let said = eventually_says(&["status", "-o", "json"], Some(0), &[])?;
         let mesh: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
-        ensure!(status == Some(0) && mesh["healthy"] == true, "{status:?}: {said}");
+        ensure!(mesh["healthy"] == true, "{said}");
         ensure!(mesh["agents"].as_array().is_some_and(|agents| agents.iter().all(|a| a["ready"] == true)), "{said}");
 
-        let (status, said) = meshctl(&["identity", "looked-at/web"])?;
-        ensure!(status == Some(0) && said.contains("spiffe://cluster.local/ns/looked-at/sa/web"), "{status:?}: {said}");
+        let spiffe = "spiffe://cluster.local/ns/looked-at/sa/web";
+        eventually_says(&["identity", "looked-at/web"], Some(0), &[spiffe])?;
 
         // A connection that lives while it is looked for.
         let call = "(printf 'GET / '; sleep 61) | nc web 80";
-        let (shown, graph) = std::thread::scope(|scope| {
+        let shown = std::thread::scope(|scope| {
             let calling = scope.spawn(|| namespace.run("shop", &["sh", "-c", call]));
             let seen = eventually(PATIENCE, "the connection to be shown", || {
                 let (_, said) = meshctl(&["connections", "--namespace", "looked-at"])?;
                 Ok((said.contains("looked-at/shop") && said.contains("tunnel")).then_some(said))
             });
-            let graph = meshctl(&["graph", "-o", "dot"]);
+            let graph = eventually_says(&["graph", "-o", "dot"], Some(0), &["looked-at/shop"]);
             namespace.run("shop", &["pkill", "-f", "sleep 61"])?;
             let _ = calling.join();
-            Ok::<_, anyhow::Error>((seen?, graph?))
+            graph.and(seen)
         })?;
         ensure!(shown.contains("looked-at/web"), "{shown}");
-        ensure!(graph.0 == Some(0) && graph.1.contains("looked-at/shop"), "{graph:?}");
 
         // What the API server says, too; other tests' objects may be in trouble.
-        let (_, said) = meshctl(&["check"])?;
-        for part in [
+        let parts = [
             "ok      API server: v1.",
             "ok      your rights",
             "ok      nodes have an agent: all 2",
             "ok      agents answer: all 2",
-        ] {
-            ensure!(said.contains(part), "{part:?} is not in {said}");
-        }
-        for part in ["ok      agents are rolled out", "ok      controller: 2 of 2 ready", "ok      clocks", "kernels: "]
-        {
-            ensure!(said.contains(part), "{part:?} is not in {said}");
-        }
-        let (status, said) = meshctl(&["policy", "explain", "looked-at/web"])?;
-        ensure!(status == Some(0) && said.contains("everybody else may"), "{status:?}: {said}");
+            "ok      agents are rolled out",
+            "ok      controller: 2 of 2 ready",
+            "ok      clocks",
+            "kernels: ",
+        ];
+        eventually_says(&["check"], None, &parts)?;
+        eventually_says(&["policy", "explain", "looked-at/web"], Some(0), &["everybody else may"])?;
 
         // What ends while somebody listens is heard through the API server.
         let heard = std::thread::scope(|scope| {
@@ -105,16 +108,21 @@ fn the_controllers_map_shows_an_edge_between_nodes() {
         let namespace = kube.shop("mapped", &[("shop", "n2")])?;
         let selector = "app.kubernetes.io/name=nodemesh-controller";
         let listed = ["-n", "nodemesh-system", "get", "pods", "-l", selector, "-o", "name"];
-        let replicas = kube.kubectl(&listed)?;
-        ensure!(replicas.lines().count() == 2, "{replicas}");
+        // Those of a mesh before this one may still be ending.
+        let replicas = eventually(PATIENCE, "two replicas of the controller", || {
+            let replicas = kube.kubectl(&listed)?;
+            ensure!(replicas.lines().count() == 2, "{replicas}");
+            Ok(Some(replicas))
+        })?;
         // Both are told within a minute or two, by chance of the Service.
-        let forwarded: Vec<PortForward> = (0u16..)
+        let mut forwarded: Vec<PortForward> = (0u16..)
             .zip(replicas.lines())
             .map(|(n, pod)| PortForward::start(kube, pod, 25080 + n))
             .collect::<Result<_>>()?;
-        for PortForward { port, .. } in &forwarded {
-            let url = format!("http://127.0.0.1:{port}/api/snapshot");
+        for forward in &mut forwarded {
+            let url = format!("http://127.0.0.1:{}/api/snapshot", forward.port);
             eventually(TO_BE_TOLD, "the map to show the edge, and both agents well", || {
+                forward.stay(kube)?;
                 namespace.run("shop", &["sh", "-c", "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 web 80"])?;
                 let output = control::place()?.command(&["curl", "-s", "--max-time", "5", &url])?.output()?;
                 let Ok(picture) = serde_json::from_slice::<Value>(&output.stdout) else { return Ok(None) };
@@ -137,6 +145,7 @@ const TO_BE_TOLD: Duration = Duration::from_secs(600);
 /// kubectl port-forward beside the API server, until it is dropped.
 struct PortForward {
     child: Child,
+    pod: String,
     port: u16,
 }
 
@@ -146,7 +155,15 @@ impl PortForward {
         let argv = ["-n", "nodemesh-system", "port-forward", pod, &ports];
         let mut command = cluster::kubectl_command(&kube.parts, &argv)?;
         let child = command.stdout(Stdio::null()).spawn().context("kubectl port-forward")?;
-        Ok(Self { child, port })
+        Ok(Self { child, pod: pod.to_string(), port })
+    }
+
+    /// It ends with a connection that was lost: then once more.
+    fn stay(&mut self, kube: &Kube) -> Result<()> {
+        if self.child.try_wait()?.is_some() {
+            *self = Self::start(kube, &self.pod, self.port)?;
+        }
+        Ok(())
     }
 }
 
@@ -217,8 +234,11 @@ fn meshctl_upgrades_takes_off_and_installs() {
 
         done(&["uninstall", "--yes", "--purge"], "the mesh is uninstalled")?;
         for node in NODES {
-            let left = kube.on_node(node, LEFT)?;
-            ensure!(left.is_empty(), "left on {node}: {left}");
+            eventually(PATIENCE, &format!("nothing to be left on {node}"), || {
+                let left = kube.on_node(node, LEFT)?;
+                ensure!(left.is_empty(), "{left}");
+                Ok(Some(()))
+            })?;
         }
         namespace.eventually_answers("shop", "http://web/", "web to ")?;
 
@@ -236,7 +256,8 @@ fn meshctl_upgrades_takes_off_and_installs() {
 }
 
 fn until_gone(kube: &Kube) -> Result<()> {
-    eventually(PATIENCE, "the namespace to be gone", || {
+    // Its pods, each with its time to end, and everything else in it.
+    eventually(2 * PATIENCE, "the namespace to be gone", || {
         let namespaces = kube.kubectl(&["get", "namespaces", "-o", "name"])?;
         Ok((!namespaces.contains("nodemesh-system")).then_some(()))
     })

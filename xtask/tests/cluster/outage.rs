@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use xtask::cluster::{self, control};
 
-use crate::support::in_cluster;
+use crate::support::{PATIENCE, in_cluster};
 
 #[test]
 fn traffic_does_not_need_the_api_server() {
@@ -21,9 +21,10 @@ fn traffic_does_not_need_the_api_server() {
         std::thread::sleep(Duration::from_secs(60));
         control::start_api_server(&kube.parts)?;
         control::wait_ready(&kube.parts)?;
-        let counted = xtask::testbed::eventually(Duration::from_secs(60), "the load to end", || {
+        let counted = xtask::testbed::eventually(PATIENCE, "the load to end", || {
             let (ok, said) = namespace.run("shop", &["cat", "/tmp/counted"])?;
-            Ok(ok.then_some(said))
+            // The file is there a moment before the line is in it.
+            Ok((ok && said.contains("bad")).then_some(said))
         })?;
         eprintln!("without the API server for a minute: {}", counted.trim());
         let (_, said) = namespace.run("shop", &["cat", "/tmp/said"])?;

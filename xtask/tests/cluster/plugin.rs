@@ -9,7 +9,7 @@ use crate::support::{Kube, PATIENCE, in_cluster};
 
 /// The first thing that it does is to call.
 const AT_ONCE: &str =
-    "command: [sh, -c, 'curl -sS --max-time 10 http://web/ > /tmp/first 2>&1; exec sleep 2147483647']";
+    "command: [sh, -c, 'curl -sS --max-time 60 http://web/ > /tmp/first 2>&1; exec sleep 2147483647']";
 
 /// Kubelet calls it when a container of it has started, and before that is ended.
 const HOOKED: &str = "
@@ -18,14 +18,14 @@ kind: Pod
 metadata: {name: hooked}
 spec:
   nodeName: n1
-  terminationGracePeriodSeconds: 10
+  terminationGracePeriodSeconds: 15
   containers:
   - name: main
     image: localhost/tools:1
     command: [nginx]
     lifecycle:
       postStart: {exec: {command: [sh, -c, 'until curl -s -o /dev/null http://localhost:8080/; do sleep 0.1; done']}}
-      preStop: {exec: {command: [sleep, '3']}}
+      preStop: {exec: {command: [sleep, '8']}}
   - name: aside
     image: localhost/tools:1
     lifecycle:
@@ -49,8 +49,8 @@ fn pods_of_the_mesh_start_captured_or_wait() {
         namespace.apply(HOOKED)?;
         namespace.wait_ready()?;
         let said = eventually(PATIENCE, "the first call to end", || {
-            let (_, said) = namespace.run("first", &["cat", "/tmp/first"])?;
-            Ok((!said.is_empty()).then_some(said))
+            let (ok, said) = namespace.run("first", &["cat", "/tmp/first"])?;
+            Ok((ok && !said.is_empty()).then_some(said))
         })?;
         ensure!(said.starts_with("web to "), "the first call of a pod was answered {said:?}");
         let hooks = std::thread::scope(|scope| {
@@ -74,8 +74,9 @@ fn pods_of_the_mesh_start_captured_or_wait() {
             ensure!(events.contains("and waits for it"), "{events}");
             Ok(Some(()))
         })?;
-        let waiting = namespace.field("pod/late", ".status.containerStatuses[0].state.waiting.reason")?;
-        ensure!(waiting == "ContainerCreating", "a pod of the mesh is {waiting:?} with no agent");
+        // Kubelet tells the event and the state by different ways.
+        let waiting = ".status.containerStatuses[0].state.waiting.reason";
+        namespace.eventually_says("pod/late", waiting, "ContainerCreating")?;
         mend_agent(kube, "n1")?;
         namespace.wait_ready()?;
         namespace.eventually_answers("late", "http://web/", "web to ")?;

@@ -72,8 +72,12 @@ fn what_cannot_be_meant_is_refused_at_once() {
             "trafficpolicy",
             "externalauthorizer",
         ] {
-            let explained = kube.kubectl(&["explain", &format!("{kind}.spec")])?;
-            ensure!(explained.contains("FIELDS:"), "{explained}");
+            // What is told of a kind comes a while after the kind.
+            eventually(PATIENCE, &format!("{kind} to be explained"), || {
+                let explained = kube.kubectl(&["explain", &format!("{kind}.spec")])?;
+                ensure!(explained.contains("FIELDS:"), "{explained}");
+                Ok(Some(()))
+            })?;
         }
         Ok(())
     });
@@ -98,6 +102,8 @@ fn a_port_can_be_opened_to_the_api_server_and_to_prometheus() {
         namespace.apply(STRICT)?;
         namespace.pod("webhook", "n1", "command: [sh, -c, 'httpd -p 8443 -h /etc/nginx; exec nginx']")?;
         namespace.wait_ready()?;
+        // A refusal says nothing of the mesh as long as its servers still start.
+        namespace.wait_captured()?;
         let address = namespace.field("pod/webhook", ".status.podIP")?;
         let url = |port: u16| format!("http://{address}:{port}/nginx.conf");
         // The API server runs beside the nodes, others of a control plane on one.

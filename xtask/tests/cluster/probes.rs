@@ -5,7 +5,8 @@ use xtask::testbed::eventually;
 
 use crate::support::{ENABLED, PATIENCE, STRICT, in_cluster};
 
-/// The conformance suite's server speaks everything that kubelet asks.
+/// The conformance suite's server speaks everything that kubelet asks. It may take a while to start, and a busy machine to
+/// answer: kubelet's own second is not what this is about.
 const PROBED: &str = r#"
 apiVersion: v1
 kind: Pod
@@ -18,12 +19,12 @@ spec:
     image: registry.k8s.io/gateway-api/echo-advanced:v1.5.1
     args: [--port=8080, --tcp=9090, --grpc=7070, --crt=/cert.crt, --key=/cert.key]
     ports: [{name: web, containerPort: 8080}]
-    startupProbe: {tcpSocket: {port: 9090}, periodSeconds: 1}
-    readinessProbe: {httpGet: {port: web, path: /}, periodSeconds: 1, failureThreshold: 1}
-    livenessProbe: {grpc: {port: 7070}, periodSeconds: 1, failureThreshold: 3}
+    startupProbe: {tcpSocket: {port: 9090}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 60}
+    readinessProbe: {httpGet: {port: web, path: /}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 1}
+    livenessProbe: {grpc: {port: 7070}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 3}
   - name: aside
     image: localhost/tools:1
-    readinessProbe: {exec: {command: ["true"]}, periodSeconds: 1}
+    readinessProbe: {exec: {command: ["true"]}, periodSeconds: 1, timeoutSeconds: 10}
 "#;
 
 #[test]

@@ -33,9 +33,7 @@ fn run(kube: &Kube) -> Result<()> {
     let strangers = kube.strangers("alone-strangers")?;
     strangers.eventually_refuses("stranger", "http://web.alone/")?;
     namespace.eventually_answers("near", "http://web/", "web to ")?;
-    let log = kube.agent_log("n1")?;
-    let told = |line: &&str| line.contains("spiffe://cluster.local/ns/alone/sa/near") && line.contains("tunnel");
-    ensure!(log.lines().any(|line| told(&line)), "the caller's identity is in no line:\n{log}");
+    kube.eventually_logs("n1", &["spiffe://cluster.local/ns/alone/sa/near", "tunnel"])?;
     // Another node has another authority.
     namespace.eventually_refuses("far", "http://web/")?;
     let controllers = kube.kubectl(&["-n", "nodemesh-system", "get", "deployments", "-o", "name"])?;

@@ -14,6 +14,9 @@ use xtask::testbed::eventually;
 /// How long anything in a cluster may take to become as it should be.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// The same for pods that start: images are unpacked, sandboxes made, probes asked.
+const STARTED: Duration = Duration::from_secs(180);
+
 /// One test at a time has the cluster.
 static TURN: Mutex<()> = Mutex::new(());
 /// Whether the mesh is installed, and as it should be.
@@ -84,6 +87,8 @@ impl Kube {
             namespace.client(caller, node)?;
         }
         namespace.wait_ready()?;
+        // Else a caller is answered before it is of the mesh, and refused a moment later because it is not yet.
+        namespace.wait_captured()?;
         namespace.apply(STRICT)?;
         for (caller, _) in callers {
             namespace.eventually_answers(caller, "http://web/", "web to ")?;
@@ -127,6 +132,17 @@ impl Kube {
     /// The agent's log.
     pub fn agent_log(&self, node: &str) -> Result<String> {
         self.kubectl(&["-n", "nodemesh-system", "logs", &self.agent(node)?])
+    }
+
+    /// Waits until a line of the agent's log has all of these in it: it is written when a connection ends, and is on its way
+    /// for a moment.
+    pub fn eventually_logs(&self, node: &str, parts: &[&str]) -> Result<()> {
+        eventually(PATIENCE, &format!("a line with {parts:?} in the log of {node}'s agent"), || {
+            let log = self.agent_log(node)?;
+            let is_there = log.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+            ensure!(is_there, "it is in no line:\n{log}");
+            Ok(Some(()))
+        })
     }
 
     /// A test's error with what the cluster looks like below it.
@@ -197,7 +213,9 @@ impl Namespace<'_> {
 
     /// nginx, which says its name and its caller's address.
     pub fn web(&self, name: &str, node: &str) -> Result<()> {
-        self.served(name, node, "command: [nginx], readinessProbe: {httpGet: {port: 8080, path: /}, periodSeconds: 1}")
+        // A probe that a busy machine is late with takes nobody's endpoint away.
+        let probe = "{httpGet: {port: 8080, path: /}, periodSeconds: 1, timeoutSeconds: 10}";
+        self.served(name, node, &format!("command: [nginx], readinessProbe: {probe}"))
     }
 
     /// A field of an object, by its JSON path.
@@ -214,7 +232,29 @@ impl Namespace<'_> {
 
     /// Waits until all pods are ready.
     pub fn wait_ready(&self) -> Result<()> {
-        self.kubectl(&["wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"]).map(drop)
+        self.wait_all("Ready")
+    }
+
+    /// Waits until the mesh has all pods.
+    pub fn wait_captured(&self) -> Result<()> {
+        self.wait_all("nodemesh.dev/Captured")
+    }
+
+    /// Waits until a condition of all pods is true. Who ends already does not count: `kubectl wait` would wait for a pod that
+    /// went in the meantime.
+    fn wait_all(&self, condition: &str) -> Result<()> {
+        let each = format!(
+            "jsonpath={{range .items[*]}}{{.metadata.name}} {{.metadata.deletionTimestamp}} \
+             {{.status.conditions[?(@.type=='{condition}')].status}}{{\"\\n\"}}{{end}}"
+        );
+        eventually(STARTED, &format!("{condition} of all pods of {}", self.name), || {
+            let said = self.kubectl(&["get", "pods", "-o", &each])?;
+            // Between the two blanks stands when it was deleted.
+            let stay: Vec<&str> = said.lines().filter(|line| line.contains("  ")).collect();
+            let wait: Vec<&&str> = stay.iter().filter(|line| !line.ends_with(" True")).collect();
+            ensure!(!stay.is_empty() && wait.is_empty(), "of {stay:?} these are not: {wait:?}");
+            Ok(Some(()))
+        })
     }
 
     /// Runs a command in a pod; its stdout, and whether it ended well.
@@ -235,10 +275,17 @@ impl Namespace<'_> {
 
     /// Whether curl is refused.
     pub fn is_refused(&self, from: &str, url: &str) -> Result<bool> {
-        // 7: could not connect, 52: nothing came back, 56: the connection was reset.
         let script = format!("curl -sS --max-time 10 -o /dev/null {url}; echo status $?");
-        let (_, said) = self.run(from, &["sh", "-c", &script])?;
-        Ok(["status 7", "status 52", "status 56"].iter().any(|status| said.contains(status)))
+        eventually(PATIENCE, &format!("{url} to answer {from} or to refuse it"), || {
+            let (_, said) = self.run(from, &["sh", "-c", &script])?;
+            Ok(match said.lines().find_map(|line| line.strip_prefix("status ")) {
+                Some("0") => Some(false),
+                // 7: could not connect, 52: nothing came back, 56: the connection was reset.
+                Some("7" | "52" | "56") => Some(true),
+                // The name was not known, or nothing came in time: neither.
+                _ => None,
+            })
+        })
     }
 
     /// Waits for an answer that contains something.

@@ -19,8 +19,11 @@ fn nothing_is_left_of_it() {
         let namespace = kube.shop("leaves", &[("shop", "n2")])?;
         for node in NODES {
             for part in ["/sys/fs/bpf/nodemesh/", "/opt/cni/bin/nodemesh-cni", "/etc/cni/net.d/10-podnet.conflist"] {
-                let there = kube.on_node(node, LEFT)?;
-                ensure!(there.contains(part), "{part} is not on {node} while the mesh runs: {there}");
+                eventually(PATIENCE, &format!("{part} to be on {node} while the mesh runs"), || {
+                    let there = kube.on_node(node, LEFT)?;
+                    ensure!(there.contains(part), "{there}");
+                    Ok(Some(()))
+                })?;
             }
         }
         // At no time the configuration may name a plugin that is not there: pods would not start, and not end either.
@@ -55,7 +58,7 @@ fn nothing_is_left_of_it() {
 fn uninstall(kube: &Kube) -> Result<()> {
     let agents = "app.kubernetes.io/name=nodemesh-agent";
     kube.kubectl(&["-n", "nodemesh-system", "delete", "daemonset", "nodemesh-agent"])?;
-    kube.kubectl(&["-n", "nodemesh-system", "wait", "--for=delete", "pod", "-l", agents, "--timeout=120s"])?;
+    kube.kubectl(&["-n", "nodemesh-system", "wait", "--for=delete", "pod", "-l", agents, "--timeout=300s"])?;
     let base = xtask::build::root().join("manifests/base").display().to_string();
-    kube.kubectl(&["delete", "-k", &base, "--ignore-not-found", "--timeout=180s"]).map(drop)
+    kube.kubectl(&["delete", "-k", &base, "--ignore-not-found", "--timeout=300s"]).map(drop)
 }

@@ -59,7 +59,7 @@ spec:
     image: localhost/tools:1
     command: [nginx, -c, /conf/nginx.conf]
     volumeMounts: [{name: conf, mountPath: /conf}, {name: tls, mountPath: /tls}]
-    readinessProbe: {tcpSocket: {port: 8443}, periodSeconds: 1}
+    readinessProbe: {tcpSocket: {port: 8443}, periodSeconds: 1, timeoutSeconds: 10}
   volumes:
   - {name: conf, configMap: {name: conf}}
   - {name: tls, secret: {secretName: tls}}
@@ -84,7 +84,7 @@ webhooks:
   failurePolicy: Fail
   sideEffects: None
   admissionReviewVersions: [v1]
-  timeoutSeconds: 5
+  timeoutSeconds: 15
 ";
 
 /// Takes the configuration back, which is of no namespace.

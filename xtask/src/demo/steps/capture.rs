@@ -1,10 +1,8 @@
-use std::time::Duration;
-
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use crate::demo::stage::Stage;
-use crate::demo::steps::Tell;
+use crate::demo::steps::{PATIENCE, Tell};
 use crate::testbed::{eventually, greeter_client};
 
 /// Caller, server, what they speak.
@@ -24,10 +22,8 @@ pub fn run(stage: &mut Stage, _tell: Tell) -> Result<String> {
     for (caller, server, protocol) in PAIRS {
         for (node, direction) in [("n1", "outbound"), ("n2", "inbound")] {
             let what = format!("the {direction} access log record of {caller} → {server}");
-            eventually(Duration::from_secs(5), &what, || {
-                Ok(is_told(stage, node, direction, caller, server)?.then_some(()))
-            })
-            .or_else(|error| bail!("{error:#}; {node} logged: {}", records_of(stage, node)))?;
+            eventually(PATIENCE, &what, || Ok(is_told(stage, node, direction, caller, server)?.then_some(())))
+                .or_else(|error| bail!("{error:#}; {node} logged: {}", records_of(stage, node)))?;
         }
         let (from, to) = (stage.bed.pod(caller).identity(), stage.bed.pod(server).identity());
         seen.push(format!("{from} → {to}  ({protocol})"));

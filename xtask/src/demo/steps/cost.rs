@@ -1,12 +1,10 @@
 //! Latency by wrk against nginx, throughput by iperf3. A first impression on a busy machine, not a benchmark.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::demo::stage::Stage;
-use crate::demo::steps::Tell;
+use crate::demo::steps::{PATIENCE, Tell, WRK_TIMEOUT};
 
 /// What was measured between two pods of different nodes.
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +60,8 @@ fn row(name: &str, plain: f64, mesh: f64, unit: &str, digits: usize) -> String {
 }
 
 fn wrk(stage: &Stage, arguments: &[&str]) -> Result<String> {
-    let fixed = ["wrk", "-t1", "-d", SECONDS];
-    let finished = stage.bed.pod("shop").run(&[&fixed[..], arguments].concat(), Duration::from_secs(20))?;
+    let fixed = ["wrk", "-t1", "-d", SECONDS, "--timeout", WRK_TIMEOUT];
+    let finished = stage.bed.pod("shop").run(&[&fixed[..], arguments].concat(), PATIENCE)?;
     let said = finished.expect_ok("wrk")?;
     ensure!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "wrk counted errors:\n{said}");
     Ok(said)
@@ -91,10 +89,10 @@ fn gigabits(stage: &Stage) -> Result<f64> {
     let mut server = web.spawn("iperf3-server", &["iperf3", "--server", "--one-off"])?;
     web.wait_listening(PORT)?;
     let ip = web.ips.ip(stage.family).to_string();
-    let client = ["iperf3", "--client", &ip, "--time", SECONDS, "--json", "--connect-timeout", "3000"];
-    let said = stage.bed.pod("shop").run(&client, Duration::from_secs(20))?.expect_ok("iperf3")?;
+    let client = ["iperf3", "--client", &ip, "--time", SECONDS, "--json", "--connect-timeout", "20000"];
+    let said = stage.bed.pod("shop").run(&client, PATIENCE)?.expect_ok("iperf3")?;
     let report: Value = serde_json::from_str(&said).context("reading iperf3's report")?;
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-    server.wait(Duration::from_secs(5))?;
+    server.wait(PATIENCE)?;
     Ok(bits.with_context(|| format!("iperf3 said no rate: {said}"))? / 1e9)
 }

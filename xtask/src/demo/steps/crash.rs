@@ -1,9 +1,7 @@
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 
 use crate::demo::stage::{Stage, TUNNEL_PORT, marker};
-use crate::demo::steps::Tell;
+use crate::demo::steps::{PATIENCE, Tell};
 use crate::testbed::eventually;
 
 pub fn run(stage: &mut Stage, tell: Tell) -> Result<String> {
@@ -15,7 +13,7 @@ pub fn run(stage: &mut Stage, tell: Tell) -> Result<String> {
         tell(&format!("starting {side} again"));
         stage.bed.start_agent(node, &stage.agents)?;
         let refused = outcome.with_context(|| format!("without {side}"))?;
-        eventually(Duration::from_secs(10), "requests to be served again", || {
+        eventually(PATIENCE, "requests to be served again", || {
             Ok(stage.curl("shop", &["http://web.demo/"])?.ok().then_some(()))
         })
         .with_context(|| format!("with {side} back"))?;

@@ -10,10 +10,7 @@ pub fn run(stage: &mut Stage, _tell: Tell) -> Result<String> {
     let marker = marker("encrypted")?;
     let (answer, packets) = stage.record(|stage| stage.marked_request("shop", &marker))?;
     answer?.expect_ok("the request")?;
-    ensure!(
-        stage.web_requests()?.iter().any(|line| line.contains(&marker)),
-        "nginx did not log the marker, so the request did not carry it"
-    );
+    stage.logged_by_web(&marker).context("the request did not carry the marker")?;
     let hits = packets.containing(&marker);
     ensure!(hits == 0, "{hits} packets on the wire carry the marker");
     let (shop, web) = (stage.bed.pod("shop").ips.ip(stage.family), stage.bed.pod("web").ips.ip(stage.family));

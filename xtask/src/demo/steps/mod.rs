@@ -12,9 +12,16 @@ mod source_address;
 mod strict;
 mod unenrol;
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 
 use super::stage::Stage;
+
+/// For what nobody is promised a time of, on a machine with much else to do.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// An answer that took no longer is late, and not lost: wrk's own word for that is two seconds.
+const WRK_TIMEOUT: &str = "20s";
 
 /// One step.
 pub struct Step {

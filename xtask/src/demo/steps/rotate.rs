@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::demo::stage::Stage;
-use crate::demo::steps::Tell;
+use crate::demo::steps::{PATIENCE, Tell, WRK_TIMEOUT};
 use crate::testbed::{Process, eventually};
 
 /// How long the requests run; the rotations fall in their middle.
@@ -18,7 +18,7 @@ pub fn run(stage: &mut Stage, tell: Tell) -> Result<String> {
     let url = format!("http://{}/", stage.service("web", 80));
     let cache = stage.service("cache", 6379).to_string();
     let duration = format!("{SECONDS}s");
-    let wrk = ["wrk", "-t1", "-c8", "-d", &duration];
+    let wrk = ["wrk", "-t1", "-c8", "-d", &duration, "--timeout", WRK_TIMEOUT];
     let shop = stage.bed.pod("shop");
     let mut kept_alive = shop.spawn("rotate-wrk", &[&wrk[..], &[&url]].concat())?;
     let mut one_each = shop.spawn("rotate-wrk-close", &[&wrk[..], &["-H", "Connection: close", &url]].concat())?;
@@ -34,7 +34,7 @@ pub fn run(stage: &mut Stage, tell: Tell) -> Result<String> {
     let kept_alive = requests(&mut kept_alive).context("with keep-alive")?;
     let one_each = requests(&mut one_each).context("with a connection for each request")?;
     session.check_running().context("the Redis session")?;
-    let after = eventually(Duration::from_secs(3), "every certificate to be another one", || {
+    let after = eventually(PATIENCE, "every certificate to be another one", || {
         let after = serials(stage)?;
         Ok(after.is_disjoint(&before).then_some(after))
     })?;
@@ -69,7 +69,7 @@ fn collect(value: &Value, found: &mut BTreeSet<String>) {
 
 /// How many requests wrk made; an error if one of them failed.
 fn requests(wrk: &mut Process) -> Result<u64> {
-    let status = wrk.wait(Duration::from_secs(SECONDS + 10))?;
+    let status = wrk.wait(Duration::from_secs(SECONDS) + PATIENCE)?;
     let said = wrk.log();
     ensure!(status.success(), "wrk: {status}: {said}");
     ensure!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "wrk counted errors:\n{said}");

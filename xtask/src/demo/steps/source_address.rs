@@ -1,4 +1,4 @@
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::demo::stage::{Stage, marker};
 use crate::demo::steps::Tell;
@@ -8,8 +8,7 @@ pub fn run(stage: &mut Stage, _tell: Tell) -> Result<String> {
     let url = format!("http://web.demo/?{marker}");
     let local = stage.curl("shop", &["-o", "/dev/null", "-w", "%{local_ip} %{local_port}", &url])?;
     let local = local.expect_ok("curl")?;
-    let requests = stage.web_requests()?;
-    let line = requests.iter().find(|line| line.contains(&marker)).context("nginx did not log the request")?;
+    let line = stage.logged_by_web(&marker)?;
     let shop = stage.bed.pod("shop").ips.ip(stage.family).to_string();
     let mut words = line.split(' ');
     let (ip, port) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());

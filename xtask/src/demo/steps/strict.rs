@@ -1,13 +1,10 @@
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 
 use crate::demo::stage::Stage;
-use crate::demo::steps::Tell;
+use crate::demo::steps::{PATIENCE, Tell};
 use crate::testbed::eventually;
 
 const POLICY: &str = "policy-peer-authentication";
-const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn run(stage: &mut Stage, tell: Tell) -> Result<String> {
     tell("STRICT");

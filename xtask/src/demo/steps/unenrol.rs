@@ -1,12 +1,8 @@
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 
 use crate::demo::stage::{Stage, marker};
-use crate::demo::steps::Tell;
+use crate::demo::steps::{PATIENCE, Tell};
 use crate::testbed::eventually;
-
-const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn run(stage: &mut Stage, tell: Tell) -> Result<String> {
     tell("taking the label off the namespace");
