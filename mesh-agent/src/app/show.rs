@@ -489,6 +489,7 @@ mod tests {
         "MAX_TRUST_DOMAIN_BYTES",
         "MOST",
         "MOST_ANCESTORS",
+        "MOST_AROUND",
         "MOST_BLOCK",
         "MOST_FRAME",
         "MOST_STREAM",

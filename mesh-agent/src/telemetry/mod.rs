@@ -60,6 +60,7 @@ pub fn limits() -> Vec<Limit> {
         spans::QUEUE_SPANS, "spans", "that wait for the collector, 2 KiB each; more are lost and counted";
         spans::MOST_EVENTS, "events", "of a span: retries, faults; of more it is told how many";
         otlp::COLLECTOR_LINES, "lines", "of the access log that wait for the collector, about a KiB each; more are lost and counted";
+        otlp::LINES_CHUNK, "bytes", "in which lines for the collector are written, of each worker; held until the last of them has gone out";
         otlp::MOST_AT_ONCE, "records", "spans or lines that go to the collector together: 500 KiB";
         otlp::LINGER, "milliseconds", "how long a span or a line waits for others to go with";
         otlp::GLANCE, "milliseconds", "between two looks whether others have come to go with";

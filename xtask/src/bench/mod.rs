@@ -77,6 +77,9 @@ const HELD: u64 = 4000;
 /// Connections that were there, for what stays of them.
 const CROWD: u64 = 10_000;
 
+/// Connections a second of one pod, more than any machine makes.
+const ACCEPT_RATE: u64 = 1_000_000;
+
 /// One kind of load between two places.
 struct Case {
     id: String,
@@ -105,7 +108,7 @@ impl Bench {
             packages::for_peer()?;
         }
         eprintln!("building the agent as it is shipped; the first time takes ten minutes");
-        let agents = AgentOptions { binary: Some(build::shipped_agent()?), ..AgentOptions::with(self.agent.clone()) };
+        let agents = AgentOptions { binary: Some(build::shipped_agent()?), ..AgentOptions::with(self.arguments()) };
         eprintln!("setting up two nodes, their pods and servers");
         let is_beside = self.what == What::Neighbour;
         ensure!(!(is_beside && self.peer), "no pair of HAProxy is measured beside a neighbour");
@@ -115,6 +118,14 @@ impl Bench {
         let measured = self.measure(&mut stage, &agents).map_err(|error| stage.bed.explain(error))?;
         self.write(&measured)?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// What agents are started with. One caller is measured with as many connections as it can make, and a fast machine makes
+    /// more than the budget of one pod; beside a neighbour it is the budgets that are measured.
+    fn arguments(&self) -> Vec<String> {
+        let rate = "--pod-accept-rate=";
+        let is_free = self.what != What::Neighbour && !self.agent.iter().any(|argument| argument.starts_with(rate));
+        self.agent.iter().cloned().chain(is_free.then(|| format!("{rate}{ACCEPT_RATE}"))).collect()
     }
 
     fn scale(&self) -> Result<ExitCode> {

@@ -1,5 +1,6 @@
 //! Lines of the access log, for a collector: the same fields by the same names, as attributes of log records.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,29 +14,22 @@ use super::record::Writer;
 /// Lines that wait for the collector, of some KiB each.
 pub const COLLECTOR_LINES: usize = 4096;
 
+thread_local! {
+    /// What lines are written with. A copy of all that one is made of, for another thread to write it, took longer: counters of
+    /// what both hold, and memory that comes from one thread and goes back on another.
+    static WRITER: RefCell<Writer> = RefCell::default();
+}
+
 /// Takes lines for the collector. Clones are of the same.
 #[derive(Clone, Debug)]
 pub struct Lines {
-    queue: mpsc::Sender<Line>,
+    queue: mpsc::Sender<Bytes>,
     counts: Arc<Counts>,
 }
 
-/// A line that is not written yet: the data path only copies what it is made of.
-#[derive(Debug)]
-pub struct Line {
-    at: SystemTime,
-    of: Of,
-}
-
-#[derive(Debug)]
-enum Of {
-    Connection(Box<ConnectionRecord>),
-    Request(Box<RequestRecord>),
-}
-
 impl Lines {
-    /// Lines that go to an exporter, which the caller runs.
-    pub fn new() -> (Self, mpsc::Receiver<Line>, Arc<Counts>) {
+    /// Lines that go to an exporter, which the caller runs: log records as they go over the wire.
+    pub fn new() -> (Self, mpsc::Receiver<Bytes>, Arc<Counts>) {
         let (queue, lines) = mpsc::channel(COLLECTOR_LINES);
         let counts = Arc::<Counts>::default();
         (Self { queue, counts: counts.clone() }, lines, counts)
@@ -43,39 +37,31 @@ impl Lines {
 
     /// Takes the line of a connection.
     pub fn tell(&self, record: &ConnectionRecord) {
-        self.put(|| Of::Connection(Box::new(record.clone())));
+        self.put(|out| {
+            out.begin(SystemTime::now(), "connection");
+            connection(record, out);
+            out.trace(&hex(record.trace_id.as_deref()), &[]);
+        });
     }
 
     /// Takes the line of a request.
     pub fn tell_request(&self, record: &RequestRecord) {
-        self.put(|| Of::Request(Box::new(record.clone())));
+        self.put(|out| {
+            out.begin(SystemTime::now(), "request");
+            request(record, out);
+            let (trace, span) = trace(record);
+            out.trace(&trace, &span);
+        });
     }
 
-    fn put(&self, of: impl FnOnce() -> Of) {
+    fn put(&self, write: impl FnOnce(&mut Writer)) {
         match self.queue.try_reserve() {
-            Ok(room) => room.send(Line { at: SystemTime::now(), of: of() }),
+            Ok(room) => WRITER.with_borrow_mut(|writer| {
+                write(writer);
+                room.send(writer.end());
+            }),
             Err(_) => self.counts.drop_one(),
         }
-    }
-}
-
-impl Line {
-    /// As a log record on the wire.
-    pub(super) fn write(&self, out: &mut Writer) -> Bytes {
-        match &self.of {
-            Of::Connection(record) => {
-                out.begin(self.at, "connection");
-                connection(record, out);
-                out.trace(&hex(record.trace_id.as_deref()), &[]);
-            }
-            Of::Request(record) => {
-                out.begin(self.at, "request");
-                request(record, out);
-                let (trace, span) = trace(record);
-                out.trace(&trace, &span);
-            }
-        }
-        out.end()
     }
 }
 

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
@@ -38,7 +39,7 @@ use tokio::sync::{mpsc, watch};
 use super::Metrics;
 use super::spans::{Sampling, Spans};
 use courier::{Courier, Way};
-use lines::{Line, Lines};
+use lines::Lines;
 
 pub use batch::{GLANCE, LINGER, MOST_AT_ONCE};
 pub use courier::{
@@ -46,6 +47,7 @@ pub use courier::{
 };
 pub use lines::COLLECTOR_LINES;
 pub use points::MOST_POINTS;
+pub use record::LINES_CHUNK;
 pub use wire::{Credentials, HEADERS_FILE_BYTES};
 
 /// Bytes of a text in an attribute; a collector takes 4 MiB at once, and a batch stays below that.
@@ -208,7 +210,7 @@ pub type Numbers = Vec<(&'static str, &'static str, u64)>;
 /// Takes all that is told to the collector.
 pub struct Exporter {
     spans: Option<(mpsc::Receiver<SpanData>, Courier)>,
-    lines: Option<(mpsc::Receiver<Line>, Courier)>,
+    lines: Option<(mpsc::Receiver<Bytes>, Courier)>,
     metrics: Option<(Metrics, Duration, Courier)>,
     about: About,
 }
@@ -289,7 +291,7 @@ impl Exporter {
         };
         let of_lines = async {
             let Some((queue, courier)) = lines else { return };
-            batch::run(queue, courier, ended.clone(), |batch| about.lines(&batch)).await;
+            batch::run(queue, courier, ended.clone(), |batch| about.lines(batch)).await;
         };
         let of_metrics = async {
             let Some((metrics, interval, courier)) = metrics else { return };
@@ -332,9 +334,7 @@ impl About {
         ExportTraceServiceRequest { resource_spans }
     }
 
-    fn lines(&self, batch: &[Line]) -> record::Request {
-        let mut writer = record::Writer::default();
-        let records = batch.iter().map(|line| line.write(&mut writer)).collect();
+    fn lines(&self, records: Vec<Bytes>) -> record::Request {
         let scopes = vec![record::OfScope { scope: Some(self.scope.clone()), records }];
         let of_node = record::OfResource { resource: Some(self.resource.clone()), scopes };
         record::Request { resources: vec![of_node] }

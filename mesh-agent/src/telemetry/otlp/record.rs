@@ -9,7 +9,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
 use opentelemetry_proto::tonic::logs::v1::SeverityNumber;
 use opentelemetry_proto::tonic::resource::v1::Resource;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use prost::encoding::{WireType, encode_varint, encoded_len_varint, key_len};
 
 use super::{cut, nanos};
 
@@ -38,13 +38,22 @@ pub(super) struct OfScope {
     pub records: Vec<Bytes>,
 }
 
+/// Of keys and lengths around a name and a value, in bytes: room is made once for all of an attribute.
+const MOST_AROUND: usize = 32;
+
 /// What events' names begin with.
 const EVENTS: &str = "nodemesh.";
+
+/// What is handed out piece by piece, in bytes: some twenty records. It is given back when the last of them has gone out.
+pub const LINES_CHUNK: usize = 16 << 10;
 
 /// Writes records.
 #[derive(Default)]
 pub(super) struct Writer {
-    out: BytesMut,
+    /// The record that was begun.
+    out: Vec<u8>,
+    /// Where it goes when it is done.
+    chunk: BytesMut,
     /// Of what is told as it is shown.
     shown: String,
 }
@@ -52,20 +61,21 @@ pub(super) struct Writer {
 impl Writer {
     /// Begins a record.
     pub fn begin(&mut self, at: SystemTime, name: &str) {
+        self.out.clear();
         let severity = SeverityNumber::Info;
         self.fixed(1, nanos(at));
         self.key(2, WireType::Varint);
-        encode_varint(i32::from(severity).unsigned_abs().into(), &mut self.out);
+        self.varint(i32::from(severity).unsigned_abs().into());
         self.bytes(3, "INFO".as_bytes());
         // The body: a value that is a text.
         self.key(5, WireType::LengthDelimited);
-        encode_varint(size_of_bytes(name.len()) as u64, &mut self.out);
+        self.varint(size_of_bytes(name.len()) as u64);
         self.bytes(1, name.as_bytes());
         self.fixed(11, nanos(at));
         self.key(12, WireType::LengthDelimited);
-        encode_varint((EVENTS.len() + name.len()) as u64, &mut self.out);
-        self.out.put_slice(EVENTS.as_bytes());
-        self.out.put_slice(name.as_bytes());
+        self.varint((EVENTS.len() + name.len()) as u64);
+        self.out.extend_from_slice(EVENTS.as_bytes());
+        self.out.extend_from_slice(name.as_bytes());
     }
 
     /// The trace, and the span in it; either may be empty.
@@ -102,43 +112,58 @@ impl Writer {
         let Some(value) = value.map(|value| value.min(i64::MAX.unsigned_abs())) else { return };
         self.attribute(name, key_len(3) + encoded_len_varint(value));
         self.key(3, WireType::Varint);
-        encode_varint(value, &mut self.out);
+        self.varint(value);
     }
 
     /// An attribute.
     pub fn float(&mut self, name: &str, value: f64) {
         self.attribute(name, key_len(4) + size_of::<f64>());
         self.key(4, WireType::SixtyFourBit);
-        self.out.put_f64_le(value);
+        self.out.extend_from_slice(&value.to_le_bytes());
     }
 
     /// The record that was begun.
     pub fn end(&mut self) -> Bytes {
-        self.out.split().freeze()
+        if self.chunk.capacity() < self.out.len() {
+            self.chunk = BytesMut::with_capacity(self.out.len().max(LINES_CHUNK));
+        }
+        self.chunk.put_slice(&self.out);
+        self.out.clear();
+        self.chunk.split().freeze()
     }
 
     /// `KeyValue { key, value }` up to the value, which takes so many bytes.
     fn attribute(&mut self, name: &str, value: usize) {
+        self.out.reserve(name.len() + value + MOST_AROUND);
         self.key(6, WireType::LengthDelimited);
-        encode_varint((size_of_bytes(name.len()) + size_of_bytes(value)) as u64, &mut self.out);
+        self.varint((size_of_bytes(name.len()) + size_of_bytes(value)) as u64);
         self.bytes(1, name.as_bytes());
         self.key(2, WireType::LengthDelimited);
-        encode_varint(value as u64, &mut self.out);
+        self.varint(value as u64);
     }
 
     fn fixed(&mut self, number: u32, value: u64) {
         self.key(number, WireType::SixtyFourBit);
-        self.out.put_u64_le(value);
+        self.out.extend_from_slice(&value.to_le_bytes());
     }
 
     fn bytes(&mut self, number: u32, bytes: &[u8]) {
         self.key(number, WireType::LengthDelimited);
-        encode_varint(bytes.len() as u64, &mut self.out);
-        self.out.put_slice(bytes);
+        self.varint(bytes.len() as u64);
+        self.out.extend_from_slice(bytes);
     }
 
     fn key(&mut self, number: u32, wire: WireType) {
-        encode_key(number, wire, &mut self.out);
+        self.varint((number << 3 | wire as u32).into());
+    }
+
+    /// Most numbers are small.
+    #[inline]
+    fn varint(&mut self, value: u64) {
+        match u8::try_from(value) {
+            Ok(byte) if byte < 0x80 => self.out.push(byte),
+            _ => encode_varint(value, &mut self.out),
+        }
     }
 }
 
@@ -198,6 +223,28 @@ mod tests {
             let record = writer.end();
             prop_assert_eq!(LogRecord::decode(record), Ok(expected));
             prop_assert!(writer.end().is_empty());
+        }
+    }
+
+    /// Records lie side by side, and one that is longer than a chunk has its own.
+    #[test]
+    fn records_stay_what_they_were() {
+        let mut writer = Writer::default();
+        let texts =
+            [1, LINES_CHUNK / 3, LINES_CHUNK / 3, LINES_CHUNK / 2, 2 * LINES_CHUNK, 1].map(|length| "x".repeat(length));
+        let mut write = |value: &String| {
+            writer.begin(SystemTime::UNIX_EPOCH, "request");
+            for part in value.as_bytes().chunks(MAX_TEXT_BYTES) {
+                writer.text("x", str::from_utf8(part).ok());
+            }
+            writer.end()
+        };
+        let records: Vec<Bytes> = texts.iter().map(&mut write).collect();
+        for (record, value) in records.into_iter().zip(&texts) {
+            let parts = LogRecord::decode(record).unwrap().attributes;
+            let expected: Vec<_> =
+                value.as_bytes().chunks(MAX_TEXT_BYTES).map(|part| text("x", str::from_utf8(part).unwrap())).collect();
+            assert_eq!(parts, expected);
         }
     }
 

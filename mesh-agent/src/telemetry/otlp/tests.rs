@@ -25,7 +25,6 @@ use super::super::{
     Transport, metrics,
 };
 use super::points::Chunks;
-use super::record::Writer;
 use super::starts::Starts;
 use super::*;
 use crate::spiffe::SpiffeId;
@@ -327,8 +326,7 @@ fn a_line_says_the_same_to_a_collector_as_in_the_log() {
     });
     for line in logged.text().lines() {
         let line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).unwrap();
-        let written = queue.try_recv().unwrap().write(&mut Writer::default());
-        let record = LogRecord::decode(written).unwrap();
+        let record = LogRecord::decode(queue.try_recv().unwrap()).unwrap();
         assert_eq!(record.trace_id.len(), 16);
         let general = ["timestamp", "level", "message", "target"];
         let in_log: BTreeSet<_> = line
