@@ -238,13 +238,16 @@ fn pods_of_one_account_do_not_share_a_tunnel_and_a_pod_that_left_has_none() {
     });
 }
 
+/// The lifetime of certificates that shall end, or be renewed, within a test; a busy machine needs some of it.
+const SHORT_LIVED: Duration = Duration::from_secs(6);
+
 /// The far side's certificate has ended: the client makes another tunnel rather than rely on it.
 #[test]
 fn a_tunnel_is_not_used_again_after_the_servers_certificate_has_ended() {
     local(async {
         let ca = TestCa::new();
         let lasting = identities_for(ca.clone(), &["client"], Duration::from_secs(3600)).await;
-        let identities = identities_for(ca, &["server"], Duration::from_secs(2)).await;
+        let identities = identities_for(ca, &["server"], SHORT_LIVED).await;
         let server = Server::start(&identities, "server", Limits::default(), relay()).await;
         let client = Client::new(&lasting, "client", "server", server.address, Limits::default());
         let app = app(echo).await;
@@ -265,7 +268,7 @@ fn a_tunnel_is_not_used_again_after_the_servers_certificate_has_ended() {
 fn a_tunnel_takes_no_requests_after_its_certificate_has_ended() {
     local(async {
         let ca = TestCa::new();
-        let identities = identities_for(ca.clone(), &["client"], Duration::from_secs(3)).await;
+        let identities = identities_for(ca.clone(), &["client"], SHORT_LIVED).await;
         let lasting = identities_for(ca, &["server"], Duration::from_secs(3600)).await;
         let server = Server::start(&lasting, "server", Limits::default(), relay()).await;
         let client = Client::new(&identities, "client", "server", server.address, Limits::default());
@@ -307,7 +310,7 @@ fn applications_that_stop_reading_do_not_hold_up_their_neighbours() {
         let mut near = client.dial(echo).await;
         near.write_all(b"hello").await.unwrap();
         let mut buffer = [0; 5];
-        tokio::time::timeout(Duration::from_secs(5), near.read_exact(&mut buffer)).await.expect("starved").unwrap();
+        tokio::time::timeout(Duration::from_secs(30), near.read_exact(&mut buffer)).await.expect("starved").unwrap();
         assert_eq!(client.dials.get(), 1);
         stalled.iter().for_each(tokio::task::JoinHandle::abort);
     });
@@ -364,8 +367,8 @@ fn a_head_that_trickles_does_not_keep_a_tunnel() {
             };
             let ended = tokio::select! { ended = server.first_end() => ended, () = trickle => unreachable!() };
             assert!(matches!(ended, Err(ServeError::Drained)), "{what}: {ended:?}");
-            // It rests, is told to go, and a goodbye takes a second at the most.
-            assert!((2 * second..6 * second).contains(&started.elapsed()), "{what}: {:?}", started.elapsed());
+            // It rests, is told to go, and a goodbye takes a second at the most; the rest is the machine's.
+            assert!((2 * second..15 * second).contains(&started.elapsed()), "{what}: {:?}", started.elapsed());
         }
     });
 }
@@ -457,7 +460,7 @@ fn a_drain_sends_new_streams_elsewhere_and_lets_the_old_ones_finish() {
         let mut old = client.dial(app).await;
         exchange(&mut old).await;
         server.drain.start();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        eventually(|| client.pool.status().iter().all(|tunnel| tunnel.retired)).await;
         exchange(&mut old).await;
         // The listener is gone too, so a new stream has nowhere to go; it is told so at once and does not hang.
         let refused = client.open(app).await.err().unwrap();
@@ -509,7 +512,7 @@ fn rotation_under_traffic_goes_unnoticed() {
 #[test]
 fn certificates_rotate_by_themselves_at_half_life() {
     local(async {
-        let identities = identities_for(TestCa::new(), &["client"], Duration::from_secs(3)).await;
+        let identities = identities_for(TestCa::new(), &["client"], SHORT_LIVED).await;
         let first = identities.svid(&id("client")).unwrap();
         eventually(|| identities.svid(&id("client")).is_some_and(|now| now.generation > first.generation)).await;
         assert!(!first.is_expired(), "rotated only once it had expired");
@@ -614,8 +617,9 @@ fn a_failed_connect_is_told_to_everyone_who_waited() {
 fn a_tunnel_that_stops_answering_is_given_up() {
     local(async {
         let limits = Limits {
-            ping_interval: Duration::from_millis(100),
-            ping_timeout: Duration::from_millis(300),
+            ping_interval: Duration::from_millis(300),
+            // The machine may stall for some of it.
+            ping_timeout: Duration::from_secs(3),
             ..Limits::default()
         };
         let (client, server) = pair_with(limits).await;
@@ -636,7 +640,7 @@ fn a_tunnel_that_stops_answering_is_given_up() {
         let connect = async || TcpStream::connect(address).await;
         let mut stream = client.pool.open(&client.key, &svid, connect, &request(app)).await.unwrap();
         // Alive well beyond the ping timeout while pings are answered.
-        tokio::time::sleep(Duration::from_millis(600)).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
         stream.send_all(Bytes::from_static(b"x")).await.unwrap();
         stream.recv().await.unwrap().unwrap();
         blocked.send(true).unwrap();
@@ -674,7 +678,7 @@ fn a_machine_that_vanishes_is_noticed_and_a_slow_one_is_not() {
         let mut buffer = [0; 16];
         let reset = near.read(&mut buffer).await.unwrap_err();
         assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
-        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
         drop(slow);
         eventually(|| client.pool.status().is_empty()).await;
     });
@@ -760,14 +764,16 @@ fn a_refused_stream_goes_to_a_new_tunnel() {
 fn a_peer_that_cannot_be_reached_is_asked_ever_less_often_and_found_when_it_is_back() {
     local(async {
         let identities = identities(TestCa::new(), &["client", "server"]).await;
-        let place = TcpListener::bind(loopback()).await.unwrap();
+        // Held, so that nobody else is given the port, and not listened on.
+        let place = tokio::net::TcpSocket::new_v4().unwrap();
+        place.set_reuseaddr(true).unwrap();
+        place.bind(loopback()).unwrap();
         let address = place.local_addr().unwrap();
-        drop(place);
         let client = Client::new(&identities, "client", "server", address, Limits::default());
         let app = app(echo).await;
         let (mut refused, mut backed_off) = (0, 0);
         let begin = std::time::Instant::now();
-        while begin.elapsed() < Duration::from_secs(2) {
+        while begin.elapsed() < Duration::from_secs(2) || (refused < 5 && begin.elapsed() < Duration::from_secs(20)) {
             match client.open(app).await.err().unwrap() {
                 OpenError::Connect { .. } => refused += 1,
                 OpenError::BackingOff(why) => {
@@ -783,7 +789,7 @@ fn a_peer_that_cannot_be_reached_is_asked_ever_less_often_and_found_when_it_is_b
         let server = Server::at(address, &identities, "server", Limits::default(), relay()).await;
         let back = std::time::Instant::now();
         while client.open(app).await.is_err() {
-            assert!(back.elapsed() < Duration::from_secs(10), "not found again");
+            assert!(back.elapsed() < Duration::from_secs(30), "not found again");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         drop(server);
@@ -850,13 +856,13 @@ async fn exchange(near: &mut TcpStream) {
 }
 
 async fn eventually(holds: impl Fn() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         if holds() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    panic!("did not come true within five seconds");
+    panic!("did not come true within half a minute");
 }
 
 /// Two connected sockets.

@@ -404,11 +404,11 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("{what}"));
+        tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap_or_else(|_| panic!("{what}"));
     }
 
     async fn in_time<F: Future>(future: F) -> F::Output {
-        tokio::time::timeout(Duration::from_secs(10), future).await.expect("in time")
+        tokio::time::timeout(Duration::from_secs(30), future).await.expect("in time")
     }
 
     #[test]

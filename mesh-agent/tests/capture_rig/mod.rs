@@ -30,6 +30,10 @@ pub const OUTSIDER_UID: &str = "outsider";
 /// In how many connections from pod to pod one has a part.
 pub const POD_CONNECTIONS: u32 = 40;
 
+/// What is dialled answers at once, but for what a busy machine needs. Where no answer is expected, a few seconds show as much.
+const PATIENCE: &str = "20";
+const SHORT: &str = "3";
+
 /// Python, because an application's own view of its socket is what the test is about.
 const CLIENT: &str = r#"
 import socket, sys
@@ -37,7 +41,7 @@ host, port = sys.argv[1].rsplit(":", 1)
 host = host.strip("[]")
 family = socket.AF_INET6 if ":" in host else socket.AF_INET
 s = socket.socket(family, socket.SOCK_STREAM)
-s.settimeout(3)
+s.settimeout(float(PATIENCE))
 def show(a):
     ip = a[0][7:] if a[0].startswith("::ffff:") else a[0]
     return ("[%s]:%d" if ":" in ip else "%s:%d") % (ip, a[1])
@@ -176,15 +180,15 @@ impl Pod {
     }
 
     pub fn dial(&self, target: &str) -> String {
-        self.run(&["/usr/bin/python3", "-c", CLIENT, target])
+        self.run(&["/usr/bin/python3", "-c", &CLIENT.replace("PATIENCE", PATIENCE), target])
     }
 
     pub fn dial_from(&self, target: &str, source: &str) -> String {
-        self.run(&["/usr/bin/python3", "-c", CLIENT, target, source])
+        self.run(&["/usr/bin/python3", "-c", &CLIENT.replace("PATIENCE", SHORT), target, source])
     }
 
     pub fn dial_outside_cgroup(&self, target: &str) -> String {
-        self.output(&self.elsewhere, &["/usr/bin/python3", "-c", CLIENT, target])
+        self.output(&self.elsewhere, &["/usr/bin/python3", "-c", &CLIENT.replace("PATIENCE", SHORT), target])
     }
 
     pub fn serve(&self, port: u16) -> Running {
@@ -207,7 +211,7 @@ impl Pod {
 pub fn wait(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(30), "waited too long for {what}");
+        assert!(start.elapsed() < Duration::from_secs(60), "waited too long for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -312,6 +316,13 @@ impl Rig {
         fs::read_dir(self.pins.path().join("nodemesh/v1/pods")).expect("the pins").count()
     }
 
+    /// What bpftool says of a pinned map.
+    pub fn map(&self, name: &str) -> String {
+        let pin = self.pins.path().join("nodemesh/v1/maps").join(name);
+        let output = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(pin).output();
+        String::from_utf8_lossy(&output.expect("bpftool").stdout).into_owned()
+    }
+
     pub fn wait(&self, what: &str, condition: impl Fn() -> bool) {
         wait(what, condition);
     }
@@ -360,6 +371,8 @@ struct Seen {
     dialled: Mutex<Option<SocketAddr>>,
     plaintext: AtomicU64,
     stop: std::sync::atomic::AtomicBool,
+    /// How many listeners are open.
+    listening: AtomicU64,
 }
 
 /// The pod alone, or the outsider as another pod of the mesh beside it.
@@ -459,7 +472,7 @@ impl Agent {
         let start = Instant::now();
         let pins = rig.pins.path().join("nodemesh/v1/pods");
         while !gates.missing().is_empty() || !enrolled.iter().all(|uid| pins.join(uid).exists()) {
-            assert!(start.elapsed() < Duration::from_secs(30), "not ready: {:?}", gates.missing());
+            assert!(start.elapsed() < Duration::from_secs(60), "not ready: {:?}", gates.missing());
             std::thread::sleep(Duration::from_millis(20));
         }
         Self { writer, outcomes, straight, seen, runtime, drain, _staying: staying, running }
@@ -473,7 +486,7 @@ impl Agent {
             running.await.expect("the agent's task");
         });
         // The acceptors close their listeners when they see the flag.
-        std::thread::sleep(Duration::from_millis(300));
+        wait("the listeners to close", || seen.listening.load(Ordering::Relaxed) == 0);
     }
 
     pub fn unenrol(&self) {
@@ -505,7 +518,12 @@ impl Agent {
 fn accept_all(pod: EnrolledPod, seen: &Arc<Seen>) {
     for listener in pod.listeners {
         let (net, seen) = (pod.net.clone(), seen.clone());
-        std::thread::spawn(move || accept(&listener, &net, &seen));
+        seen.listening.fetch_add(1, Ordering::Relaxed);
+        std::thread::spawn(move || {
+            accept(&listener, &net, &seen);
+            drop(listener);
+            seen.listening.fetch_sub(1, Ordering::Relaxed);
+        });
     }
 }
 
@@ -531,7 +549,7 @@ fn outbound(app: TcpStream, net: &Arc<dyn PodNet>, seen: &Seen) {
     *seen.dialled.lock().expect("a lock") = Some(dialled);
     let socket = net.stocked_socket(Family::of(dialled.ip())).expect("a socket in stock");
     socket.set_nonblocking(false).expect("blocking");
-    if socket.connect_timeout(&dialled.into(), Duration::from_secs(3)).is_ok() {
+    if socket.connect_timeout(&dialled.into(), Duration::from_secs(20)).is_ok() {
         carry(app, socket.into());
     }
 }
@@ -549,7 +567,7 @@ fn inbound(app: TcpStream, client: SocketAddr, net: &Arc<dyn PodNet>, seen: &See
     }
     .expect("an option");
     socket.bind(&SocketAddr::new(record.source(), 0).into()).expect("a source address");
-    if socket.connect_timeout(&local.into(), Duration::from_secs(3)).is_ok() {
+    if socket.connect_timeout(&local.into(), Duration::from_secs(20)).is_ok() {
         carry(app, socket.into());
     }
 }

@@ -55,7 +55,7 @@ time.sleep(60)
 const CROWD: &str = r#"
 import socket, sys, time
 host, port = sys.argv[1].rsplit(":", 1)
-held = [socket.create_connection((host, int(port)), timeout=3) for _ in range(50)]
+held = [socket.create_connection((host, int(port)), timeout=20) for _ in range(50)]
 print(len(held), flush=True)
 time.sleep(60)
 "#;
@@ -107,8 +107,12 @@ impl Word {
 
 fn start(rig: &Rig, word: &Arc<Word>) -> Agent {
     let agent = Agent::start_with(rig, &BOTH, Some(word.clone()));
-    // The last step of a round.
-    std::thread::sleep(Duration::from_millis(700));
+    // A round ends with the agent's word that what it has published holds: after the second there was a whole one.
+    rig.wait("its paths to be published", || rig.map("PATHS").contains("key"));
+    for _ in 0..2 {
+        let before = rig.map("LEASE");
+        rig.wait("the agent's word", || rig.map("LEASE") != before);
+    }
     agent
 }
 

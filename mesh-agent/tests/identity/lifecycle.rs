@@ -130,7 +130,7 @@ fn a_root_is_replaced_under_traffic() {
 
         shared.rotate(Phase::Finish);
         eventually("one root is left", || near.roots().len() == 1 && far.roots().len() == 1).await;
-        let ended = tokio::time::timeout(Duration::from_secs(10), session.read_u8()).await;
+        let ended = tokio::time::timeout(Duration::from_secs(30), session.read_u8()).await;
         assert!(matches!(ended, Ok(Err(_))), "a session that rests on the withdrawn root goes on: {ended:?}");
         assert!(!opens_with(&old_svid, &server, app).await, "a certificate of the withdrawn root is taken");
         let before = opened.get();
@@ -189,7 +189,7 @@ fn while_the_authority_is_away_what_is_valid_goes_on_and_what_has_ended_is_refus
         let back = Instant::now();
         near.ready(&id("client")).await;
         far.ready(&id("server")).await;
-        assert!(back.elapsed() < Duration::from_secs(8), "recovery took {:?}", back.elapsed());
+        assert!(back.elapsed() < Duration::from_secs(20), "recovery took {:?}", back.elapsed());
         client.open(app).await.expect("a new connection after the recovery");
         assert!(echoes(&mut session).await);
         let status = near.status().remove(0);
@@ -247,7 +247,7 @@ fn a_clock_that_is_put_back_before_the_first_certificate_delays_nothing() {
         fs::rename(&away, &shared.path).unwrap();
         let back = Instant::now();
         agent.ready(&id("client")).await;
-        assert!(back.elapsed() < Duration::from_secs(8), "recovery took {:?}", back.elapsed());
+        assert!(back.elapsed() < Duration::from_secs(20), "recovery took {:?}", back.elapsed());
 
         // Asked to renew while it is ahead again, and the authority is away again.
         let first = agent.svid(&id("client")).unwrap().generation;

@@ -246,14 +246,15 @@ fn a_handshake_that_stalls_is_timed_out_at_either_end() {
                 }
                 std::future::pending::<TcpStream>().await
             });
-            let ended = tokio::time::timeout(Duration::from_secs(5), server.first_end()).await.expect(what);
+            let ended = tokio::time::timeout(Duration::from_secs(30), server.first_end()).await.expect(what);
             assert!(matches!(ended, Err(ServeError::HandshakeTimeout)), "{what}: {ended:?}");
             saying.abort();
         }
         let svid = identities.svid(&id("client")).unwrap();
         let tcp = TcpStream::connect(server.address).await.unwrap();
         let silent = TlsConnector::from(svid.client.clone()).connect(name(), tcp).await.unwrap();
-        let ended = tokio::time::timeout(Duration::from_secs(5), server.first_end()).await.expect("TLS without HTTP/2");
+        let ended =
+            tokio::time::timeout(Duration::from_secs(30), server.first_end()).await.expect("TLS without HTTP/2");
         assert!(matches!(ended, Err(ServeError::HandshakeTimeout)), "TLS without HTTP/2: {ended:?}");
         drop(silent);
 
@@ -358,7 +359,7 @@ fn an_authority_that_fails_is_asked_again_and_the_reason_is_shown() {
         let status = identities.status().remove(0);
         assert_eq!((status.last_error, status.generation), (None, 1));
         drain.start();
-        tokio::time::timeout(Duration::from_secs(5), running).await.expect("the rotation does not end").unwrap();
+        tokio::time::timeout(Duration::from_secs(30), running).await.expect("the rotation does not end").unwrap();
     });
 }
 

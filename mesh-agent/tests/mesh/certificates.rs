@@ -90,5 +90,5 @@ async fn without_a_certificate_new_connections_are_refused_and_nothing_goes_in_p
     let mut again = pair.client.connect(vip()).await.unwrap();
     again.write_all(b"z").await.unwrap();
     assert_eq!(again.read_u8().await.unwrap(), b'z');
-    assert!(back.elapsed() < Duration::from_secs(5), "recovery took {:?}", back.elapsed());
+    assert!(back.elapsed() < Duration::from_secs(15), "recovery took {:?}", back.elapsed());
 }

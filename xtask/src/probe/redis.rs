@@ -23,13 +23,16 @@ pub struct Session {
     rounds: u64,
 }
 
+/// For an answer: a session that is cut hears of it, and one that waits for a busy machine is not broken.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 impl Session {
     /// Prints a line at the start, one about every quarter of a second, and one at the end.
     pub fn run(self) -> Result<()> {
         let Self { address, interval, rounds } = self;
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))
-            .with_context(|| format!("connecting to {address}"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut stream =
+            TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connecting to {address}"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         // Other sessions write to the same server.
         let key = stream.local_addr()?.to_string();

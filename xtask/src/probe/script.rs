@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::say;
 
 /// No step waits longer than this for the other end.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One move.
 #[derive(Clone, Debug, PartialEq)]

@@ -31,7 +31,7 @@ impl Session {
     /// Prints a line at the start, one about every quarter of a second, and one at the end.
     pub fn run(self) -> Result<()> {
         let Self { address, interval, rounds, patience } = self;
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(20))
             .with_context(|| format!("connecting to {address}"))?;
         stream.set_read_timeout(Some(Duration::from_secs(patience)))?;
         stream.set_nodelay(true)?;

@@ -35,6 +35,9 @@ impl AgentOptions {
 /// The name of the agent that a node is started with.
 pub(super) const FIRST: &str = "agent";
 
+/// How long it may take to answer, and to end: a busy machine's time, not the agent's.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A node's agent process.
 pub struct Agent {
     /// The node's name.
@@ -186,7 +189,7 @@ impl Agent {
     /// SIGABRT, as a crash; how it ended.
     pub fn abort(&mut self) -> Result<ExitStatus> {
         self.process.signal(Signal::ABORT)?;
-        self.process.wait(Duration::from_secs(15))
+        self.process.wait(PATIENCE)
     }
 
     /// SIGTERM, without waiting for what follows.
@@ -209,7 +212,7 @@ impl Agent {
     /// SIGTERM, and waits until it has drained.
     pub fn stop(&mut self) -> Result<()> {
         self.process.signal(Signal::TERM)?;
-        let status = self.process.wait(Duration::from_secs(15))?;
+        let status = self.process.wait(PATIENCE)?;
         if !status.success() {
             bail!("the agent of {} ended with {status}:\n{}", self.node, tail(&self.process.log(), 15));
         }
@@ -223,7 +226,7 @@ impl Agent {
 
 fn request(socket: &Path, method: &str, path: &str) -> Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     // HTTP/1.0: the answer ends with the connection and is never chunked.
     write!(stream, "{method} {path} HTTP/1.0\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n")?;
     let mut answer = Vec::new();

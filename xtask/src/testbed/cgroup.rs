@@ -43,7 +43,7 @@ pub fn destroy(cgroup: &Path) -> Result<()> {
         return remove_tree(cgroup).with_context(|| format!("removing {}", cgroup.display()));
     }
     fs::write(cgroup.join("cgroup.kill"), "1").with_context(|| format!("killing {}", cgroup.display()))?;
-    eventually(Duration::from_secs(10), &format!("the processes of {} to end", cgroup.display()), || {
+    eventually(Duration::from_secs(30), &format!("the processes of {} to end", cgroup.display()), || {
         let events = fs::read_to_string(cgroup.join("cgroup.events"))?;
         Ok(events.contains("populated 0").then_some(()))
     })?;
@@ -58,7 +58,7 @@ fn remove_tree(cgroup: &Path) -> io::Result<()> {
         }
     }
     // A process that was just killed may hold its cgroup busy for an instant after it stopped being counted.
-    for _ in 0..100 {
+    for _ in 0..1000 {
         match fs::remove_dir(cgroup) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(Duration::from_millis(10)),
             result => return result,

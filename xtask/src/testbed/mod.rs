@@ -85,6 +85,9 @@ pub struct Testbed {
     run: Run,
 }
 
+/// An agent that starts beside much else.
+const READY: Duration = Duration::from_secs(60);
+
 /// A bad cable and the names of the nodes that it joins.
 struct Cable {
     ends: [String; 2],
@@ -314,7 +317,7 @@ impl Testbed {
     pub fn start_agent(&mut self, node: &str, options: &AgentOptions) -> Result<()> {
         let agent = Agent::start(&self.run, self.node(node), agent::FIRST, options)?;
         let agent = self.agents.entry(node.to_string()).insert_entry(agent).into_mut();
-        agent.wait_ready(Duration::from_secs(30))
+        agent.wait_ready(READY)
     }
 
     /// Starts a newer agent beside the node's, as an upgrade does: the same pins and ports, a log and an admin socket of
@@ -337,7 +340,7 @@ impl Testbed {
             self.agents.insert(node.name.clone(), Agent::start(&self.run, node, agent::FIRST, options)?);
         }
         for agent in self.agents.values_mut() {
-            agent.wait_ready(Duration::from_secs(30))?;
+            agent.wait_ready(READY)?;
         }
         Ok(())
     }

@@ -115,7 +115,7 @@ fn lay_cable(a: &Node, b: &Node, impairment: Impairment) -> Result<Process> {
     let argv = relay::argv([(&places[0], &to_b), (&places[1], &to_a)], impairment)?;
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     let mut cable = places[0].spawn(&format!("cable-{to_b}"), &argv)?;
-    eventually(Duration::from_secs(5), "the cable to be there", || {
+    eventually(Duration::from_secs(30), "the cable to be there", || {
         cable.check_running()?;
         Ok(cable.log().contains("relaying").then_some(()))
     })?;
@@ -182,7 +182,7 @@ fn bring_up(ends: [(&Netns, &str); 2]) -> Result<()> {
         netns.batch(&format!("link set {link} up"))?;
     }
     for (netns, link) in ends {
-        eventually(Duration::from_secs(5), &format!("{link} of {} to be up", netns.name), || {
+        eventually(Duration::from_secs(30), &format!("{link} of {} to be up", netns.name), || {
             let shown = ip(&["-n", &netns.name, "-oneline", "link", "show", "dev", link], "")?;
             // A TAP interface does not know its state, and has a carrier from the start.
             let up = shown.contains("state UP") || shown.contains("state UNKNOWN") && shown.contains("LOWER_UP");

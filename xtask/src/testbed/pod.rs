@@ -216,7 +216,7 @@ impl Pod {
 
     /// Runs xtask's probe (see [`crate::probe`]) to its end.
     pub fn probe(&self, arguments: &[&str]) -> Result<Finished> {
-        self.probe_for(arguments, Duration::from_secs(30))
+        self.probe_for(arguments, Duration::from_secs(90))
     }
 
     /// The same with another limit of time.
@@ -236,7 +236,7 @@ impl Pod {
 
     /// Waits until something listens on a TCP port of the pod. Looks, and does not connect.
     pub fn wait_listening(&self, port: u16) -> Result<()> {
-        eventually(Duration::from_secs(15), &format!("{} to listen on port {port}", self.spec.name), || {
+        eventually(Duration::from_secs(60), &format!("{} to listen on port {port}", self.spec.name), || {
             for process in self.processes.lock().expect("no holder panics").iter_mut() {
                 process.check_running()?;
             }

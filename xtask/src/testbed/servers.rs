@@ -28,7 +28,8 @@ pub fn start_nginx(pod: &Pod) -> Result<std::path::PathBuf> {
     let file = dir.join("nginx.conf");
     fs::write(&file, config)?;
     pod.start("nginx", &["nginx", "-e", "stderr", "-p", &dir.to_string_lossy(), "-c", &file.to_string_lossy()])?;
-    pod.wait_listening(80)?;
+    // It binds one after the other, this one last.
+    pod.wait_listening(8081)?;
     Ok(log)
 }
 
@@ -57,7 +58,7 @@ pub fn start_postgres(pod: &Pod) -> Result<()> {
     let as_user = ["setpriv", &format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"];
     let (initdb, postgres) = (program("initdb"), program("postgres"));
     let make = [&initdb, "-D", &data, "-U", "postgres", "--auth=trust", "--no-sync", "--locale=C.UTF-8"];
-    pod.run(&[&as_user[..], &make].concat(), Duration::from_secs(60))?.expect_ok("initdb")?;
+    pod.run(&[&as_user[..], &make].concat(), Duration::from_secs(120))?.expect_ok("initdb")?;
     let anyone = "host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n";
     let rules = dir.join("data/pg_hba.conf");
     fs::write(&rules, fs::read_to_string(&rules)? + anyone)?;
@@ -66,7 +67,12 @@ pub fn start_postgres(pod: &Pod) -> Result<()> {
     let settings = settings.iter().flat_map(|setting| ["-c", setting]);
     let serve: Vec<&str> = [&postgres, "-D", &data].into_iter().chain(settings).collect();
     pod.start("postgres", &[&as_user[..], &serve].concat())?;
-    pod.wait_listening(5432)
+    pod.wait_listening(5432)?;
+    // It listens before it lets anybody in.
+    eventually(Duration::from_secs(60), "PostgreSQL to be ready", || {
+        let log = fs::read_to_string(pod.log_path("postgres"))?;
+        Ok(log.contains("ready to accept connections").then_some(()))
+    })
 }
 
 /// The user that the distribution's package makes; without it, nobody.
@@ -94,13 +100,13 @@ pub fn psql(pod: &Pod, server: SocketAddr, script: &str) -> Result<Finished> {
     fs::write(&file, script)?;
     let target = postgres_url(server);
     let quiet = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-f"];
-    pod.run(&[&quiet[..], &[&file.to_string_lossy(), &target]].concat(), Duration::from_secs(60))
+    pod.run(&[&quiet[..], &[&file.to_string_lossy(), &target]].concat(), Duration::from_secs(120))
 }
 
 /// The server's database `postgres` as its superuser.
 pub fn postgres_url(server: SocketAddr) -> String {
     let (host, port) = (server.ip(), server.port());
-    format!("host={host} port={port} user=postgres dbname=postgres connect_timeout=10")
+    format!("host={host} port={port} user=postgres dbname=postgres connect_timeout=30")
 }
 
 /// A web server that says the pod's name, with a status, after so many seconds. [`web_requests`] counts what came.
@@ -148,7 +154,7 @@ pub fn make_certificate(pod: &Pod, name: &str) -> Result<(PathBuf, PathBuf)> {
     let about = ["-days", "2", "-subj", &subject, "-addext", &names, "-addext", "basicConstraints=critical,CA:FALSE"];
     let certificate = pod.dir.join(format!("{name}.crt"));
     let out = ["-keyout", &path, "-out", &certificate.to_string_lossy()];
-    pod.run(&[&make[..], &about, &out].concat(), Duration::from_secs(20))?.expect_ok("openssl req")?;
+    pod.run(&[&make[..], &about, &out].concat(), Duration::from_secs(60))?.expect_ok("openssl req")?;
     // One file for the server: the key, then the certificate.
     fs::write(&file, fs::read_to_string(&file)? + &fs::read_to_string(&certificate)?)?;
     Ok((file, certificate))
@@ -214,7 +220,7 @@ const ODD_SOCKETS: &str = include_str!("servers/odd_sockets.py");
 pub fn start_odd_sockets(pod: &Pod, part: &[&str]) -> Result<()> {
     let script = script(pod, "odd_sockets", ODD_SOCKETS)?;
     pod.start("odd-sockets", &[&[PYTHON, "-u", &script][..], part].concat())?;
-    eventually(Duration::from_secs(10), "odd sockets", || {
+    eventually(Duration::from_secs(60), "odd sockets", || {
         let log = fs::read_to_string(pod.log_path("odd-sockets"))?;
         ensure!(!log.contains("Error"), "{log}");
         Ok(log.contains("ready").then_some(()))
@@ -274,7 +280,7 @@ pub fn python(pod: &Pod, script: &str, arguments: &[&str]) -> Result<Finished> {
 /// Calls the gRPC server from a pod: one Hello with `name`, one Count to 100. Prints both answers.
 pub fn greeter_client(pod: &Pod, server: SocketAddr, name: &str) -> Result<Finished> {
     let script = script(pod, "greeter_client", include_str!("servers/greeter_client.py"))?;
-    pod.run(&[PYTHON, &script, &server.to_string(), name], Duration::from_secs(20))
+    pod.run(&[PYTHON, &script, &server.to_string(), name], Duration::from_secs(90))
 }
 
 /// Starts a client that makes calls of every kind over one channel, for at least so many seconds; it ends with a line of

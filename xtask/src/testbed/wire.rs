@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
@@ -11,9 +11,13 @@ use rustix::process::Signal;
 use super::eventually;
 use super::process::{Place, Process};
 
+/// For tcpdump to start and to end.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long tcpdump leaves packets in its ring, where it has no more to read: libpcap's time to give them out, as tcpdump
-/// sets it. What lies there when it is told to end is lost.
-const TCPDUMP_HOLDS: Duration = Duration::from_secs(1);
+/// sets it (1 s), and a little more.
+const HOLDS: Duration = Duration::from_millis(1300);
+/// For it to write what it has seen, where there is always more to see.
+const CATCH_UP: Duration = Duration::from_secs(8);
 
 /// A recording in progress.
 pub struct Recording {
@@ -44,7 +48,7 @@ impl Recording {
         let argv = ["tcpdump", "-i", interface, "-n", "-s", "0", "-Z", "root", "-U", "-B", "65536", "-w", &path];
         let name = format!("tcpdump-{}", file.file_stem().unwrap_or_default().to_string_lossy());
         let mut tcpdump = place.spawn(&name, &argv)?;
-        eventually(Duration::from_secs(10), "tcpdump to listen", || {
+        eventually(PATIENCE, "tcpdump to listen", || {
             tcpdump.check_running()?;
             Ok(tcpdump.log().contains("listening on").then_some(()))
         })?;
@@ -53,14 +57,29 @@ impl Recording {
 
     /// Ends the recording.
     pub fn stop(mut self) -> Result<Packets> {
-        std::thread::sleep(TCPDUMP_HOLDS + Duration::from_millis(300));
+        self.let_it_catch_up()?;
         self.tcpdump.signal(Signal::INT)?;
-        self.tcpdump.wait(Duration::from_secs(10))?;
+        self.tcpdump.wait(PATIENCE)?;
         if !self.tcpdump.log().contains("0 packets dropped by kernel") {
             bail!("tcpdump lost packets, so it is no witness: {}", self.tcpdump.log());
         }
         let bytes = fs::read(&self.file).with_context(|| format!("reading {}", self.file.display()))?;
         Ok(Packets { frames: frames(&bytes)? })
+    }
+
+    /// What is on its way through the veth and tcpdump's ring gets its chance to be written: what tcpdump has not read when it
+    /// is told to end is lost. Until the file has stopped growing, or it has had its time.
+    fn let_it_catch_up(&self) -> Result<()> {
+        let end = Instant::now() + CATCH_UP;
+        let mut written = None;
+        loop {
+            std::thread::sleep(HOLDS);
+            let now = fs::metadata(&self.file).with_context(|| format!("looking at {}", self.file.display()))?.len();
+            if written == Some(now) || Instant::now() >= end {
+                return Ok(());
+            }
+            written = Some(now);
+        }
     }
 }
 

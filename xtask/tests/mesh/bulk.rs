@@ -8,7 +8,7 @@ use xtask::testbed::{Family, Process};
 use crate::many::resident_bytes;
 use crate::pair::{PORT, Pair, in_both_families, lines, meshed};
 
-const LONG: Duration = Duration::from_secs(180);
+const LONG: Duration = Duration::from_secs(300);
 const MIB: u64 = 1 << 20;
 
 #[test]

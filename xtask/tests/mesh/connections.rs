@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use xtask::testbed::{Family, start_nginx};
+use xtask::testbed::{Family, eventually, start_nginx};
 
 use crate::pair::{PORT, Pair, in_both_families, lines, meshed, text_of};
 
-const SHORT: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_secs(60);
+/// What waits for nobody, on a busy machine, in milliseconds. Whatever waited for the other end would wait for as long as the
+/// probe has patience.
+const AT_ONCE_MS: u64 = 5000;
 
 #[test]
 fn curl_keeps_one_connection_for_many_requests() -> Result<()> {
@@ -16,18 +19,22 @@ fn curl_keeps_one_connection_for_many_requests() -> Result<()> {
     let log = start_nginx(pair.bed.pod("server"))?;
     for family in Family::BOTH {
         let url = format!("http://{}/", pair.server(family, 80));
-        let count = ["-sS", "--fail", "--max-time", "5", "-o", "/dev/null", "-w", "%{num_connects} "];
+        let count = ["-sS", "--fail", "--max-time", "20", "-o", "/dev/null", "-w", "%{num_connects} "];
         let urls = [&*url, "-o", "/dev/null", &url, "-o", "/dev/null", &url];
         let argv = [&["curl"][..], &count, &urls].concat();
         let connects = pair.bed.pod("client").run(&argv, SHORT)?.expect_ok("curl")?;
         ensure!(connects == "1 0 0 ", "{family}: curl opened {connects:?} connections for three requests");
         let ip = pair.bed.pod("client").ips.ip(family).to_string();
-        let text = std::fs::read_to_string(&log)?;
-        let mut ends: Vec<&str> =
-            text.lines().filter(|line| line.starts_with(&ip)).filter_map(|line| line.split(" \"").next()).collect();
-        ensure!(ends.len() == 3, "{family}: nginx logged {text}");
-        ends.dedup();
-        ensure!(ends.len() == 1, "{family}: nginx saw more than one connection: {text}");
+        // It logs what it has answered, so curl may have ended before.
+        eventually(SHORT, "three lines of nginx", || {
+            let text = std::fs::read_to_string(&log)?;
+            let mut ends: Vec<&str> =
+                text.lines().filter(|line| line.starts_with(&ip)).filter_map(|line| line.split(" \"").next()).collect();
+            ensure!(ends.len() == 3, "{family}: nginx logged {text}");
+            ends.dedup();
+            ensure!(ends.len() == 1, "{family}: nginx saw more than one connection: {text}");
+            Ok(Some(()))
+        })?;
     }
     Ok(())
 }
@@ -38,7 +45,7 @@ fn a_megabyte_arrives_whole() -> Result<()> {
     start_nginx(pair.bed.pod("server"))?;
     for family in Family::BOTH {
         let url = format!("http://{}/big", pair.server(family, 80));
-        let argv = ["curl", "-sS", "--fail", "--max-time", "10", "-o", "/dev/null", "-w", "%{size_download}", &url];
+        let argv = ["curl", "-sS", "--fail", "--max-time", "30", "-o", "/dev/null", "-w", "%{size_download}", &url];
         let size = pair.bed.pod("client").run(&argv, SHORT)?.expect_ok("curl")?;
         ensure!(size == (1 << 20).to_string(), "{family}: {size} bytes arrived");
     }
@@ -60,7 +67,7 @@ fn iperf3_runs_both_ways() -> Result<()> {
             let report: Value = serde_json::from_str(&said).context("reading iperf3's report")?;
             let rate = report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_default();
             ensure!(rate > 1e6, "{direction:?}: {rate} bit/s");
-            server.wait(Duration::from_secs(5))?;
+            server.wait(SHORT)?;
         }
         Ok(())
     })
@@ -96,7 +103,7 @@ fn the_server_may_speak_first() -> Result<()> {
         let [_, client] = pair.play(family, &["send:220 ready", "read:4"], &["read:9", "send:QUIT"])?;
         ensure!(text_of(&client, "read") == "220 ready", "{client:?}");
         let waited = client.iter().find(|line| line["step"] == "read").and_then(|line| line["ms"].as_u64());
-        ensure!(waited.is_some_and(|ms| ms < 1000), "the greeting waited for the client: {client:?}");
+        ensure!(waited.is_some_and(|ms| ms < AT_ONCE_MS), "the greeting waited for the client: {client:?}");
         Ok(())
     })
 }
@@ -139,7 +146,7 @@ fn a_service_without_endpoint_refuses_at_once() -> Result<()> {
         let answer = pair.connect_to(pair.bed.service("nobody").socket(family, 80), &[])?;
         let said = lines(&answer.stdout);
         ensure!(said[0]["error"] == "ECONNREFUSED", "{family}: {answer}");
-        ensure!(said[0]["ms"].as_u64().is_some_and(|ms| ms < 500), "{family}: {answer}");
+        ensure!(said[0]["ms"].as_u64().is_some_and(|ms| ms < AT_ONCE_MS), "{family}: {answer}");
     }
     Ok(())
 }
@@ -151,7 +158,7 @@ fn two_ports_of_one_service_lead_to_two_places() -> Result<()> {
     for family in Family::BOTH {
         for (port, expected) in [(80, "hello from server\n"), (81, "the other port\n")] {
             let url = format!("http://{}/", pair.server(family, port));
-            let answer = pair.bed.pod("client").run(&["curl", "-sS", "--max-time", "5", &url], SHORT)?;
+            let answer = pair.bed.pod("client").run(&["curl", "-sS", "--max-time", "20", &url], SHORT)?;
             let answer = answer.expect_ok("curl")?;
             ensure!(answer == expected, "{family}, port {port}: {answer:?}");
         }
@@ -164,7 +171,7 @@ fn udp_is_left_alone() -> Result<()> {
     in_both_families("UDP", |pair, family| {
         let server = pair.bed.pod("server").spawn_probe("udp", &["udp-echo", "7001"])?;
         let to = pair.bed.pod("server").ips.socket(family, 7001).to_string();
-        let answer = xtask::testbed::eventually(Duration::from_secs(5), "a datagram's echo", || {
+        let answer = eventually(SHORT, "a datagram's echo", || {
             Ok(Some(pair.bed.pod("client").probe(&["udp-send", &to, "datagram"])?.expect_ok("UDP")?))
         })?;
         ensure!(answer.contains("datagram"), "{answer}");
@@ -182,7 +189,7 @@ fn a_port_that_nobody_listens_on_ends_the_connection_at_once() -> Result<()> {
         let said = lines(&answer.stdout);
         let last = said.last().context("the probe said nothing")?;
         ensure!(["ECONNREFUSED", "ECONNRESET"].iter().any(|name| last["error"] == *name), "{answer}");
-        ensure!(last["ms"].as_u64().is_some_and(|ms| ms < 2000), "{answer}");
+        ensure!(last["ms"].as_u64().is_some_and(|ms| ms < AT_ONCE_MS), "{answer}");
         Ok(())
     })
 }

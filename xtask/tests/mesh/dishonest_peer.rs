@@ -68,7 +68,8 @@ fn connect(pair: &Pair, family: Family, authority: SocketAddr) -> Result<u16> {
         // From the node: a process of the pod could not even send the SYN past the guard.
         let netns = &pair.bed.node("n1").netns;
         let dial = async || {
-            let dialled = netns.within(|| TcpStream::connect_timeout(&(address, 15008).into(), Duration::from_secs(3)));
+            let dialled =
+                netns.within(|| TcpStream::connect_timeout(&(address, 15008).into(), Duration::from_secs(20)));
             let tcp = dialled.map_err(std::io::Error::other)??;
             tcp.set_nonblocking(true)?;
             tokio::net::TcpStream::from_std(tcp)

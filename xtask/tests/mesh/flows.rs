@@ -84,12 +84,14 @@ fn whom_the_kernel_refuses_is_told() -> Result<()> {
         let identity = told["destination"]["identity"].as_str().unwrap_or_default();
         ensure!(identity.ends_with("/ns/pair/sa/server") && told["server"] == address.to_string(), "{family}: {told}");
     }
-    let kept = agent.get_json("/denials")?;
-    for reason in ["connect_no_endpoint", "guard_syn_unfiled"] {
-        let is_kept = kept.as_array().is_some_and(|all| all.iter().any(|one| one["reason"] == reason));
-        ensure!(is_kept, "{reason}: {kept}");
-    }
-    Ok(())
+    eventually(PATIENCE, "both to be kept", || {
+        let kept = agent.get_json("/denials")?;
+        for reason in ["connect_no_endpoint", "guard_syn_unfiled"] {
+            let is_kept = kept.as_array().is_some_and(|all| all.iter().any(|one| one["reason"] == reason));
+            ensure!(is_kept, "{reason}: {kept}");
+        }
+        Ok(Some(()))
+    })
 }
 
 fn is_the_client(told: &Value) -> bool {

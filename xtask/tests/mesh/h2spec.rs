@@ -141,7 +141,7 @@ async fn svid(bed: &Testbed) -> Result<Arc<Svid>> {
 async fn forward_all(from: &TcpListener, netns: &Netns, to: SocketAddr, svid: &Svid) -> Result<Infallible> {
     loop {
         let (client, _) = from.accept().await?;
-        let tunnel = netns.within(|| std::net::TcpStream::connect_timeout(&to, Duration::from_secs(3)))??;
+        let tunnel = netns.within(|| std::net::TcpStream::connect_timeout(&to, Duration::from_secs(20)))??;
         tunnel.set_nonblocking(true)?;
         let connector = TlsConnector::from(svid.client.clone());
         let tunnel = connector.connect(to.ip().into(), TcpStream::from_std(tunnel)?).await?;

@@ -57,9 +57,9 @@ impl Pair {
     pub fn served(&self) -> Result<()> {
         for family in Family::BOTH {
             let url = format!("http://{}/", self.server(family, 80));
-            eventually(Duration::from_secs(10), "requests to be served", || {
+            eventually(PATIENCE, "requests to be served", || {
                 let answer =
-                    self.bed.pod("client").run(&["curl", "-sS", "--fail", "--max-time", "3", &url], PATIENCE)?;
+                    self.bed.pod("client").run(&["curl", "-sS", "--fail", "--max-time", "10", &url], PATIENCE)?;
                 answer.expect_ok("curl").map(Some)
             })?;
         }
@@ -88,7 +88,7 @@ impl Pair {
     pub fn play(&self, family: Family, server: &[&str], client: &[&str]) -> Result<[Vec<Value>; 2]> {
         let listener = self.listen(server)?;
         let answer = self.connect(family, client)?;
-        let said = eventually(Duration::from_secs(5), "the server's end to finish", || {
+        let said = eventually(PATIENCE, "the server's end to finish", || {
             let said = lines(&listener.log());
             let ended = said.len() > server.len() || said.iter().any(|line| line["error"].is_string());
             Ok(ended.then_some(said))

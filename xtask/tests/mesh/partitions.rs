@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -15,7 +16,7 @@ use crate::pair::PORT;
 const SEED: &str = "MESH_TEST_SEED";
 /// How long things change.
 const RUN: Duration = Duration::from_secs(45);
-/// A change of policy may take this long, in seconds, under all of it.
+/// A change of policy may take this long, in seconds, under all of it; the seconds in which the machine stood still aside.
 const GRACE: f64 = 2.0;
 const PATIENCE: Duration = Duration::from_secs(60);
 const PYTHON: &str = "/usr/bin/python3";
@@ -49,6 +50,7 @@ struct Changes {
     is_pulled: bool,
     /// When a caller was denied by a server, in seconds of the clock: from, and until.
     denied: BTreeMap<(usize, usize), Vec<(f64, f64)>>,
+    stalls: Stalls,
 }
 
 impl Changes {
@@ -62,7 +64,7 @@ impl Changes {
             bed.add_pod(PodSpec::new("talk", pod, node))?;
         }
         bed.start_agents(&AgentOptions::default())?;
-        Ok(Self { bed, chance: Chance::new(seed), is_pulled: false, denied: BTreeMap::new() })
+        Ok(Self { bed, chance: Chance::new(seed), is_pulled: false, denied: BTreeMap::new(), stalls: Stalls::watch() })
     }
 
     fn run(&mut self) -> Result<()> {
@@ -73,7 +75,8 @@ impl Changes {
         self.all_are_answered(&talkers).context("before anything changes")?;
         let end = Instant::now() + RUN;
         let mut count = 0;
-        while Instant::now() < end {
+        // Chance may want some more time until enough has happened.
+        while Instant::now() < end || (self.denials() < PAIRS && Instant::now() < end + RUN) {
             std::thread::sleep(Duration::from_millis(200 + self.chance.below(1200)));
             self.change()?;
             count += 1;
@@ -85,7 +88,7 @@ impl Changes {
             talker.kill()?;
         }
         let packets = wire.stop()?;
-        let denials: usize = self.denied.values().map(Vec::len).sum();
+        let denials = self.denials();
         println!("{count} changes, {denials} denials, {} answers", said.len());
         let wrong: Vec<_> = said.iter().filter(|answer| self.is_wrong(answer)).take(10).collect();
         ensure!(wrong.is_empty(), "answered while denied for more than {GRACE} s: {wrong:#?}");
@@ -193,14 +196,52 @@ impl Changes {
         Ok(())
     }
 
+    fn denials(&self) -> usize {
+        self.denied.values().map(Vec::len).sum()
+    }
+
     /// Whether a word was said when its caller had been denied for so long, and answered before it was allowed again.
     fn was_denied(&self, answer: &Answer, grace: f64) -> bool {
         let spans = self.denied.get(&(answer.caller, answer.server)).into_iter().flatten();
-        spans.into_iter().any(|(from, until)| answer.said > from + grace && answer.heard < *until)
+        spans.into_iter().any(|(from, until)| {
+            let grace = grace + self.stalls.within(*from, answer.said);
+            answer.said > from + grace && answer.heard < *until
+        })
     }
 
     fn is_wrong(&self, answer: &Answer) -> bool {
         self.was_denied(answer, GRACE)
+    }
+}
+
+/// When the machine stood still: whoever sleeps for a moment wakes up late then. In seconds of the clock, from and until.
+struct Stalls {
+    seen: Arc<Mutex<Vec<(f64, f64)>>>,
+}
+
+impl Stalls {
+    /// Watches until this is dropped.
+    fn watch() -> Self {
+        const TICK: Duration = Duration::from_millis(20);
+        /// Less is what threads wait for each other.
+        const LATE: f64 = 0.2;
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let watched = Arc::downgrade(&seen);
+        std::thread::spawn(move || {
+            while let (Some(seen), Ok(from)) = (watched.upgrade(), now()) {
+                std::thread::sleep(TICK);
+                if let Some(until) = now().ok().filter(|until| until - from > LATE) {
+                    seen.lock().unwrap_or_else(PoisonError::into_inner).push((from, until));
+                }
+            }
+        });
+        Self { seen }
+    }
+
+    /// How long between two moments.
+    fn within(&self, from: f64, until: f64) -> f64 {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter().map(|stall| (stall.1.min(until) - stall.0.max(from)).max(0.0)).sum()
     }
 }
 

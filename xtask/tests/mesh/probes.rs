@@ -280,7 +280,7 @@ fn a_thousand_probes_survive_lost_syns_and_syncookies() -> Result<()> {
             part["rule"]["expr"].as_array()?.iter().find_map(|part| part["counter"]["packets"].as_u64())
         });
     ensure!(packets.is_some_and(|packets| packets >= 50), "{packets:?} SYNs were lost: {lost}");
-    let cookies = syncookies(pod)?;
+    let cookies = tcp_counter(pod, "SyncookiesRecv")?;
     ensure!(cookies >= 900, "{cookies} of 1000 came by syncookie");
     println!("1000 probes: {} SYNs lost, {cookies} came by syncookie", packets.unwrap_or_default());
     Ok(())
@@ -293,12 +293,12 @@ fn nft(pod: &Pod, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// How many connections to the pod were made by a syncookie's ACK.
-fn syncookies(pod: &Pod) -> Result<u64> {
+/// What the kernel has counted in a pod's network: of the extended counters of TCP.
+pub fn tcp_counter(pod: &Pod, wanted: &str) -> Result<u64> {
     let text = pod.netns.within(|| std::fs::read_to_string("/proc/thread-self/net/netstat"))??;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
     let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
     let mut pairs = names.split(' ').zip(values.split(' '));
-    let received = pairs.find(|(name, _)| *name == "SyncookiesRecv").context("no count of syncookies")?;
-    Ok(received.1.parse()?)
+    let found = pairs.find(|(name, _)| *name == wanted).with_context(|| format!("no count of {wanted}"))?;
+    Ok(found.1.parse()?)
 }

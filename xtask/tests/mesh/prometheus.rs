@@ -13,7 +13,7 @@ use xtask::testbed::{
     AgentOptions, Family, PodSpec, Process, ServiceSpec, Testbed, eventually, start_nginx, start_redis,
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The shop: a client of `web` (requests) and `cache` (bytes), somebody whom `web` refuses, and `api`, where requests are
 /// judged.
@@ -169,7 +169,7 @@ fn asked(bed: &Testbed) -> Result<()> {
 fn traffic(bed: &Testbed) -> Result<()> {
     let at = |port: u16| format!("http://{}/", bed.service("web").socket(Family::V4, port));
     let curl = |url: &str| {
-        ["curl", "-s", "-o", "/dev/null", "--max-time", "5"]
+        ["curl", "-s", "-o", "/dev/null", "--max-time", "20"]
             .map(str::to_string)
             .into_iter()
             .chain([url.to_string()])

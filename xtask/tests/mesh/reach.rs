@@ -51,7 +51,7 @@ fn access_log(bed: &Testbed, from: &str) -> Vec<Value> {
 
 /// Why a connection from a pod fails, by the name of the error; an error if it does not.
 pub fn failure(bed: &Testbed, from: &str, address: SocketAddr) -> Result<String> {
-    let said = bed.pod(from).probe(&["connect", "--timeout", "2", &address.to_string(), "read-end"])?;
+    let said = bed.pod(from).probe(&["connect", "--timeout", "10", &address.to_string(), "read-end"])?;
     let last = lines(&said.stdout).pop().context("the probe said nothing")?;
     match last["error"].as_str() {
         Some(error) => Ok(format!("{} at {}", error, last["step"].as_str().unwrap_or_default())),

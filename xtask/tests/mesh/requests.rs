@@ -10,7 +10,7 @@ use xtask::testbed::{
     start_websocket, websocket_client,
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The ports of the Service `web`: nginx, its other server, the reflector, the WebSocket server.
 const NGINX: u16 = 80;

@@ -11,12 +11,12 @@ use xtask::testbed::{Family, eventually, start_nginx};
 
 use crate::pair::{Pair, meshed};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const NODES: [&str; 2] = ["n1", "n2"];
 
 /// A connection each, until told to stop.
 const UNTIL_STOPPED: &str = r#"while [ ! -e "$1" ]; do
-    curl -sS -o /dev/null --max-time 5 -w '%{http_code}\n' "$0" || echo FAILED
+    curl -sS -o /dev/null --max-time 30 -w '%{http_code}\n' "$0" || echo FAILED
 done"#;
 
 #[test]
@@ -142,7 +142,7 @@ fn until_all(pair: &Pair, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<
 fn served(pair: &Pair) -> Result<()> {
     for family in Family::BOTH {
         let url = format!("http://{}/", pair.server(family, 80));
-        let answer = pair.bed.pod("client").run(&["curl", "-sS", "--max-time", "5", &url], PATIENCE)?;
+        let answer = pair.bed.pod("client").run(&["curl", "-sS", "--max-time", "30", &url], PATIENCE)?;
         answer.expect_ok("curl").map_err(|error| pair.bed.explain(error))?;
     }
     Ok(())

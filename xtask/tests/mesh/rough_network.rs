@@ -61,7 +61,7 @@ fn lost_and_late_packets_cost_time_alone() -> Result<()> {
 #[test]
 fn a_peer_that_falls_silent_is_noticed() -> Result<()> {
     // Pings go unanswered this long at most, and TCP's own patience with sent data is longer by far.
-    const NOTICED: Duration = Duration::from_secs(45);
+    const NOTICED: Duration = Duration::from_secs(60);
     let links = Links { impairment: Some(Impairment::default()), ..Links::default() };
     let Some(mut pair) = over("a silent peer", links)? else { return Ok(()) };
     pair.bed.add_pod(PodSpec::new("pair", "neighbour", "n1"))?;

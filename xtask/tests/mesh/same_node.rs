@@ -120,7 +120,7 @@ fn neighbours_speak_without_a_tunnel_unless_tls_is_asked_for() -> Result<()> {
     ensure!(packets.containing(CLIENT_HELLO) > 0, "no tunnel is on the server's link");
     let stray: Vec<_> = packets.tcp().into_iter().filter(|packet| !packet.has_port(TUNNEL_PORT)).collect();
     ensure!(stray.is_empty(), "outside of the tunnel: {stray:?}");
-    ensure!(told("inbound", "tunnel"), "the access log does not say so");
+    eventually(PATIENCE, "the access log to say so", || Ok(told("inbound", "tunnel").then_some(())))?;
 
     // And back.
     pair.bed.world.apply("peers", &peer("mode: STRICT"))?;

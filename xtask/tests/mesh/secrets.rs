@@ -57,7 +57,12 @@ fn nothing_secret_is_told_of_requests() -> Result<()> {
             eventually(PATIENCE, "the policy to be in force", || Ok((ask()? == status).then_some(())))?;
         }
         for agent in bed.agents() {
-            ensure!(agent.access_log().iter().any(|line| line["path"] == "/"), "no request was told:\n{}", agent.log());
+            // The answer is there before its line.
+            eventually(PATIENCE, "a request to be told", || {
+                let is_told = agent.access_log().iter().any(|line| line["path"] == "/");
+                ensure!(is_told, "no request was told:\n{}", agent.log());
+                Ok(Some(()))
+            })?;
             let mut told = vec![("the log", agent.log())];
             for path in ["/config_dump", "/connections", "/metrics"] {
                 told.push((path, agent.get(path)?.1));

@@ -11,8 +11,8 @@ use xtask::testbed::{
 
 use crate::pair::lines;
 
-const LONG: Duration = Duration::from_secs(90);
-const PATIENCE: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A client on one node, servers behind one Service on the other.
 fn bed(test: &str, start: impl Fn(&Testbed) -> Result<()>) -> Result<Option<Testbed>> {
@@ -79,14 +79,17 @@ fn postgresql_transactions_copies_and_notifications() -> Result<()> {
 
         // A session that waits in silence, and hears of it when another speaks.
         let url = postgres_url(server);
-        let listener =
-            ["psql", "-X", "-A", "-t", "-c", "listen c", "-c", "select pg_sleep(3)", "-c", "select 'listened'", &url];
+        // It sleeps on until the other has spoken: how long that takes is the machine's matter.
+        let spoken =
+            "do $$ begin while not exists (select from t where n = 0) loop perform pg_sleep(0.1); end loop; end $$";
+        let silence = ["-c", "listen c", "-c", "select pg_sleep(3)", "-c", spoken, "-c", "select 'listened'"];
+        let listener = [&["psql", "-X", "-A", "-t"][..], &silence, &[&url]].concat();
         let mut listener = bed.pod("client").spawn("listener", &listener)?;
         eventually(PATIENCE, "the listener to listen", || {
             listener.check_running()?;
             Ok(listener.log().contains("LISTEN").then_some(()))
         })?;
-        run("notify c, 'news of the other'")?;
+        run("begin; notify c, 'news of the other'; insert into t values (0, 'spoken'); commit;")?;
         let status = listener.wait(PATIENCE)?;
         let heard = listener.log();
         ensure!(status.success() && heard.contains("news of the other") && heard.contains("listened"), "{heard}");

@@ -76,8 +76,10 @@ fn connections_go_where_their_route_leads() -> Result<()> {
         let answer = ask("other.example.com", &blue)?;
         ensure!(!answer.ok() && answer.stdout.is_empty(), "{family}, a name that no route has: {answer}");
     }
-    let lines = bed.agent("n1").access_log();
-    let is_told = lines.iter().any(|line| line["reason"] == "no-route");
-    ensure!(is_told, "the refusal is not told: {:?}", lines.last());
-    Ok(())
+    eventually(PATIENCE, "the refusal to be told", || {
+        let lines = bed.agent("n1").access_log();
+        let is_told = lines.iter().any(|line| line["reason"] == "no-route");
+        ensure!(is_told, "the refusal is not told: {:?}", lines.last());
+        Ok(Some(()))
+    })
 }

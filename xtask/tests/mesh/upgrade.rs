@@ -8,10 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use xtask::testbed::{AgentOptions, Family, Finished, Process, eventually, start_nginx};
 
-use crate::kernel::{attached, bpftool};
+use crate::kernel::{attached, bpftool, is_attached_again};
 use crate::pair::{PORT, Pair, meshed};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// For a load to have done much, also where the machine stalls.
+const A_WHILE: Duration = Duration::from_secs(3);
 const PYTHON: &str = "/usr/bin/python3";
 
 /// How many connections the load keeps opening at once, over both families.
@@ -27,8 +29,8 @@ def call(host, port):
     while not os.path.exists(stop):
         began = time.time()
         try:
-            with socket.create_connection((host, port), 10) as s:
-                s.settimeout(10)
+            with socket.create_connection((host, port), 30) as s:
+                s.settimeout(30)
                 s.sendall(word)
                 got = b''
                 while len(got) < len(word):
@@ -186,8 +188,7 @@ fn an_upgrade_under_load_loses_no_connection() -> Result<()> {
         ensure!(scraped.matches("yes").count() > 10 && longest < 20, "metrics were away: {scraped}");
         // With its last connection it ends, once its listeners are closed.
         old.wait_end(2 * PATIENCE + PATIENCE)?;
-        let after = attached(&pair.bed)?;
-        ensure!(before == after, "before: {before:#?}\nafter: {after:#?}");
+        is_attached_again(&pair.bed, &before)?;
         pair.served()?;
     }
     Ok(())
@@ -201,7 +202,7 @@ const ROUNDS: usize = 5;
 /// of new connections, as many as there can be, none fails.
 #[test]
 fn a_thousand_held_connections_live_through_an_upgrade_and_the_way_back() -> Result<()> {
-    let options = AgentOptions::with(["--drain-window=60s"]);
+    let options = AgentOptions::with(["--drain-window=120s"]);
     let Some((mut pair, _listener)) = serving_by("an upgrade and back", &options)? else { return Ok(()) };
     let before = attached(&pair.bed)?;
     let [held, short] = Family::BOTH.map(|family| pair.server(family, PORT).to_string());
@@ -225,8 +226,7 @@ fn a_thousand_held_connections_live_through_an_upgrade_and_the_way_back() -> Res
     for mut old in older {
         old.wait_end(4 * PATIENCE)?;
     }
-    let after = attached(&pair.bed)?;
-    ensure!(before == after, "before: {before:#?}\nafter: {after:#?}");
+    is_attached_again(&pair.bed, &before)?;
     pair.served()
 }
 
@@ -244,7 +244,7 @@ fn an_older_agent_that_is_killed_takes_no_new_connection_with_it() -> Result<()>
         // What it carried at that moment went with it.
         ensure!(calls.failed <= CALLERS && calls.served > 100, "{node}: {}", calls.said);
         let load = Load::start(&pair, &format!("after-{node}"))?;
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(A_WHILE);
         let calls = load.stop()?;
         ensure!(calls.failed == 0 && calls.served > 20, "{node}: {}", calls.said);
     }
@@ -264,7 +264,7 @@ fn an_older_agent_takes_capture_back_when_the_newer_one_dies() -> Result<()> {
         pair.served()?;
         pair.bed.agent_mut(node).wait_ready(PATIENCE)?;
         let load = Load::start(&pair, &format!("back-{node}"))?;
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(A_WHILE);
         let calls = load.stop()?;
         ensure!(calls.failed == 0 && calls.served > 20, "{node}: {}", calls.said);
         let metrics = pair.bed.node(node).tool_place();
@@ -273,9 +273,7 @@ fn an_older_agent_takes_capture_back_when_the_newer_one_dies() -> Result<()> {
             said.expect_ok("metrics").map(Some)
         })?;
     }
-    let after = attached(&pair.bed)?;
-    ensure!(before == after, "before: {before:#?}\nafter: {after:#?}");
-    Ok(())
+    is_attached_again(&pair.bed, &before)
 }
 
 /// Somebody else's program, on the hook that leads pods' connections to the agent, at the root of the node's cgroups.
@@ -361,7 +359,7 @@ fn somebody_elses_program_at_the_root_cgroup_runs_before_during_and_after() -> R
     old.terminate()?;
     old.wait_end(3 * PATIENCE)?;
     runs(&pair, "after an upgrade")?;
-    ensure!(attached(&pair.bed)? == ours, "ours became others");
+    is_attached_again(&pair.bed, &ours)?;
     pair.bed.agent_mut("n1").kill()?;
     ensure!(on_root()? == shown, "it went with the agent: {}", on_root()?);
     Ok(())
@@ -383,7 +381,9 @@ fn a_pod_that_is_deleted_leaves_both_agents() -> Result<()> {
         Ok(all.iter().any(|target| target.to_string_lossy() == wanted))
     };
     let pids = [old.pid(), pair.bed.agent("n1").pid()];
-    ensure!(holds(pids[0])? && holds(pids[1])?, "both agents are in the pod's namespace");
+    eventually(PATIENCE, "both agents to be in the pod's namespace", || {
+        Ok((holds(pids[0])? && holds(pids[1])?).then_some(()))
+    })?;
     pair.bed.remove_pod("client")?;
     eventually(PATIENCE, "both agents to let go of the namespace", || {
         Ok((!holds(pids[0])? && !holds(pids[1])?).then_some(()))

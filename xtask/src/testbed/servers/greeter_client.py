@@ -7,8 +7,8 @@ target, name = sys.argv[1:]
 with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
     try:
         hello = channel.unary_unary("/demo.Greeter/Hello")
-        print(hello(name.encode(), timeout=10).decode())
+        print(hello(name.encode(), timeout=30).decode())
         count = channel.unary_stream("/demo.Greeter/Count")
-        print("counted", len(list(count(b"100", timeout=10))))
+        print("counted", len(list(count(b"100", timeout=30))))
     except grpc.RpcError as error:
         sys.exit(f"{error.code().name}: {error.details()}")

@@ -6,7 +6,7 @@ import websockets
 
 
 async def main():
-    async with websockets.connect(sys.argv[1], max_size=None, open_timeout=15) as socket:
+    async with websockets.connect(sys.argv[1], max_size=None, open_timeout=30) as socket:
         for size in (1, 100, 70_000, 1 << 20):
             await socket.send("x" * size)
             answer = await asyncio.wait_for(socket.recv(), 15)
