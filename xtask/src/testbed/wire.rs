@@ -70,15 +70,17 @@ impl Recording {
     /// What is on its way through the veth and tcpdump's ring gets its chance to be written: what tcpdump has not read when it
     /// is told to end is lost. Until the file has stopped growing, or it has had its time.
     fn let_it_catch_up(&self) -> Result<()> {
-        let end = Instant::now() + CATCH_UP;
-        let mut written = None;
+        let size = || -> Result<u64> {
+            Ok(fs::metadata(&self.file).with_context(|| format!("looking at {}", self.file.display()))?.len())
+        };
+        let (end, mut written) = (Instant::now() + CATCH_UP, size()?);
         loop {
             std::thread::sleep(HOLDS);
-            let now = fs::metadata(&self.file).with_context(|| format!("looking at {}", self.file.display()))?.len();
-            if written == Some(now) || Instant::now() >= end {
+            let now = size()?;
+            if now == written || Instant::now() >= end {
                 return Ok(());
             }
-            written = Some(now);
+            written = now;
         }
     }
 }
