@@ -20,6 +20,7 @@ use tonic::server::{Grpc, UnaryService};
 use tonic::{Response, Status};
 use tonic_prost::ProstCodec;
 
+use crate::apiserver_rig::PATIENCE;
 use crate::support::*;
 
 /// An authority such as istiod: signs for every token but some, and shows its root with each chain.
@@ -250,9 +251,9 @@ fn rcgen_pem(der: &[u8]) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
 }
 
-/// An address where nobody listens.
+/// An address where nobody listens: none of the one that other tests take their ports of.
 fn free() -> SocketAddr {
-    std::net::TcpListener::bind(loopback()).unwrap().local_addr().unwrap()
+    std::net::TcpListener::bind("127.77.0.2:0").unwrap().local_addr().unwrap()
 }
 
 #[test]
@@ -273,7 +274,7 @@ fn roots_change_under_the_agent() {
             let is_so = |state: &identity::CaState| {
                 state.roots.len() == count && state.trouble.is_none() && state.signer.is_some() == signs
             };
-            tokio::time::timeout(Duration::from_secs(20), states.wait_for(is_so)).await.expect(what).unwrap().clone()
+            tokio::time::timeout(PATIENCE, states.wait_for(is_so)).await.expect(what).unwrap().clone()
         };
         mount.write(&pem, "t");
         until("the file comes", 1, false).await;
@@ -286,7 +287,7 @@ fn roots_change_under_the_agent() {
         *istiod.signing.lock().unwrap() = Arc::new(next);
         let next_id = identity::roots("t", &next_pem).unwrap()[0].id;
         mount.write(&format!("{SIGNS}{next_id}\n{pem}{next_pem}"), "t");
-        tokio::time::timeout(Duration::from_secs(20), async {
+        tokio::time::timeout(PATIENCE, async {
             while ca.state().borrow().signer != Some(next_id) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -300,7 +301,7 @@ fn roots_change_under_the_agent() {
 
         // What cannot be read changes nothing.
         mount.write("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "t");
-        tokio::time::timeout(Duration::from_secs(20), async {
+        tokio::time::timeout(PATIENCE, async {
             while ca.state().borrow().trouble.is_none() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

@@ -53,12 +53,12 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Nothing is taken for so long: the agent has stopped reading.
-const STALLED: Duration = Duration::from_secs(5);
+const STALLED: Duration = Duration::from_secs(15);
 /// What the kernel may hold of what an attacker says, and of what it does not read, in bytes: what does not fit waits in
 /// the agent, or is not read by it.
 const IN_THE_KERNEL: usize = 64 << 10;
 /// The longest that somebody else may wait beside an attack, on two cores that a debug build fills.
-const BYSTANDER: Duration = Duration::from_secs(10);
+const BYSTANDER: Duration = Duration::from_secs(20);
 
 /// For so long nothing more is taken: what an attack has begun has come to rest.
 const RESTS: Duration = Duration::from_millis(300);

@@ -1,5 +1,4 @@
-//! F1: who says a little at a time, or stops in the middle, at a port of requests. The times are the real ones: it takes
-//! as long as the attacks beside it.
+//! F1: who says a little at a time, or stops in the middle, at a port of requests. The times are the real ones.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use super::{Door, Ground, TURN, vip};
 /// `http::limits::HEAD_TIMEOUT`.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// What a machine that is busy may take more.
-const SLACK: Duration = Duration::from_secs(5);
+const SLACK: Duration = Duration::from_secs(15);
 
 /// Says it at once, and then a byte each second until the other side closes; how long it took from its first byte, and
 /// what was answered.
@@ -34,6 +33,8 @@ async fn trickle(mut tcp: TcpStream, at_once: &[u8], then: &[u8]) -> (Duration, 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_trickles_has_its_time_and_no_more() {
+    // What it takes of memory is nobody else's.
+    let _turn = TURN.lock().await;
     let ground = Ground::new(Door::Requests).await;
     let connect = async || ground.attacker.connect(vip()).await.unwrap();
     let preface = &HELLO[..24];
@@ -81,10 +82,16 @@ async fn heads_of_http2_that_never_end_cost_no_more_than_their_frames() {
         tcp.write_all(&words).await.unwrap();
         held.push(tcp);
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let each = || (super::LIVE.load(std::sync::atomic::Ordering::SeqCst) - before) / COUNT as i64;
+    // Until all is read, and then as long as more is taken: a busy machine has its time.
+    let reading = Instant::now();
+    while each() <= (words.len() - 9) as i64 && reading.elapsed() < super::FORGOTTEN {
+        tokio::time::sleep(super::RESTS).await;
+    }
+    super::settled().await;
     let started = Instant::now();
     ground.stand_by().await;
-    let each = (super::LIVE.load(std::sync::atomic::Ordering::SeqCst) - before) / COUNT as i64;
+    let each = each();
     println!("{COUNT} heads that never end: {} KiB each, a bystander waited {:.2?}", each >> 10, started.elapsed());
     assert!(each > (words.len() - 9) as i64, "they were not read: {each} bytes each");
     assert!(each < EACH, "{each} bytes each");

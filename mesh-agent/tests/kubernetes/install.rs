@@ -122,7 +122,7 @@ async fn the_mesh_comes_changes_and_goes() {
     cluster.expect(&["uninstall", "--yes"], 2, &["there is no mesh in namespace nodemesh-system"]).await;
     // Nobody runs anything here yet.
     let said =
-        cluster.expect(&["install", "--wait", "2s"], 1, &["controller: 0 of 2 ready", "not ready within 2s"]).await;
+        cluster.expect(&["install", "--wait", "5s"], 1, &["controller: 0 of 2 ready", "not ready within 5s"]).await;
     assert!(said.contains("created   DaemonSet nodemesh-system/nodemesh-agent"), "{said}");
     assert!(said.find("CustomResourceDefinition") < said.find("DaemonSet"), "{said}");
     cluster.expect(&["install"], 2, &["already", "meshctl upgrade"]).await;
@@ -206,7 +206,7 @@ async fn what_kubectl_applied_is_upgraded_by_nobody_s_force() {
 #[tokio::test]
 async fn the_pods_of_a_load_are_the_most_harmless() {
     let Some(cluster) = Cluster::start("the_pods_of_a_load_are_the_most_harmless").await else { return };
-    let typed = ["bench", "http://web/", "--from", "careful", "--wait", "1s"];
+    let typed = ["bench", "http://web/", "--from", "careful", "--wait", "5s"];
     cluster.expect(&typed, 2, &["there is no mesh in namespace nodemesh-system"]).await;
     cluster.expect(&["install", "--no-wait"], 0, &[]).await;
     cluster.expect(&typed, 2, &["making pod careful/meshctl-bench-plain-", "\"careful\" not found"]).await;
@@ -217,7 +217,7 @@ async fn the_pods_of_a_load_are_the_most_harmless() {
     // Others are not taken there.
     let (ok, said) = cluster.plane.kubectl(&["-n", "careful", "run", "other", "--image=none"], "");
     assert!(!ok && said.contains("violates PodSecurity"), "{said}");
-    let said = cluster.expect(&typed, 2, &["the pods are not there within 1s (--wait)"]).await;
+    let said = cluster.expect(&typed, 2, &["the pods are not there within 5s (--wait)"]).await;
     assert_eq!(said.matches("on no node: nobody has placed it yet").count(), 2, "{said}");
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "careful");
     eventually("the pods to be gone", || async { pods.list(&ListParams::default()).await.unwrap().items.is_empty() })

@@ -212,13 +212,15 @@ async fn keys_are_fetched_kept_and_replaced() {
     server.says(StatusCode::OK, set(&[&second]));
     until(&pair, &second.token(), good()).await;
     assert_eq!(ask(&pair, Some(&first.token())).await, refused("token-key"), "what was withdrawn vouches for nothing");
-    let before = server.fetches();
+    let (before, asking) = (server.fetches(), std::time::Instant::now());
     for number in 0..40 {
         let (status, _) = ask(&pair, Some(&second.sign(&format!("invented-{number}")))).await;
         assert_eq!(status, 401);
     }
     let more = server.fetches() - before;
-    assert!(more <= 2, "40 tokens with invented keys caused {more} fetches");
+    // One each ten seconds (`REFETCH_PAUSE`), and a busy machine may need more than these.
+    let most = 2 + asking.elapsed().as_secs() / 10;
+    assert!(more as u64 <= most, "40 tokens with invented keys caused {more} fetches");
 
     // Away, and then answering nonsense: the last good keys stay.
     server.is_away.store(true, Ordering::SeqCst);

@@ -36,7 +36,7 @@ use tokio::sync::mpsc;
 
 pub const TRUST_DOMAIN: &str = "cluster.local";
 /// Longer than anything here takes, shorter than a person's patience with a test that hangs.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Gives every pod of every test of this process an address of its own; processes differ in the second byte.
 pub fn fresh_ip() -> Ipv4Addr {

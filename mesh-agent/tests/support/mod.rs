@@ -30,11 +30,13 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub const TRUST_DOMAIN: &str = "cluster.local";
 
-/// Runs a test on a current-thread runtime with a `LocalSet`, as workers do. A minute is forever.
+/// Runs a test on a current-thread runtime with a `LocalSet`, as workers do. Five minutes are forever.
 pub fn local<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let set = tokio::task::LocalSet::new();
-    set.block_on(&runtime, async { tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs") })
+    set.block_on(&runtime, async {
+        tokio::time::timeout(Duration::from_secs(300), test).await.expect("the test hangs")
+    })
 }
 
 pub fn id(account: &str) -> SpiffeId {

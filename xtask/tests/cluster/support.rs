@@ -38,7 +38,11 @@ pub fn in_cluster(name: &str, test: impl FnOnce(&Kube) -> Result<()>) {
         if !INSTALLED.load(Ordering::Relaxed) {
             kube.install("base")?;
         }
-        test(&kube).map_err(|error| kube.explain(error))
+        test(&kube).map_err(|error| {
+            // Who knows how far it came: the next test is not to fail for this one's sake.
+            kube.spoil();
+            kube.explain(error)
+        })
     };
     let done = run();
     drop(turn);

@@ -14,7 +14,8 @@ async fn the_faster_endpoint_gets_the_more() {
     let quick = farm.serve(0, saying("quick"));
     let slow = farm.serve(1, |_| {
         Box::pin(async {
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            // So that no stall of the machine makes the quick one look as slow.
+            tokio::time::sleep(Duration::from_secs(1)).await;
             Response::new(text("slow"))
         })
     });

@@ -178,7 +178,7 @@ spec:
 async fn an_answer_that_rests_for_too_long_breaks_off() {
     let farm = Farm::start(1).await;
     farm.serve(0, |request| {
-        let pieces = if request.uri() == "/rests" { 1 } else { 8 };
+        let pieces = if request.uri() == "/rests" { 1 } else { 16 };
         Box::pin(async move {
             let (frames, body) = mpsc::channel(1);
             tokio::spawn(async move {
@@ -193,10 +193,10 @@ async fn an_answer_that_rests_for_too_long_breaks_off() {
             Response::new(Sent(body).boxed())
         })
     });
-    farm.policy("timeouts: {idle: 1500ms}");
+    farm.policy("timeouts: {idle: 4s}");
     let mut client = farm.connect().await;
     let (status, body) = client.get("/moves").await;
-    assert_eq!((status, body.len()), (StatusCode::OK, 40), "2.4 s, and no rest of 1.5 s");
+    assert_eq!((status, body.len()), (StatusCode::OK, 80), "4.8 s, and no rest of 4 s");
     let uri = client.uri("/rests");
     let body = client.ask(http::Request::get(uri), nothing()).await.into_body();
     let ended = tokio::time::timeout(PATIENCE, body.collect()).await.expect("an end");
@@ -250,12 +250,12 @@ async fn an_upgraded_connection_that_rests_for_too_long_ends() {
         let (mut read, mut write) = tcp.split();
         let _ = tokio::io::copy(&mut read, &mut write).await;
     });
-    farm.policy("timeouts: {idle: 1500ms}");
+    farm.policy("timeouts: {idle: 4s}");
     let mut tcp = farm.pair.client.connect(vip()).await.unwrap();
     let request = b"GET / HTTP/1.1\r\nHost: w\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
     tcp.write_all(request).await.unwrap();
     until(&mut tcp, "101").await;
-    for number in 0..8 {
+    for number in 0..16 {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let said = format!("message {number}");
         tcp.write_all(said.as_bytes()).await.unwrap();
