@@ -11,18 +11,18 @@ use xtask::demo::stage::Stage;
 use xtask::rings::can_use_kernel;
 use xtask::testbed::{AgentOptions, Family, eventually};
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn agents_that_are_killed_and_started_again_leave_no_program_or_map() -> Result<()> {
     if !can_use_kernel("leftovers") {
         return Ok(());
     }
-    let at_first = count()?;
+    let at_first = settled()?;
     let mut stage = Stage::build(Family::V4)?;
     stage.start_mesh()?;
     served(&stage)?;
-    let with_mesh = count()?;
+    let with_mesh = settled()?;
     for _ in 0..3 {
         for node in ["n1", "n2"] {
             stage.bed.agent_mut(node).kill()?;
@@ -57,6 +57,19 @@ fn count() -> Result<Count> {
         }
     }
     Ok(found)
+}
+
+/// What there is once nothing comes or goes any more: what ran before this may have its last objects freed only now.
+fn settled() -> Result<Count> {
+    let mut before = count()?;
+    eventually(PATIENCE, "the kernel's objects to stay as they are", || {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = count()?;
+        let is_settled = now == before;
+        before = now;
+        Ok(is_settled.then_some(()))
+    })?;
+    Ok(before)
 }
 
 /// The kernel frees some objects a little after their last user is gone.
