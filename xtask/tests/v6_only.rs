@@ -13,7 +13,7 @@ use serde_json::Value;
 use xtask::demo::stage::{Stage, marker};
 use xtask::demo::steps::by_id;
 use xtask::rings::can_use_kernel;
-use xtask::testbed::{AgentOptions, Family, Links, Node, Testbed, World};
+use xtask::testbed::{AgentOptions, Family, Links, Node, Testbed, World, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -101,8 +101,12 @@ fn check_ground(stage: &Stage) -> Result<()> {
         let pods = bed.pods().filter(|pod| pod.spec.node == node.name && pod.spec.namespace == stage.namespace());
         let expected: BTreeSet<String> =
             pods.flat_map(|pod| ["ingress", "egress"].map(|way| format!("{} clsact/{way}", pod.host_end))).collect();
-        let attached = guards(node)?;
-        ensure!(attached == expected, "guards on {}: {attached:?}, not {expected:?}", node.name);
+        // A pod that has just returned has its guards by and by.
+        eventually(PATIENCE, "the guards", || {
+            let attached = guards(node)?;
+            ensure!(attached == expected, "guards on {}: {attached:?}, not {expected:?}", node.name);
+            Ok(Some(()))
+        })?;
     }
     Ok(())
 }
