@@ -53,7 +53,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Nothing is taken for so long: the agent has stopped reading.
-const STALLED: Duration = Duration::from_secs(15);
+const STALLED: Duration = Duration::from_secs(5);
 /// What the kernel may hold of what an attacker says, and of what it does not read, in bytes: what does not fit waits in
 /// the agent, or is not read by it.
 const IN_THE_KERNEL: usize = 64 << 10;
