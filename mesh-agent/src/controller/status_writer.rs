@@ -4,6 +4,7 @@
 //! at the changed object. What is as it should be is not written.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use futures_util::TryStreamExt as _;
@@ -21,7 +22,7 @@ use tracing::{debug, warn};
 
 use super::lease::{Leadership, WRITE_TIMEOUT};
 use super::status::{self, CONTROLLER, Lacks, Lost, Object};
-use crate::discovery::{self, Effect, Health, Report};
+use crate::discovery::{self, Effect, Finding, Health, Judgement, Report};
 use crate::named::named;
 use crate::state::{Kind, MeshState, StateReader};
 
@@ -69,6 +70,8 @@ type Heard = (Kind, Event<DynamicObject>);
 /// An object, and when it is looked at again after a failed write.
 struct Followed {
     object: DynamicObject,
+    /// What is to be said of it by itself, which is as long as it is not another; None for what the mesh does not read.
+    judged: OnceLock<Option<Judgement>>,
     /// The refusal that an event told of last.
     told: Option<String>,
     rests_until: Option<tokio::time::Instant>,
@@ -139,8 +142,11 @@ impl StatusWriter {
             .map(|route| ((route.kind, route.namespace.to_string(), route.name.to_string()), route))
             .collect();
         let report = self.health.report();
+        let findings = by_object(&report);
         let is_known = state.version > 0;
         for (key, followed) in objects {
+            // There may be ten thousand of them, and others wait for this thread.
+            tokio::task::consume_budget().await;
             if followed.rests_until.is_some_and(|until| tokio::time::Instant::now() < until) {
                 continue;
             }
@@ -149,7 +155,8 @@ impl StatusWriter {
                 return;
             }
             let (kind, namespace, _) = key;
-            let Some(judged) = self.judged(&followed.object, *kind) else { continue };
+            let judged = followed.judged.get_or_init(|| self.judge(&followed.object, *kind));
+            let Some(judged) = judged.clone() else { continue };
             let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%SZ");
             let (spec, status) = (&followed.object.data["spec"], &followed.object.data["status"]);
             let generation = followed.object.metadata.generation.unwrap_or_default();
@@ -162,7 +169,7 @@ impl StatusWriter {
                 Kind::ExternalAuthorizer => status::plain(object, &judged, &now),
                 // The world is on its way: what is not in it may be there.
                 _ if !is_known => None,
-                _ => status::policy(object, &judged, &lacks(&report, key, spec, &state), &now),
+                _ => status::policy(object, &judged, &lacks(&findings, key, spec, &state), &now),
             };
             if let Some(wanted) = wanted {
                 self.write(key, followed, wanted).await;
@@ -175,7 +182,7 @@ impl StatusWriter {
         }
     }
 
-    fn judged(&self, object: &DynamicObject, kind: Kind) -> Option<discovery::Judgement> {
+    fn judge(&self, object: &DynamicObject, kind: Kind) -> Option<Judgement> {
         let (_, group, version, _) = KINDS.iter().find(|(known, ..)| *known == kind)?;
         let mut value = serde_json::to_value(object).ok()?;
         let fields = value.as_object_mut()?;
@@ -248,10 +255,21 @@ fn reason(error: &kube::Error) -> &str {
     }
 }
 
+/// Findings, by kind and `namespace/name` of what they are about.
+type Findings<'a> = HashMap<(&'a str, &'a str), Vec<&'a Finding>>;
+
+fn by_object(report: &Report) -> Findings<'_> {
+    let mut findings = Findings::new();
+    for finding in &report.findings {
+        findings.entry((&finding.kind, &finding.object)).or_default().push(finding);
+    }
+    findings
+}
+
 /// What a policy lacks, as the whole of the cluster has it.
-fn lacks(report: &Report, (kind, namespace, name): &Key, spec: &Value, state: &MeshState) -> Lacks {
+fn lacks(findings: &Findings<'_>, (kind, namespace, name): &Key, spec: &Value, state: &MeshState) -> Lacks {
     let (kind, shown) = (kind.to_string(), format!("{namespace}/{name}"));
-    let about = report.findings.iter().filter(|finding| finding.object == shown && finding.kind == kind);
+    let about = findings.get(&(&*kind, &*shown)).into_iter().flatten();
     let mut lacks = Lacks { provider: None, targets: status::missing(namespace, spec, state) };
     for finding in about {
         let place = || finding.field.strip_prefix("spec.targetRefs[")?.strip_suffix(']')?.parse::<usize>().ok();
@@ -282,7 +300,7 @@ fn take(objects: &mut HashMap<Key, Followed>, (kind, event): Heard) {
         Event::InitApply(object) | Event::Apply(object) => {
             let key = key(&object);
             let told = objects.get_mut(&key).and_then(|followed| followed.told.take());
-            objects.insert(key, Followed { object, told, rests_until: None, listed: true });
+            objects.insert(key, Followed { object, judged: OnceLock::new(), told, rests_until: None, listed: true });
         }
         Event::InitDone => objects.retain(|key, followed| key.0 != kind || followed.listed),
         Event::Delete(object) => drop(objects.remove(&key(&object))),
