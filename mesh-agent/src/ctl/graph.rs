@@ -33,6 +33,8 @@ pub enum GraphOutput {
     Dot,
     /// For machines.
     Json,
+    /// The same as JSON.
+    Yaml,
 }
 
 /// Who talks to whom. Its JSON is an interface.
@@ -64,6 +66,7 @@ pub async fn run(args: &GraphArgs, agents: &Agents, screen: &mut Screen<'_>) -> 
         GraphOutput::Ascii => screen.print(&graph.ascii(screen.paint()))?,
         GraphOutput::Dot => screen.print(&graph.dot())?,
         GraphOutput::Json => screen.json(&graph)?,
+        GraphOutput::Yaml => screen.yaml(&graph)?,
     }
     Ok(Verdict::of(true, graph.unanswered.len(), agents))
 }

@@ -352,6 +352,8 @@ unknown    --plaintext-->       shop/api    1        1      2.0Ki/10
         "opened": 2, "open": 2, "sentBytes": 4096, "receivedBytes": 20,
     });
     assert_eq!(tunnel, &expected);
+    let (_, text) = rig.ask(&agents, &["graph", "-o", "yaml"]).await;
+    assert_eq!(serde_saphyr::from_str::<serde_json::Value>(&text).unwrap(), shown, "{text}");
 
     let (_, text) = rig.ask(&agents, &["graph", "-o", "dot", "--namespace", "shop"]).await;
     assert!(text.contains("\"shop/web\" -> \"shop/api\" [label=\"tunnel (2)\", color=darkgreen];"), "{text}");
@@ -415,7 +417,7 @@ fn wrong_use_is_answered_with_the_right_one() {
         (&["status", "--timeout", "0s"], "expected more than nothing"),
         (&["status", "--timeout", "soon"], "invalid value 'soon' for '--timeout"),
         (&["policy", "test"], "--from <WHO>"),
-        (&["graph", "-o", "png"], "possible values: ascii, dot, json"),
+        (&["graph", "-o", "png"], "possible values: ascii, dot, json, yaml"),
         (&["completion", "tcsh"], "possible values: bash, zsh, fish"),
     ];
     for (typed, expected) in table {
