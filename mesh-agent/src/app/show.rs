@@ -449,6 +449,7 @@ mod tests {
         "ANY_INTERFACE",
         "ANY_STATE",
         "AN_HOUR",
+        "AROUND_EDGE",
         "BLOCK",
         "CALLS",
         "CGROUP_SOCK_OPS",

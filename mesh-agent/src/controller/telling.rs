@@ -102,8 +102,8 @@ impl Conversation {
             why = &mut own.ended => why.map(|why| (Err(why), None)),
             asked = own.wanted.changed() => {
                 asked.ok()?;
-                let once = *own.wanted.borrow_and_update() == Wanted::Once;
-                Some((Ok(Welcome { replica: own.replica.clone(), once }), Some(own)))
+                let Wanted { is_always, edges } = own.wanted.borrow_and_update().clone();
+                Some((Ok(Welcome { replica: own.replica.clone(), once: !is_always, edges }), Some(own)))
             }
         }
     }
@@ -259,6 +259,15 @@ mod tests {
                         .to_string()
                 }
                 "/denials" => "[]".to_string(),
+                "/connections" => {
+                    let id = |account: &str| format!("spiffe://cluster.local/ns/shop/sa/{account}");
+                    let to = |account: &str| {
+                        json!({"direction": "outbound", "source": {"pod": "shop/web-0", "identity": id("web")},
+                               "destination": {"pod": null, "identity": id(account)}})
+                    };
+                    let many = std::iter::repeat_with(|| to("api")).take(1000);
+                    json!(many.chain([to("db")]).collect::<Vec<_>>()).to_string()
+                }
                 _ => json!({"agent": {"node": "a lie"}, "workloads": [], "padding": "x".repeat(self.padding)})
                     .to_string(),
             };
@@ -340,6 +349,29 @@ mod tests {
         telling.abort();
     }
 
+    /// Whoever looks at an edge of the controller's map sees what is live there, and no more of it than is shown.
+    #[tokio::test]
+    async fn live_connections_of_an_edge_are_told() {
+        let drain = Drain::new();
+        let replicas = Replicas::new(&["one"], &drain);
+        let heard = replicas.listening[0].heard.clone();
+        heard.attend(true);
+        let telling = tokio::spawn(map::tell(Agent::default(), replicas.clone(), QUICK));
+        eventually("counts", async || !heard.counts().await.is_empty()).await;
+        for (account, expected) in [("db", 1), ("api", 200), ("nobody", 0)] {
+            assert!(heard.ask("/connections").await[0].answer.is_err() || account != "db", "nobody asked yet");
+            heard.look_at("shop/web", &format!("shop/{account}"));
+            let told = async || {
+                let told: Vec<Value> =
+                    serde_json::from_slice(heard.ask("/connections").await[0].answer.as_ref().ok()?).unwrap();
+                let is_of = |one: &&Value| one["destination"]["identity"].as_str().unwrap().ends_with(account);
+                Some(told.iter().filter(is_of).count())
+            };
+            eventually(account, async || told().await == Some(expected)).await;
+        }
+        telling.abort();
+    }
+
     /// A controller that is older than its agents says no more than who it is, and is told all the time.
     #[tokio::test]
     async fn a_controller_that_does_not_say_is_told() {
@@ -352,7 +384,7 @@ mod tests {
         let read: Welcome = prost::Message::decode(&old[..]).unwrap();
         assert!(!read.once);
         // The other way: what an agent does not know it passes over.
-        let new = prost::Message::encode_to_vec(&Welcome { replica: "one".to_string(), once: true });
+        let new = prost::Message::encode_to_vec(&Welcome { replica: "one".to_string(), once: true, edges: Vec::new() });
         let read: OldWelcome = prost::Message::decode(&new[..]).unwrap();
         assert_eq!(read.replica, "one");
     }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::reading::{Party, Reading};
-use super::words::{self, MOST_EDGES_TOLD, Report};
+use super::words::{self, Edge, MOST_EDGES_TOLD, Report};
 use super::{Asked, Source, world};
 use crate::told::{Name, Told};
 
@@ -29,6 +29,12 @@ pub(super) const MOST_BYTES: usize = 256 << 20;
 pub(super) const MOST_EDGES_READ: usize = 131_072;
 /// From when agents are asked to tell until what they told was read.
 pub(super) const TOLD_WITHIN: Duration = Duration::from_secs(2);
+/// An edge that nobody has looked at for so long is asked for no more.
+pub(super) const LOOKED_LATELY: Duration = Duration::from_secs(10);
+/// Of the names of edges that agents are asked for at once: a welcome is at most 1024 bytes, as older agents have it.
+pub(super) const MOST_ASKED_BYTES: usize = 700;
+/// Beside the names of each.
+const AROUND_EDGE: usize = 12;
 /// How old what is known of the cluster's pods may be.
 pub(super) const INDEX_AGE: Duration = Duration::from_secs(5);
 
@@ -64,18 +70,19 @@ struct Inner {
     kept: Mutex<Kept>,
     index: Mutex<Option<(Instant, Arc<Pods>)>>,
     wanted: watch::Sender<Wanted>,
+    /// Edges that somebody looks at, since when last.
+    looked_at: Mutex<BTreeMap<Edge, Instant>>,
     /// Edges that were told and not read in the last round.
     unread: AtomicU64,
 }
 
 /// What agents are to tell; each time that it is sent anew they are asked anew.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wanted {
-    /// All, once: nobody looks.
-    #[default]
-    Once,
-    /// All, again and again.
-    Always,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// All, again and again. Else once: nobody looks.
+    pub is_always: bool,
+    /// Edges that somebody looks at, of which live connections are told too.
+    pub edges: Vec<Edge>,
 }
 
 #[derive(Default)]
@@ -95,6 +102,8 @@ struct Node {
     counts: Bytes,
     denials: Bytes,
     world: Bytes,
+    /// Empty: it was not told.
+    connections: Bytes,
 }
 
 /// A stream from an agent, the newest of its node.
@@ -123,6 +132,7 @@ impl Heard {
             kept: Mutex::default(),
             index: Mutex::default(),
             wanted: watch::Sender::default(),
+            looked_at: Mutex::default(),
             unread: AtomicU64::new(0),
         };
         Self { inner: Arc::new(inner) }
@@ -157,6 +167,7 @@ impl Heard {
             counts: Bytes::new(),
             denials: Bytes::new(),
             world: Bytes::new(),
+            connections: Bytes::new(),
         };
         kept.nodes.insert(node.to_string(), fresh);
         Telling { heard: self.clone(), node: node.to_string(), stream }
@@ -201,6 +212,35 @@ impl Heard {
         told.collect()
     }
 
+    fn connections(&self) -> Vec<Told> {
+        let (index, nothing) = (self.index(), OnNode::default());
+        let told = self.parts(|node| &node.connections).into_iter();
+        let told = told.map(|(name, part)| {
+            let own = index.get(&name.node).unwrap_or(&nothing);
+            let answer = part.ok_or_else(|| "the agents were asked, and tell in a moment".to_string());
+            Told { answer: answer.map(|part| own.connections(&part)), name }
+        });
+        told.collect()
+    }
+
+    /// The edges that somebody has looked at lately, those looked at last as long as there is room for them; in an order that
+    /// who looks again does not change.
+    fn looked_at(&self) -> Vec<Edge> {
+        let mut looked_at = self.inner.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        looked_at.retain(|_, last| last.elapsed() < LOOKED_LATELY);
+        let mut edges: Vec<(Instant, Edge)> = looked_at.iter().map(|(edge, last)| (*last, edge.clone())).collect();
+        edges.sort_by_key(|(last, _)| std::cmp::Reverse(*last));
+        let mut left = Some(MOST_ASKED_BYTES);
+        let mut fits = |edge: &Edge| {
+            left = left.and_then(|left| left.checked_sub(edge.from.len() + edge.to.len() + AROUND_EDGE));
+            left.is_some()
+        };
+        let mut edges: Vec<Edge> = edges.into_iter().map(|(_, edge)| edge).take_while(|edge| fits(edge)).collect();
+        edges.sort();
+        looked_at.retain(|edge, _| edges.contains(edge));
+        edges
+    }
+
     fn worlds(&self) -> Vec<Told> {
         let (index, nothing) = (self.index(), OnNode::default());
         let mut told: Vec<Told> = Vec::new();
@@ -234,7 +274,7 @@ impl Telling {
         let others: usize = others.sum();
         let node = kept.nodes.get_mut(&self.node).filter(|node| node.stream == self.stream);
         let Some(node) = node else { return Err(NotHeard::Replaced) };
-        let Report { counts, denials, world, is_sign_of_life } = report;
+        let Report { counts, denials, world, is_sign_of_life, connections } = report;
         node.at = Instant::now();
         if is_sign_of_life {
             return Ok(());
@@ -242,6 +282,7 @@ impl Telling {
         node.counts = own(&counts);
         node.denials = denials.as_ref().map_or_else(|| std::mem::take(&mut node.denials), own);
         node.world = world.as_ref().map_or_else(|| std::mem::take(&mut node.world), own);
+        node.connections = connections.as_ref().map(own).unwrap_or_default();
         if others.saturating_add(node.size()) > MOST_BYTES {
             kept.nodes.remove(&self.node);
             return Err(NotHeard::Full);
@@ -257,7 +298,7 @@ fn own(part: &Bytes) -> Bytes {
 
 impl Node {
     fn size(&self) -> usize {
-        self.counts.len() + self.denials.len() + self.world.len()
+        self.counts.len() + self.denials.len() + self.world.len() + self.connections.len()
     }
 }
 
@@ -296,6 +337,15 @@ impl OnNode {
         json!(told).to_string().into()
     }
 
+    fn connections(&self, part: &[u8]) -> Bytes {
+        let mut told: Vec<Value> = serde_json::from_slice(part).unwrap_or_default();
+        told.retain(|connection| {
+            let end = if connection["direction"] == "outbound" { "source" } else { "destination" };
+            connection[end]["pod"].as_str().is_some_and(|pod| self.pods.contains_key(pod))
+        });
+        json!(told).to_string().into()
+    }
+
     fn world(&self, node: &str, part: &[u8]) -> Result<Bytes, String> {
         let mut told: Value = serde_json::from_slice(part).map_err(|error| format!("cannot be understood: {error}"))?;
         if let Some(agent) = told.get_mut("agent").and_then(Value::as_object_mut) {
@@ -328,11 +378,11 @@ impl Source for Heard {
     fn ask(&self, path: &'static str) -> Asked<'_, Vec<Told>> {
         let told = match path {
             "/denials" => self.denials(),
+            "/connections" => self.connections(),
             world::OF_AGENTS => self.worlds(),
-            _ => {
+            other => {
                 let name = Name { node: "the controller".to_string(), pod: None };
-                let why = "live connections are not told to the controller: `meshctl connections` and `meshctl map` ask for them";
-                vec![Told { name, answer: Err(why.to_string()) }]
+                vec![Told { name, answer: Err(format!("no {other} here")) }]
             }
         };
         Box::pin(std::future::ready(told))
@@ -347,14 +397,30 @@ impl Source for Heard {
     }
 
     fn attend(&self, is_watched: bool) -> Duration {
-        let wanted = if is_watched { Wanted::Always } else { Wanted::Once };
-        // Who tells always needs not be asked.
-        let is_sent = self.inner.wanted.send_if_modified(|last| {
-            let is_new = (*last, wanted) != (Wanted::Always, Wanted::Always);
+        let wanted = Wanted { is_always: is_watched, edges: self.looked_at() };
+        let mut is_awaited = true;
+        self.inner.wanted.send_if_modified(|last| {
+            // Who tells always needs not be asked.
+            is_awaited = !(last.is_always && is_watched);
+            let is_new = is_awaited || last.edges != wanted.edges;
             *last = wanted;
             is_new
         });
-        if is_sent { TOLD_WITHIN } else { Duration::ZERO }
+        if is_awaited { TOLD_WITHIN } else { Duration::ZERO }
+    }
+
+    fn look_at(&self, from: &str, to: &str) -> bool {
+        let edge = Edge { from: from.to_string(), to: to.to_string() };
+        let mut looked_at = self.inner.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = looked_at.insert(edge, Instant::now()).is_none();
+        drop(looked_at);
+        if is_new {
+            // What was told is not of this one.
+            self.kept().nodes.values_mut().for_each(|node| node.connections = Bytes::new());
+            let edges = self.looked_at();
+            self.inner.wanted.send_modify(|wanted| wanted.edges = edges);
+        }
+        false
     }
 
     fn counts(&self) -> Asked<'_, Vec<(Name, Reading)>> {
@@ -416,6 +482,8 @@ mod tests {
         /// So much time goes by.
         fn age(&self, span: Duration) {
             self.kept().nodes.values_mut().for_each(|node| node.at = node.at.checked_sub(span).unwrap());
+            let mut looked_at = self.inner.looked_at.lock().unwrap();
+            looked_at.values_mut().for_each(|last| *last = last.checked_sub(span).unwrap());
         }
     }
 
@@ -547,19 +615,80 @@ mod tests {
     fn agents_are_asked_as_often_as_somebody_looks() {
         let heard = Heard::new(Three);
         let mut wanted = heard.wanted();
-        for (is_watched, expected) in [
-            (false, Some(Wanted::Once)),
-            (false, Some(Wanted::Once)),
-            (true, Some(Wanted::Always)),
-            (true, None),
-            (true, None),
-            (false, Some(Wanted::Once)),
-        ] {
+        let (once, always) = (Some(false), Some(true));
+        for (is_watched, expected) in
+            [(false, once), (false, once), (true, always), (true, None), (true, None), (false, once)]
+        {
             let wait = heard.attend(is_watched);
-            let asked = wanted.has_changed().unwrap().then(|| *wanted.borrow_and_update());
+            let asked = wanted.has_changed().unwrap().then(|| wanted.borrow_and_update().is_always);
             assert_eq!(asked, expected, "{is_watched}");
             assert_eq!(wait.is_zero(), expected.is_none(), "they are given the time to tell");
         }
+    }
+
+    fn edge(from: &str, to: &str) -> Edge {
+        Edge { from: from.to_string(), to: to.to_string() }
+    }
+
+    /// Live connections are asked for while somebody looks at their edge, and no more names of edges than a welcome has room for.
+    #[test]
+    fn live_connections_are_asked_for_while_somebody_looks() {
+        let heard = Heard::new(Three);
+        let mut wanted = heard.wanted();
+        let mut asked = || wanted.has_changed().unwrap().then(|| wanted.borrow_and_update().edges.clone());
+        heard.attend(true);
+        assert_eq!(asked(), Some(vec![]));
+        let (one, other) = (edge("shop/web", "shop/api"), edge("shop/api", "shop/db"));
+        let (long, longer) = (edge(&"x".repeat(300), "a"), edge(&"x".repeat(350), "b"));
+        for (looks_at, after, expected) in [
+            (&one, 0, Some(vec![one.clone()])),
+            (&one, 5, None),
+            (&other, 1, Some(vec![other.clone(), one.clone()])),
+            (&one, 1, None),
+            (&long, 1, Some(vec![other.clone(), one.clone(), long.clone()])),
+            // The one that was looked at longest ago, and the next, make room.
+            (&longer, 1, Some(vec![long.clone(), longer.clone()])),
+        ] {
+            heard.age(Duration::from_secs(after));
+            assert!(!heard.look_at(&looks_at.from, &looks_at.to));
+            assert_eq!(asked(), expected, "{looks_at:?}");
+            assert!(heard.attend(true).is_zero(), "who tells always is not waited for");
+            assert_eq!(asked(), None);
+        }
+        heard.age(LOOKED_LATELY);
+        heard.attend(true);
+        assert_eq!(asked(), Some(vec![]), "nobody looks any more");
+    }
+
+    #[tokio::test]
+    async fn a_node_tells_of_its_own_connections_alone() {
+        let heard = Heard::new(Three);
+        let telling = heard.begin("n1", "agent-n1");
+        let of = |direction: &str| {
+            json!({"direction": direction, "source": {"pod": "shop/web-0", "identity": id("web")},
+                   "destination": {"pod": "shop/api-0", "identity": id("api")}})
+        };
+        let told = || Report {
+            connections: Some(json!([of("outbound"), of("inbound"), 7, {}]).to_string().into()),
+            ..report(Bytes::new())
+        };
+        let kept = async || {
+            let answers = heard.ask("/connections").await;
+            answer(&answers, "n1").clone().map(|kept| serde_json::from_slice::<Vec<Value>>(&kept).unwrap())
+        };
+        telling.take(report(Bytes::new())).unwrap();
+        assert!(kept().await.is_err(), "nobody asked");
+        heard.look_at("shop/web", "shop/api");
+        telling.take(told()).unwrap();
+        assert_eq!(kept().await, Ok(vec![of("outbound")]));
+        heard.look_at("shop/web", "shop/api");
+        assert!(kept().await.is_ok(), "asked for already");
+        heard.look_at("shop/api", "shop/web");
+        assert!(kept().await.is_err(), "what was told is of another edge");
+        telling.take(Report { connections: Some(Bytes::from_static(b"{[")), ..report(Bytes::new()) }).unwrap();
+        assert_eq!(kept().await, Ok(vec![]));
+        telling.take(report(Bytes::new())).unwrap();
+        assert!(kept().await.is_err(), "told no more");
     }
 
     #[tokio::test]

@@ -50,13 +50,16 @@ struct Inner {
     source: Box<dyn Source>,
     kept: Mutex<Kept>,
     /// The live connections of all agents, since when they are known; asked by one at a time.
-    flows: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
+    flows: tokio::sync::Mutex<Option<(Instant, Flows)>>,
     shots: watch::Sender<Shot>,
     /// When somebody looked last.
     looked: Mutex<Option<Instant>>,
     /// Somebody looks again.
     came: Notify,
 }
+
+/// Live connections, and why some are missing.
+type Flows = (Vec<Value>, Option<String>);
 
 #[derive(Default)]
 struct Kept {
@@ -146,17 +149,17 @@ impl Map {
     /// What is known of an edge, as JSON. None: there is none.
     pub async fn edge(&self, from: &str, to: &str) -> Option<Value> {
         self.looked();
+        self.kept().history.track(from, to)?;
+        let may_be_kept = self.inner.source.look_at(from, to);
         let mut flows = self.inner.flows.lock().await;
-        let mut trouble = None;
-        if flows.as_ref().is_none_or(|(since, _)| since.elapsed() >= FLOWS_AGE) {
-            let (found, silent) = flows_of(self.inner.source.ask("/connections").await);
-            trouble = silent;
-            *flows = Some((Instant::now(), found));
+        if !may_be_kept || flows.as_ref().is_none_or(|(since, _)| since.elapsed() >= FLOWS_AGE) {
+            let asked = self.inner.source.ask("/connections").await;
+            *flows = Some((Instant::now(), flows_of(asked)));
         }
-        let found = flows.as_ref().map(|(_, flows)| flows.as_slice()).unwrap_or_default();
-        let told = match &trouble {
-            Some(trouble) if found.is_empty() => Err(trouble.as_str()),
-            _ => Ok(found),
+        let told = match flows.as_ref() {
+            Some((_, (found, Some(trouble)))) if found.is_empty() => Err(trouble.as_str()),
+            Some((_, (found, _))) => Ok(found.as_slice()),
+            None => Ok(&[][..]),
         };
         let kept = self.kept();
         picture::edge(from, to, kept.parts(), told).map(|detail| json!(detail))
@@ -215,7 +218,7 @@ fn list(answer: &[u8]) -> Option<Vec<Value>> {
 }
 
 /// What all agents told, with the node of each; and why one did not.
-fn flows_of(told: Vec<Told>) -> (Vec<Value>, Option<String>) {
+fn flows_of(told: Vec<Told>) -> Flows {
     let (mut flows, mut trouble) = (Vec::new(), None);
     for Told { name, answer } in told {
         match answer.and_then(|answer| list(&answer).ok_or_else(|| "no list of connections".to_string())) {

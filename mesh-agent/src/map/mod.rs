@@ -46,7 +46,7 @@ pub use keeper::Map;
 pub use reading::{Reading, of as counted};
 pub use teller::{Line, MAX_REPORT_BYTES, Patience, tell};
 pub use web::serve;
-pub use words::{Report, TELL, Welcome};
+pub use words::{Edge, Report, TELL, Welcome};
 
 /// What somebody will answer.
 pub type Asked<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -63,6 +63,12 @@ pub trait Source: Send + Sync + 'static {
     /// answers at once, who tells takes a moment.
     fn attend(&self, _is_watched: bool) -> Duration {
         Duration::ZERO
+    }
+
+    /// Somebody looks at an edge, of which live connections are asked for next (`/connections`). Whether the answer may be
+    /// kept for a moment: not where it is at hand already.
+    fn look_at(&self, _from: &str, _to: &str) -> bool {
+        true
     }
 
     /// What each of them has counted since it started; who does not answer is left out.
@@ -122,6 +128,8 @@ pub fn limits() -> Vec<Limit> {
         heard::MOST_BYTES, "bytes", "that the controller keeps of what all nodes tell";
         heard::MOST_EDGES_READ, "edges", "that are read of what all nodes tell, each as many; of more it is told how many";
         heard::TOLD_WITHIN, "milliseconds", "for agents to tell what they were asked for: each is read once a second";
+        heard::LOOKED_LATELY, "milliseconds", "after somebody looked at an edge last, agents tell its live connections no more";
+        heard::MOST_ASKED_BYTES, "bytes", "of names of edges whose live connections agents are asked for at once";
         heard::INDEX_AGE, "milliseconds", "how old the controller's view may be of which pod is on which node";
         gate::MAX_TOKEN_BYTES, "bytes", "of a token";
         gate::MIN_TOKEN_BYTES, "bytes", "of a token: a shorter one can be guessed";

@@ -504,12 +504,7 @@ pub fn edge<'a>(
     flows: Result<&[Value], &'a str>,
 ) -> Option<EdgeDetail<'a>> {
     let (edge, track) = history.track(from, to)?;
-    let is_of = |flow: &&Value| {
-        let end = |side: &str| flow.get(side).and_then(|side| side.get("identity")).and_then(Value::as_str);
-        let end = |side: &str| end(side).and_then(account).unwrap_or_else(|| UNKNOWN.to_string());
-        end("source") == from && end("destination") == to
-    };
-    let own: Vec<Value> = flows.unwrap_or_default().iter().filter(is_of).cloned().collect();
+    let own: Vec<Value> = flows.unwrap_or_default().iter().filter(|flow| is_between(flow, from, to)).cloned().collect();
     let denials: Vec<&DenialSeen> = denials.iter().filter(|one| one.from == from && one.to == to).collect();
     let policies = world.workloads.get(to).map(|workload| workload.pods.as_slice()).unwrap_or_default();
     let mut policies: Vec<&Value> = policies.iter().map(|pod| &pod.entry.policy).filter(|one| !one.is_null()).collect();
@@ -523,6 +518,13 @@ pub fn edge<'a>(
         policies,
         denials,
     })
+}
+
+/// Whether a live connection is of an edge.
+pub(super) fn is_between(flow: &Value, from: &str, to: &str) -> bool {
+    let end = |side: &str| flow.get(side).and_then(|side| side.get("identity")).and_then(Value::as_str);
+    let end = |side: &str| end(side).and_then(account).unwrap_or_else(|| UNKNOWN.to_string());
+    end("source") == from && end("destination") == to
 }
 
 /// Of live connections, as the agents of those called tell them, and of refusals.

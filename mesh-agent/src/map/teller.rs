@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
 use tonic::client::Grpc;
@@ -19,9 +20,9 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
-use super::keeper::WORLD_EVERY;
-use super::words::{self, Report, TELL, Welcome};
-use super::{Asked, LOOK_EVERY, Source, world};
+use super::keeper::{MOST_FLOWS, WORLD_EVERY};
+use super::words::{self, Edge, Report, TELL, Welcome};
+use super::{Asked, LOOK_EVERY, Source, picture, world};
 
 /// Replicas that an agent tells at once.
 pub(super) const REPLICAS: usize = 2;
@@ -172,7 +173,7 @@ async fn call<S: Source>(
     replicas: &Replicas,
 ) -> Result<Ended, Status> {
     let late = |_| Status::deadline_exceeded("no welcome in time");
-    let (want, wanted) = watch::channel(Wanted::Nothing);
+    let (want, wanted) = watch::channel(Wish::default());
     let mut request = Request::new(reports(teller.clone(), wanted));
     request.metadata_mut().insert("authorization", authorization);
     let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_WELCOME_BYTES);
@@ -184,20 +185,30 @@ async fn call<S: Source>(
         let welcome = answers.message().await?.ok_or_else(|| Status::unavailable("no welcome"))?;
         Ok::<_, Status>((answers, welcome))
     };
-    let (mut answers, Welcome { replica, mut once }) = timeout(WELCOME_TIMEOUT, welcomed).await.map_err(late)??;
+    let (mut answers, Welcome { replica, mut once, mut edges }) =
+        timeout(WELCOME_TIMEOUT, welcomed).await.map_err(late)??;
     let Some(_place) = Place::take(replicas, replica) else { return Ok(Ended::Twice) };
     loop {
         // The reports may have ended: then the answers end too.
-        let _ = want.send(if once { Wanted::Once } else { Wanted::Always });
+        let _ = want.send(Wish { wanted: if once { Wanted::Once } else { Wanted::Always }, edges });
         let Some(welcome) = answers.message().await? else { return Ok(Ended::Over) };
-        once = welcome.once;
+        Welcome { once, edges, .. } = welcome;
     }
 }
 
 /// What the replica of a stream wants to be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
+struct Wish {
+    wanted: Wanted,
+    /// Of these live connections too.
+    edges: Vec<Edge>,
+}
+
+/// How often.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Wanted {
     /// It has not said who it is.
+    #[default]
     Nothing,
     /// All, when it asks.
     Once,
@@ -236,7 +247,7 @@ struct Last {
 /// One after the other, each as things are when there is room for it.
 fn reports<S: Source>(
     teller: Arc<Teller<S>>,
-    wanted: watch::Receiver<Wanted>,
+    wanted: watch::Receiver<Wish>,
 ) -> impl Stream<Item = Report> + Send + 'static {
     let ticks = teller.ticks();
     let telling = Telling { teller, wanted, ticks, last: Last::default(), owes: false };
@@ -249,7 +260,7 @@ fn reports<S: Source>(
 /// One stream.
 struct Telling<S> {
     teller: Arc<Teller<S>>,
-    wanted: watch::Receiver<Wanted>,
+    wanted: watch::Receiver<Wish>,
     ticks: Interval,
     last: Last,
     /// The replica has asked and was not told yet.
@@ -261,10 +272,10 @@ impl<S: Source> Telling<S> {
     async fn next(&mut self) -> Option<Report> {
         loop {
             self.owes |= self.wanted.has_changed().ok()?;
-            let wanted = *self.wanted.borrow_and_update();
+            let Wish { wanted, edges } = self.wanted.borrow_and_update().clone();
             if self.owes && wanted != Wanted::Nothing {
                 self.owes = false;
-                return Some(report(&self.teller, &mut self.last).await);
+                return Some(report(&self.teller, &mut self.last, &edges).await);
             }
             tokio::select! {
                 asked = self.wanted.changed() => {
@@ -272,7 +283,7 @@ impl<S: Source> Telling<S> {
                     self.owes = true;
                 }
                 _ = self.ticks.tick(), if wanted == Wanted::Always => {
-                    return Some(report(&self.teller, &mut self.last).await);
+                    return Some(report(&self.teller, &mut self.last, &edges).await);
                 }
                 () = sleep(SIGN_OF_LIFE), if wanted == Wanted::Once => {
                     return Some(Report { is_sign_of_life: true, ..Report::default() });
@@ -282,7 +293,7 @@ impl<S: Source> Telling<S> {
     }
 }
 
-async fn report<S: Source>(teller: &Teller<S>, last: &mut Last) -> Report {
+async fn report<S: Source>(teller: &Teller<S>, last: &mut Last, edges: &[Edge]) -> Report {
     let Made { counts, denials } = teller.made().await;
     let mut left = MAX_REPORT_BYTES.saturating_sub(SLACK);
     let mut fits = |part: &Bytes| {
@@ -311,7 +322,23 @@ async fn report<S: Source>(teller: &Teller<S>, last: &mut Last) -> Report {
             tracing::warn!(bytes = world.len(), "this node's pods are more than the controller's map is told at once");
         }
     }
+    if !edges.is_empty()
+        && let Ok(all) = teller.source.ask_one("/connections").await
+    {
+        report.connections = Some(between(&all, edges)).filter(&mut fits);
+    }
     report
+}
+
+/// Of live connections those of these edges, of each as many as are shown.
+fn between(all: &[u8], edges: &[Edge]) -> Bytes {
+    let all: Vec<Value> = serde_json::from_slice(all).unwrap_or_default();
+    let of = |edge: &Edge| {
+        let own = all.iter().filter(|connection| picture::is_between(connection, &edge.from, &edge.to));
+        own.take(MOST_FLOWS).collect::<Vec<_>>()
+    };
+    let told: Vec<&Value> = edges.iter().flat_map(of).collect();
+    json!(told).to_string().into()
 }
 
 /// For what stands around the parts of a report.

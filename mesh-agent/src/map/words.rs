@@ -39,6 +39,9 @@ pub struct Report {
     /// That there is somebody: all is as it was told last. Sent to a controller alone that has asked to be told `once`.
     #[prost(bool, tag = "4")]
     pub is_sign_of_life: bool,
+    /// Live connections of the edges that are asked for, as `/connections` shows them. None: of none.
+    #[prost(bytes = "bytes", optional, tag = "5")]
+    pub connections: Option<Bytes>,
 }
 
 /// What a controller says first, and again when it wants something else.
@@ -50,6 +53,20 @@ pub struct Welcome {
     /// Nobody looks: it is to be told now, and then no more than that there is somebody, until it asks again.
     #[prost(bool, tag = "2")]
     pub once: bool,
+    /// Somebody looks at these: live connections are to be told too. An older agent does not know the word, and tells none.
+    #[prost(message, repeated, tag = "3")]
+    pub edges: Vec<Edge>,
+}
+
+/// An edge as the page has it: `<namespace>/<service account>`, and `unknown`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Message)]
+pub struct Edge {
+    /// Who calls.
+    #[prost(string, tag = "1")]
+    pub from: String,
+    /// Who is called.
+    #[prost(string, tag = "2")]
+    pub to: String,
 }
 
 #[derive(Clone, PartialEq, Message)]

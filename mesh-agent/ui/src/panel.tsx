@@ -100,7 +100,7 @@ function EdgeParts({ detail, range, select }: { detail: EdgeDetail; range: numbe
       </Part>
       <Part title={`Flows (${flows.length})`}>
         {detail.flowsTrouble && <p class="muted">{detail.flowsTrouble}</p>}
-        {flows.length === 0 && <p class="muted">No connection is open now.</p>}
+        {flows.length === 0 && !detail.flowsTrouble && <p class="muted">No connection is open now.</p>}
         <ul class="rows">
           {flows.map((flow) => (
             <li key={`${flow.agent}${flow.client}${flow.direction}${flow.server}`}>

@@ -133,6 +133,21 @@ fn the_controllers_map_shows_an_edge_between_nodes() {
                 let are_well = agents.len() == 2 && agents.iter().all(|agent| agent["health"] != "bad");
                 Ok((is_there && are_well).then_some(()))
             })?;
+            let url = format!("http://127.0.0.1:{}/api/edge?from=mapped/shop&to=mapped/web", forward.port);
+            eventually(PATIENCE, "the map to show what is live on the edge", || {
+                forward.stay(kube)?;
+                namespace.run("shop", &["sh", "-c", "sleep 20 | nc web 80 >/dev/null 2>&1 &"])?;
+                let output = control::place()?.command(&["curl", "-s", "--max-time", "5", &url])?.output()?;
+                let Ok(detail) = serde_json::from_slice::<Value>(&output.stdout) else { return Ok(None) };
+                let told = detail["flows"].as_array().context("no flows")?;
+                ensure!(!told.is_empty(), "{detail}");
+                let is_own = |flow: &Value| {
+                    let identity = flow["destination"]["identity"].as_str().unwrap_or_default();
+                    flow["agent"].is_string() && identity.ends_with("/ns/mapped/sa/web")
+                };
+                ensure!(told.iter().all(is_own), "{detail}");
+                Ok(Some(()))
+            })?;
         }
         Ok(())
     });
