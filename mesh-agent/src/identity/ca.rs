@@ -58,6 +58,17 @@ pub enum CaError {
     BadAnswer(String),
 }
 
+impl CaError {
+    /// What it is, in a word. What else it says may name whom the certificate was to be for.
+    pub fn label(&self) -> &'static str {
+        match self {
+            CaError::Unavailable(_) => "unavailable",
+            CaError::Refused(_) => "refused",
+            CaError::BadAnswer(_) => "unusable",
+        }
+    }
+}
+
 /// Issues certificates for workload identities. May be far away: every call can take long and fail.
 pub trait CertificateAuthority: Send + Sync + 'static {
     /// Asks for the certificate of one identity. Roots that come with the answer go into the state first.

@@ -333,14 +333,17 @@ impl Entry {
     fn failed(&mut self, id: &SpiffeId, error: &CaError, now: SystemTime) {
         let left = self.validity().map(|validity| validity.not_after.duration_since(now).unwrap_or_default());
         let delay = schedule::retry_delay(self.failures, left.unwrap_or_default(), random_fraction());
+        let (id, reason, error_text) = (named(id), error.label(), named(error));
         match schedule::urgency(self.validity(), now) {
-            Urgency::Calm => warn!(id = named(id), %error, retry_in = ?delay, expires_in = ?left, "no new certificate"),
+            Urgency::Calm => {
+                warn!(id, reason, error = error_text, retry_in = ?delay, expires_in = ?left, "no new certificate");
+            }
             Urgency::Soon => error!(
-                id = named(id), %error, retry_in = ?delay, expires_in = ?left,
+                id, reason, error = error_text, retry_in = ?delay, expires_in = ?left,
                 "no new certificate, and the current one ends soon: then new connections are refused"
             ),
             Urgency::Ended => {
-                error!(id = named(id), %error, retry_in = ?delay, "no certificate: new connections are refused");
+                error!(id, reason, error = error_text, retry_in = ?delay, "no certificate: new connections are refused");
             }
         }
         self.failures = self.failures.saturating_add(1);
