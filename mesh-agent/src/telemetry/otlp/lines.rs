@@ -55,12 +55,16 @@ impl Lines {
     }
 
     fn put(&self, write: impl FnOnce(&mut Writer)) {
-        match self.queue.try_reserve() {
-            Ok(room) => WRITER.with_borrow_mut(|writer| {
-                write(writer);
-                room.send(writer.end());
-            }),
-            Err(_) => self.counts.drop_one(),
+        let Ok(room) = self.queue.try_reserve() else { return self.counts.drop_one() };
+        let written = |writer: &RefCell<Writer>| {
+            let mut writer = writer.try_borrow_mut().ok()?;
+            write(&mut writer);
+            Some(writer.end())
+        };
+        // There is none in a thread that has ended all but for this.
+        match WRITER.try_with(written) {
+            Ok(Some(line)) => room.send(line),
+            Ok(None) | Err(_) => self.counts.drop_one(),
         }
     }
 }
