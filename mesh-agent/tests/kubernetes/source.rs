@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -254,10 +254,11 @@ async fn a_watch_that_is_closed_at_once_is_not_asked_for_without_pause() {
     let begun = Instant::now();
     let agent = Agent::by(kubeconfig, NODE);
     let most = || watches.lock().unwrap().values().max().copied().unwrap_or_default();
-    agent.eventually("it to ask time and again", |_| most() >= 40).await;
-    // However long a busy machine took: no more than twenty a second, and a few at first.
-    let (most, seconds) = (most(), begun.elapsed().as_secs_f64());
-    assert!(most as f64 <= 20.0 + 20.0 * seconds, "{most} in {seconds} s: {:?}", watches.lock().unwrap());
+    agent.eventually("it to ask time and again", |_| most() >= 20).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Sixty each quarter of a minute that has begun, as `apiserver` has it, however long a busy machine took.
+    let (most, seconds) = (most(), begun.elapsed().as_secs());
+    assert!(most as u64 <= 60 * (1 + seconds / 15), "{most} in {seconds} s: {:?}", watches.lock().unwrap());
 }
 
 /// For a server of a test's own.
