@@ -30,7 +30,7 @@ pub(super) const MOST_EDGES_READ: usize = 131_072;
 /// From when agents are asked to tell until what they told was read.
 pub(super) const TOLD_WITHIN: Duration = Duration::from_secs(2);
 /// An edge that nobody has looked at for so long is asked for no more.
-pub(super) const LOOKED_LATELY: Duration = Duration::from_secs(10);
+pub(super) const LOOKED_LATELY: Duration = Duration::from_secs(60);
 /// Of the names of edges that agents are asked for at once: a welcome is at most 1024 bytes, as older agents have it.
 pub(super) const MOST_ASKED_BYTES: usize = 700;
 /// Beside the names of each.

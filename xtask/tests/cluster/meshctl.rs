@@ -136,7 +136,7 @@ fn the_controllers_map_shows_an_edge_between_nodes() {
             let url = format!("http://127.0.0.1:{}/api/edge?from=mapped/shop&to=mapped/web", forward.port);
             eventually(PATIENCE, "the map to show what is live on the edge", || {
                 forward.stay(kube)?;
-                namespace.run("shop", &["sh", "-c", "sleep 20 | nc web 80 >/dev/null 2>&1 &"])?;
+                namespace.run("shop", &["sh", "-c", "(sleep 20 | nc web 80) >/dev/null 2>&1 &"])?;
                 let output = control::place()?.command(&["curl", "-s", "--max-time", "5", &url])?.output()?;
                 let Ok(detail) = serde_json::from_slice::<Value>(&output.stdout) else { return Ok(None) };
                 let told = detail["flows"].as_array().context("no flows")?;
