@@ -447,7 +447,11 @@ impl Source for Heard {
 mod tests {
     use std::collections::BTreeMap;
 
+    use prost::Message as _;
+
     use super::super::reading::{Counts, Ends};
+    use super::super::teller::MAX_WELCOME_BYTES;
+    use super::super::words::Welcome;
     use super::*;
     use crate::told::Counted;
 
@@ -654,6 +658,9 @@ mod tests {
             assert_eq!(asked(), expected, "{looks_at:?}");
             assert!(heard.attend(true).is_zero(), "who tells always is not waited for");
             assert_eq!(asked(), None);
+            let edges = heard.inner.wanted.borrow().edges.clone();
+            let welcome = Welcome { replica: "r".repeat(253), once: true, edges };
+            assert!(welcome.encoded_len() <= MAX_WELCOME_BYTES, "{welcome:?}");
         }
         heard.age(LOOKED_LATELY);
         heard.attend(true);
