@@ -11,7 +11,7 @@ use tracing::Level;
 use tracing::field::{DisplayValue, display};
 
 /// The target by which names alone are asked for.
-pub const TARGET: &str = "names";
+const TARGET: &str = "names";
 
 /// A name, an address or an identity of a workload, as the value of a field: there is no such field where nobody asked.
 pub fn named<T: Display>(value: T) -> Option<DisplayValue<T>> {

@@ -202,23 +202,27 @@ impl Heard {
     }
 
     fn denials(&self) -> Vec<Told> {
-        let (index, nothing) = (self.index(), OnNode::default());
-        let told = self.parts(|node| &node.denials).into_iter();
-        let told = told.map(|(name, part)| {
-            let own = index.get(&name.node).unwrap_or(&nothing);
-            let answer = part.ok_or_else(silence).map(|part| own.denials(&part));
-            Told { name, answer }
-        });
-        told.collect()
+        self.own_parts(|node| &node.denials, silence, OnNode::denials)
     }
 
     fn connections(&self) -> Vec<Told> {
+        let untold = || "the agents were asked, and tell in a moment".to_string();
+        self.own_parts(|node| &node.connections, untold, OnNode::connections)
+    }
+
+    /// Of a part of what each node told what is its own; why there is none.
+    fn own_parts(
+        &self,
+        part: fn(&Node) -> &Bytes,
+        untold: fn() -> String,
+        own: fn(&OnNode, &[u8]) -> Bytes,
+    ) -> Vec<Told> {
         let (index, nothing) = (self.index(), OnNode::default());
-        let told = self.parts(|node| &node.connections).into_iter();
+        let told = self.parts(part).into_iter();
         let told = told.map(|(name, part)| {
-            let own = index.get(&name.node).unwrap_or(&nothing);
-            let answer = part.ok_or_else(|| "the agents were asked, and tell in a moment".to_string());
-            Told { answer: answer.map(|part| own.connections(&part)), name }
+            let on_node = index.get(&name.node).unwrap_or(&nothing);
+            let answer = part.ok_or_else(untold).map(|part| own(on_node, &part));
+            Told { name, answer }
         });
         told.collect()
     }
@@ -329,19 +333,19 @@ impl OnNode {
     }
 
     fn denials(&self, part: &[u8]) -> Bytes {
-        let mut told: Vec<Value> = serde_json::from_slice(part).unwrap_or_default();
-        told.retain(|denial| {
-            let end = if denial["direction"] == "outbound" { "sourcePod" } else { "destinationPod" };
-            denial[end].as_str().is_some_and(|pod| self.pods.contains_key(pod))
-        });
-        json!(told).to_string().into()
+        self.of_own_pods(part, ["/sourcePod", "/destinationPod"])
     }
 
     fn connections(&self, part: &[u8]) -> Bytes {
+        self.of_own_pods(part, ["/source/pod", "/destination/pod"])
+    }
+
+    /// Of a list what has its end on this node at one of its pods: where the pods of caller and called stand in each.
+    fn of_own_pods(&self, part: &[u8], [source, destination]: [&str; 2]) -> Bytes {
         let mut told: Vec<Value> = serde_json::from_slice(part).unwrap_or_default();
-        told.retain(|connection| {
-            let end = if connection["direction"] == "outbound" { "source" } else { "destination" };
-            connection[end]["pod"].as_str().is_some_and(|pod| self.pods.contains_key(pod))
+        told.retain(|one| {
+            let end = if one["direction"] == "outbound" { source } else { destination };
+            one.pointer(end).and_then(Value::as_str).is_some_and(|pod| self.pods.contains_key(pod))
         });
         json!(told).to_string().into()
     }

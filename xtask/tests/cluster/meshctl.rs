@@ -120,12 +120,10 @@ fn the_controllers_map_shows_an_edge_between_nodes() {
             .map(|(n, pod)| PortForward::start(kube, pod, 25080 + n))
             .collect::<Result<_>>()?;
         for forward in &mut forwarded {
-            let url = format!("http://127.0.0.1:{}/api/snapshot", forward.port);
             eventually(TO_BE_TOLD, "the map to show the edge, and both agents well", || {
                 forward.stay(kube)?;
                 namespace.run("shop", &["sh", "-c", "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 web 80"])?;
-                let output = control::place()?.command(&["curl", "-s", "--max-time", "5", &url])?.output()?;
-                let Ok(picture) = serde_json::from_slice::<Value>(&output.stdout) else { return Ok(None) };
+                let Some(picture) = forward.ask("/api/snapshot")? else { return Ok(None) };
                 let edges = picture["edges"].as_array().context("no edges")?;
                 let is_there = edges.iter().any(|edge| edge["from"] == "mapped/shop" && edge["to"] == "mapped/web");
                 // What agents are is told less often than what they count.
@@ -133,12 +131,10 @@ fn the_controllers_map_shows_an_edge_between_nodes() {
                 let are_well = agents.len() == 2 && agents.iter().all(|agent| agent["health"] != "bad");
                 Ok((is_there && are_well).then_some(()))
             })?;
-            let url = format!("http://127.0.0.1:{}/api/edge?from=mapped/shop&to=mapped/web", forward.port);
             eventually(PATIENCE, "the map to show what is live on the edge", || {
                 forward.stay(kube)?;
                 namespace.run("shop", &["sh", "-c", "(sleep 20 | nc web 80) >/dev/null 2>&1 &"])?;
-                let output = control::place()?.command(&["curl", "-s", "--max-time", "5", &url])?.output()?;
-                let Ok(detail) = serde_json::from_slice::<Value>(&output.stdout) else { return Ok(None) };
+                let Some(detail) = forward.ask("/api/edge?from=mapped/shop&to=mapped/web")? else { return Ok(None) };
                 let told = detail["flows"].as_array().context("no flows")?;
                 ensure!(!told.is_empty(), "{detail}");
                 let is_own = |flow: &Value| {
@@ -171,6 +167,13 @@ impl PortForward {
         let mut command = cluster::kubectl_command(&kube.parts, &argv)?;
         let child = command.stdout(Stdio::null()).spawn().context("kubectl port-forward")?;
         Ok(Self { child, pod: pod.to_string(), port })
+    }
+
+    /// What is answered there, where that is JSON.
+    fn ask(&self, path: &str) -> Result<Option<Value>> {
+        let url = format!("http://127.0.0.1:{}{path}", self.port);
+        let output = control::place()?.command(&["curl", "-s", "--max-time", "5", &url])?.output()?;
+        Ok(serde_json::from_slice(&output.stdout).ok())
     }
 
     /// It ends with a connection that was lost: then once more.
